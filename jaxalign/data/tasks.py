@@ -1,0 +1,327 @@
+"""Tasks: a record becomes a prompt and an answer, and an answer becomes a structure again.
+
+`TASKS` has one row per kind. The answers are plain text a model can write:
+
+    slots         datetime: tomorrow; location: New York        (None where there are none)
+    intent_slots  intent: weather/find; datetime: tomorrow      (the intent first, then the slots)
+    ner           {"Results": [{"TypeName": "LOC", "Text": "Tampa Bay"}]}
+
+    example = TASKS["slots"].render(record)
+    example.answer                              # 'datetime: tomorrow'
+    TASKS["slots"].parse(example.answer)        # [('datetime', 'tomorrow')]
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from jaxalign.data.sources import Record, nearest
+from jaxalign.errors import UserError
+
+INTENT = "intent"
+NOTHING = "None"  # the answer of a row without slots
+ANNOTATED = re.compile(r"\[(.+?)\]")  # MASSIVE: wake me at [time : nine am]
+
+Span = tuple[str, str]  # (type, words)
+
+
+class Command(NamedTuple):
+    """What an intent_slots answer says."""
+
+    intent: str  # '' where the answer names none
+    slots: list[Span]
+
+
+@dataclass(frozen=True)
+class Example:
+    """A prompt and its answer, before any template."""
+
+    prompt: str  # the user's turn; for finished rows the whole prefix
+    answer: str
+    language: str = ""
+    system: str | None = None  # the task's instruction; None: a finished row, no template
+    names: Mapping[str, str] = field(default_factory=dict)  # what {names} in an instruction mean
+    origin: str = ""
+
+    @property
+    def finished(self) -> bool:
+        """Prompt and answer are used letter by letter, end token and all."""
+        return self.system is None
+
+
+@dataclass(frozen=True)
+class Task:
+    """One kind of task."""
+
+    render: Callable[[Record], Example]
+    parse: Callable[[str], Any]
+
+
+SLOTS_SYSTEM = (
+    "Find the slots in the user's command. Write each one as type: words, with the words copied "
+    "from the command, and put a semicolon between them. Write None if there are none."
+)
+INTENT_SLOTS_SYSTEM = (
+    "Say what the user's command intends, then find its slots. Write intent: and its name first, "
+    "then each slot as type: words, with the words copied from the command, and put a semicolon "
+    "between all parts."
+)
+TRANSLATION_SYSTEM = (
+    "Translate the user's text from {source_language} into {target_language}. "
+    "Write the translation only."
+)
+NER_SYSTEM = (
+    "Find the names of persons (PER), organisations (ORG) and places (LOC) in the user's text. "
+    'Answer in JSON: {"Results": [{"TypeName": "LOC", "Text": "words from the text"}]}, '
+    "with an empty list if there are none."
+)
+
+
+# Rendering ---------------------------------------------------------------------------------------
+
+
+def _get(record: Record, *names: str) -> Any:
+    """The first of these fields that the record has."""
+    for name in names:
+        if record.fields.get(name) is not None:
+            return record.fields[name]
+    have = ", ".join(record.fields) or "no fields"
+    raise UserError(
+        f"{record.origin}: this row has no {names[0]!r} (it has: {have})"
+        f"{nearest(names[0], record.fields)} Name the column with task.columns.{names[0]}=..."
+    )
+
+
+def _string(record: Record, *names: str) -> str:
+    value = _get(record, *names)
+    if not isinstance(value, str):
+        raise UserError(
+            f"{record.origin}: {names[0]!r} must be text, not {type(value).__name__} ({value!r})"
+        )
+    return value
+
+
+def _language(record: Record) -> str:
+    for name in ("lang", "language", "locale"):
+        if record.fields.get(name):
+            return str(record.fields[name])
+    return ""
+
+
+def _rows(record: Record) -> Example:
+    prefix = record.fields.get("prefix") or ""
+    return Example(
+        prompt=str(prefix),
+        answer=_string(record, "text"),
+        language=_language(record),
+        origin=record.origin,
+    )
+
+
+def _span(record: Record, item: Any) -> Span:
+    """(type, words) of [type, words, ...] or of a dict with a type and words in it."""
+    if isinstance(item, Mapping):
+        kind = item.get("type", item.get("label", item.get("TypeName")))
+        words = item.get("text", item.get("words", item.get("Text")))
+    else:
+        kind, words = (*item, None, None)[:2] if isinstance(item, Sequence) else (None, None)
+    if not isinstance(kind, str) or not isinstance(words, str):
+        raise UserError(f"{record.origin}: {item!r} is not a [type, words] pair")
+    return kind, words
+
+
+def _spans(record: Record, items: Any) -> list[Span]:
+    """Spans of a list of them, or of a dict of columns, as hub and TFDS sequences come."""
+    if isinstance(items, Mapping):
+        columns = [
+            dict(zip(items, row, strict=False)) for row in zip(*items.values(), strict=False)
+        ]
+        return [_span(record, item) for item in columns]
+    return [_span(record, item) for item in items]
+
+
+def _slot_spans(record: Record) -> list[Span]:
+    fields = record.fields
+    if fields.get("slots") is not None:
+        return _spans(record, fields["slots"])
+    if fields.get("annot_utt") is not None:
+        parts = (part.partition(":") for part in ANNOTATED.findall(fields["annot_utt"]))
+        return [(kind.strip(), words.strip()) for kind, _, words in parts]
+    return parse_slots(_string(record, "target"))
+
+
+def format_slots(spans: Sequence[Span]) -> str:
+    """'type: words; type: words', or 'None'."""
+    return "; ".join(f"{kind}: {words}" for kind, words in spans) or NOTHING
+
+
+def _slots(record: Record) -> Example:
+    # A ready target is taken as it is, so that any wording of one's own survives.
+    target = record.fields.get("target")
+    return Example(
+        prompt=_string(record, "utterance", "utt"),
+        answer=str(target) if target is not None else format_slots(_slot_spans(record)),
+        language=_language(record),
+        system=SLOTS_SYSTEM,
+        origin=record.origin,
+    )
+
+
+def _intent_slots(record: Record) -> Example:
+    return Example(
+        prompt=_string(record, "utterance", "utt"),
+        answer=format_slots([(INTENT, str(_get(record, "intent"))), *_slot_spans(record)]),
+        language=_language(record),
+        system=INTENT_SLOTS_SYSTEM,
+        origin=record.origin,
+    )
+
+
+def _translation(record: Record) -> Example:
+    sides = record.fields.get("translation")
+    if isinstance(sides, Mapping) and len(sides) == 2 and "src" not in record.fields:
+        source, target = sides  # the order of the data: {"cs": ..., "en": ...} is cs -> en
+        fields = {"src": sides[source], "tgt": sides[target], "src_lang": source}
+        record = Record({**fields, "tgt_lang": target, **record.fields}, record.origin)
+    source, target = (
+        _translation_language(record, key, side)
+        for key, side in (("src_lang", "src"), ("tgt_lang", "tgt"))
+    )
+    return Example(
+        prompt=_string(record, "src"),
+        answer=_string(record, "tgt"),
+        language=f"{source}-{target}",
+        system=TRANSLATION_SYSTEM,
+        names={
+            "source_language": language_name(source),
+            "target_language": language_name(target),
+        },
+        origin=record.origin,
+    )
+
+
+def _translation_language(record: Record, key: str, side: str) -> str:
+    """The row's own language, or the key of its `translation` dict that holds this side."""
+    sides = record.fields.get("translation")
+    if key not in record.fields and isinstance(sides, Mapping):
+        for language, text in sides.items():
+            if text == record.fields.get(side):
+                return str(language)
+    return _string(record, key)
+
+
+def _ner(record: Record) -> Example:
+    spans = _spans(record, _get(record, "entities"))
+    return Example(
+        prompt=_string(record, "text"),
+        answer=format_entities(spans),
+        language=_language(record),
+        system=NER_SYSTEM,
+        origin=record.origin,
+    )
+
+
+def format_entities(spans: Sequence[Span]) -> str:
+    """The paper's JSON: {"Results": [{"TypeName": "LOC", "Text": "..."}]}."""
+    results = [{"TypeName": kind, "Text": words} for kind, words in spans]
+    return json.dumps({"Results": results}, ensure_ascii=False)
+
+
+# Parsing -----------------------------------------------------------------------------------------
+
+
+def parse_slots(answer: str) -> list[Span]:
+    """(type, words) of each part of 'type: words; type: words'; 'None' (any case) has none.
+
+    Parts are separated by '; ' and a type ends at its first ': '; a part without one is dropped,
+    as a model may write anything.
+    """
+    answer = answer.strip()
+    if answer.lower() == NOTHING.lower():
+        return []
+    parts = (part.partition(": ") for part in answer.split("; "))
+    return [(kind.strip(), words.strip()) for kind, colon, words in parts if colon]
+
+
+def parse_intent_slots(answer: str) -> Command:
+    """The intent, which must be the first part, and the slots behind it.
+
+    Only the first part can be the intent, so a slot type that is called `intent` stays a slot.
+    """
+    spans = parse_slots(answer)
+    if spans and spans[0][0] == INTENT:
+        return Command(spans[0][1], spans[1:])
+    return Command("", spans)
+
+
+def parse_entities(answer: str) -> list[Span]:
+    """(type, text) of each result; nothing where the answer holds no such JSON object."""
+    start, end = answer.find("{"), answer.rfind("}")
+    try:
+        results = json.loads(answer[start : end + 1])["Results"]
+    except (json.JSONDecodeError, KeyError, TypeError):
+        return []
+    if not isinstance(results, list):
+        return []
+    return [
+        (item["TypeName"], item["Text"])
+        for item in results
+        if isinstance(item, dict)
+        and isinstance(item.get("TypeName"), str)
+        and isinstance(item.get("Text"), str)
+    ]
+
+
+TASKS: dict[str, Task] = {
+    "rows": Task(_rows, str.strip),
+    "slots": Task(_slots, parse_slots),
+    "intent_slots": Task(_intent_slots, parse_intent_slots),
+    "translation": Task(_translation, str.strip),
+    "ner": Task(_ner, parse_entities),
+}
+
+
+def render(kind: str, record: Record) -> Example:
+    """The example of a record, checked: an answer without a letter teaches nothing.
+
+    Raises:
+        UserError: a field is missing, or the answer is empty; names file:line.
+    """
+    example = TASKS[kind].render(record)
+    if not example.answer.strip():
+        raise UserError(
+            f"{record.origin}: the answer is empty, so no token of this row would be trained; "
+            "fill it or remove the row"
+        )
+    return example
+
+
+# Languages ---------------------------------------------------------------------------------------
+
+LANGUAGE_NAMES = dict(
+    re.findall(
+        r"(\w+)=(\w+)",
+        """
+        af=Afrikaans am=Amharic ar=Arabic az=Azerbaijani be=Belarusian bg=Bulgarian bn=Bengali
+        bs=Bosnian ca=Catalan cs=Czech cy=Welsh da=Danish de=German el=Greek en=English
+        es=Spanish et=Estonian eu=Basque fa=Persian fi=Finnish fr=French ga=Irish gl=Galician
+        gu=Gujarati ha=Hausa he=Hebrew hi=Hindi hr=Croatian hu=Hungarian hy=Armenian
+        id=Indonesian is=Icelandic it=Italian ja=Japanese jv=Javanese ka=Georgian kk=Kazakh
+        km=Khmer kn=Kannada ko=Korean lt=Lithuanian lv=Latvian mk=Macedonian ml=Malayalam
+        mn=Mongolian mr=Marathi ms=Malay mt=Maltese my=Burmese nb=Norwegian ne=Nepali nl=Dutch
+        no=Norwegian pa=Punjabi pl=Polish pt=Portuguese ro=Romanian ru=Russian sk=Slovak
+        sl=Slovenian so=Somali sq=Albanian sr=Serbian sv=Swedish sw=Swahili ta=Tamil te=Telugu
+        th=Thai tl=Filipino tr=Turkish uk=Ukrainian ur=Urdu uz=Uzbek vi=Vietnamese yo=Yoruba
+        zh=Chinese zu=Zulu
+        """,
+    )
+)
+
+
+def language_name(code: str) -> str:
+    """The English name of a language code; a region is ignored, an unknown code stays itself."""
+    return LANGUAGE_NAMES.get(re.split("[-_]", code)[0].lower(), code)

@@ -1,0 +1,15 @@
+"""The one exception a user is meant to read.
+
+Everything a user can get wrong (a row, a configuration key, a checkpoint, a layer number) raises
+`UserError` with one sentence that names the file, line or key and the way out. The command line
+prints that sentence and leaves with exit code 2; `--debug` adds the traceback.
+"""
+
+
+class UserError(ValueError):
+    """A mistake in what the user gave, told in one sentence with the way out."""
+
+
+def missing_extra(package: str, extra: str) -> UserError:
+    """The sentence for an optional package that is not installed."""
+    return UserError(f"{package} is not installed; install it with: pip install 'jaxalign[{extra}]'")

@@ -1,0 +1,219 @@
+"""A base checkpoint becomes sharded arrays: read in slices, one leaf at a time, without torch.
+
+Everything that can be wrong is checked on the headers before the first weight is read. The host
+never holds more than this process's share of the parameters and of one stacked leaf.
+
+    spec = load_spec('models/llama')                             # a folder or a hub name
+    shardings = shard_tree(mesh, abstract_params(spec, jnp.bfloat16))
+    params = load_params('models/llama', spec, jnp.bfloat16, shardings)
+    fingerprint('models/llama')                                  # same base as last time?
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxalign.errors import UserError
+from jaxalign.hf.files import DTYPES, StoredTensor, locate, open_index, read_json
+from jaxalign.hf.names import Row, base_rows, get_leaf, set_leaf, sizes
+from jaxalign.model.spec import ModelSpec
+
+# More readers hide the latency of network disks, but each keeps one mapped tensor resident.
+_READERS = 4
+# A transposed copy in strips of this many rows stays within the processor's cache.
+_STRIP = 16
+
+
+def load_spec(path: str | Path, revision: str | None = None) -> ModelSpec:
+    """The facts of the model in this folder or hub repository.
+
+    The stop ids of `generation_config.json` join those of `config.json`: instruction-tuned models
+    often name their end-of-turn token only there.
+
+    Raises:
+        UserError: no such folder, no config.json, or a model that is not supported.
+    """
+    folder = locate(path, revision)
+    config = read_json(folder / "config.json")
+    try:
+        spec = ModelSpec.from_hf(config)
+    except UserError as error:
+        raise UserError(f"{folder}: {error}") from error
+    if (folder / "generation_config.json").is_file():
+        more = read_json(folder / "generation_config.json").get("eos_token_id")
+        more = [] if more is None else [more] if isinstance(more, int) else more
+        spec = dataclasses.replace(spec, eos_ids=tuple(dict.fromkeys([*spec.eos_ids, *more])))
+    return spec
+
+
+def abstract_params(spec: ModelSpec, dtype: Any) -> dict[str, Any]:
+    """The parameter tree as `jax.ShapeDtypeStruct`s: for shardings, plans and restores."""
+    tree: dict[str, Any] = {}
+    for row in base_rows(spec):
+        set_leaf(tree, row.path, jax.ShapeDtypeStruct(row.shape(sizes(spec)), dtype))
+    return tree
+
+
+def load_params(
+    path: str | Path,
+    spec: ModelSpec,
+    dtype: Any,
+    shardings: Any = None,
+    revision: str | None = None,
+) -> dict[str, Any]:
+    """The parameter tree of a checkpoint.
+
+    Args:
+        path: folder in Hugging Face layout, or a hub name.
+        spec: its facts, from `load_spec`.
+        dtype: of every leaf; float16, bfloat16, float32 (and float64) files are converted.
+        shardings: a tree like the parameters' with a `jax.sharding.Sharding` at every leaf, or one
+            for all leaves; None puts everything on the default device.
+        revision: hub branch, tag or commit.
+
+    Returns:
+        Nested dicts of `jax.Array`, blocks stacked over L.
+
+    Raises:
+        UserError: the folder, a file or a tensor is missing, cut short, misshapen or not known.
+    """
+    folder = locate(path, revision)
+    index = _checked_index(folder, spec)
+    if shardings is None:
+        shardings = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    shared = isinstance(shardings, jax.sharding.Sharding)
+    params: dict[str, Any] = {}
+    with ThreadPoolExecutor(_READERS) as readers:
+        for row in base_rows(spec):
+            sharding = shardings if shared else get_leaf(shardings, row.path)
+            leaf = _load_leaf(row, index, spec, np.dtype(dtype), sharding, readers)
+            set_leaf(params, row.path, leaf)
+    return params
+
+
+def fingerprint(path: str | Path, revision: str | None = None) -> str:
+    """A hex digest by which the same base is known again, without reading all of it.
+
+    It covers the facts that change the model's outputs and, of every tensor, name, shape, dtype and
+    some bytes; not how the tensors are spread over files, nor which version wrote them.
+    """
+    folder = locate(path, revision)
+    spec = load_spec(folder)
+    index = _checked_index(folder, spec)
+    facts = dataclasses.asdict(spec)
+    for key in ("bos_id", "eos_ids", "pad_id", "max_position"):
+        del facts[key]
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
+    for name in _expected_names(spec):
+        tensor = index[name]
+        digest.update(f"{name} {tensor.dtype_name} {tensor.shape}".encode())
+        digest.update(tensor.sample())
+    return digest.hexdigest()
+
+
+def _load_leaf(
+    row: Row,
+    index: dict[str, StoredTensor],
+    spec: ModelSpec,
+    dtype: np.dtype,
+    sharding: jax.sharding.Sharding,
+    readers: ThreadPoolExecutor,
+) -> jax.Array:
+    size = sizes(spec)
+    shape = row.shape(size)
+    pieces: dict[tuple, np.ndarray] = {}  # devices that hold the same piece share one host copy
+
+    def piece(where: tuple[slice, ...] | None) -> np.ndarray:
+        assert where is not None
+        bounds = tuple(axis.indices(length)[:2] for axis, length in zip(where, shape, strict=True))
+        if bounds not in pieces:
+            pieces[bounds] = read(bounds)
+        return pieces[bounds]
+
+    def read(bounds: tuple[tuple[int, int], ...]) -> np.ndarray:
+        out = np.empty([stop - start for start, stop in bounds], dtype)
+        inner = tuple(slice(*pair) for pair in bounds[row.stacked :])
+
+        def fill(target: np.ndarray, layer: int) -> None:
+            _copy(target, row.to_ours(index[row.name(layer)].view(), size)[inner])
+
+        if row.stacked:
+            list(readers.map(fill, out, range(*bounds[0])))
+        else:
+            fill(out, 0)
+        return out
+
+    array = jax.make_array_from_callback(shape, sharding, piece, dtype=dtype)
+    # Wait for the transfer: the host copy of this leaf must go before the next one is made.
+    return array.block_until_ready()
+
+
+def _copy(target: np.ndarray, source: np.ndarray) -> None:
+    """Fill `target`, converting; in strips, because a transposed source is slow to walk whole."""
+    if source.ndim < 2:
+        target[...] = source
+        return
+    for start in range(0, target.shape[-1], _STRIP):
+        strip = (..., slice(start, start + _STRIP))
+        target[strip] = source[strip]
+
+
+def _expected_names(spec: ModelSpec) -> dict[str, Row]:
+    return {
+        row.name(layer): row
+        for row in base_rows(spec)
+        for layer in range(spec.layers if row.stacked else 1)
+    }
+
+
+def _checked_index(folder: Path, spec: ModelSpec) -> dict[str, StoredTensor]:
+    index = open_index(folder, "model")
+    expected = _expected_names(spec)
+    for name, row in expected.items():
+        if name not in index:
+            raise _missing(folder, name, index)
+        tensor, shape = index[name], row.hf_shape(sizes(spec))
+        if tensor.shape != shape:
+            raise UserError(
+                f"{tensor.file}: tensor {name} has shape {list(tensor.shape)}, but config.json "
+                f"asks for {list(shape)}; the two files are not of the same model"
+            )
+        if tensor.dtype_name not in DTYPES:
+            raise UserError(
+                f"{tensor.file}: tensor {name} is stored as {tensor.dtype_name}; quantized weights "
+                "are not supported, give a float16, bfloat16 or float32 checkpoint"
+            )
+    for name, tensor in index.items():
+        if name not in expected and not _may_be_ignored(name, spec):
+            raise UserError(
+                f"{tensor.file}: tensor {name} has no place in the {spec.family} model that "
+                "config.json describes; the two files are not of the same model"
+            )
+    return index
+
+
+def _missing(folder: Path, name: str, index: dict[str, StoredTensor]) -> UserError:
+    if name == "lm_head.weight":
+        return UserError(
+            f"{folder}: tensor {name} is missing; if the embeddings are also the head, set "
+            "tie_word_embeddings: true in config.json"
+        )
+    if any(".lora_A." in known for known in index):
+        return UserError(f"{folder}: holds an adapter, not a base model; give the base's folder")
+    return UserError(
+        f"{folder}: tensor {name} is missing ({len(index)} others are there); the checkpoint is "
+        "incomplete or config.json is another model's"
+    )
+
+
+def _may_be_ignored(name: str, spec: ModelSpec) -> bool:
+    # Old exports carry the rotary table, and a tied head written out beside the embeddings.
+    return name.endswith("rotary_emb.inv_freq") or (spec.tied and name == "lm_head.weight")

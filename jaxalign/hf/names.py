@@ -1,0 +1,173 @@
+"""THE name table: our path, the Hugging Face name, and how one's axes become the other's.
+
+A row spells both layouts in the house's letters: `(N H) D -> D N H` says that the HF tensor
+[N*H, D] is ours as [D, N, H]. Shapes, imports and exports are all read off that one string, and an
+adapter's PEFT names are derived from the row of the weight it sits beside, so they cannot drift.
+
+    row = next(row for row in base_rows(spec) if row.path == ('blocks', 'attention', 'q', 'kernel'))
+    row.name(0)                  # 'model.layers.0.self_attn.q_proj.weight'
+    row.hf_shape(sizes(spec))    # (N*H, D), and row.shape(...) is (D, N, H)
+    ours = row.to_ours(tensor, sizes(spec))      # a view, no copy
+    a, b = adapter_rows('q')     # base_model.model.model.layers.{layer}.self_attn.q_proj.lora_A...
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from jaxalign.model.spec import ModelSpec
+
+Path = tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One kind of tensor."""
+
+    path: Path  # ours; leaves under 'blocks' are stacked over L on a leading axis
+    hf: str  # {layer} counts from 0
+    axes: str  # 'HF letters -> our letters' of one layer; (N H) is one axis holding both
+    where: tuple[str, bool] | None = None  # only in models whose spec has this flag at this value
+
+    def exists(self, spec: ModelSpec) -> bool:
+        """Whether this model has such a tensor."""
+        return self.where is None or getattr(spec, self.where[0]) == self.where[1]
+
+    @property
+    def stacked(self) -> bool:
+        """Whether our leaf holds one such tensor per layer."""
+        return "{layer}" in self.hf
+
+    def name(self, layer: int = 0) -> str:
+        """The HF name in block `layer`, counted from 0 as HF does."""
+        return self.hf.format(layer=layer)
+
+    def hf_shape(self, size: Mapping[str, int]) -> tuple[int, ...]:
+        """The shape of one HF tensor."""
+        return tuple(math.prod(size[letter] for letter in axis) for axis in self._layout[0])
+
+    def shape(self, size: Mapping[str, int]) -> tuple[int, ...]:
+        """The shape of our leaf, its L axis included."""
+        stack = (size["L"],) if self.stacked else ()
+        return stack + tuple(size[letter] for letter in self._layout[1])
+
+    def to_ours(self, tensor: np.ndarray, size: Mapping[str, int]) -> np.ndarray:
+        """The HF tensor seen in our layout (without L): a view, nothing is copied."""
+        hf, ours = self._layout
+        letters = [letter for axis in hf for letter in axis]
+        split = tensor.reshape([size[letter] for letter in letters])  # one axis per letter
+        return split.transpose([letters.index(letter) for letter in ours])
+
+    def to_hf(self, array: np.ndarray, size: Mapping[str, int]) -> np.ndarray:
+        """One layer of our leaf in the HF layout, contiguous."""
+        hf, ours = self._layout
+        order = [ours.index(letter) for axis in hf for letter in axis]
+        return np.ascontiguousarray(array.transpose(order)).reshape(self.hf_shape(size))
+
+    @cached_property
+    def _layout(self) -> tuple[list[list[str]], list[str]]:
+        hf, ours = self.axes.split(" -> ")
+        return [axis.strip("()").split() for axis in re.findall(r"\([^)]*\)|\S+", hf)], ours.split()
+
+
+# One line per tensor kind of a block: our path under 'blocks', the HF name under
+# 'model.layers.{layer}.', the axes, and for biases the spec's flag that brings them.
+# fmt: off
+_BLOCK = (
+    ("attention_norm/scale",  "input_layernorm.weight",          "D -> D"),
+    ("attention/q/kernel",    "self_attn.q_proj.weight",         "(N H) D -> D N H"),
+    ("attention/k/kernel",    "self_attn.k_proj.weight",         "(K H) D -> D K H"),
+    ("attention/v/kernel",    "self_attn.v_proj.weight",         "(K H) D -> D K H"),
+    ("attention/o/kernel",    "self_attn.o_proj.weight",         "D (N H) -> N H D"),
+    ("attention/q/bias",      "self_attn.q_proj.bias",           "(N H) -> N H",  "qkv_bias"),
+    ("attention/k/bias",      "self_attn.k_proj.bias",           "(K H) -> K H",  "qkv_bias"),
+    ("attention/v/bias",      "self_attn.v_proj.bias",           "(K H) -> K H",  "qkv_bias"),
+    ("attention/o/bias",      "self_attn.o_proj.bias",           "D -> D",        "o_bias"),
+    ("mlp_norm/scale",        "post_attention_layernorm.weight", "D -> D"),
+    ("mlp/gate/kernel",       "mlp.gate_proj.weight",            "F D -> D F"),
+    ("mlp/up/kernel",         "mlp.up_proj.weight",              "F D -> D F"),
+    ("mlp/down/kernel",       "mlp.down_proj.weight",            "D F -> F D"),
+    ("mlp/gate/bias",         "mlp.gate_proj.bias",              "F -> F",        "mlp_bias"),
+    ("mlp/up/bias",           "mlp.up_proj.bias",                "F -> F",        "mlp_bias"),
+    ("mlp/down/bias",         "mlp.down_proj.bias",              "D -> D",        "mlp_bias"),
+)
+# fmt: on
+
+BASE = (
+    Row(("embed",), "model.embed_tokens.weight", "V D -> V D"),
+    *(
+        Row(
+            ("blocks", *path.split("/")),
+            "model.layers.{layer}." + name,
+            axes,
+            (flag[0], True) if flag else None,
+        )
+        for path, name, axes, *flag in _BLOCK
+    ),
+    Row(("norm", "scale"), "model.norm.weight", "D -> D"),
+    Row(("head",), "lm_head.weight", "V D -> V D", ("tied", False)),
+)
+
+# What an adapter may sit beside: our short name -> the row of that kernel.
+TARGETS = {row.path[-2]: row for row in BASE if row.path[-1] == "kernel"}
+
+
+def base_rows(spec: ModelSpec) -> list[Row]:
+    """The rows this model has."""
+    return [row for row in BASE if row.exists(spec)]
+
+
+def sizes(spec: ModelSpec, rank: int = 0) -> dict[str, int]:
+    """The number behind every letter."""
+    return {
+        "V": spec.vocab,
+        "D": spec.dim,
+        "L": spec.layers,
+        "N": spec.heads,
+        "K": spec.kv_heads,
+        "H": spec.head_dim,
+        "F": spec.ffn,
+        "R": rank,
+    }
+
+
+def adapter_rows(target: str) -> tuple[Row, Row]:
+    """The PEFT rows of factors a [in, R] and b [R, out] beside one projection (`'q'`, ...)."""
+    kernel = TARGETS[target]
+    # 'OUT IN -> in out' of the kernel gives A as 'R IN -> in R' and B as 'OUT R -> R out'.
+    (outs, ins), _ = kernel._layout
+    stem = "base_model.model." + kernel.hf.removesuffix(".weight")
+    module = kernel.path[:-1]
+    a = Row((*module, "a"), stem + ".lora_A.weight", f"R {_axis(ins)} -> {' '.join(ins)} R")
+    b = Row((*module, "b"), stem + ".lora_B.weight", f"{_axis(outs)} R -> R {' '.join(outs)}")
+    return a, b
+
+
+def peft_module(target: str) -> str:
+    """What PEFT calls the projection: `'q'` -> `'q_proj'`."""
+    return TARGETS[target].hf.split(".")[-2]
+
+
+def get_leaf(tree: Any, path: Path) -> Any:
+    """The leaf of a nested dict at a path; KeyError where there is none."""
+    for key in path:
+        tree = tree[key]
+    return tree
+
+
+def set_leaf(tree: dict[str, Any], path: Path, leaf: Any) -> None:
+    """Put a leaf into a nested dict, making the dicts on the way."""
+    for key in path[:-1]:
+        tree = tree.setdefault(key, {})
+    tree[path[-1]] = leaf
+
+
+def _axis(letters: list[str]) -> str:
+    return letters[0] if len(letters) == 1 else f"({' '.join(letters)})"

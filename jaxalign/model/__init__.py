@@ -1,0 +1,1 @@
+"""One decoder for every family: its facts (`spec`), its layers, its stack."""

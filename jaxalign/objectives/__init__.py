@@ -1,0 +1,45 @@
+"""What is minimised: pure functions of what the model exposes.
+
+An objective takes the states of a phase and its batch and returns a `Loss`: a sum, a count and
+named sums to log. It knows neither the model nor the schedule. One's own is named by its Python
+path and called the same way:
+
+    def my_objective(states, batch, *, strength=1.0): ...    # -> Loss
+    objective = resolve('my_package.losses:my_objective')    # task.objective, align.objective
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Callable
+
+from jaxalign.errors import UserError
+from jaxalign.objectives.contrastive import contrastive
+from jaxalign.objectives.language_model import language_model
+from jaxalign.objectives.states import Loss, PairStates, TaskStates
+
+OBJECTIVES: dict[str, Callable[..., Loss]] = {
+    "language_model": language_model,
+    "contrastive": contrastive,
+}
+
+
+def resolve(name: str) -> Callable[..., Loss]:
+    """The objective of this registry name or `package.module:function` path."""
+    if name in OBJECTIVES:
+        return OBJECTIVES[name]
+    module, colon, function = name.partition(":")
+    if not colon:
+        near = difflib.get_close_matches(name, OBJECTIVES, 1, 0.0)[0]
+        raise UserError(
+            f"objective {name!r} is unknown; did you mean {near!r}? "
+            "An objective of your own is written package.module:function"
+        )
+    try:
+        return getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError) as error:
+        raise UserError(f"objective {name!r} cannot be imported: {error}") from error
+
+
+__all__ = ["OBJECTIVES", "Loss", "PairStates", "TaskStates", "resolve"]

@@ -1,0 +1,116 @@
+"""The paper's alignment loss: parallel sentences find each other among their neighbours.
+
+    L = - mean_i log( exp(cos(s_i, t_i) / tau) / sum_j exp(cos(s_i, t_j) / tau) )
+
+(Liu & Niehues 2025, eq. 1), on states pooled over the tokens of one middle layer. The paper's code
+is one-way: each source looks for its target, never the reverse.
+
+    weights = pooling_weights(mask, 'mean')                           # [B, T]
+    loss = contrastive(states, batch, layer=16, temperature=0.1)
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxalign.objectives.states import Loss, PairStates
+
+SMALLEST_NORM = 1e-8
+
+
+def pooling_weights(mask: jax.Array, pooling: str) -> jax.Array:
+    """Weights [B, T] float32 that sum to 1 over the real tokens of each row.
+
+    Args:
+      mask: [B, T], 1 for real tokens.
+      pooling: mean; first (degenerate where every row starts with the same BOS: causal states of
+        a first token see nothing else); last.
+    """
+    mask = mask.astype(jnp.float32)
+    if pooling == "first":
+        mask = mask * (jnp.cumsum(mask, axis=-1) == 1)
+    elif pooling == "last":
+        left = jnp.cumsum(mask[:, ::-1], axis=-1)[:, ::-1]  # real tokens from here to the end
+        mask = mask * (left == 1)
+    return mask / jnp.maximum(jnp.sum(mask, axis=-1, keepdims=True), 1.0)
+
+
+def similarities(source: jax.Array, target: jax.Array) -> jax.Array:
+    """cos(source_i, target_j), [..., B, B] float32, for vectors [..., B, D]."""
+    return jnp.einsum("...iD,...jD->...ij", _unit(source), _unit(target))
+
+
+def contrastive(
+    states: PairStates,
+    batch: Any,
+    *,
+    layer: int,
+    temperature: float = 0.1,
+    direction: str = "one_way",
+    negatives: str = "group",
+    group: int = 32,
+    detach: str = "none",
+) -> Loss:
+    """InfoNCE between pooled sources and targets of one layer.
+
+    Args:
+      states: pooled vectors [B, D] float32 of both sides at `layer`.
+      batch: `source_mask`, `target_mask` [B, T]; a pair with an empty side is padding and is
+        neither an anchor nor a candidate.
+      direction: one_way (source -> target) or symmetric (mean of both ways).
+      negatives: `group`: candidates are the targets of the same `group` consecutive pairs, which
+        is what one device of the original sees; `global`: of the whole micro-batch.
+      detach: the side through which no gradient flows: none, source, target.
+
+    Returns:
+      Sum and count over pairs. Logs: `retrieval` (hits at 1 among the candidates), `cosine` of
+      the true pairs, `norm` of the states, `spread` (1 - |mean of unit vectors|^2: 0 when all
+      sentences have collapsed to one direction).
+    """
+    source, target = states.source[layer], states.target[layer]  # [B, D]
+    stop = jax.lax.stop_gradient
+    source = stop(source) if detach == "source" else source
+    target = stop(target) if detach == "target" else target
+    real = jnp.any(batch.source_mask != 0, -1) & jnp.any(batch.target_mask != 0, -1)  # [B]
+    size = source.shape[0] if negatives == "global" else min(group, source.shape[0])
+    fold = lambda x: x.reshape(-1, size, *x.shape[1:])  # noqa: E731  [B, ...] -> [G, g, ...]
+    source, target, real = fold(source), fold(target), fold(real)
+
+    cosine = similarities(source, target)  # [G, g, g]: row = source, column = target
+    losses, hits = _rank(cosine / temperature, real)
+    if direction == "symmetric":
+        back, _ = _rank(jnp.swapaxes(cosine, 1, 2) / temperature, real)
+        losses = (losses + back) / 2
+    count = jnp.sum(real).astype(jnp.float32)
+    add = lambda x: jnp.sum(jnp.where(real, x, 0.0))  # noqa: E731
+    both = _unit(jnp.concatenate([source, target], axis=-2)) * jnp.concatenate([real, real], -1)[
+        ..., None
+    ]
+    centre = jnp.sum(both, axis=(0, 1)) / jnp.maximum(2 * count, 1.0)  # [D]
+    logs = {
+        "retrieval": add(hits),
+        "cosine": add(jnp.diagonal(cosine, axis1=1, axis2=2)),
+        "norm": add(jnp.linalg.norm(source, axis=-1)),
+        "spread": (1.0 - jnp.sum(centre * centre)) * count,
+    }
+    return Loss(add(losses), count, jax.tree.map(stop, logs))
+
+
+def _rank(logits: jax.Array, real: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Negative log-likelihood of the diagonal, and whether it is the largest: both [G, g]."""
+    logits = jnp.where(real[:, None, :], logits, -jnp.inf)
+    right = jnp.diagonal(logits, axis1=1, axis2=2)
+    right = jnp.where(real, right, 0.0)
+    # A group of padding alone has no candidate: its normaliser is kept finite, then dropped.
+    logits = jnp.where(jnp.any(real, -1)[:, None, None], logits, 0.0)
+    return jax.nn.logsumexp(logits, axis=-1) - right, right >= jnp.max(logits, axis=-1)
+
+
+def _unit(x: jax.Array) -> jax.Array:
+    # Each norm is clamped alone, as in torch's cosine_similarity; the inner maximum keeps the
+    # gradient of a zero vector (a padded row) finite.
+    squares = jnp.sum(x * x, axis=-1, keepdims=True)
+    return x / jnp.maximum(jnp.sqrt(jnp.maximum(squares, 1e-30)), SMALLEST_NORM)

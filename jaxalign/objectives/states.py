@@ -1,0 +1,30 @@
+"""What a phase exposes to its objectives, and what they give back."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+
+
+class Loss(NamedTuple):
+    """A sum and its count, never a mean: micro-batches and devices add up exactly."""
+
+    sum: jax.Array  # scalar float32
+    count: jax.Array  # scalar float32: answer tokens, pairs, ...
+    logs: dict[str, jax.Array]  # name -> scalar sum over the same count
+
+
+class TaskStates(NamedTuple):
+    """A task batch after the whole model."""
+
+    hidden: jax.Array  # [B, T, D] after the final norm
+    head: jax.Array  # [V, D]
+    pooled: dict[int, jax.Array]  # tapped layer -> [B, D] float32
+
+
+class PairStates(NamedTuple):
+    """Both sides of a batch of sentence pairs, pooled at the tapped layers."""
+
+    source: dict[int, jax.Array]  # layer -> [B, D] float32
+    target: dict[int, jax.Array]  # layer -> [B, D] float32

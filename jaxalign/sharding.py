@@ -1,0 +1,148 @@
+"""Where arrays live: one mesh and one table from axis letters to mesh axes.
+
+Arrays are described by the house's letters (`'L D N H'`, `'B T D'`); the tables below say on which
+mesh axes a letter is split, once for weights and once for activations. A dimension that its mesh
+axes do not divide stays whole.
+
+    mesh = make_mesh(data=1, fsdp=-1, tensor=1)
+    with jax.set_mesh(mesh):
+        shardings = shard_tree(mesh, params)            # a NamedSharding for every weight
+        x = constrain(x, 'B T D')                        # inside a jitted function
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from jaxalign.errors import UserError
+
+AXES = ("data", "fsdp", "tensor")
+
+# The vocabulary is split over every model axis: logits then exist only as [tokens, V / devices].
+WEIGHTS = {"D": ("fsdp",), "N": ("tensor",), "K": ("tensor",), "F": ("tensor",)}
+VOCABULARY = {"V": ("fsdp", "tensor")}
+ACTIVATIONS = {
+    "B": ("data", "fsdp"),
+    "N": ("tensor",),
+    "K": ("tensor",),
+    "F": ("tensor",),
+    "V": ("tensor",),
+}
+
+# Path of a weight -> its letters. Adapters (a, b) are small and stay whole on every device.
+LETTERS = {
+    "embed": "V D",
+    "head": "V D",
+    "norm/scale": "D",
+    "attention_norm/scale": "L D",
+    "mlp_norm/scale": "L D",
+    "attention/q/kernel": "L D N H",
+    "attention/k/kernel": "L D K H",
+    "attention/v/kernel": "L D K H",
+    "attention/o/kernel": "L N H D",
+    "attention/q/bias": "L N H",
+    "attention/k/bias": "L K H",
+    "attention/v/bias": "L K H",
+    "attention/o/bias": "L D",
+    "mlp/gate/kernel": "L D F",
+    "mlp/up/kernel": "L D F",
+    "mlp/down/kernel": "L F D",
+    "mlp/gate/bias": "L F",
+    "mlp/up/bias": "L F",
+    "mlp/down/bias": "L D",
+}
+
+
+def make_mesh(data: int = 1, fsdp: int = -1, tensor: int = 1, devices: Any = None) -> Mesh:
+    """The device mesh with axes (data, fsdp, tensor); one size may be -1 and takes the rest."""
+    devices = jax.devices() if devices is None else devices
+    sizes = [data, fsdp, tensor]
+    for axis, size in zip(AXES, sizes, strict=True):
+        if size < 1 and size != -1:
+            raise UserError(f"mesh.{axis}: {size} should be 1 or more, or -1 for the rest")
+    if sizes.count(-1) > 1:
+        raise UserError("mesh: only one of data, fsdp and tensor may be -1")
+    if -1 in sizes:
+        known = math.prod(size for size in sizes if size != -1)
+        sizes[sizes.index(-1)] = max(len(devices) // known, 1)
+    if math.prod(sizes) != len(devices):
+        shape = " x ".join(f"{axis} {size}" for axis, size in zip(AXES, sizes, strict=True))
+        raise UserError(
+            f"mesh: {shape} needs {math.prod(sizes)} devices and {len(devices)} are here; "
+            "set one of mesh.data, mesh.fsdp, mesh.tensor to -1"
+        )
+    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+
+
+def letters_of(path: str) -> str | None:
+    """The axis letters of the weight at this path, or None for adapters and scalars."""
+    for suffix, letters in LETTERS.items():
+        if path == suffix or path.endswith("/" + suffix):
+            return letters
+    return None
+
+
+def spec_for(path: str, shape: tuple[int, ...], mesh: Mesh) -> P:
+    """How the weight at `path` is split over the mesh."""
+    letters = letters_of(path)
+    if letters is None or len(letters.split()) != len(shape):
+        return P()
+    # Beside a split vocabulary the model dimension stays whole: a mesh axis splits one dimension.
+    table = VOCABULARY if letters.startswith("V") else WEIGHTS
+    return _spec(letters, shape, mesh, table)
+
+
+def shard_tree(mesh: Mesh, tree: Any) -> Any:
+    """A NamedSharding for every leaf (arrays or ShapeDtypeStructs) of a tree of weights."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: NamedSharding(mesh, spec_for(path_name(path), leaf.shape, mesh)), tree
+    )
+
+
+def path_name(path: tuple) -> str:
+    """`blocks/attention/q/kernel` for a JAX key path."""
+    return "/".join(str(getattr(key, "key", getattr(key, "idx", key))) for key in path)
+
+
+def constrain(x: jax.Array, letters: str) -> jax.Array:
+    """`x`, kept split as its letters say. Without it the partitioner replicates work."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        return x
+    return jax.lax.with_sharding_constraint(x, _spec(letters, x.shape, mesh, ACTIVATIONS))
+
+
+def batch_sharding(mesh: Mesh, stacked: bool = False) -> NamedSharding:
+    """Rows over data and fsdp; `stacked`: behind a leading axis of micro-batches."""
+    rows = ACTIVATIONS["B"]
+    return NamedSharding(mesh, P(None, rows) if stacked else P(rows))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The same value on every device."""
+    return NamedSharding(mesh, P())
+
+
+def put_batch(mesh: Mesh, batch: Any, stacked: bool = False) -> Any:
+    """This host's rows (NumPy) as global arrays split over the mesh."""
+    sharding = batch_sharding(mesh, stacked)
+    if jax.process_count() == 1:
+        return jax.device_put(batch, sharding)
+    return jax.tree.map(
+        lambda rows: jax.make_array_from_process_local_data(sharding, np.asarray(rows)), batch
+    )
+
+
+def _spec(letters: str, shape: tuple[int, ...], mesh: Any, table: dict) -> P:
+    entries: list[Any] = []
+    for letter, size in zip(letters.split(), shape, strict=True):
+        axes = tuple(axis for axis in table.get(letter, ()) if mesh.shape[axis] > 1)
+        divides = axes and size % math.prod(mesh.shape[axis] for axis in axes) == 0
+        entries.append(axes if divides else None)
+    return P(*entries)

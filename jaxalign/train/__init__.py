@@ -1,0 +1,1 @@
+"""Training: `loop.py` is the algorithm, `step.py` one update of it."""

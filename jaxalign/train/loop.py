@@ -1,0 +1,311 @@
+"""The algorithm: take turns, update, look, keep the best.
+
+    for each update:
+        the micro-batches whose turn it is      task, align, task, align, ...  (schedule.turns)
+        one jitted step over them               losses, gradients, AdamW       (step.train_step)
+        now and then: validation, the best kept, patience; a checkpoint
+
+    result = train(load('configs/demo.yaml').config)
+    result.adapter                              # a PEFT folder
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import signal
+import time
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from jaxalign.config import Config, flatten, to_yaml
+from jaxalign.data.loader import prefetch
+from jaxalign.errors import UserError
+from jaxalign.hf.save import save_base, save_peft
+from jaxalign.multihost import barrier, is_main
+from jaxalign.sharding import put_batch
+from jaxalign.train.checkpoint import Checkpoints
+from jaxalign.train.metrics import Log, training_flops
+from jaxalign.train.setup import Run, prepare
+from jaxalign.train.state import TrainState
+from jaxalign.train.step import combine
+from jaxalign.train.validate import validate
+
+IN_FLIGHT = 2  # updates dispatched ahead of the device
+
+
+@dataclass
+class Result:
+    """What a run leaves behind."""
+
+    adapter: str  # PEFT folder, or under full fine-tuning a model folder
+    step: int  # updates done
+    best_step: int | None  # of the exported weights, where validation chose them
+    metrics: dict[str, float] = field(default_factory=dict)  # the last (or best) validation
+    stopped: str = "finished"  # finished | patience | signal
+
+
+@dataclass
+class Progress:
+    """What decides about the best checkpoint and about stopping; saved with each checkpoint."""
+
+    best: float | None = None
+    waited: int = 0  # evaluations since the best
+    metrics: dict[str, float] = field(default_factory=dict)  # of the best
+
+    def see(self, value: float, goal: str, metrics: dict[str, float]) -> bool:
+        """Whether this evaluation is the best so far (strictly)."""
+        better = self.best is None or (value < self.best if goal == "min" else value > self.best)
+        if better:
+            self.best, self.waited, self.metrics = value, 0, metrics
+        else:
+            self.waited += 1
+        return better
+
+
+def train(config: Config, title: str = "training") -> Result:
+    """Trains as the configuration says, resuming where an earlier run of it stopped.
+
+    Raises:
+      UserError: anything the user can mend; see `setup.prepare` and `Checkpoints`.
+    """
+    run = prepare(config)
+    with jax.set_mesh(run.mesh):
+        return _train(run, title)
+
+
+def _train(run: Run, title: str) -> Result:
+    config = run.config
+    store = Checkpoints(config.output, config.checkpoint.keep)
+    state, progress, start = _resume(run, store)
+    log = _open_log(run, start, title)
+    key = jax.random.fold_in(jax.random.key(config.seed), 2) if _drops(run) else None
+    in_flight: deque[Any] = deque()
+    stopped = "finished"
+    step = start
+    with _stop_signal() as asked, _closing(log, store):
+        for batches, tokens, flops in _batches(run, start):
+            state, metrics = run.step(state, run.frozen, batches, key)
+            step += 1
+            log.update(step, metrics, tokens, flops)
+            in_flight.append(metrics["grad_norm"])
+            if len(in_flight) > IN_FLIGHT:
+                in_flight.popleft().block_until_ready()
+            _check_first(run, step, start, metrics)
+            if _due(step, config.train.cosine_every):
+                log.event("gradients", step, _compare_gradients(run, state, step))
+
+            last = step == run.total
+            if run.valid and (last or _due(step, config.train.eval_every)):
+                values = validate(run, state)
+                log.event("eval", step, values)
+                if progress.see(_watched(config, values), config.train.goal, values):
+                    store.save(step, state, _meta(run, step, progress), best=True)
+                if config.train.patience and progress.waited >= config.train.patience:
+                    stopped = "patience"
+            if asked():
+                stopped = "signal"
+            if last or stopped != "finished" or _due(step, config.checkpoint.every):
+                store.save(step, state, _meta(run, step, progress))
+            if stopped != "finished":
+                break
+        log.drain()
+        store.wait()
+        return _finish(run, store, state, step, progress, stopped)
+
+
+def _batches(run: Run, start: int) -> Iterator[tuple[dict, int, float]]:
+    """Per update: its device batches, their tokens (padding counted) and least FLOPs."""
+    host = jax.process_index(), jax.process_count()
+
+    def item(update: int) -> dict:
+        return {name: run.train[name].stack(r, *host) for name, r in run.turns(update).items()}
+
+    for batches in prefetch(item, start, run.total):
+        tokens, flops = 0, 0.0
+        for name, batch in batches.items():
+            shape = batch[0].shape  # [M, B, T] of this host
+            sides, blocks = (1, None) if name == "task" else (2, run.config.align.layer)
+            count = shape[0] * shape[1] * shape[2] * sides * host[1]
+            tokens += count
+            flops += training_flops(run.spec, count, shape[2], blocks)
+        yield put_batch(run.mesh, batches, stacked=True), tokens, flops
+
+
+def _compare_gradients(run: Run, state: TrainState, step: int) -> dict[str, Any]:
+    """Norms and cosine of both phases' gradients on one micro-batch of each.
+
+    Turns by micro-batch and joint training see both phases in one update and log this anyway; it is
+    turns by step that need a look of their own.
+    """
+    host = jax.process_index(), jax.process_count()
+    gradients = {}
+    for name, stream in run.train.items():
+        batch = put_batch(run.mesh, stream.stack([step], *host), stacked=True)
+        gradients[name], _ = run.step.gradient(name, state, run.frozen, batch, None)
+    return combine(gradients, dict.fromkeys(gradients, 1), run.config.align.every)[1]
+
+
+def _resume(run: Run, store: Checkpoints) -> tuple[TrainState, Progress, int]:
+    """The state to go on from: the newest checkpoint of this output, or the beginning."""
+    if store.latest is None:
+        return run.state, Progress(), 0
+    if run.config.checkpoint.resume == "never":
+        raise UserError(
+            f"{run.config.output} holds a run at step {store.latest}; choose another output, "
+            "or checkpoint.resume=auto to go on with it"
+        )
+    meta = store.meta()
+    _check_same(run, meta)
+    state, meta = store.restore(run.abstract_state)
+    return state, Progress(**meta["progress"]), int(meta["step"])
+
+
+# A resumed run must not differ in these; other changes are the user's to make.
+FIXED = ("trainable", "lora.", "seed", "batch.", "align.every", "model.dtype")
+
+
+def _check_same(run: Run, meta: dict) -> None:
+    output = run.config.output
+    if meta["base"] != run.base:
+        raise UserError(
+            f"{output} was trained on another base model (it was {meta['model']}, now "
+            f"{run.config.model.path}); use that base, or another output"
+        )
+    then = dict(flatten(meta["config"]))
+    for key, now in flatten(dataclasses.asdict(run.config)):
+        if key.startswith(FIXED) and key in then and then[key] != now:
+            raise UserError(
+                f"{output} was trained with {key}={then[key]}, now it is {now}; "
+                "set it back, or choose another output"
+            )
+
+
+def _meta(run: Run, step: int, progress: Progress) -> dict[str, Any]:
+    return {
+        "step": step,
+        "base": run.base,
+        "model": run.config.model.path,
+        "progress": dataclasses.asdict(progress),
+        "config": dataclasses.asdict(run.config),
+    }
+
+
+def _finish(
+    run: Run, store: Checkpoints, state: TrainState, step: int, progress: Progress, stopped: str
+) -> Result:
+    """Exports the best weights (the last ones where nothing was validated)."""
+    best = store.best if run.valid else None
+    if best is not None and best != step:
+        state, _ = store.restore(run.abstract_state, best=True)
+    folder = f"{run.config.output}/{'adapter' if run.adapter else 'model'}"
+    if run.adapter:
+        save_peft(
+            folder,
+            state.trained,
+            run.spec,
+            run.adapter,
+            base_name=run.config.model.path,
+            texts=_template(run),
+        )
+    else:
+        save_base(folder, state.trained, run.spec, tokenizer_from=run.config.model.path)
+    barrier("exported")
+    return Result(folder, step, best, progress.metrics, stopped)
+
+
+def _template(run: Run) -> dict[str, str]:
+    """The chat template travels with the adapter: prompts must look as they did in training."""
+    template = getattr(run.tokenizer, "chat_template", None)
+    return {"chat_template.jinja": template} if isinstance(template, str) else {}
+
+
+def _open_log(run: Run, start: int, title: str) -> Log:
+    config = run.config
+    log = Log(
+        config.output,
+        steps=run.total,
+        every=config.train.log_every,
+        start=start,
+        progress=config.log.progress,
+        tensorboard=config.log.tensorboard,
+        wandb=config.log.wandb,
+        settings=dict(flatten(dataclasses.asdict(config))),
+        title=title,
+    )
+    if is_main() and "://" not in config.output:
+        Path(config.output, "config.yaml").write_text(to_yaml(config), "utf-8")
+    log.message(
+        f"{run.trained_count:,} trained parameters; {run.total:,} updates"
+        + (f", from step {start:,}" if start else "")
+        + f"; mesh {dict(run.mesh.shape)}"
+    )
+    for name, stream in run.train.items():
+        log.message(f"{name}: {stream.report}; padded lengths {list(stream.buckets)}")
+    return log
+
+
+def _check_first(run: Run, step: int, start: int, metrics: Any) -> None:
+    """After the first update: do the trained parameters receive gradients at all?"""
+    if step != start + 1:
+        return
+    for name in run.active:
+        norm = metrics.get(f"{name}/grad_norm")
+        if norm is not None and not (float(norm) > 0 and float(norm) < float("inf")):
+            part = run.config.align if name == "align" else run.config.task
+            if name == "align" and (part.layer == 0 or run.config.batch.pairs == 1):
+                raise UserError(
+                    "align: no gradient reaches the adapter; the embeddings (align.layer=0) are "
+                    "frozen and a single pair has no negatives: choose a layer of 1 or more and "
+                    "batch.pairs of 2 or more"
+                )
+            raise UserError(
+                f"{name}: the first gradient has norm {float(norm)}; check the rows with "
+                "jaxalign data show, and lora.layers and lora.targets"
+            )
+
+
+def _watched(config: Config, values: dict[str, float]) -> float:
+    if config.train.metric not in values:
+        raise UserError(
+            f"train.metric: {config.train.metric!r} is not measured; choose among "
+            f"{', '.join(sorted(values))}"
+        )
+    return values[config.train.metric]
+
+
+def _drops(run: Run) -> bool:
+    return run.adapter is not None and run.adapter.dropout > 0
+
+
+def _due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0
+
+
+@contextmanager
+def _closing(log: Log, store: Checkpoints) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        log.close()
+        store.close()
+
+
+@contextmanager
+def _stop_signal() -> Iterator[Any]:
+    """Turns SIGTERM (a preempted machine) into a last checkpoint."""
+    seen: list[float] = []
+    try:
+        before = signal.signal(signal.SIGTERM, lambda *_: seen.append(time.monotonic()))
+    except ValueError:  # not the main thread: the caller handles signals
+        yield lambda: False
+        return
+    try:
+        yield lambda: bool(seen)
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,100 @@
+"""The optimiser: clipping, then AdamW, on the trained parameters alone.
+
+    optimiser = make_optimiser(rate, clip_norm=1.0, layer_mask=None)
+    updates, state = optimiser.update(gradients, state, trained)
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+
+def make_optimiser(
+    rate: optax.Schedule,
+    *,
+    beta1: float = 0.9,
+    beta2: float = 0.999,
+    eps: float = 1e-8,
+    weight_decay: float = 0.0,
+    clip_norm: float = 1.0,
+    missing: str = "zero",
+    layer_mask: jax.Array | None = None,
+) -> optax.GradientTransformation:
+    """Clip by global norm, AdamW, learning rate.
+
+    Args:
+      missing: what a block without gradient does (blocks above the tap in an alignment update):
+        `zero`: its moments decay and still move it, as in optax and ZeRO; `skip`: nothing of it
+        changes, as torch's AdamW does with `grad is None`.
+      layer_mask: [L], 1 where a block's adapter is trained; the others never move.
+    """
+    adam = {
+        "zero": optax.scale_by_adam(beta1, beta2, eps),
+        "skip": scale_by_present_adam(beta1, beta2, eps),
+    }[missing]
+    steps = [
+        _keep_layers(layer_mask) if layer_mask is not None else optax.identity(),
+        optax.clip_by_global_norm(clip_norm) if clip_norm > 0 else optax.identity(),
+        adam,
+        # Decay must not move the blocks that are not trained either, hence the second mask.
+        optax.add_decayed_weights(weight_decay) if weight_decay else optax.identity(),
+        _keep_layers(layer_mask) if layer_mask is not None else optax.identity(),
+        optax.scale_by_learning_rate(rate),
+    ]
+    return optax.chain(*steps)
+
+
+def _keep_layers(mask: jax.Array) -> optax.GradientTransformation:
+    def keep(updates: Any, _: Any = None) -> Any:
+        return jax.tree.map(lambda u: u * mask.reshape(-1, *(1,) * (u.ndim - 1)), updates)
+
+    return optax.stateless(keep)
+
+
+class PresentAdamState(NamedTuple):
+    """Adam moments, and each block's own count of updates [L]."""
+
+    count: jax.Array
+    mu: Any
+    nu: Any
+
+
+def scale_by_present_adam(beta1: float, beta2: float, eps: float) -> optax.GradientTransformation:
+    """Adam in which a block (a slice of the stacked axis) without gradient stands still.
+
+    A block counts as present where any of its factors has a gradient. The tree must be stacked
+    adapters: every leaf [L, ...].
+    """
+
+    def init(params: Any) -> PresentAdamState:
+        layers = jax.tree.leaves(params)[0].shape[0]
+        mu, nu = (jax.tree.map(jnp.zeros_like, params) for _ in range(2))  # donated: never shared
+        return PresentAdamState(jnp.zeros(layers, jnp.int32), mu, nu)
+
+    def update(grads: Any, state: PresentAdamState, _: Any = None) -> Any:
+        each = [jnp.any(g != 0, axis=tuple(range(1, g.ndim))) for g in jax.tree.leaves(grads)]
+        present = jnp.any(jnp.stack(each), axis=0)  # [L]
+        count = state.count + present
+
+        def wide(x: jax.Array, like: jax.Array) -> jax.Array:
+            return x.reshape(-1, *(1,) * (like.ndim - 1))
+
+        def moment(old: jax.Array, new: jax.Array, beta: float) -> jax.Array:
+            return jnp.where(wide(present, new), beta * old + (1 - beta) * new, old)
+
+        mu = jax.tree.map(lambda m, g: moment(m, g, beta1), state.mu, grads)
+        nu = jax.tree.map(lambda n, g: moment(n, g * g, beta2), state.nu, grads)
+        steps = jnp.maximum(count, 1).astype(jnp.float32)
+        bias1, bias2 = 1 - beta1**steps, 1 - beta2**steps  # [L]
+
+        def direction(m: jax.Array, n: jax.Array) -> jax.Array:
+            step = (m / wide(bias1, m)) / (jnp.sqrt(n / wide(bias2, n)) + eps)
+            return jnp.where(wide(present, m), step, 0.0)
+
+        return jax.tree.map(direction, mu, nu), PresentAdamState(count, mu, nu)
+
+    return optax.GradientTransformation(init, update)

@@ -1,0 +1,273 @@
+"""One update: micro-batches of either phase, summed, clipped, applied.
+
+A phase says how a batch becomes states (`task`: the whole model on task rows; `align`: the lower
+blocks on both sides of sentence pairs) and which objectives read them. The batches that a step is
+given decide which phases run, so the same code serves alternation by micro-batch, by step, joint
+training and either objective alone.
+
+    phases = {'task': task_phase(...), 'align': align_phase(...)}
+    step = make_train_step(phases, optimiser, every='microbatch')
+    state, metrics = step(state, frozen, {'task': [n, B, T] ..., 'align': ...}, key)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxalign.data.batch import PairBatch, TaskBatch
+from jaxalign.model.decoder import Decoder
+from jaxalign.objectives.contrastive import pooling_weights
+from jaxalign.objectives.states import Loss, PairStates, TaskStates
+from jaxalign.sharding import constrain
+from jaxalign.train.schedule import PHASES
+from jaxalign.train.state import TrainState
+
+
+Weights = Callable[[Any, Any], tuple[dict, dict | None]]  # (trained, frozen) -> (base, adapter)
+
+
+@dataclass(frozen=True)
+class Term:
+    """One objective of a phase."""
+
+    name: str
+    objective: Callable[..., Loss]
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class Phase:
+    """How a batch becomes states, and the terms that read them."""
+
+    states: Callable[[Any, Any, Any, Any], Any]  # (trained, frozen, batch, dropout key)
+    terms: tuple[Term, ...]
+
+
+def lora_weights(trained: Any, frozen: Any) -> tuple[dict, dict | None]:
+    """(base, adapter) where the adapter is trained."""
+    return frozen, trained
+
+
+def full_weights(dtype: Any) -> Weights:
+    """(base, adapter) where everything is trained: float32 masters, used in `dtype`."""
+    return lambda trained, frozen: (jax.tree.map(lambda w: w.astype(dtype), trained), None)
+
+
+def task_phase(
+    decoder: Decoder,
+    terms: tuple[Term, ...],
+    *,
+    weights: Weights = lora_weights,
+    packed: bool = False,
+    taps: tuple[int, ...] = (),
+) -> Phase:
+    """Task rows through the whole model; `packed`: several rows share a sequence."""
+
+    def states(trained: Any, frozen: Any, batch: TaskBatch, key: Any) -> TaskStates:
+        params, lora = weights(trained, frozen)
+        real = batch.segments != 0
+        out = decoder.forward(
+            params,
+            lora,
+            batch.tokens,
+            segments=batch.segments if packed else None,
+            positions=batch.positions if packed else None,
+            taps=taps,
+            pool_weights=pooling_weights(real, "mean")[None] if taps else None,
+            dropout=key,
+        )
+        pooled = {tap: vectors[0] for tap, vectors in out.pooled.items()}
+        return TaskStates(out.hidden, decoder.head(params), pooled)
+
+    return Phase(states, terms)
+
+
+def align_phase(
+    decoder: Decoder,
+    terms: tuple[Term, ...],
+    taps: tuple[int, ...],
+    *,
+    weights: Weights = lora_weights,
+    pooling: str = "mean",
+) -> Phase:
+    """Both sides of sentence pairs through the blocks below the highest tap, and no further."""
+
+    def states(trained: Any, frozen: Any, batch: PairBatch, key: Any) -> PairStates:
+        params, lora = weights(trained, frozen)
+        # One pass for both sides. They are interleaved, so that a device keeps its own pairs.
+        tokens = constrain(_interleave(batch.source, batch.target), "B T")  # [2B, T]
+        mask = constrain(_interleave(batch.source_mask, batch.target_mask), "B T")
+        out = decoder.forward(
+            params,
+            lora,
+            tokens,
+            stop=max(taps),
+            taps=taps,
+            pool_weights=pooling_weights(mask, pooling)[None],
+            dropout=key,
+        )
+        sides = {tap: vectors[0].reshape(-1, 2, vectors.shape[-1]) for tap, vectors in out.pooled.items()}
+        return PairStates(
+            {tap: side[:, 0] for tap, side in sides.items()},
+            {tap: side[:, 1] for tap, side in sides.items()},
+        )
+
+    return Phase(states, terms)
+
+
+def phase_loss(
+    phase: Phase, trained: Any, frozen: Any, batch: Any, key: Any
+) -> tuple[jax.Array, dict[str, Loss]]:
+    """Weighted sum of the terms' means on one micro-batch, and each term's Loss."""
+    states = phase.states(trained, frozen, batch, key)
+    losses = {term.name: term.objective(states, batch) for term in phase.terms}
+    total = sum(
+        term.weight * losses[term.name].sum / jnp.maximum(losses[term.name].count, 1.0)
+        for term in phase.terms
+    )
+    return total, losses
+
+
+def phase_gradient(
+    phase: Phase, trained: Any, frozen: Any, batches: Any, key: Any, average: str
+) -> tuple[Any, dict[str, jax.Array]]:
+    """The phase's mean gradient over stacked micro-batches [n, B, ...], and what to log.
+
+    Args:
+      average: `tokens`: a micro-batch weighs as many answer tokens (pairs) as it has, so the
+        result does not depend on how rows fell into micro-batches; `microbatch`: all weigh the
+        same, a mean of means (what the paper's code does).
+    """
+
+    def weighted(trained: Any, batch: Any, key: Any) -> Any:
+        loss, terms = phase_loss(phase, trained, frozen, batch, key)
+        count = terms[phase.terms[0].name].count
+        weight = jnp.minimum(count, 1.0) if average == "microbatch" else count
+        return weight * loss, (weight, loss, terms)
+
+    def body(total: Any, item: Any) -> Any:
+        batch, index = item
+        micro_key = None if key is None else jax.random.fold_in(key, index)
+        gradient, (weight, loss, terms) = jax.grad(weighted, has_aux=True)(
+            trained, batch, micro_key
+        )
+        means = {
+            name: (term.sum / jnp.maximum(term.count, 1.0), term.count, term.logs)
+            for name, term in terms.items()
+        }
+        return jax.tree.map(jnp.add, total, gradient), (weight, loss, means)
+
+    number = jax.tree.leaves(batches)[0].shape[0]
+    zeros = jax.tree.map(jnp.zeros_like, trained)
+    gradient, (weights, losses, means) = jax.lax.scan(body, zeros, (batches, jnp.arange(number)))
+    whole = jnp.maximum(jnp.sum(weights), 1.0)
+    metrics = {"micro_losses": losses, "loss": jnp.sum(weights * losses) / whole}
+    for name, (mean, count, logs) in means.items():
+        metrics[name] = jnp.sum(weights * mean) / whole
+        metrics[f"{name}/count"] = jnp.sum(count)
+        for key_, values in logs.items():
+            metrics[f"{name}/{key_}"] = jnp.sum(values) / jnp.maximum(jnp.sum(count), 1.0)
+    return jax.tree.map(lambda g: g / whole, gradient), metrics
+
+
+def combine(
+    gradients: dict[str, Any], sizes: dict[str, int], every: str
+) -> tuple[Any, dict[str, jax.Array]]:
+    """One gradient from the phases', and their norms and cosine.
+
+    Turns by micro-batch weigh each phase by its share of the update's micro-batches (`sizes`);
+    joint training adds the phases.
+    """
+    metrics = {f"{name}/grad_norm": optax.tree.norm(g) for name, g in gradients.items()}
+    if len(gradients) == 2:
+        metrics["gradient_cosine"] = _cosine(gradients["task"], gradients["align"])
+    total = sum(sizes.values())
+    share = {name: 1.0 if every == "joint" else size / total for name, size in sizes.items()}
+    scaled = [jax.tree.map(partial(jnp.multiply, share[n]), g) for n, g in gradients.items()]
+    return jax.tree.map(lambda *parts: sum(parts), *scaled), metrics
+
+
+def make_train_step(
+    phases: dict[str, Phase],
+    optimiser: optax.GradientTransformation,
+    *,
+    every: str = "microbatch",
+    average: str = "tokens",
+    rate: optax.Schedule | None = None,
+    shardings: Any = None,
+) -> Callable:
+    """The update: (state, frozen, batches, key) -> (state, metrics); the state is donated.
+
+    `batches` maps a phase to its micro-batches stacked [n, B, ...]; its keys and shapes are static.
+    Each phase's gradient is one jitted function and the optimiser another, so that a run compiles
+    as many programs as the phases have bucket lengths, not as many as these have combinations.
+
+    Args:
+      shardings: of the state, in and out: left to the compiler, the state could come out split
+        otherwise than it went in, and the second step would compile again.
+    """
+    trained_shardings = None if shardings is None else (shardings.trained, None)
+
+    @partial(jax.jit, static_argnums=0, out_shardings=trained_shardings)
+    def gradient_step(name: str, state: TrainState, frozen: Any, batches: Any, key: Any) -> Any:
+        if key is not None:
+            key = jax.random.fold_in(jax.random.fold_in(key, state.step), PHASES.index(name))
+        return phase_gradient(phases[name], state.trained, frozen, batches, key, average)
+
+    @partial(
+        jax.jit,
+        static_argnums=2,
+        donate_argnums=(0, 1),
+        out_shardings=None if shardings is None else (shardings, None),
+    )
+    def apply_step(state: TrainState, gradients: dict, sizes: tuple[tuple[str, int], ...]) -> Any:
+        gradient, metrics = combine(gradients, dict(sizes), every)
+        metrics["grad_norm"] = optax.tree.norm(gradient)
+        if rate is not None:
+            metrics["learning_rate"] = rate(state.step)
+        changes, moments = optimiser.update(gradient, state.optimiser, state.trained)
+        trained = optax.apply_updates(state.trained, changes)
+        return TrainState(state.step + 1, trained, moments), metrics
+
+    def train_step(state: TrainState, frozen: Any, batches: dict, key: Any) -> Any:
+        gradients, metrics = {}, {}
+        for name in sorted(batches, key=PHASES.index):
+            gradients[name], logs = gradient_step(name, state, frozen, batches[name], key)
+            metrics |= {f"{name}/{what}": value for what, value in logs.items()}
+        sizes = tuple((name, jax.tree.leaves(batches[name])[0].shape[0]) for name in gradients)
+        state, more = apply_step(state, gradients, sizes)
+        return state, metrics | more
+
+    train_step.gradient, train_step.apply = gradient_step, apply_step  # for benchmarks and plans
+    return train_step
+
+
+def make_eval_step(phase: Phase) -> Callable:
+    """The jitted evaluation of one batch: (trained, frozen, batch) -> (losses, states).
+
+    Dropout is off. States are the pooled vectors of either side for `align`, empty for `task`.
+    """
+
+    @jax.jit
+    def eval_step(trained: Any, frozen: Any, batch: Any) -> Any:
+        states = phase.states(trained, frozen, batch, None)
+        losses = {term.name: term.objective(states, batch) for term in phase.terms}
+        return losses, states if isinstance(states, PairStates) else None
+
+    return eval_step
+
+
+def _interleave(a: jax.Array, b: jax.Array) -> jax.Array:
+    return jnp.stack([a, b], axis=1).reshape(-1, a.shape[-1])  # [B, T] twice -> [2B, T]
+
+
+def _cosine(a: Any, b: Any) -> jax.Array:
+    dot = sum(jax.tree.leaves(jax.tree.map(jnp.vdot, a, b)))
+    return dot / jnp.maximum(optax.tree.norm(a) * optax.tree.norm(b), 1e-30)

@@ -1,0 +1,96 @@
+"""Validation: both losses and how well parallel sentences find each other.
+
+    values = validate(run, state)      # {'eval/task_loss', 'eval/align_loss', 'eval/loss', ...}
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxalign.objectives.contrastive import similarities
+from jaxalign.sharding import put_batch
+from jaxalign.train.state import TrainState
+
+
+def validate(run: Any, state: TrainState) -> dict[str, float]:
+    """Evaluates every phase that has validation rows; dropout is off.
+
+    `eval/loss` is the sum of the phases' losses, which is what the paper's code stops on. With
+    `optim.average: tokens` a loss is its sum over its count; with `microbatch` it is averaged over
+    batches, weighted by their rows in `eval/loss` and plainly in `eval/<phase>_loss` (as the
+    original's trainer does).
+
+    Returns:
+      `eval/task_loss`, `eval/align_loss`, `eval/loss`, each term's logs, and for pairs
+      `eval/retrieval`: the share of sources whose target is the nearest of all validation targets.
+    """
+    values: dict[str, float] = {}
+    whole = 0.0
+    for name, stream in run.valid.items():
+        number = min(stream.epoch_batches, run.config.train.eval_batches or stream.epoch_batches)
+        terms, rows, states = [], [], []
+        for index in range(number):
+            batch = stream.batch(index, jax.process_index(), jax.process_count())
+            losses, pooled = run.evaluate[name](
+                state.trained, run.frozen, put_batch(run.mesh, batch)
+            )
+            terms.append(losses)
+            rows.append(stream.real_rows(index))
+            states.append(pooled)
+        losses = jax.device_get(terms)
+        share, plain = _average(run, name, losses, np.array(rows, float))
+        values[f"eval/{name}_loss"] = plain
+        whole += share
+        values |= _logs(name, losses)
+        if name == "align":
+            values["eval/retrieval"] = _retrieval(states, rows, run.config.align.layer)
+    return values | {"eval/loss": whole}
+
+
+def _average(run: Any, name: str, losses: list, rows: np.ndarray) -> tuple[float, float]:
+    """(share of eval/loss, the phase's own loss), weighted sums over the terms."""
+    share = plain = 0.0
+    for term in run.phases[name].terms:
+        sums = np.array([float(loss[term.name].sum) for loss in losses])
+        counts = np.array([float(loss[term.name].count) for loss in losses])
+        if run.config.optim.average == "tokens":
+            mean = sums.sum() / max(counts.sum(), 1.0)
+            share += term.weight * mean
+            plain += term.weight * mean
+        else:
+            means = sums / np.maximum(counts, 1.0)
+            share += term.weight * float(np.average(means, weights=rows))
+            plain += term.weight * float(means.mean())
+    return float(share), float(plain)
+
+
+def _logs(phase: str, losses: list) -> dict[str, float]:
+    found = {}
+    for term in losses[0]:
+        count = max(sum(float(loss[term].count) for loss in losses), 1.0)
+        for what in losses[0][term].logs:
+            total = sum(float(loss[term].logs[what]) for loss in losses)
+            found[f"eval/{phase}/{term}/{what}"] = total / count
+    return found
+
+
+def _retrieval(states: list, rows: list[int], layer: int) -> float:
+    """Top-1 retrieval by cosine, source to target, among all validation pairs."""
+    if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
+
+        states = [multihost_utils.process_allgather(s, tiled=True) for s in states]
+    pick = lambda side: np.concatenate(  # noqa: E731
+        [np.asarray(getattr(s, side)[layer])[:n] for s, n in zip(states, rows, strict=True)]
+    )
+    source, target = pick("source"), pick("target")
+    hits = 0
+    for first in range(0, len(source), 1024):
+        block = similarities(jnp.asarray(source[first : first + 1024]), jnp.asarray(target))
+        nearest = np.asarray(jnp.argmax(block, axis=-1))
+        hits += int((nearest == np.arange(first, first + len(nearest))).sum())
+    return hits / max(len(source), 1)

@@ -1,0 +1,322 @@
+"""Batches are pure functions of their index, the same on every host; mistakes are told."""
+
+import itertools
+import subprocess
+import sys
+import zlib
+
+import numpy as np
+import pytest
+
+from jaxalign.config import Config
+from jaxalign.data.batch import NO_TARGET
+from jaxalign.data.loader import pair_stream, prefetch, task_stream
+from jaxalign.errors import UserError
+
+WORDS = ["wake", "me", "up", "at", "nine", "tomorrow", "rain", "in", "Berlin", "play", "music"]
+
+
+def task_rows(count):
+    rng = np.random.default_rng(0)
+    return [
+        {
+            "utterance": " ".join(rng.choice(WORDS, rng.integers(1, 12))) + f" {i}",
+            "slots": [["datetime", " ".join(rng.choice(WORDS, rng.integers(1, 5)))]],
+            "lang": "en" if i % 4 else "de",
+        }
+        for i in range(count)
+    ]
+
+
+def pair_rows(counts):
+    return [
+        {
+            "text0": f"{lang} {WORDS[i % len(WORDS)]} {i}",
+            "text1": f"en {i}",
+            "lang0": lang,
+            "lang1": "en",
+        }
+        for lang, count in counts.items()
+        for i in range(count)
+    ]
+
+
+@pytest.fixture
+def config(jsonl):
+    config = Config()
+    config.task.kind = "slots"
+    config.task.train = config.task.valid = [jsonl("task.jsonl", task_rows(50))]
+    config.align.train = config.align.valid = [jsonl("pairs.jsonl", pair_rows({"de": 20, "tr": 8}))]
+    config.batch.size = config.batch.pairs = 8
+    return config
+
+
+def assert_same(a, b):
+    assert type(a) is type(b)
+    for name, x, y in zip(a._fields, a, b, strict=True):
+        np.testing.assert_array_equal(x, y, err_msg=name)
+
+
+def texts(batch, tokenizer):
+    """Utterance numbers of a task batch, in order: they end the user's turn."""
+    found = []
+    for tokens in batch.tokens:
+        text = tokenizer.decode(tokens)
+        found += [int(part.split("<|im_end|>")[0].split()[-1]) for part in text.split("user\n")[1:]]
+    return found
+
+
+STREAMS = [task_stream, pair_stream]
+
+
+@pytest.mark.parametrize("make", STREAMS)
+def test_a_batch_is_a_function_of_its_index(config, chatml, make):
+    stream, again = make(config, chatml), make(config, chatml)
+    for index in (0, 3, 1000):
+        assert_same(stream.batch(index), again.batch(index))
+    straight = [stream.batch(i) for i in range(9)]
+    for i in (8, 2, 5):
+        assert_same(make(config, chatml).batch(i), straight[i])
+    config.seed = 2
+    other = make(config, chatml).batch(0)
+    assert any(
+        x.shape != y.shape or (x != y).any() for x, y in zip(other, straight[0], strict=True)
+    )
+
+
+def test_the_same_batch_in_another_process_without_torch(config, chatml, chatml_folder):
+    code = (
+        "import sys, zlib; sys.modules['torch'] = None; from jaxalign.config import Config\n"
+        "from jaxalign.data.chat import load_tokenizer\n"
+        "from jaxalign.data.loader import task_stream\n"
+        "c = Config(); c.task.kind = 'slots'; c.task.train = [sys.argv[1]]; c.batch.size = 8\n"
+        "b = task_stream(c, load_tokenizer(sys.argv[2])).batch(11)\n"
+        "assert sys.modules['torch'] is None\n"
+        "print([zlib.crc32(x.tobytes()) for x in b])\n"
+    )
+    out = subprocess.run(
+        [sys.executable, "-c", code, config.task.train[0], chatml_folder],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    here = [zlib.crc32(x.tobytes()) for x in task_stream(config, chatml).batch(11)]
+    assert out.stdout.strip() == str(here)
+
+
+@pytest.mark.parametrize("make", STREAMS)
+def test_host_slices_make_the_whole(config, chatml, make):
+    stream = make(config, chatml)
+    for indices in ([0], [4, 5, 6]):
+        whole = stream.stack(indices)
+        parts = [stream.stack(indices, p, 4) for p in range(4)]
+        assert_same(
+            whole, type(whole)(*(np.concatenate(x, axis=1) for x in zip(*parts, strict=True)))
+        )
+    with pytest.raises(UserError, match=r"8 rows cannot be divided among 3 hosts"):
+        stream.batch(0, 0, 3)
+
+
+def test_every_task_row_once_an_epoch(config, chatml):
+    stream = task_stream(config, chatml)
+    assert stream.len_rows == 50 and stream.epoch_batches == 7 and stream.endless
+    seen = [n for i in range(25) for n in texts(stream.batch(i), chatml)]
+    epochs = [seen[e * 50 : (e + 1) * 50] for e in range(4)]
+    assert all(sorted(epoch) == list(range(50)) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) == 4
+
+
+def test_uniform_sampling_of_pairs(config, chatml):
+    stream = pair_stream(config, chatml)
+    assert stream.report.languages == {"de-en": 20, "tr-en": 8}
+    languages = [stream.rows[i].language for (i,) in stream._order.slots(0, 28 * 10)]
+    assert languages.count("tr-en") == 140
+    config.align.sampling = "proportional"
+    stream = pair_stream(config, chatml)
+    assert sorted(i for (i,) in stream._order.slots(28, 56)) == list(range(28))
+
+
+def test_shapes(config, chatml):
+    stream = task_stream(config, chatml)
+    for i in range(20):
+        batch = stream.batch(i)
+        rows, length = batch.tokens.shape
+        assert rows == 8 and length in stream.buckets
+        assert batch.answers.shape == (8, stream.capacities[length])
+        longest = int((batch.segments > 0).sum(axis=1).max())
+        assert length == min(b for b in stream.buckets if b >= longest)
+    assert all(a <= t for t, a in stream.capacities.items())
+    stack = stream.stack(range(6))
+    assert stack.tokens.shape[:2] == (6, 8)
+    assert stack.tokens.shape[2] == max(stream.batch(i).tokens.shape[1] for i in range(6))
+    pairs = pair_stream(config, chatml)
+    assert {len({x.shape for x in pairs.batch(i)}) for i in range(5)} == {1}
+
+
+def test_fixed_buckets(config, chatml):
+    config.batch.buckets = [512, 256]
+    stream = task_stream(config, chatml)
+    assert stream.buckets == (256, 512)
+    assert {stream.batch(i).tokens.shape[1] for i in range(9)} <= {256, 512}
+    config.batch.buckets = [16]
+    with pytest.raises(UserError, match=r"batch\.buckets end at 16.*batch\.max_length=16"):
+        task_stream(config, chatml)
+
+
+@pytest.mark.parametrize("make", STREAMS)
+def test_prefetched_batches_are_the_batches(config, chatml, make):
+    stream = make(config, chatml)
+    items = prefetch(stream.batch, 5, 2**40)
+    for index, item in enumerate(itertools.islice(items, 6), start=5):
+        assert_same(item, stream.batch(index))
+    items.close()
+    assert len(list(prefetch(stream.batch, 3, 10))) == 7
+
+
+def test_validation_goes_through_once_in_order(config, chatml):
+    stream = task_stream(config, chatml, "valid")
+    assert not stream.endless and stream.epoch_batches == 7
+    batches = [stream.batch(i) for i in range(7)]
+    assert [n for b in batches for n in texts(b, chatml)] == list(range(50))
+    assert [stream.real_rows(i) for i in range(7)] == [8] * 6 + [2]
+    last = batches[-1]
+    assert last.tokens.shape[0] == 8
+    assert not last.segments[2:].any()
+    assert (last.answers[2:] == NO_TARGET).all()
+    with pytest.raises(IndexError):
+        stream.batch(7)
+    pairs = pair_stream(config, chatml, "valid")
+    assert [pairs.real_rows(i) for i in range(4)] == [8, 8, 8, 4]
+    assert not pairs.batch(3).source_mask[4:].any()
+
+
+def test_packed_batches_hold_the_same_rows(config, chatml):
+    plain = task_stream(config, chatml)
+    config.batch.pack, config.batch.max_length, config.batch.size = "segments", 512, 4
+    stream = task_stream(config, chatml)
+    assert stream.buckets == (512,)
+    seen = {}
+    for i in range(stream.epoch_batches):
+        batch = stream.batch(i)
+        assert batch.answers.shape == (4, stream.capacities[512])
+        for b in range(4):
+            for segment in range(1, batch.segments[b].max() + 1):
+                at = np.flatnonzero(batch.segments[b] == segment)
+                assert (np.diff(at) == 1).all()
+                assert batch.positions[b, at].tolist() == list(range(len(at)))
+                here = np.isin(batch.answer_at[b], at) & (batch.answers[b] != NO_TARGET)
+                places = batch.answer_at[b, here]
+                assert places.max() + 1 in at  # the predicted token lies in the same segment
+                tokens = batch.tokens[b]
+                assert tokens[places + 1].tolist() == batch.answers[b, here].tolist()
+                seen[tuple(tokens[at])] = tuple(batch.answers[b, here])
+    wanted = {tuple(r.tokens): tuple(r.tokens[r.first :]) for r in plain.rows}
+    assert wanted.items() <= seen.items()
+    assert_same(stream.batch(40), task_stream(config, chatml).batch(40))
+    assert not task_stream(config, chatml, "valid").endless
+
+
+def test_packing_little_data_makes_short_sequences(config, chatml):
+    config.batch.pack = "segments"
+    stream = task_stream(config, chatml)
+    total = sum(len(r.tokens) for r in stream.rows)
+    assert stream.buckets[-1] * config.batch.size < total + 8 * config.batch.size
+
+
+def test_cut_and_dropped_rows_are_counted(config, chatml):
+    whole = task_stream(config, chatml)
+    limit = sorted(r.prompt for r in whole.rows)[40] + 1
+    config.batch.max_length = limit
+    stream = task_stream(config, chatml)
+    assert stream.report.dropped == sum(r.prompt >= limit for r in whole.rows) > 0
+    assert stream.report.cut == sum(r.prompt < limit < len(r.tokens) for r in whole.rows) > 0
+    assert stream.len_rows == 50 - stream.report.dropped
+    assert f"{stream.report.dropped} dropped" in str(stream.report)
+    config.batch.max_length = 5
+    with pytest.raises(UserError, match=r"task\.train: in all 50 rows.*raise batch\.max_length"):
+        task_stream(config, chatml)
+
+
+def test_one_file_of_the_paper_feeds_both_streams(jsonl, llama):
+    rows = [
+        {
+            "prefix": f"say {i} ",
+            "text": "ok<|eot_id|>",
+            "text_parallel_0": f"a {i}",
+            "text_parallel_1": f"b {i}",
+        }
+        for i in range(6)
+    ]
+    config = Config()
+    config.task.train = config.align.train = [jsonl("paper.json", rows)]
+    config.batch.size = config.batch.pairs = 6
+    tasks, pairs = task_stream(config, llama), pair_stream(config, llama)
+    assert (
+        tasks.batch(0).answers[0, :3].tolist() == [*llama("ok")["input_ids"][1:], 3, NO_TARGET][:3]
+    )
+    assert {llama.decode(r.target, skip_special_tokens=True) for r in pairs.rows} == {
+        f"b {i}" for i in range(6)
+    }
+
+
+def test_shuffled_control_keeps_the_stream_otherwise(config, chatml):
+    plain = pair_stream(config, chatml)
+    config.align.control = "shuffled"
+    moved = pair_stream(config, chatml)
+    for a, b in zip(plain.rows, moved.rows, strict=True):
+        assert a.source.tolist() == b.source.tolist()
+        assert a.target.tolist() != b.target.tolist()
+
+
+def test_languages(config, chatml):
+    config.task.languages = ["de"]
+    assert task_stream(config, chatml).report.languages == {"de": 13}
+    config.task.languages = ["de", "eng"]
+    with pytest.raises(UserError, match=r"task\.languages: .* is in eng; present: de, en"):
+        task_stream(config, chatml)
+    assert task_stream(config, chatml, "valid").report.languages == {"de": 13}
+    config.align.languages = ["tr", "en"]
+    assert pair_stream(config, chatml).report.languages == {"tr-en": 8}
+    config.align.languages = ["fr", "en"]
+    with pytest.raises(UserError, match=r"align\.languages: .*; present: de, en, tr"):
+        pair_stream(config, chatml)
+
+
+def test_translation_directions(config, chatml, jsonl):
+    rows = [
+        {"src": "a", "tgt": "b", "src_lang": s, "tgt_lang": t}
+        for s, t in (("de", "en"), ("en", "de"), ("cs", "en"))
+    ]
+    config.task.kind, config.task.train = "translation", [jsonl("mt.jsonl", rows)]
+    config.task.languages = ["de", "en"]
+    assert task_stream(config, chatml).report.languages == {"de-en": 1, "en-de": 1}
+    config.task.languages = ["cs-en"]
+    assert task_stream(config, chatml).report.languages == {"cs-en": 1}
+
+
+def test_mistakes(config, chatml, jsonl):
+    config.batch.pairs = 64
+    with pytest.raises(UserError, match=r"28 pairs, fewer than batch.pairs=64"):
+        pair_stream(config, chatml)
+    config.align.train = []
+    with pytest.raises(UserError, match=r"align\.train names no data"):
+        pair_stream(config, chatml)
+    config.task.kind = "rows"
+    with pytest.raises(UserError, match=r"task\.jsonl:1: this row has no 'text'"):
+        task_stream(config, chatml)
+    # The tokenizer makes nothing of it: the prefix's tokens are the whole row's.
+    silent = jsonl("silent.jsonl", [{"prefix": "tomorro", "text": "w"}])
+    config.task.train = [silent]
+    with pytest.raises(UserError, match=r"silent\.jsonl:1: the answer adds no token"):
+        task_stream(config, chatml)
+
+
+def test_imports_stay_light():
+    code = (
+        "import sys, jaxalign.data.loader, jaxalign.data.chat, jaxalign.data.sources\n"
+        "heavy = ('torch', 'tensorflow', 'transformers', 'datasets', 'tensorflow_datasets',"
+        " 'grain', 'jax', 'pyarrow', 'rich')\n"
+        "print([name for name in heavy if name in sys.modules])\n"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "[]"

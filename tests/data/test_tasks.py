@@ -1,0 +1,131 @@
+"""Records become prompts and answers, and answers become structures again."""
+
+import pytest
+
+from jaxalign.config import CHOICES
+from jaxalign.data.sources import Record
+from jaxalign.data.tasks import (
+    TASKS,
+    Command,
+    language_name,
+    parse_entities,
+    parse_intent_slots,
+    parse_slots,
+    render,
+)
+from jaxalign.errors import UserError
+
+SPANS = [("datetime", "at nine: sharp"), ("reminder/todo", "buy milk")]
+
+
+def record(**fields):
+    return Record(fields, "data.jsonl:7")
+
+
+def test_the_configuration_offers_every_kind():
+    assert set(CHOICES["task.kind"]) == set(TASKS)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"utterance": "x", "slots": [list(s) for s in SPANS]},
+        {"utterance": "x", "slots": [{"type": k, "text": w} for k, w in SPANS]},
+        {"utterance": "x", "slots": {"type": [k for k, _ in SPANS], "text": [w for _, w in SPANS]}},
+        {"utterance": "x", "target": "datetime: at nine: sharp; reminder/todo: buy milk"},
+        {
+            "utt": "x",
+            "annot_utt": "wake [datetime : at nine: sharp] and [reminder/todo : buy milk]",
+            "slots": None,
+        },
+    ],
+)
+def test_slots_of_every_layout(fields):
+    example = render("slots", record(**fields, lang="en"))
+    assert example.prompt == "x"
+    assert example.answer == "datetime: at nine: sharp; reminder/todo: buy milk"
+    assert example.language == "en"
+    assert example.system and not example.finished
+    assert TASKS["slots"].parse(example.answer) == SPANS
+
+
+def test_slots_without_any():
+    assert render("slots", record(utterance="x", slots=[])).answer == "None"
+    assert parse_slots("none") == []
+    assert parse_slots("a: b; nonsense; c: d") == [("a", "b"), ("c", "d")]
+
+
+def test_intent_comes_first_and_only_there():
+    spans = [("intent", "not the intent"), ("datetime", "tomorrow")]
+    example = render("intent_slots", record(utterance="x", intent="weather/find", slots=spans))
+    assert example.answer == "intent: weather/find; intent: not the intent; datetime: tomorrow"
+    assert parse_intent_slots(example.answer) == Command("weather/find", spans)
+    bare = render("intent_slots", record(utterance="x", intent="alarm", slots=[])).answer
+    assert bare == "intent: alarm"
+    assert parse_intent_slots(bare) == Command("alarm", [])
+    assert parse_intent_slots("datetime: now") == Command("", [("datetime", "now")])
+    assert parse_intent_slots("") == Command("", [])
+
+
+def test_entities():
+    entities = [["LOC", "Tampa Bay", 6, 8], ["PER", 'Anna "A" Č.', 0, 1]]
+    answer = render("ner", record(text="x", entities=entities)).answer
+    assert answer == (
+        '{"Results": [{"TypeName": "LOC", "Text": "Tampa Bay"}, '
+        '{"TypeName": "PER", "Text": "Anna \\"A\\" Č."}]}'
+    )
+    assert parse_entities("Here: " + answer + " done") == [
+        ("LOC", "Tampa Bay"),
+        ("PER", 'Anna "A" Č.'),
+    ]
+    assert render("ner", record(text="x", entities=[])).answer == '{"Results": []}'
+    for broken in ("", "None", "{", '{"Results": 3}', '{"Results": [3, {"Text": "x"}]}', "[1]"):
+        assert parse_entities(broken) == []
+
+
+def test_translation():
+    fields = {"src": "Hallo", "tgt": "Hello", "src_lang": "de", "tgt_lang": "en"}
+    example = render("translation", record(**fields))
+    assert (example.prompt, example.answer, example.language) == ("Hallo", "Hello", "de-en")
+    assert example.names == {"source_language": "German", "target_language": "English"}
+
+
+def test_translation_dict_and_its_reverse():
+    sides = {"cs": "Ahoj", "en": "Hello"}
+    forward = render("translation", record(translation=sides))
+    assert (forward.prompt, forward.answer, forward.language) == ("Ahoj", "Hello", "cs-en")
+    back = render("translation", record(translation=sides, src="Hello", tgt="Ahoj"))
+    assert (back.prompt, back.answer, back.language) == ("Hello", "Ahoj", "en-cs")
+
+
+def test_rows_are_left_alone():
+    example = render("rows", record(prefix="p ", text=" a<|eot_id|>", text_parallel_0="z"))
+    assert (example.prompt, example.answer) == ("p ", " a<|eot_id|>")
+    assert example.finished
+    assert render("rows", record(text="a")).prompt == ""
+
+
+def test_language_names():
+    assert language_name("de") == "German"
+    assert language_name("pt-BR") == language_name("pt") == "Portuguese"
+    assert language_name("xx") == "xx"
+
+
+@pytest.mark.parametrize(
+    "kind, fields, message",
+    [
+        ("rows", {"prefix": "p", "texts": "x"}, r"data\.jsonl:7: .* no 'text'.*mean 'texts'"),
+        ("rows", {"text": "  "}, r"data\.jsonl:7: the answer is empty"),
+        ("rows", {"text": 3}, r"data\.jsonl:7: 'text' must be text, not int"),
+        ("slots", {"utterance": "x"}, "no 'target'"),
+        ("slots", {"slots": []}, "no 'utterance'.*task.columns.utterance="),
+        ("slots", {"utterance": "x", "slots": ["a"]}, r"data\.jsonl:7: 'a' is not a \[type, words"),
+        ("intent_slots", {"utterance": "x", "slots": []}, "no 'intent'"),
+        ("translation", {"src": "a", "tgt": "b", "src_lang": "de"}, "no 'tgt_lang'"),
+        ("translation", {"translation": {"de": "Ja", "en": ""}}, "the answer is empty"),
+        ("ner", {"text": "x"}, "no 'entities'"),
+    ],
+)
+def test_mistakes(kind, fields, message):
+    with pytest.raises(UserError, match=message):
+        render(kind, record(**fields))

@@ -1,0 +1,291 @@
+"""Adapters: bit-equal there and back, the real PEFT agrees, and misfits are named."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from jaxalign.adapters.lora import Lora
+from jaxalign.errors import UserError
+from jaxalign.hf.load import load_spec
+from jaxalign.hf.names import adapter_rows
+from jaxalign.hf.save import load_peft, save_base, save_peft
+from jaxalign.sharding import make_mesh, replicated
+from tests.hf.conftest import (
+    LLAMA,
+    TARGETS,
+    assert_same_tree,
+    hf_model,
+    random_lora,
+    random_params,
+)
+from tests.parity.golden import find
+
+GOLDEN = find("case.json")
+ADAPTER = Lora(r=4, alpha=8.0, dropout=0.1, targets=TARGETS)
+
+
+@pytest.fixture
+def adapter(tmp_path):
+    """A sound adapter folder, to spoil."""
+    save_peft(tmp_path / "adapter", random_lora(LLAMA), LLAMA, ADAPTER, base_name="some/base")
+    return tmp_path / "adapter"
+
+
+def refusal(folder, spec=LLAMA) -> str:
+    with pytest.raises(UserError) as error:
+        load_peft(folder, spec)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def respoil(folder, change):
+    file = folder / "adapter_model.safetensors"
+    tensors = load_file(file)
+    change(tensors)
+    save_file(tensors, file, metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize("targets", [TARGETS, ("q", "v"), ("o", "down")], ids="".join)
+@pytest.mark.parametrize("layers", [(), (2,), (1, 3)], ids=str)
+def test_there_and_back(tmp_path, targets, layers):
+    lora = random_lora(LLAMA, targets=targets, blocks=layers)
+    adapter = Lora(4, 8.0, 0.1, targets, layers, rank_stabilised=True)
+    save_peft(tmp_path / "a", lora, LLAMA, adapter, base_name="some/base")
+    again, found = load_peft(tmp_path / "a", LLAMA)
+    assert_same_tree(lora, again)
+    assert found == adapter
+    save_peft(tmp_path / "b", again, LLAMA, found, base_name="some/base")
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+def test_only_the_chosen_layers_are_stored(tmp_path):
+    lora = random_lora(LLAMA, targets=("q",))
+    save_peft(tmp_path / "a", lora, LLAMA, Lora(4, targets=("q",), layers=(2,)))
+    names = set(load_file(tmp_path / "a" / "adapter_model.safetensors"))
+    stem = "base_model.model.model.layers.1.self_attn.q_proj"
+    assert names == {f"{stem}.lora_A.weight", f"{stem}.lora_B.weight"}
+    config = json.loads((tmp_path / "a" / "adapter_config.json").read_text())
+    assert config["layers_to_transform"] == [1]
+
+
+def test_every_layer_named_is_every_layer(tmp_path):
+    everywhere = dataclasses.replace(ADAPTER, layers=(1, 2, 3))
+    save_peft(tmp_path / "a", random_lora(LLAMA), LLAMA, everywhere, base_name="some/base")
+    assert load_peft(tmp_path / "a", LLAMA)[1] == ADAPTER
+    config = json.loads((tmp_path / "a" / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == "some/base"
+    assert config["layers_to_transform"] is None
+    assert config["lora_alpha"] == 8
+    assert isinstance(config["lora_alpha"], int)  # PEFT and vLLM type it as a whole number
+
+
+def test_arrays_on_a_mesh_and_texts(tmp_path):
+    lora = random_lora(LLAMA)
+    on_mesh = jax.device_put(lora, replicated(make_mesh()))
+    texts = {"README.md": "# card ✓\n"}
+    save_peft(tmp_path / "a", on_mesh, LLAMA, ADAPTER, texts=texts)
+    assert_same_tree(lora, load_peft(tmp_path / "a", LLAMA)[0])
+    assert (tmp_path / "a" / "README.md").read_text(encoding="utf-8") == "# card ✓\n"
+
+
+def test_the_caller_must_say_what_the_tree_holds(tmp_path):
+    lora = random_lora(LLAMA)
+    with pytest.raises(ValueError, match="more than the targets"):
+        save_peft(tmp_path / "a", lora, LLAMA, Lora(4, targets=("q", "v")))
+    with pytest.raises(ValueError, match=r"blocks/attention/q/a is \(3, 32, 4\)"):
+        save_peft(tmp_path / "a", lora, LLAMA, Lora(8))
+    assert not (tmp_path / "a").exists()
+
+
+@pytest.mark.skipif(not GOLDEN, reason="no golden cases here")
+@pytest.mark.parametrize("name", GOLDEN)
+def test_golden_adapters(tmp_path, name):
+    folder = GOLDEN[name].parent
+    spec = load_spec(folder / "model")
+    lora, adapter = load_peft(folder / "adapter", spec)
+    assert adapter == Lora(r=8, alpha=16.0, dropout=0.0, targets=TARGETS)
+    save_peft(tmp_path / "a", lora, spec, adapter)
+    theirs = load_file(folder / "adapter" / "adapter_model.safetensors")
+    ours = load_file(tmp_path / "a" / "adapter_model.safetensors")
+    assert ours.keys() == theirs.keys()
+    for key, tensor in theirs.items():
+        np.testing.assert_array_equal(ours[key], tensor, err_msg=key)
+
+
+# --- the real PEFT ------------------------------------------------------------------------------
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("rank_stabilised", [False, True], ids=["standard", "rank_stabilised"])
+@pytest.mark.parametrize("layers", [(), (2, 3)], ids=str)
+@pytest.mark.parametrize("name", ["llama3_scaled", "qwen2_tied"])
+def test_peft_loads_ours(tmp_path, name, layers, rank_stabilised):
+    import torch
+    from peft import PeftModel, get_peft_model_state_dict
+
+    model = hf_model(name)
+    model.save_pretrained(tmp_path / "base")
+    spec = load_spec(tmp_path / "base")
+    lora = random_lora(spec, blocks=layers)
+    adapter = Lora(4, 8.0, 0.1, TARGETS, layers, rank_stabilised)
+    save_peft(tmp_path / "a", lora, spec, adapter)
+    stored = load_file(tmp_path / "a" / "adapter_model.safetensors")
+
+    tokens = torch.arange(40).reshape(1, 40)
+    with torch.no_grad():
+        before = model(tokens).logits
+    wrapped = PeftModel.from_pretrained(model, tmp_path / "a")
+    report = wrapped.load_adapter(tmp_path / "a", adapter_name="again")
+    assert report.unexpected_keys == []
+    assert [key for key in report.missing_keys if "lora_" in key and ".again." in key] == []
+    in_peft = get_peft_model_state_dict(wrapped)
+    assert in_peft.keys() == stored.keys()
+    for key, tensor in stored.items():
+        np.testing.assert_array_equal(in_peft[key].numpy(), tensor, err_msg=key)
+    # An adapter under names nobody looks up loads as zeros: it must change the output, and by
+    # exactly the update the factors say.
+    with torch.no_grad():
+        assert (wrapped(tokens).logits - before).abs().max() > 1e-3
+    projection = wrapped.base_model.model.model.layers[1].self_attn.o_proj
+    a, b = (lora["blocks"]["attention"]["o"][key][1] for key in "ab")
+    delta = adapter.scale * np.einsum("NHR,RD->DNH", a, b).reshape(spec.dim, -1)
+    np.testing.assert_allclose(projection.get_delta_weight("default").numpy(), delta, atol=1e-5)
+
+
+@pytest.mark.torch
+def test_ours_loads_what_peft_saves(tmp_path):
+    import torch
+    from peft import LoraConfig, get_peft_model
+
+    model = hf_model("qwen2_untied")
+    model.save_pretrained(tmp_path / "base")
+    spec = load_spec(tmp_path / "base")
+    config = LoraConfig(
+        r=4,
+        lora_alpha=12,
+        lora_dropout=0.25,
+        target_modules=["q_proj", "down_proj"],
+        layers_to_transform=[0, 2],
+        use_rslora=True,
+        task_type="CAUSAL_LM",
+    )
+    wrapped = get_peft_model(model, config)
+    with torch.no_grad():
+        for name, parameter in wrapped.named_parameters():
+            if "lora_" in name:
+                parameter.normal_()
+    wrapped.save_pretrained(tmp_path / "theirs")
+    lora, adapter = load_peft(tmp_path / "theirs", spec)
+    assert adapter == Lora(4, 12.0, 0.25, ("q", "down"), (1, 3), rank_stabilised=True)
+    save_peft(tmp_path / "ours", lora, spec, adapter)
+    theirs = load_file(tmp_path / "theirs" / "adapter_model.safetensors")
+    ours = load_file(tmp_path / "ours" / "adapter_model.safetensors")
+    assert ours.keys() == theirs.keys()
+    assert all(np.array_equal(ours[key], theirs[key]) for key in theirs)
+    assert not lora["blocks"]["mlp"]["down"]["b"][1].any()
+
+
+# --- what is refused ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("use_dora", True),
+        ("rank_pattern", {"q_proj": 16}),
+        ("alpha_pattern", {"q_proj": 16}),
+        ("modules_to_save", ["lm_head"]),
+        ("bias", "lora_only"),
+        ("lora_bias", True),
+        ("fan_in_fan_out", True),
+        ("layer_replication", [[0, 2]]),
+        ("init_lora_weights", "pissa"),
+    ],
+)
+def test_variants(adapter, edit_json, key, value):
+    edit_json(adapter / "adapter_config.json", **{key: value})
+    assert f"adapter_config.json: {key}={value!r} is not supported; only plain LoRA" in refusal(
+        adapter
+    )
+
+
+def test_other_methods_and_bad_ranks(adapter, edit_json):
+    edit_json(adapter / "adapter_config.json", peft_type="PROMPT_TUNING")
+    assert "peft_type 'PROMPT_TUNING' is not supported; supported: LORA" in refusal(adapter)
+    edit_json(adapter / "adapter_config.json", peft_type="LORA", r="8")
+    assert "r should be a positive whole number, found '8'" in refusal(adapter)
+    edit_json(adapter / "adapter_config.json", r=16)
+    assert "has shape [4, 32], but r=16 and this base ask for [16, 32]" in refusal(adapter)
+
+
+def test_missing_and_pickled_files(adapter, tmp_path):
+    (adapter / "adapter_model.safetensors").rename(adapter / "adapter_model.bin")
+    assert "adapter_model.bin: pickled .bin weights" in refusal(adapter)
+    (adapter / "adapter_model.bin").unlink()
+    assert "holds neither adapter_model.safetensors" in refusal(adapter)
+    save_base(tmp_path / "base", random_params(LLAMA), LLAMA)
+    assert "adapter_config.json: no such file" in refusal(tmp_path / "base")
+
+
+def test_another_base(adapter):
+    wider = dataclasses.replace(LLAMA, dim=64)
+    assert "adapter was trained on another base or rank" in refusal(adapter, wider)
+    shallower = dataclasses.replace(LLAMA, layers=2)
+    assert "is for layer 2 (from 0), but this base has 2 layers" in refusal(adapter, shallower)
+    deeper = dataclasses.replace(LLAMA, layers=4)
+    # Three adapted layers of four are a legal subset: nothing in the files tells them apart.
+    assert load_peft(adapter, deeper)[1].layers == (1, 2, 3)
+
+
+def test_unknown_module(adapter):
+    name = "base_model.model.lm_head.lora_A.weight"
+    respoil(adapter, lambda tensors: tensors.update({name: np.ones((4, 32), np.float32)}))
+    assert f"tensor {name} has no place in this base" in refusal(adapter)
+    assert "q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj" in refusal(adapter)
+
+
+@pytest.mark.parametrize("factor", [0, 1], ids=["a", "b"])
+def test_missing_factor(adapter, factor):
+    name = adapter_rows("v")[factor].name(1)
+    respoil(adapter, lambda tensors: tensors.pop(name))
+    assert f"tensor {name} is missing; an adapter needs both factors" in refusal(adapter)
+
+
+def test_missing_module_and_layers(adapter, edit_json):
+    def drop(tensors):
+        for name in [name for name in tensors if "up_proj" in name]:
+            del tensors[name]
+
+    respoil(adapter, drop)
+    assert "target_modules names up_proj, but the adapter holds no tensors" in refusal(adapter)
+    edit_json(adapter / "adapter_config.json", target_modules="all-linear")
+    assert "up" not in load_peft(adapter, LLAMA)[1].targets
+    edit_json(adapter / "adapter_config.json", layers_to_transform=[0, 1])
+    assert "layers_to_transform is [0, 1], but the adapter holds tensors for layers [0, 1, 2]" in (
+        refusal(adapter)
+    )
+    respoil(adapter, lambda tensors: tensors.clear())
+    assert "the adapter holds no tensors" in refusal(adapter)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_not_finite(adapter, value):
+    name = adapter_rows("q")[1].name(0)
+
+    def poison(tensors):
+        tensors[name] = tensors[name].copy()
+        tensors[name][0, 0] = value
+
+    respoil(adapter, poison)
+    assert f"tensor {name} holds NaN or infinity" in refusal(adapter)
+
+
+def test_truncated(adapter):
+    file = adapter / "adapter_model.safetensors"
+    file.write_bytes(file.read_bytes()[:-10])
+    assert refusal(adapter).startswith(f"{file}: cut short")

@@ -1,0 +1,75 @@
+"""Two processes load one folder, each its own shards, and save it again together."""
+
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import jax.numpy as jnp
+import pytest
+
+from jaxalign.adapters.lora import Lora
+from jaxalign.hf.load import load_params
+from jaxalign.hf.save import load_peft, save_base, save_peft
+from tests.hf.conftest import LLAMA, assert_same_tree, random_lora, random_params
+
+REPO = Path(__file__).resolve().parents[2]
+WORKER = """
+import os, sys
+from pathlib import Path
+os.environ['XLA_FLAGS'] = '--xla_force_host_platform_device_count=2'
+os.environ['JAX_PLATFORMS'] = 'cpu'
+import jax, jax.numpy as jnp
+port, process, folder = sys.argv[1], int(sys.argv[2]), Path(sys.argv[3])
+jax.distributed.initialize(f'localhost:{port}', 2, process)
+from jaxalign.hf.load import abstract_params, load_params, load_spec
+from jaxalign.hf.save import load_peft, save_base, save_peft
+from jaxalign.sharding import make_mesh, shard_tree
+spec = load_spec(folder / 'model')
+mesh = make_mesh(1, 2, 2)
+params = load_params(
+    folder / 'model', spec, jnp.float32, shard_tree(mesh, abstract_params(spec, jnp.float32))
+)
+assert not params['embed'].is_fully_addressable
+save_base(folder / 'model_again', params, spec, max_shard_bytes=40_000)
+
+tree, adapter = load_peft(folder / 'adapter', spec)
+def split(leaf):  # along the first axis that two devices divide
+    axis = max(range(leaf.ndim), key=lambda axis: leaf.shape[axis] % 2 == 0)
+    where = jax.NamedSharding(mesh, jax.P(*[None] * axis, 'fsdp'))
+    return jax.make_array_from_callback(leaf.shape, where, lambda index: leaf[index])
+tree = jax.tree.map(split, tree)
+assert not jax.tree.leaves(tree)[0].is_fully_addressable
+save_peft(folder / 'adapter_again', tree, spec, adapter)
+"""
+
+
+@pytest.mark.slow
+def test_two_processes(tmp_path):
+    save_base(tmp_path / "model", random_params(LLAMA), LLAMA)
+    save_peft(tmp_path / "adapter", random_lora(LLAMA), LLAMA, Lora(4, 8.0, 0.1))
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = str(free.getsockname()[1])
+    workers = [
+        subprocess.Popen(
+            [sys.executable, "-c", WORKER, port, str(process), str(tmp_path)],
+            cwd=REPO,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for process in range(2)
+    ]
+    try:
+        outputs = [worker.communicate(timeout=120)[0] for worker in workers]
+    finally:
+        for worker in workers:
+            worker.kill()
+    assert [worker.returncode for worker in workers] == [0, 0], "\n".join(outputs)
+    assert_same_tree(
+        random_params(LLAMA), load_params(tmp_path / "model_again", LLAMA, jnp.float32)
+    )
+    assert_same_tree(random_lora(LLAMA), load_peft(tmp_path / "adapter_again", LLAMA)[0])
+    names = {folder.name for folder in tmp_path.iterdir()}
+    assert names == {"model", "adapter", "model_again", "adapter_again"}

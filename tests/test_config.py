@@ -1,0 +1,282 @@
+"""Settings: three sources in order, origins kept, and every mistake named with its way out."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from jaxalign.config import CHOICES, LOWEST, Config, check, flatten, load, to_yaml
+from jaxalign.errors import UserError
+
+SHIPPED = sorted((Path(__file__).resolve().parents[1] / "configs").rglob("*.yaml"))
+
+
+@pytest.fixture
+def write(tmp_path):
+    """Write run.yaml and return its path."""
+
+    def write(text: str) -> Path:
+        (tmp_path / "run.yaml").write_text(text, encoding="utf-8")
+        return tmp_path / "run.yaml"
+
+    return write
+
+
+def refusal(path=None, *words: str) -> str:
+    with pytest.raises(UserError) as error:
+        load(path, words)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def chosen(loaded) -> dict:
+    """What does not come from the defaults: key -> (value, origin)."""
+    return {key: (value, origin) for key, value, origin in loaded.rows() if origin != "default"}
+
+
+# --- what is read -------------------------------------------------------------------------------
+
+
+def test_defaults_alone():
+    loaded = load(None)
+    assert loaded.config == Config()
+    assert chosen(loaded) == {}
+    assert [row[:2] for row in loaded.rows()] == flatten(dataclasses.asdict(Config()))
+
+
+def test_file_over_defaults_and_words_over_the_file(write):
+    path = write("align:\n  layer: 3\n  temperature: 0.2\ntrainable: full\n")
+    loaded = load(path, ["align.layer=4", "seed=7"])
+    assert chosen(loaded) == {
+        "align.layer": (4, "command line"),
+        "align.temperature": (0.2, str(path)),
+        "seed": (7, "command line"),
+        "trainable": ("full", str(path)),
+    }
+    assert loaded.config.align == dataclasses.replace(Config().align, layer=4, temperature=0.2)
+
+
+@pytest.mark.parametrize("text", ["", "# nothing but a comment\n"])
+def test_an_empty_file_is_the_defaults(write, text):
+    assert load(write(text)).config == Config()
+
+
+def test_numbers_as_people_write_them(write):
+    # YAML 1.1 reads 5e-4, without a dot, as a string.
+    path = write("optim:\n  learning_rate: 3e-4\n  clip_norm: 2\n")
+    optim = load(path, ["optim.eps=1e-6", "optim.beta2=0.95"]).config.optim
+    assert (optim.learning_rate, optim.clip_norm, optim.eps, optim.beta2) == (3e-4, 2.0, 1e-6, 0.95)
+    assert all(type(value) is float for value in (optim.learning_rate, optim.clip_norm, optim.eps))
+
+
+def test_words_with_lists_and_signs(write):
+    path = write("lora:\n  layers: 5\n")
+    config = load(path, ["lora.targets=[q, v]", "batch.buckets=[64,128]", "model.path=a=b"]).config
+    assert config.lora.targets == ["q", "v"]
+    assert config.batch.buckets == [64, 128]
+    assert config.model.path == "a=b"
+    assert config.lora.layers == "5"  # read by the adapter, as is 1..16
+    assert load(None, ["lora.layers=1..16"]).config.lora.layers == "1..16"
+
+
+def test_a_hash_in_a_word_is_kept_and_null_clears():
+    assert load(None, ["output=runs/a#1"]).config.output == "runs/a#1"
+    assert load(None, ["model.revision=main"]).config.model.revision == "main"
+    assert load(None, ["model.revision=null"]).config.model.revision is None
+
+
+def test_free_form_groups(write):
+    path = write(
+        "task:\n"
+        "  columns: {text: utterance, prefix: question}\n"
+        "  options: {focal: {gamma: 2.0, at: [1, 2]}}\n"
+        "objectives:\n"
+        "  - {objective: 'my.losses:extra', phase: align, options: {depth: 3}}\n"
+    )
+    loaded = load(path, ["task.columns.text=utt", "align.options.margin=0.5"])
+    task = loaded.config.task
+    assert task.columns == {"text": "utt", "prefix": "question"}
+    assert task.options == {"focal": {"gamma": 2.0, "at": [1, 2]}}
+    assert loaded.config.align.options == {"margin": 0.5}
+    (extra,) = loaded.config.objectives
+    assert (extra.objective, extra.phase, extra.weight) == ("my.losses:extra", "align", 1.0)
+    assert extra.options == {"depth": 3}
+    origins = {key: origin for key, (_, origin) in chosen(loaded).items()}
+    assert origins == {
+        "task.columns.text": "command line",
+        "task.columns.prefix": str(path),
+        "task.options.focal.gamma": str(path),
+        "task.options.focal.at": str(path),
+        "align.options.margin": "command line",
+        "objectives": str(path),
+    }
+
+
+def test_references_are_resolved_last(write):
+    path = write("batch:\n  pairs: ${batch.size}\n")
+    assert load(path, ["batch.size=64"]).config.batch.pairs == 64
+
+
+def test_what_is_written_reads_back(write):
+    words = ["optim.eps=1e-9", "task.options.a.b=[1,x]", "task.columns.text=utt", "output='ü: #'"]
+    first = load(None, words).config
+    again = load(write(to_yaml(first))).config
+    assert again == first
+    assert again != Config()
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_shipped_configurations_load(path):
+    assert load(path).origins  # sparse, not empty
+
+
+# --- what is refused ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "near"),
+    [
+        ("align:\n  layr: 2\n", "unknown setting 'align.layr'; did you mean 'align.layer'?"),
+        ("optm:\n  learning_rate: 1\n", "did you mean 'optim.learning_rate'?"),
+        ("tained: 1\n", "did you mean 'trainable'?"),
+        ("task:\n  colums: {text: a}\n", "did you mean 'task.columns'?"),
+        ("1: 2\n", "unknown setting '1'"),
+    ],
+)
+def test_unknown_keys_in_a_file(write, text, near):
+    path = write(text)
+    assert refusal(path).startswith(f"{path}: ")
+    assert near in refusal(path)
+
+
+def test_unknown_keys_in_words():
+    assert refusal(None, "align.tau=1").startswith("command line: unknown setting 'align.tau'")
+    assert "did you mean 'lora.r'?" in refusal(None, "lora.rr=8")
+    assert "did you mean 'task.train'?" in refusal(None, "task.train.0=a.jsonl")
+
+
+@pytest.mark.parametrize("word", ["align.layer", "=3", "--align.layer=3", "align"])
+def test_words_that_are_no_setting(word):
+    assert refusal(None, word) == f"{word!r} is no setting; write key=value, as in align.layer=16"
+
+
+@pytest.mark.parametrize("word", ["task.columns.text={", "model.path=[x"])
+def test_words_that_cannot_be_read(word):
+    assert refusal(None, word) == f"command line: cannot read {word!r}; quote the value"
+
+
+@pytest.mark.parametrize(
+    ("word", "key"),
+    [
+        ("align.layer=two", "align.layer"),
+        ("align.layer=1.5", "align.layer"),
+        ("align.layer=", "align.layer"),
+        ("train.steps=1e3", "train.steps"),
+        ("optim.learning_rate=fast", "optim.learning_rate"),
+        ("log.tensorboard=perhaps", "log.tensorboard"),
+        ("model.path=null", "model.path"),
+        ("batch.buckets=[64,a]", "batch.buckets[1]"),
+        ("align.layer=${nothing}", "align.layer"),
+    ],
+)
+def test_wrong_types(word, key):
+    assert refusal(None, word).startswith(f"command line: {key}: ")
+
+
+def test_one_file_where_a_list_belongs(write):
+    sentence = "task.train: not a list; write task.train=[one,two]"
+    assert refusal(None, "task.train=a.jsonl") == f"command line: {sentence}"
+    path = write("task:\n  train: a.jsonl\n")
+    assert refusal(path) == f"{path}: {sentence}"
+
+
+def test_a_group_is_no_value(write):
+    path = write("align: 3\n")
+    assert refusal(path) == f"{path}: align is a group of settings; set one of its keys"
+    assert "align is a group" in refusal(None, "align=3")
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "problem"),
+    [
+        ("seed: 1\nalign: [1\nbatch: 2\n", 3, "expected ',' or ']'"),
+        ("seed: 1\na: b: c\n", 2, "mapping values are not allowed"),
+        ("align:\n  layer: 3\n  layer: 4\n", 3, "duplicate key"),
+    ],
+)
+def test_broken_yaml(write, text, line, problem):
+    path = write(text)
+    assert refusal(path).startswith(f"{path}:{line}: not valid YAML: ")
+    assert problem in refusal(path)
+
+
+def test_files_that_hold_something_else(write, tmp_path):
+    path = write("- align\n- batch\n")
+    assert refusal(path) == f"{path}: a configuration is a mapping of keys to values"
+    path.write_bytes(b"\xff\xfe\x00seed: 1")
+    assert refusal(path) == f"{path}: not text in UTF-8; save it as UTF-8"
+    assert refusal(tmp_path / "no.yaml") == f"{tmp_path / 'no.yaml'}: no such configuration file"
+    assert refusal(tmp_path) == f"{tmp_path}: no such configuration file"
+
+
+@pytest.mark.parametrize("key", CHOICES)
+def test_choices(key):
+    choices = CHOICES[key]
+    for choice in choices:
+        word = f"{key}={choice}"
+        values = dict(flatten(dataclasses.asdict(load(None, [word]).config)))
+        assert values[key] == choice
+    wrong = choices[-1] + "x"
+    assert refusal(None, f"{key}={wrong}") == (
+        f"{key}: {wrong!r} is not among {', '.join(choices)}; did you mean {choices[-1]}?"
+    )
+
+
+def test_defaults_are_choices():
+    check(Config())
+
+
+@pytest.mark.parametrize("key", LOWEST)
+def test_lowest(key):
+    assert refusal(None, f"{key}={LOWEST[key] - 1}").startswith(f"{key}: ")
+    values = dict(flatten(dataclasses.asdict(load(None, [f"{key}={LOWEST[key]}"]).config)))
+    assert values[key] == LOWEST[key]
+
+
+@pytest.mark.parametrize(
+    ("word", "sentence"),
+    [
+        ("align.temperature=0", "align.temperature: 0.0 should be above 0"),
+        ("optim.learning_rate=nan", "optim.learning_rate: nan should be above 0"),
+        ("align.weight=nan", "align.weight: nan is too small; use 0.0 or more"),
+        ("lora.dropout=1.0", "lora.dropout: 1.0 should lie in [0, 1)"),
+    ],
+)
+def test_numbers_out_of_range(word, sentence):
+    assert refusal(None, word) == sentence
+
+
+def test_group_and_pairs():
+    assert refusal(None, "batch.pairs=40") == (
+        "batch.pairs: 40 is no multiple of align.group=32; change one of them or set "
+        "align.negatives=global"
+    )
+    for words in (
+        ["batch.pairs=64"],  # two groups
+        ["batch.pairs=16"],  # one group, not full
+        ["batch.pairs=40", "align.negatives=global"],
+        ["batch.pairs=40", "align.group=20"],
+        ["batch.pairs=40", "align.weight=0"],
+        ["batch.pairs=40", "align.objective=my.losses:own"],
+    ):
+        load(None, words)
+
+
+def test_settings_that_contradict_each_other(write):
+    assert "skip works on adapters only; set trainable=lora" in refusal(
+        None, "optim.missing=skip", "trainable=full"
+    )
+    path = write("objectives:\n  - {objective: 'a:b', phase: tsk}\n")
+    assert refusal(path) == "objectives: phase 'tsk' should be task or align"
+    path = write("objectives:\n  - {objectve: 'a:b'}\n")
+    assert "Did you mean: 'objective'" in refusal(path)
