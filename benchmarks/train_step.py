@@ -1,9 +1,9 @@
 """One training update of ours against the same update in PyTorch: time, memory, equal losses.
 
 Everything runs in float32 on the CPU with random weights, one LoRA (rank 8, seven projections),
-clipping and AdamW. Two rivals: `peft`, what one writes with transformers and PEFT (pairs: all layers
-of both sides with `output_hidden_states=True`), and `paper`, the steps of the paper's code as we
-understand them (pairs: the lower blocks of each side, plus a head whose logits nobody reads).
+clipping and AdamW. Two rivals: `peft`, what one writes with transformers and PEFT (pairs: all
+layers of both sides with `output_hidden_states=True`), and `paper`, the steps of the paper's code
+as we understand them (pairs: the lower blocks of each side, plus a head whose logits nobody reads).
 
     python benchmarks/train_step.py                                # 10 M parameters, 2 threads
     python benchmarks/train_step.py --model 60m --remat full       # with gradient checkpointing
@@ -144,7 +144,9 @@ class Ours:
         return float(metrics[f"{step}/loss"])
 
     def compile(self, step: str) -> Any:
-        return self.step.lower(self.state, self.params, self.batches[step], self.key).compile()
+        """The program of the gradient, by far the largest part of an update."""
+        batch = self.batches[step][step]
+        return self.step.gradient.lower(step, self.state, self.params, batch, self.key).compile()
 
     def adapter(self) -> float:
         """A number that any difference in the trained weights would move."""
@@ -176,7 +178,9 @@ class Torch:
             if hasattr(module, "lora_dropout"):
                 # PEFT reads the rate from the folder; dropout 0 is PEFT's Identity.
                 rate = options.dropout
-                module.lora_dropout["default"] = torch.nn.Dropout(rate) if rate else torch.nn.Identity()
+                module.lora_dropout["default"] = (
+                    torch.nn.Dropout(rate) if rate else torch.nn.Identity()
+                )
         if options.remat == "full":
             self.model.gradient_checkpointing_enable({"use_reentrant": False})
         self.model.train()
@@ -299,7 +303,9 @@ def check_equal(sides: dict[str, Any], dropout: float) -> None:
         for name, values in losses.items():
             shown = " ".join(f"{value:.6f}" for value in values)
             print(f"  {step:5} {name:5} {shown}  {sides[name].adapter():.4f}")
-        gap = max(abs(a - b) for n in losses for a, b in zip(losses[n], losses["ours"], strict=True))
+        gap = max(
+            abs(a - b) for n in losses for a, b in zip(losses[n], losses["ours"], strict=True)
+        )
         if dropout:
             print(f"  {step:5} not compared: dropout draws other masks on either side")
         elif gap > TOLERANCE:
@@ -338,7 +344,9 @@ def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
         for rival in RIVALS:
             a, b = (partial(sides[name].update, step) for name in ("ours", rival))
             rows.append({"step": step, "rival": rival, **take_turns(a, b, options.rounds)})
-    print(f"\n{'step':6} {'rival':6} {'ours ms':>8} {'theirs':>8} {'ratio':>6} {'lowest':>7} highest")
+    print(
+        f"\n{'step':6} {'rival':6} {'ours ms':>8} {'theirs':>8} {'ratio':>6} {'lowest':>7} highest"
+    )
     for row in rows:
         times = f"{row['ours_ms']:8.0f} {row['theirs_ms']:8.0f}"
         ratios = f"{row['ratio']:6.2f} {row['lowest']:7.2f} {row['highest']:7.2f}"
@@ -409,7 +417,9 @@ def profile(options: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--model", choices=MODELS, default="10m")
     parser.add_argument("--steps", nargs="+", choices=STEPS, default=STEPS)
     parser.add_argument("--remat", choices=("none", "full"), default="none")

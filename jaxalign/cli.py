@@ -58,9 +58,7 @@ def _parser() -> argparse.ArgumentParser:
 
     def configured(added: argparse.ArgumentParser) -> argparse.ArgumentParser:
         added.add_argument("config", help="YAML file")
-        added.add_argument(
-            "settings", nargs="*", metavar="key=value", help="as in align.layer=16"
-        )
+        added.add_argument("settings", nargs="*", metavar="key=value", help="as in align.layer=16")
         return added
 
     configured(command("train", _train, "train an adapter (or a whole model)"))

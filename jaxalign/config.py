@@ -22,6 +22,11 @@ from omegaconf.errors import OmegaConfBaseException
 
 from jaxalign.errors import UserError
 
+# `${demo:data/train.en.jsonl}`: a file of the demo, wherever the package is installed.
+OmegaConf.register_resolver(
+    "demo", lambda name: str(Path(__file__).parent / "demo" / "assets" / name), replace=True
+)
+
 
 @dataclass
 class ModelConfig:
@@ -41,9 +46,7 @@ class LoraConfig:
     r: int = 8
     alpha: float = 16.0
     dropout: float = 0.1
-    targets: list[str] = field(
-        default_factory=lambda: ["q", "k", "v", "o", "gate", "up", "down"]
-    )
+    targets: list[str] = field(default_factory=lambda: ["q", "k", "v", "o", "gate", "up", "down"])
     layers: str = "all"  # all | 1..16 (blocks 1 to 16, inclusive) | 3,5,8
     scaling: str = "standard"  # alpha/r | rank_stabilised: alpha/sqrt(r)
     start: str | None = None  # a PEFT folder to continue from
@@ -61,7 +64,7 @@ class PromptConfig:
 class TaskConfig:
     """The task stream; weight 0 turns it off."""
 
-    kind: str = "rows"  # rows (prefix, text) | slots | intent_slots | translation | ner
+    kind: str = "rows"  # rows (prefix, text) | slots | intent | intent_slots | translation | ner
     train: list[str] = field(default_factory=list)  # files, globs, hf:NAME, tfds:NAME
     valid: list[str] = field(default_factory=list)
     columns: dict[str, str] = field(default_factory=dict)  # our name: the data's name
@@ -207,7 +210,7 @@ CHOICES = {
     "model.attention": ("auto", "reference", "xla"),
     "lora.scaling": ("standard", "rank_stabilised"),
     "prompt.template": ("chat", "llama3_paper"),
-    "task.kind": ("rows", "slots", "intent_slots", "translation", "ner"),
+    "task.kind": ("rows", "slots", "intent", "intent_slots", "translation", "ner"),
     "task.sampling": ("proportional", "uniform", "temperature"),
     "align.every": ("microbatch", "step", "joint"),
     "align.direction": ("one_way", "symmetric"),
@@ -269,7 +272,8 @@ class Loaded:
     def rows(self) -> list[tuple[str, Any, str]]:
         """(key, value, origin) of every setting."""
         return [
-            (key, value, self._origin(key)) for key, value in flatten(dataclasses.asdict(self.config))
+            (key, value, self._origin(key))
+            for key, value in flatten(dataclasses.asdict(self.config))
         ]
 
     def _origin(self, key: str) -> str:
@@ -315,12 +319,13 @@ def check(config: Config) -> None:
     if not 0 <= config.lora.dropout < 1:
         raise UserError(f"lora.dropout: {config.lora.dropout} should lie in [0, 1)")
     grouped = config.align.negatives == "group" and config.align.objective == "contrastive"
-    if config.align.weight > 0 and grouped and config.batch.pairs % config.align.group:
-        if config.batch.pairs > config.align.group:
-            raise UserError(
-                f"batch.pairs: {config.batch.pairs} is no multiple of align.group="
-                f"{config.align.group}; change one of them or set align.negatives=global"
-            )
+    # Fewer pairs than a group are one group.
+    whole = config.batch.pairs < config.align.group or not config.batch.pairs % config.align.group
+    if config.align.weight > 0 and grouped and not whole:
+        raise UserError(
+            f"batch.pairs: {config.batch.pairs} is no multiple of align.group="
+            f"{config.align.group}; change one of them or set align.negatives=global"
+        )
     if config.optim.missing == "skip" and config.trainable == "full":
         raise UserError("optim.missing: skip works on adapters only; set trainable=lora")
     for extra in config.objectives:

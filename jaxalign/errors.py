@@ -12,4 +12,4 @@ class UserError(ValueError):
 
 def missing_extra(package: str, extra: str) -> UserError:
     """The sentence for an optional package that is not installed."""
-    return UserError(f"{package} is not installed; install it with: pip install 'jaxalign[{extra}]'")
+    return UserError(f"{package} is missing; install it with: pip install 'jaxalign[{extra}]'")

@@ -73,7 +73,7 @@ def generate(
 
     Args:
         decoder: the model; its adapter belongs to `lora`.
-        params: weights; the cache has the dtype of the embeddings.
+        params: weights; their dtype is the cache's.
         lora: adapter weights, or None for the base alone.
         prompts: token ids without padding.
         max_new_tokens: longest continuation.
@@ -151,8 +151,11 @@ def _continue(
 ) -> Any:
     """The final `_State` without its cache: the prompt in one pass, then a token at a time."""
     rows, width = tokens.shape
+    # XLA writes bfloat16 in place on GPU and TPU, but on a CPU by way of a float32 copy of the
+    # whole array, for every token; there the cache is float32 and holds the same numbers.
+    dtype = jnp.float32 if jax.default_backend() == "cpu" else params["embed"].dtype
     # The last token is chosen but never read, so it needs no slot.
-    cache = decoder.empty_cache(rows, width + most - 1, params["embed"].dtype)
+    cache = decoder.empty_cache(rows, width + most - 1, dtype)
     place = jnp.arange(width)[None]
     hidden, cache = decoder.extend(
         params, lora, tokens, cache, slot=0, positions=place, mask=causal(width)

@@ -1,8 +1,8 @@
 """Several processes, one run: start together, wait together, let one of them speak.
 
-    start()                       # joins jax.distributed where the environment names a cluster
-    if is_main(): print(...)
-    barrier('saved')
+start()                       # joins jax.distributed where the environment names a cluster
+if is_main(): print(...)
+barrier('saved')
 """
 
 from __future__ import annotations

@@ -97,9 +97,7 @@ def parse_layers(text: str, total: int) -> tuple[int, ...]:
             first, dots, last = part.partition("..")
             layers += range(int(first), int(last if dots else first) + 1)
     except ValueError as error:
-        raise UserError(
-            f"lora.layers: cannot read {text!r}; write all, 1..16 or 3,5,8"
-        ) from error
+        raise UserError(f"lora.layers: cannot read {text!r}; write all, 1..16 or 3,5,8") from error
     wrong = [layer for layer in layers if not 1 <= layer <= total]
     if wrong or not layers:
         raise UserError(

@@ -3,6 +3,7 @@
 `TASKS` has one row per kind. The answers are plain text a model can write:
 
     slots         datetime: tomorrow; location: New York        (None where there are none)
+    intent        intent: weather/find
     intent_slots  intent: weather/find; datetime: tomorrow      (the intent first, then the slots)
     ner           {"Results": [{"TypeName": "LOC", "Text": "Tampa Bay"}]}
 
@@ -65,6 +66,7 @@ SLOTS_SYSTEM = (
     "Find the slots in the user's command. Write each one as type: words, with the words copied "
     "from the command, and put a semicolon between them. Write None if there are none."
 )
+INTENT_SYSTEM = "Say what the user's command intends. Write intent: and its name."
 INTENT_SLOTS_SYSTEM = (
     "Say what the user's command intends, then find its slots. Write intent: and its name first, "
     "then each slot as type: words, with the words copied from the command, and put a semicolon "
@@ -171,14 +173,18 @@ def _slots(record: Record) -> Example:
     )
 
 
-def _intent_slots(record: Record) -> Example:
+def _intent(record: Record, spans: Sequence[Span] = (), system: str = INTENT_SYSTEM) -> Example:
     return Example(
         prompt=_string(record, "utterance", "utt"),
-        answer=format_slots([(INTENT, str(_get(record, "intent"))), *_slot_spans(record)]),
+        answer=format_slots([(INTENT, str(_get(record, "intent"))), *spans]),
         language=_language(record),
-        system=INTENT_SLOTS_SYSTEM,
+        system=system,
         origin=record.origin,
     )
+
+
+def _intent_slots(record: Record) -> Example:
+    return _intent(record, _slot_spans(record), INTENT_SLOTS_SYSTEM)
 
 
 def _translation(record: Record) -> Example:
@@ -279,6 +285,7 @@ def parse_entities(answer: str) -> list[Span]:
 TASKS: dict[str, Task] = {
     "rows": Task(_rows, str.strip),
     "slots": Task(_slots, parse_slots),
+    "intent": Task(_intent, parse_intent_slots),
     "intent_slots": Task(_intent_slots, parse_intent_slots),
     "translation": Task(_translation, str.strip),
     "ner": Task(_ner, parse_entities),

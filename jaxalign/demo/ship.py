@@ -4,7 +4,8 @@
 
 It writes `train.en.jsonl` (task rows), `dev.<lang>.jsonl` and `test.<lang>.jsonl` (utterances with
 intent and slots, the same id in every language), `pairs_xsid.jsonl` and `pairs_tatoeba.jsonl`
-(alignment pairs), `LICENSES.md` and the licence texts. Pairs carry no labels.
+(alignment pairs), `pairs_dev.jsonl` (the dev rows as pairs, for validation), `LICENSES.md` and the
+licence texts. Pairs carry no labels.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
-from jaxalign.demo.corpus import LANGUAGES, TASK_ROWS, Corpus
+from jaxalign.demo import ALIGNED, LANGUAGES
+from jaxalign.demo.corpus import TASK_ROWS, Corpus
 
 FIELDS = ("id", "lang", "utterance", "slots", "intent")
 LICENCES = {
@@ -36,7 +38,16 @@ def ship(corpus: Corpus, data: str | Path, out: str | Path) -> None:
         kept = (_pair_row(pair) for pair in corpus.pairs if pair["from"].startswith(source))
         _write(out / f"pairs_{source}.jsonl", kept)
         shutil.copyfile(data / source / "LICENSE.txt", out / LICENCES[source])
+    _write(out / "pairs_dev.jsonl", _dev_pairs(corpus))
     (out / "LICENSES.md").write_text(NOTICE, encoding="utf-8")
+
+
+def _dev_pairs(corpus: Corpus) -> Iterable[dict]:
+    english = {row["id"]: row["utterance"] for row in corpus.dev if row["lang"] == "en"}
+    for row in corpus.dev:
+        if row["lang"] in ALIGNED:
+            text0, text1 = row["utterance"], english[row["id"]]
+            yield {"lang0": row["lang"], "lang1": "en", "text0": text0, "text1": text1}
 
 
 def _task_row(row: dict) -> dict:
@@ -59,7 +70,8 @@ These files are not under the Apache licence of the code.
 
 | files | source | licence |
 |---|---|---|
-| `train.en.jsonl`, `dev.*.jsonl`, `test.*.jsonl`, `pairs_xsid.jsonl` | xSID 0.7, \
+| `train.en.jsonl`, `dev.*.jsonl`, `test.*.jsonl`, `pairs_xsid.jsonl`, \
+`pairs_dev.jsonl` | xSID 0.7, \
 github.com/mainlp/xsid, commit 761d926c3f2e9f6bea13192d2f39cec1d04d9777 | CC BY-SA 4.0 \
 (`LICENSE-CC-BY-SA-4.0.txt`) |
 | `pairs_tatoeba.jsonl` | Tatoeba (tatoeba.org), snapshot of 2018-11-17, by way of \

@@ -229,6 +229,8 @@ def atomic_folder(folder: Path, marker: str) -> Iterator[Path]:
                 (shutil.copytree if entry.is_dir() else shutil.copy2)(entry, new / entry.name)
         new.chmod(0o777 & ~_umask())  # mkdtemp makes folders that only their owner can read
         for file in new.iterdir():
+            if file.is_file():
+                file.chmod(0o666 & ~_umask())  # safetensors, too, writes for its owner alone
             _flush(file)
         if folder.exists():
             replaced = new.with_suffix(".replaced")

@@ -104,7 +104,7 @@ def save_base(
         dtype = np.dtype(params["embed"].dtype).name
         write_json(target / "config.json", spec.to_hf() | {"torch_dtype": dtype})
         if tokenizer_from:
-            _copy_tokenizer(Path(tokenizer_from), target)
+            _copy_tokenizer(locate(tokenizer_from), target)
 
 
 def save_peft(

@@ -48,12 +48,12 @@ def _reference(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax
     # Heads are moved in front here, where arrays are [.., H] wide; the [T, S] scores never move.
     q = q.reshape(batch, length, groups, -1, width) * width**-0.5
     q = q.transpose(0, 2, 3, 1, 4).reshape(batch, groups, -1, width)  # [B, K, G·T, H]
-    k, v = k.transpose(0, 2, 3, 1), v.swapaxes(1, 2)  # [B, K, H, S], [B, K, S, H]
-    scores = jnp.einsum("BKQH,BKHS->BKQS", q, k, preferred_element_type=jnp.float32)
-    scores = scores.reshape(batch, groups, -1, length, k.shape[-1])  # [B, K, G, T, S]
+    k, v = k.swapaxes(1, 2), v.swapaxes(1, 2)  # [B, K, S, H]
+    scores = jnp.einsum("BKQH,BKSH->BKQS", q, k, preferred_element_type=jnp.float32)
+    scores = scores.reshape(batch, groups, -1, length, k.shape[2])  # [B, K, G, T, S]
     scores = jnp.where(mask[:, None, None], scores, jnp.finfo(jnp.float32).min)
     weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
-    weights = weights.reshape(batch, groups, -1, k.shape[-1])  # [B, K, G·T, S]
+    weights = weights.reshape(batch, groups, -1, k.shape[2])  # [B, K, G·T, S]
     out = jnp.einsum("BKQS,BKSH->BKQH", weights, v)
     out = out.reshape(batch, groups, -1, length, width).transpose(0, 3, 1, 2, 4)
     return out.reshape(batch, length, heads, width)

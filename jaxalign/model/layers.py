@@ -54,17 +54,18 @@ class Cache:
     def write(self, context: Context, keys: jax.Array, values: jax.Array) -> Cache:
         """The cache with T more tokens: keys and values [B, T, K, H]."""
         start = (context.layer, 0, 0, context.slot, 0)
-        put = lambda stack, new: jax.lax.dynamic_update_slice(  # noqa: E731
-            stack, new.swapaxes(1, 2)[None].astype(stack.dtype), start
-        )
-        return Cache(put(self.keys, keys), put(self.values, values))
+        put = jax.lax.dynamic_update_slice
+        keys = keys.swapaxes(1, 2)[None].astype(self.keys.dtype)
+        values = values.swapaxes(1, 2)[None].astype(self.values.dtype)
+        return Cache(put(self.keys, keys, start), put(self.values, values, start))
 
-    def read(self, context: Context) -> tuple[jax.Array, jax.Array]:
+    def read(self, context: Context, dtype: Any) -> tuple[jax.Array, jax.Array]:
         """This layer's keys and values, each [B, S, K, H], in the first S slots: the mask's."""
         _, rows, heads, _, width = self.keys.shape
         start, sizes = (context.layer, 0, 0, 0, 0), (1, rows, heads, context.mask.shape[-1], width)
-        get = lambda stack: jax.lax.dynamic_slice(stack, start, sizes)[0].swapaxes(1, 2)  # noqa: E731
-        return get(self.keys), get(self.values)
+        stacks = (self.keys, self.values)
+        keys, values = (jax.lax.dynamic_slice(stack, start, sizes)[0] for stack in stacks)
+        return keys.swapaxes(1, 2).astype(dtype), values.swapaxes(1, 2).astype(dtype)
 
 
 class RMSNorm(nn.Module):
@@ -178,7 +179,7 @@ class Attention(nn.Module):
         if cache is not None:
             cache = cache.write(context, keys, values)
             if context.mask.shape[-1] > x.shape[1]:  # else there is nothing before these tokens
-                keys, values = cache.read(context)
+                keys, values = cache.read(context, x.dtype)
         mixed = attend(queries, keys, values, context.mask, self.backend)
         (y,) = project(mixed, [o], self.adapter, Dropout(rate))
         return y, cache

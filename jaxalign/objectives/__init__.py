@@ -26,20 +26,27 @@ OBJECTIVES: dict[str, Callable[..., Loss]] = {
 
 
 def resolve(name: str) -> Callable[..., Loss]:
-    """The objective of this registry name or `package.module:function` path."""
+    """The objective of this registry name or `package.module:function` path.
+
+    Raises:
+      UserError: neither, or a path that leads to no function.
+    """
     if name in OBJECTIVES:
         return OBJECTIVES[name]
-    module, colon, function = name.partition(":")
-    if not colon:
+    module, _, function = name.partition(":")
+    if not module or not function:
         near = difflib.get_close_matches(name, OBJECTIVES, 1, 0.0)[0]
         raise UserError(
             f"objective {name!r} is unknown; did you mean {near!r}? "
             "An objective of your own is written package.module:function"
         )
     try:
-        return getattr(importlib.import_module(module), function)
+        found = getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError) as error:
         raise UserError(f"objective {name!r} cannot be imported: {error}") from error
+    if not callable(found):
+        raise UserError(f"objective {name!r} is no function but {found!r}")
+    return found
 
 
 __all__ = ["OBJECTIVES", "Loss", "PairStates", "TaskStates", "resolve"]

@@ -86,9 +86,10 @@ def contrastive(
         losses = (losses + back) / 2
     count = jnp.sum(real).astype(jnp.float32)
     add = lambda x: jnp.sum(jnp.where(real, x, 0.0))  # noqa: E731
-    both = _unit(jnp.concatenate([source, target], axis=-2)) * jnp.concatenate([real, real], -1)[
-        ..., None
-    ]
+    both = (
+        _unit(jnp.concatenate([source, target], axis=-2))
+        * jnp.concatenate([real, real], -1)[..., None]
+    )
     centre = jnp.sum(both, axis=(0, 1)) / jnp.maximum(2 * count, 1.0)  # [D]
     logs = {
         "retrieval": add(hits),
@@ -106,7 +107,9 @@ def _rank(logits: jax.Array, real: jax.Array) -> tuple[jax.Array, jax.Array]:
     right = jnp.where(real, right, 0.0)
     # A group of padding alone has no candidate: its normaliser is kept finite, then dropped.
     logits = jnp.where(jnp.any(real, -1)[:, None, None], logits, 0.0)
-    return jax.nn.logsumexp(logits, axis=-1) - right, right >= jnp.max(logits, axis=-1)
+    # The first of equals wins: where all states have collapsed into one, hits fall to chance.
+    first = jnp.argmax(logits, axis=-1) == jnp.arange(logits.shape[-1])
+    return jax.nn.logsumexp(logits, axis=-1) - right, first
 
 
 def _unit(x: jax.Array) -> jax.Array:

@@ -48,9 +48,9 @@ def cross_entropy(hidden: jax.Array, head: jax.Array, answers: jax.Array) -> Los
     if chunk == width:
         total, hits = _chunk(hidden, head, answers)
     else:
-        split = lambda x: jnp.moveaxis(  # noqa: E731  [B, A, ...] -> [A/chunk, B, chunk, ...]
-            x.reshape(batch, width // chunk, chunk, *x.shape[2:]), 1, 0
-        )
+
+        def split(x: jax.Array) -> jax.Array:  # [B, A, ...] -> [A/chunk, B, chunk, ...]
+            return jnp.moveaxis(x.reshape(batch, width // chunk, chunk, *x.shape[2:]), 1, 0)
 
         @jax.checkpoint
         def body(carry: Any, piece: Any) -> Any:

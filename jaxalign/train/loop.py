@@ -1,12 +1,12 @@
 """The algorithm: take turns, update, look, keep the best.
 
-    for each update:
-        the micro-batches whose turn it is      task, align, task, align, ...  (schedule.turns)
-        one jitted step over them               losses, gradients, AdamW       (step.train_step)
-        now and then: validation, the best kept, patience; a checkpoint
+for each update:
+    the micro-batches whose turn it is      task, align, task, align, ...  (schedule.turns)
+    one jitted step over them               losses, gradients, AdamW       (step.train_step)
+    now and then: validation, the best kept, patience; a checkpoint
 
-    result = train(load('configs/demo.yaml').config)
-    result.adapter                              # a PEFT folder
+result = train(load('configs/demo.yaml').config)
+result.adapter                              # a PEFT folder
 """
 
 from __future__ import annotations
@@ -265,8 +265,8 @@ def _check_first(run: Run, step: int, start: int, metrics: Any) -> None:
                     "batch.pairs of 2 or more"
                 )
             raise UserError(
-                f"{name}: the first gradient has norm {float(norm)}; check the rows with "
-                "jaxalign data show, and lora.layers and lora.targets"
+                f"{name}: the first gradient has norm {float(norm)}; where it is 0, no trained "
+                "block sees the rows (lora.layers); where it is not finite, try model.dtype=float32"
             )
 
 

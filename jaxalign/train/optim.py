@@ -1,7 +1,7 @@
 """The optimiser: clipping, then AdamW, on the trained parameters alone.
 
-    optimiser = make_optimiser(rate, clip_norm=1.0, layer_mask=None)
-    updates, state = optimiser.update(gradients, state, trained)
+optimiser = make_optimiser(rate, clip_norm=1.0, layer_mask=None)
+updates, state = optimiser.update(gradients, state, trained)
 """
 
 from __future__ import annotations
@@ -33,15 +33,16 @@ def make_optimiser(
       layer_mask: [L], 1 where a block's adapter is trained; the others never move.
     """
     adam = {
-        "zero": optax.scale_by_adam(beta1, beta2, eps),
-        "skip": scale_by_present_adam(beta1, beta2, eps),
+        "zero": optax.chain(
+            optax.scale_by_adam(beta1, beta2, eps), optax.add_decayed_weights(weight_decay)
+        ),
+        "skip": scale_by_present_adam(beta1, beta2, eps, weight_decay),
     }[missing]
     steps = [
         _keep_layers(layer_mask) if layer_mask is not None else optax.identity(),
         optax.clip_by_global_norm(clip_norm) if clip_norm > 0 else optax.identity(),
         adam,
         # Decay must not move the blocks that are not trained either, hence the second mask.
-        optax.add_decayed_weights(weight_decay) if weight_decay else optax.identity(),
         _keep_layers(layer_mask) if layer_mask is not None else optax.identity(),
         optax.scale_by_learning_rate(rate),
     ]
@@ -63,8 +64,10 @@ class PresentAdamState(NamedTuple):
     nu: Any
 
 
-def scale_by_present_adam(beta1: float, beta2: float, eps: float) -> optax.GradientTransformation:
-    """Adam in which a block (a slice of the stacked axis) without gradient stands still.
+def scale_by_present_adam(
+    beta1: float, beta2: float, eps: float, weight_decay: float = 0.0
+) -> optax.GradientTransformation:
+    """AdamW in which a block (a slice of the stacked axis) without gradient stands still.
 
     A block counts as present where any of its factors has a gradient. The tree must be stacked
     adapters: every leaf [L, ...].
@@ -75,7 +78,7 @@ def scale_by_present_adam(beta1: float, beta2: float, eps: float) -> optax.Gradi
         mu, nu = (jax.tree.map(jnp.zeros_like, params) for _ in range(2))  # donated: never shared
         return PresentAdamState(jnp.zeros(layers, jnp.int32), mu, nu)
 
-    def update(grads: Any, state: PresentAdamState, _: Any = None) -> Any:
+    def update(grads: Any, state: PresentAdamState, params: Any) -> Any:
         each = [jnp.any(g != 0, axis=tuple(range(1, g.ndim))) for g in jax.tree.leaves(grads)]
         present = jnp.any(jnp.stack(each), axis=0)  # [L]
         count = state.count + present
@@ -91,10 +94,10 @@ def scale_by_present_adam(beta1: float, beta2: float, eps: float) -> optax.Gradi
         steps = jnp.maximum(count, 1).astype(jnp.float32)
         bias1, bias2 = 1 - beta1**steps, 1 - beta2**steps  # [L]
 
-        def direction(m: jax.Array, n: jax.Array) -> jax.Array:
+        def direction(m: jax.Array, n: jax.Array, weight: jax.Array) -> jax.Array:
             step = (m / wide(bias1, m)) / (jnp.sqrt(n / wide(bias2, n)) + eps)
-            return jnp.where(wide(present, m), step, 0.0)
+            return jnp.where(wide(present, m), step + weight_decay * weight, 0.0)
 
-        return jax.tree.map(direction, mu, nu), PresentAdamState(count, mu, nu)
+        return jax.tree.map(direction, mu, nu, params), PresentAdamState(count, mu, nu)
 
     return optax.GradientTransformation(init, update)

@@ -247,14 +247,14 @@ def _phases(
     taps = (align.layer,)
     # The built-in contrastive loss reads the alignment settings; any other takes its options.
     own = {
-        "contrastive": dict(
-            layer=align.layer,
-            temperature=align.temperature,
-            direction=align.direction,
-            negatives=align.negatives,
-            group=align.group,
-            detach=align.detach,
-        )
+        "contrastive": {
+            "layer": align.layer,
+            "temperature": align.temperature,
+            "direction": align.direction,
+            "negatives": align.negatives,
+            "group": align.group,
+            "detach": align.detach,
+        }
     }
 
     def term(name: str, weight: float, options: dict) -> Term:
@@ -263,10 +263,15 @@ def _phases(
 
     def terms(phase: str, part: Any) -> tuple[Term, ...]:
         extra = [o for o in config.objectives if o.phase == phase]
-        return (
-            term(part.objective, part.weight, part.options),
-            *(term(o.objective, o.weight, o.options) for o in extra),
-        )
+        found = [term(o.objective, o.weight, o.options) for o in (part, *extra)]
+        names = [one.name for one in found]
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice:
+            raise UserError(
+                f"objectives: two terms of the {phase} phase are called {twice!r}, so their logs "
+                "could not be told apart; give one function another name"
+            )
+        return tuple(found)
 
     packed = config.batch.pack == "segments"
     build = {

@@ -1,7 +1,7 @@
 """What changes during training, and nothing else: the frozen base is no part of it.
 
-    state = TrainState.create(lora, optimiser)
-    state.step                                       # updates done, on the device
+state = TrainState.create(lora, optimiser)
+state.step                                       # updates done, on the device
 """
 
 from __future__ import annotations

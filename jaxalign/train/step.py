@@ -29,7 +29,6 @@ from jaxalign.sharding import constrain
 from jaxalign.train.schedule import PHASES
 from jaxalign.train.state import TrainState
 
-
 Weights = Callable[[Any, Any], tuple[dict, dict | None]]  # (trained, frozen) -> (base, adapter)
 
 
@@ -113,7 +112,7 @@ def align_phase(
             pool_weights=pooling_weights(mask, pooling)[None],
             dropout=key,
         )
-        sides = {tap: vectors[0].reshape(-1, 2, vectors.shape[-1]) for tap, vectors in out.pooled.items()}
+        sides = {tap: v[0].reshape(-1, 2, v.shape[-1]) for tap, v in out.pooled.items()}
         return PairStates(
             {tap: side[:, 0] for tap, side in sides.items()},
             {tap: side[:, 1] for tap, side in sides.items()},
@@ -224,7 +223,7 @@ def make_train_step(
     @partial(
         jax.jit,
         static_argnums=2,
-        donate_argnums=(0, 1),
+        donate_argnums=0,
         out_shardings=None if shardings is None else (shardings, None),
     )
     def apply_step(state: TrainState, gradients: dict, sizes: tuple[tuple[str, int], ...]) -> Any:

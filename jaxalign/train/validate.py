@@ -1,6 +1,6 @@
 """Validation: both losses and how well parallel sentences find each other.
 
-    values = validate(run, state)      # {'eval/task_loss', 'eval/align_loss', 'eval/loss', ...}
+values = validate(run, state)      # {'eval/task_loss', 'eval/align_loss', 'eval/loss', ...}
 """
 
 from __future__ import annotations
@@ -84,10 +84,12 @@ def _retrieval(states: list, rows: list[int], layer: int) -> float:
         from jax.experimental import multihost_utils
 
         states = [multihost_utils.process_allgather(s, tiled=True) for s in states]
-    pick = lambda side: np.concatenate(  # noqa: E731
-        [np.asarray(getattr(s, side)[layer])[:n] for s, n in zip(states, rows, strict=True)]
+    source, target = (
+        np.concatenate(
+            [np.asarray(getattr(s, side)[layer])[:n] for s, n in zip(states, rows, strict=True)]
+        )
+        for side in ("source", "target")
     )
-    source, target = pick("source"), pick("target")
     hits = 0
     for first in range(0, len(source), 1024):
         block = similarities(jnp.asarray(source[first : first + 1024]), jnp.asarray(target))

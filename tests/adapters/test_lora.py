@@ -87,9 +87,7 @@ def test_every_layer_named_is_every_layer():
 
 @pytest.mark.parametrize("text", ["middle", "1-4", "1..", "..4", "1,,2", "", "1.5", "1...4"])
 def test_layers_that_cannot_be_read(text):
-    assert refusal(layers=text) == (
-        f"lora.layers: cannot read {text!r}; write all, 1..16 or 3,5,8"
-    )
+    assert refusal(layers=text) == (f"lora.layers: cannot read {text!r}; write all, 1..16 or 3,5,8")
 
 
 @pytest.mark.parametrize(

@@ -28,8 +28,8 @@ CHATML_TEMPLATE = (
 )
 
 
-def build(folder, special, eos, bos=None, pad=None, template=None):
-    """Saves a byte-level BPE tokenizer, trained on LINES, in Hugging Face layout."""
+def build(folder, special, eos, bos=None, pad=None, template=None, lines=LINES, size=400):
+    """Saves a byte-level BPE tokenizer, trained on lines, in Hugging Face layout."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -38,8 +38,8 @@ def build(folder, special, eos, bos=None, pad=None, template=None):
     raw.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     raw.train_from_iterator(
-        LINES,
-        trainers.BpeTrainer(vocab_size=400, special_tokens=special, initial_alphabet=alphabet),
+        lines,
+        trainers.BpeTrainer(vocab_size=size, special_tokens=special, initial_alphabet=alphabet),
     )
     if bos:
         raw.post_processor = processors.TemplateProcessing(

@@ -63,6 +63,8 @@ def test_intent_comes_first_and_only_there():
     bare = render("intent_slots", record(utterance="x", intent="alarm", slots=[])).answer
     assert bare == "intent: alarm"
     assert parse_intent_slots(bare) == Command("alarm", [])
+    alone = render("intent", record(utterance="x", intent="alarm", slots=spans)).answer
+    assert alone == "intent: alarm"
     assert parse_intent_slots("datetime: now") == Command("", [("datetime", "now")])
     assert parse_intent_slots("") == Command("", [])
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from jaxalign.objectives import resolve
-from jaxalign.objectives.contrastive import pooling_weights, similarities
+from jaxalign.objectives.contrastive import similarities
 from jaxalign.train.optim import make_optimiser
 from jaxalign.train.schedule import learning_rate, turns, warmup_steps
 from jaxalign.train.state import TrainState
@@ -58,6 +58,10 @@ def loss_of(phase, case, batch, lora="the case's"):
     return run(lora, case.params, batch)
 
 
+def flat(tensors, names):
+    return np.concatenate([np.ravel(tensors[name]) for name in sorted(names)])
+
+
 def relative(ours, theirs):
     return np.linalg.norm(ours - theirs) / max(np.linalg.norm(theirs), 1e-30)
 
@@ -70,9 +74,7 @@ def test_there_are_cases():
 def test_hidden_states_logits_and_task_loss(case):
     inputs, expected = case.arrays("probe_inputs.npz"), case.arrays("expected_task.npz")
     decoder, layers = case.decoder(), case.spec.layers
-    forward = jax.jit(
-        partial(decoder.forward, taps=tuple(range(layers + 1)), sows="states")
-    )
+    forward = jax.jit(partial(decoder.forward, taps=tuple(range(layers + 1)), sows="states"))
     out = forward(case.params, case.lora, inputs["input_ids"])
     states = [out.pooled[k] for k in range(layers)] + [out.hidden]
     real = inputs["attention_mask"] == 1
@@ -134,15 +136,17 @@ def test_gradients(case, remat):
         if name == "task":
             phase, batch = phases_of(case, 1, 1.0, remat=remat)["task"], task_batch(inputs)
         else:
-            phase, batch = phases_of(case, **settings(name), remat=remat)["align"], pair_batch(inputs)
+            phase, batch = (
+                phases_of(case, **settings(name), remat=remat)["align"],
+                pair_batch(inputs),
+            )
         loss = lambda lora, base, phase=phase, batch=batch: phase_loss(  # noqa: E731
             phase, lora, base, batch, None
         )[0]
         gradient = jax.jit(jax.grad(loss))
         ours = case.to_peft(gradient(case.lora, case.params))
         theirs = {k.split("/", 1)[1]: v for k, v in expected.items() if k.startswith(name + "/")}
-        flat = lambda tensors: np.concatenate([tensors[k].ravel() for k in sorted(theirs)])  # noqa: E731
-        assert relative(flat(ours), flat(theirs)) < 1e-4
+        assert relative(flat(ours, theirs), flat(theirs, theirs)) < 1e-4
         for tensor, value in ours.items():
             if tensor not in theirs:
                 assert not value.any(), f"{name}: {tensor} lies above the tap but has a gradient"

@@ -1,0 +1,180 @@
+"""Cross-entropy of the answers against its closed form, whole and in chunks."""
+
+import importlib
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxalign.errors import UserError
+from jaxalign.objectives import OBJECTIVES, TaskStates, contrastive, language_model, resolve
+from jaxalign.objectives.states import Loss
+
+ROWS, LENGTH, DIM, VOCAB, ANSWERS = 3, 9, 8, 11, 6
+# The package gives its functions the names of these modules.
+MODULE = importlib.import_module("jaxalign.objectives.language_model")
+
+
+def case(seed: int = 0):
+    """hidden [B, T, D], head [V, D] and a batch whose rows have 6, 3 and 0 answers."""
+    numbers = np.random.default_rng(seed)
+    hidden = numbers.standard_normal((ROWS, LENGTH, DIM)).astype(np.float32)
+    head = numbers.standard_normal((VOCAB, DIM)).astype(np.float32)
+    answers = numbers.integers(0, VOCAB, (ROWS, ANSWERS))
+    answers[1, 3:] = -100
+    answers[2] = -100
+    answer_at = np.stack([numbers.permutation(LENGTH)[:ANSWERS] for _ in range(ROWS)])
+    answer_at[answers < 0] = 0
+    return hidden, head, SimpleNamespace(answer_at=answer_at, answers=answers)
+
+
+def evaluate(hidden, head, batch):
+    """The Loss and the gradients of its sum by hidden and head."""
+
+    def total(hidden, head):
+        loss = language_model(TaskStates(hidden, head, {}), batch)
+        return loss.sum, loss
+
+    step = jax.jit(jax.value_and_grad(total, argnums=(0, 1), has_aux=True))
+    (_, loss), gradients = step(jnp.asarray(hidden), jnp.asarray(head))
+    return loss, gradients
+
+
+def reference(hidden, head, batch):
+    """(sum, count, hits, gradient by hidden, gradient by head), token by token in float64."""
+    hidden, head = hidden.astype(np.float64), head.astype(np.float64)
+    total, count, hits = 0.0, 0, 0
+    by_hidden, by_head = np.zeros_like(hidden), np.zeros_like(head)
+    for b in range(ROWS):
+        for place, answer in zip(batch.answer_at[b], batch.answers[b], strict=True):
+            if answer == -100:
+                continue
+            logits = head @ hidden[b, place]
+            probabilities = np.exp(logits) / np.exp(logits).sum()
+            total -= np.log(probabilities[answer])
+            count, hits = count + 1, hits + (logits.argmax() == answer)
+            error = probabilities - np.eye(VOCAB)[answer]
+            by_hidden[b, place] += error @ head
+            by_head += np.outer(error, hidden[b, place])
+    return total, count, hits, by_hidden, by_head
+
+
+# Logits alive at once: all; half of the columns; 2 of 6; one; less than one.
+CHUNKS = [1 << 24, 3 * ROWS * VOCAB, 2 * ROWS * VOCAB + 5, ROWS * VOCAB, 1]
+
+
+@pytest.mark.parametrize("limit", CHUNKS)
+def test_value_and_gradient(monkeypatch, limit):
+    monkeypatch.setattr(MODULE, "CHUNK_LOGITS", limit)
+    hidden, head, batch = case()
+    total, count, hits, by_hidden, by_head = reference(hidden, head, batch)
+    loss, gradients = evaluate(hidden, head, batch)
+    np.testing.assert_allclose(loss.sum, total, rtol=1e-5)
+    assert loss.count == count == 9
+    assert loss.logs["accuracy"] == hits
+    np.testing.assert_allclose(gradients[0], by_hidden, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(gradients[1], by_head, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("width", [5, 4, 1])
+def test_chunks_of_widths_that_do_not_divide(monkeypatch, width):
+    hidden, head, batch = case(1)
+    batch = SimpleNamespace(answer_at=batch.answer_at[:, :5], answers=batch.answers[:, :5])
+    whole, expected = evaluate(hidden, head, batch)
+    monkeypatch.setattr(MODULE, "CHUNK_LOGITS", width * ROWS * VOCAB)
+    loss, gradients = evaluate(hidden, head, batch)
+    np.testing.assert_allclose(loss.sum, whole.sum, rtol=1e-6)
+    assert (loss.count, loss.logs["accuracy"]) == (whole.count, whole.logs["accuracy"])
+    for ours, theirs in zip(gradients, expected, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+def test_logits_of_a_chunk_are_all_that_exists(monkeypatch, chunked):
+    if chunked:
+        monkeypatch.setattr(MODULE, "CHUNK_LOGITS", 2 * ROWS * VOCAB)
+    hidden, head, batch = case()
+    gradient = jax.grad(lambda h, w: language_model(TaskStates(h, w, {}), batch).sum, (0, 1))
+    program = str(jax.make_jaxpr(gradient)(hidden, head))
+    shapes = {width: f"f32[{ROWS},{width},{VOCAB}]" in program for width in (2, ANSWERS)}
+    assert shapes == {2: chunked, ANSWERS: not chunked}
+    # Were chunks not recomputed, the backward pass would keep all three of them.
+    assert f"f32[{ANSWERS // 2},{ROWS},2,{VOCAB}]" not in program
+
+
+def test_no_answers_at_all():
+    hidden, head, batch = case()
+    batch.answers[:] = -100
+    loss, gradients = evaluate(hidden, head, batch)
+    assert (loss.sum, loss.count, loss.logs["accuracy"]) == (0, 0, 0)
+    assert not any(np.asarray(gradient).any() for gradient in gradients)
+
+
+def test_huge_logits_do_not_overflow():
+    hidden, head, batch = case()
+    loss, gradients = evaluate(1e4 * hidden, head, batch)
+    assert np.isfinite(loss.sum)
+    assert all(np.isfinite(gradient).all() for gradient in gradients)
+
+
+def test_bfloat16_rows_are_picked_unchanged():
+    hidden, head, batch = case()
+    hidden, head = jnp.asarray(hidden, jnp.bfloat16), jnp.asarray(head, jnp.bfloat16)
+    loss, gradients = evaluate(hidden, head, batch)
+    # The same numbers in float32: products are summed in float32 either way.
+    wide, _ = evaluate(hidden.astype(jnp.float32), head.astype(jnp.float32), batch)
+    assert loss.sum.dtype == jnp.float32
+    np.testing.assert_allclose(loss.sum, wide.sum, rtol=1e-5)
+    assert [gradient.dtype.name for gradient in gradients] == ["bfloat16", "bfloat16"]
+
+
+def test_rows_add_up():
+    hidden, head, batch = case(2)
+    whole, _ = evaluate(hidden, head, batch)
+    rows = [
+        evaluate(
+            hidden[b : b + 1],
+            head,
+            SimpleNamespace(answer_at=batch.answer_at[[b]], answers=batch.answers[[b]]),
+        )[0]
+        for b in range(ROWS)
+    ]
+    np.testing.assert_allclose(whole.sum, sum(row.sum for row in rows), rtol=1e-6)
+    assert whole.count == sum(row.count for row in rows)
+
+
+# --- the registry -------------------------------------------------------------------------------
+
+
+def own(states, batch, *, strength=1.0) -> Loss:
+    """An objective as a user writes it."""
+    return Loss(jnp.float32(strength), jnp.float32(1), {})
+
+
+def test_resolve():
+    assert resolve("language_model") is language_model
+    assert resolve("contrastive") is contrastive
+    assert resolve(f"{__name__}:own") is own
+    assert set(OBJECTIVES) == {"language_model", "contrastive"}
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("constrastive", "is unknown; did you mean 'contrastive'?"),
+        ("language-model", "did you mean 'language_model'?"),
+        ("my_losses.own", "An objective of your own is written package.module:function"),
+        (":own", "An objective of your own is written package.module:function"),
+        ("my_losses:", "An objective of your own is written package.module:function"),
+        ("no_such_package:own", "cannot be imported: No module named 'no_such_package'"),
+        (f"{__name__}:absent", "has no attribute 'absent'"),
+        ("math:pi", "'math:pi' is no function but 3.14"),
+    ],
+)
+def test_names_that_lead_nowhere(name, sentence):
+    with pytest.raises(UserError) as error:
+        resolve(name)
+    assert str(error.value).startswith(f"objective {name!r} ")
+    assert sentence in str(error.value)

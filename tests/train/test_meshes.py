@@ -1,0 +1,67 @@
+"""The same losses and gradients on one device and on eight, however they are arranged."""
+
+import jax
+import numpy as np
+import pytest
+
+from jaxalign.sharding import make_mesh, put_batch, shard_tree
+from jaxalign.train import setup
+
+MESHES = {"8x1": (8, 1, 1), "1x8": (1, 8, 1), "4x2": (4, 2, 1), "2x2x2": (2, 2, 2)}
+
+
+def gradients(config, shape, monkeypatch):
+    """{phase: (gradient, metrics)} of one update on a mesh."""
+    devices = jax.devices()[: int(np.prod(shape))]
+    monkeypatch.setattr(setup, "make_mesh", lambda *_: make_mesh(*shape, devices=devices))
+    run = setup.prepare(config)
+    found = {}
+    with jax.set_mesh(run.mesh):
+        for name, stream in run.train.items():
+            batch = put_batch(run.mesh, stream.stack([0, 1]), stacked=True)
+            key = jax.random.key(7)
+            gradient, metrics = run.step.gradient(name, run.state, run.frozen, batch, key)
+            found[name] = jax.device_get((gradient, metrics))
+        # Base weights really are split, or the test would prove little.
+        kernel = run.frozen["blocks"]["mlp"]["up"]["kernel"]
+        whole = kernel.addressable_shards[0].data.size == kernel.size
+        assert whole == (shape[1] * shape[2] == 1)
+    return found
+
+
+@pytest.fixture(scope="module")
+def alone():
+    return {}
+
+
+@pytest.mark.parametrize("mesh", MESHES)
+@pytest.mark.parametrize("negatives", ["group", "global"])
+def test_meshes_agree_with_one_device(configure, monkeypatch, alone, mesh, negatives):
+    config = configure(f"align.negatives={negatives}", "align.group=4", "lora.dropout=0.1")
+    # B is zero at the start: give it values, or every gradient of A would be zero.
+    init = setup.lora_adapter.init
+
+    def warm(*args):
+        key = jax.random.key(3)
+        return jax.tree.map(lambda w: w + 0.02 * jax.random.normal(key, w.shape), init(*args))
+
+    monkeypatch.setattr(setup.lora_adapter, "init", warm)
+    if negatives not in alone:
+        alone[negatives] = gradients(config, (1, 1, 1), monkeypatch)
+    ours = gradients(config, MESHES[mesh], monkeypatch)
+    for phase, (gradient, metrics) in alone[negatives].items():
+        for name, value in metrics.items():
+            np.testing.assert_allclose(ours[phase][1][name], value, rtol=2e-5, atol=2e-6)
+        for a, b in zip(jax.tree.leaves(gradient), jax.tree.leaves(ours[phase][0]), strict=True):
+            scale = np.abs(a).max() + 1e-8
+            np.testing.assert_allclose(b / scale, a / scale, atol=2e-5, rtol=0)
+
+
+def test_adapters_are_whole_and_weights_are_split(configure):
+    config = configure()
+    run = setup.prepare(config)
+    assert run.mesh.size == 8
+    shardings = shard_tree(run.mesh, run.frozen)
+    assert jax.tree.leaves(shardings)[0].mesh == run.mesh
+    for leaf in jax.tree.leaves(run.state):
+        assert leaf.sharding.is_fully_replicated

@@ -1,0 +1,78 @@
+"""Two processes through jax.distributed train what one trains."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jaxalign.config import to_yaml
+from jaxalign.hf.load import load_spec
+from jaxalign.hf.save import load_peft
+
+REPO = Path(__file__).resolve().parents[2]
+
+
+def run(configs, tmp_path, devices):
+    """Runs one process per config, all in one cluster; returns their outputs."""
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        port = probe.getsockname()[1]
+    started = []
+    for index, config in enumerate(configs):
+        file = tmp_path / f"{len(configs)}_{index}.yaml"
+        file.write_text(to_yaml(config))
+        env = os.environ | {
+            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+            "JAX_PLATFORMS": "cpu",
+        }
+        if len(configs) > 1:
+            env |= {
+                "JAX_COORDINATOR_ADDRESS": f"localhost:{port}",
+                "JAX_NUM_PROCESSES": str(len(configs)),
+                "JAX_PROCESS_ID": str(index),
+            }
+        started.append(
+            subprocess.Popen(
+                [sys.executable, "-m", "jaxalign", "train", str(file), "--debug"],
+                env=env,
+                cwd=REPO,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+        )
+    outputs = [process.communicate(timeout=500)[0] for process in started]
+    for process, output in zip(started, outputs, strict=True):
+        assert process.returncode == 0, output
+    return outputs
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one(configure, tmp_path):
+    words = ("lora.dropout=0.0", "train.steps=4", "train.eval_every=2")
+    one = configure(*words, f"output={tmp_path / 'one'}")
+    two = configure(*words, f"output={tmp_path / 'two'}")
+    run([one], tmp_path, devices=4)
+    outputs = run([two, two], tmp_path, devices=2)
+    assert "written" in outputs[0] and "written" not in outputs[1]
+
+    def events(config):
+        rows = map(json.loads, Path(config.output, "log.jsonl").read_text().splitlines())
+        return [(r["step"], r["event"], r) for r in rows]
+
+    for (step, event, a), (step2, event2, b) in zip(events(one), events(two), strict=True):
+        assert (step, event) == (step2, event2)
+        for name in ("task/loss", "align/loss", "eval/loss", "eval/retrieval", "grad_norm"):
+            if name in a:
+                np.testing.assert_allclose(b[name], a[name], rtol=1e-5)
+    spec = load_spec(one.model.path)
+    import jax
+
+    first, second = (load_peft(f"{c.output}/adapter", spec)[0] for c in (one, two))
+    for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-6, rtol=0)
