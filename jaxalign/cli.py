@@ -70,6 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     configured(command("config", _config, "print every setting with its origin"))
     demo = command("demo", _demo, "train the embedded small model with and without alignment")
     demo.add_argument("--out", default="runs/demo", help="folder (default runs/demo)")
+    demo.add_argument("settings", nargs="*", metavar="key=value", help="as in train.steps=100")
     demo.add_argument("--seeds", type=int, default=1, help="runs of each kind (default 1)")
     return parser
 
@@ -120,13 +121,15 @@ def _config(args: argparse.Namespace) -> None:
     for key, value, origin in load(args.config, args.settings).rows():
         style = "" if origin == "default" else "bold cyan"
         table.add_row(key, str(value), origin, style=style)
-    Console().print(table)
+    console = Console()
+    # Piped into a file there is no edge to wrap at.
+    (console if console.is_terminal else Console(width=400)).print(table)
 
 
 def _demo(args: argparse.Namespace) -> None:
     from jaxalign.demo.run import demo
 
-    demo(args.out, seeds=args.seeds)
+    demo(args.out, args.seeds, args.settings)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +34,17 @@ KINDS = {"sft": ["align.weight=0"], "aligned": []}
 NAMES = {"base": "base", "sft": "fine-tuned", "aligned": "fine-tuned + aligned"}
 
 
-def demo(out: str, seeds: int = 1) -> dict[str, Any]:
-    """Trains, measures and reports; returns what demo.json holds."""
+def demo(out: str, seeds: int = 1, settings: Sequence[str] = ()) -> dict[str, Any]:
+    """Trains, measures and reports.
+
+    Args:
+      out: folder of the runs, demo.json and demo.png.
+      seeds: runs of each kind.
+      settings: `key=value` words over demo.yaml, for both kinds.
+
+    Returns:
+      What demo.json holds.
+    """
     console, started = Console(), time.monotonic()
     spec = load_spec(ASSETS / "base")
     params = load_params(ASSETS / "base", spec, jnp.float32)
@@ -48,7 +58,7 @@ def demo(out: str, seeds: int = 1) -> dict[str, Any]:
     for seed in range(1, seeds + 1):
         for kind, words in KINDS.items():
             output = f"{out}/{kind}" if seeds == 1 else f"{out}/{kind}_{seed}"
-            config = load(CONFIG, [f"output={output}", f"seed={seed}", *words]).config
+            config = load(CONFIG, [f"output={output}", f"seed={seed}", *settings, *words]).config
             began = time.monotonic()
             result = train(config, title=NAMES[kind])
             trained = time.monotonic() - began

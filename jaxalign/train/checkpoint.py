@@ -12,6 +12,7 @@ batch is a function of seed and step.
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -88,9 +89,10 @@ class Checkpoints:
         self._guard(self._best.wait_until_finished)
 
     def close(self) -> None:
-        """Ends the writers."""
-        self._newest.close()
-        self._best.close()
+        """Ends the writers; what they could not write, `save` or `wait` has told already."""
+        for manager in (self._newest, self._best):
+            with contextlib.suppress(Exception):
+                manager.close()
 
     def _guard(self, action: Callable[[], Any]) -> None:
         try:

@@ -168,7 +168,7 @@ def prepare(config: Config) -> Run:
         trained, frozen = params, None
     else:
         key = jax.random.fold_in(jax.random.key(config.seed), 1)
-        trained = start or lora_adapter.init(adapter, spec, key)
+        trained = start or jax.jit(partial(lora_adapter.init, adapter, spec))(key)
         frozen = params
     shardings = shard_tree(mesh, jax.eval_shape(create, trained))
     trained = jax.device_put(trained, shardings.trained)

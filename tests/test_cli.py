@@ -1,0 +1,121 @@
+"""What a user can get wrong is told in one sentence, with exit code 2, before any training."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from jaxalign.cli import main
+from jaxalign.config import to_yaml
+from tests.tiny import base, configure, rows
+
+__all__ = ["base", "configure", "rows"]
+
+
+@pytest.fixture
+def told(capsys, tmp_path, configure):
+    """words -> what `jaxalign train` says of a run with these settings."""
+
+    def run(*words):
+        file = tmp_path / "config.yaml"
+        file.write_text(to_yaml(configure()), "utf-8")
+        assert main(["train", str(file), *words]) == 2
+        error = capsys.readouterr().err
+        assert error.startswith("jaxalign: ") and error.count("\n") == 1
+        assert "Traceback" not in error
+        return error
+
+    return run
+
+
+def write(folder, name, *lines):
+    path = folder / name
+    text = "".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines)
+    path.write_text(text, "utf-8")
+    return path
+
+
+def test_rows_that_cannot_be_trained(told, tmp_path):
+    good = {"prefix": "a", "text": "b"}
+    rows = write(tmp_path, "rows.jsonl", good, {"prefix": "a"})
+    error = told("task.kind=rows", f"task.train=[{rows}]")
+    assert f"{rows}:2" in error and "'text'" in error
+    broken = write(tmp_path, "broken.jsonl", good, '{"prefix": "a", "text')
+    assert f"{broken}:2" in told("task.kind=rows", f"task.train=[{broken}]")
+    empty = write(tmp_path, "empty.jsonl", good, {"prefix": "a", "text": ""})
+    error = told("task.kind=rows", f"task.train=[{empty}]")
+    assert f"{empty}:2" in error and "no token of this row would be trained" in error
+
+
+def test_pairs_that_cannot_be_aligned(told, tmp_path):
+    pair = {"text0": "ja", "text1": "yes", "lang0": "de", "lang1": "en"}
+    pairs = write(tmp_path, "pairs.jsonl", pair, pair | {"text1": " "})
+    error = told(f"align.train=[{pairs}]")
+    assert f"{pairs}:2" in error and "empty" in error
+
+
+def test_settings_that_do_not_fit_the_model(told):
+    error = told("align.layer=9")
+    assert "align.layer" in error and "9" in error and "3" in error
+    error = told("lora.targets=[q,query]")
+    assert "lora.targets: query matches no projection" in error and "gate" in error
+    assert "did you mean 'align.temperature'" in told("align.temprature=1")
+    assert "task.train is empty" in told("task.train=[]")
+    assert "both 0" in told("task.weight=0", "align.weight=0")
+    assert "batch.size: 6 rows cannot be divided" in told("batch.size=6")
+    assert "mesh: data 3" in told("mesh.data=3", "mesh.fsdp=1")
+    assert "did you mean joint" in told("align.every=jont")
+    assert "'no_such' is not measured" in told("train.metric=no_such", "train.steps=1")
+
+
+def test_checkpoints_that_cannot_be_read(told, tmp_path, base):
+    other = tmp_path / "other"
+    shutil.copytree(base, other)
+    facts = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps(facts | {"model_type": "gpt2"}))
+    error = told(f"model.path={other}")
+    assert "model_type 'gpt2' is not supported" in error and "llama, qwen2" in error
+    (other / "config.json").write_text(json.dumps(facts))
+    weights = other / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    error = told(f"model.path={other}")
+    assert "model.safetensors" in error and str(other) in error
+    error = told("model.path=no/such/model")
+    assert "no/such/model" in error
+    (other / "config.json").write_text(json.dumps(facts | {"vocab_size": 100}))
+    assert "do not belong together" in told(f"model.path={other}")
+
+
+def test_debug_shows_where(tmp_path):
+    from jaxalign.errors import UserError
+
+    with pytest.raises(UserError, match="no such configuration file"):
+        main(["train", str(tmp_path / "missing.yaml"), "--debug"])
+
+
+def test_config_and_data_show_print(capsys, tmp_path, configure):
+    file = tmp_path / "config.yaml"
+    file.write_text(to_yaml(configure()), "utf-8")
+    assert main(["config", str(file), "align.layer=1"]) == 0
+    assert "align.layer" in capsys.readouterr().out
+    assert main(["data", "show", str(file), "--rows", "1"]) == 0
+    shown = capsys.readouterr().out
+    assert "SearchCreativeWork" in shown and "64 rows" in shown
+
+
+def test_help_needs_no_jax():
+    """`--help` is instant: nothing heavy is imported for it."""
+    code = (
+        "import sys; from jaxalign.cli import main\n"
+        "try: main(['--help'])\n"
+        "except SystemExit: pass\n"
+        "assert not {'jax', 'transformers', 'orbax'} & set(sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[1]
+    )
+    assert done.returncode == 0, done.stderr
+    assert "train" in done.stdout
