@@ -67,6 +67,7 @@ def test_settings_that_do_not_fit_the_model(told):
     assert "both 0" in told("task.weight=0", "align.weight=0")
     assert "batch.size: 6 rows cannot be divided" in told("batch.size=6")
     assert "mesh: data 3" in told("mesh.data=3", "mesh.fsdp=1")
+    assert "pip install 'jaxalign[log]'" in told("log.wandb=project")
     assert "did you mean joint" in told("align.every=jont")
     assert "'no_such' is not measured" in told("train.metric=no_such", "train.steps=1")
 

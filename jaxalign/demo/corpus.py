@@ -98,7 +98,7 @@ def read_corpus(data: str | Path) -> Corpus:
 
     task = [row for row in _rows(data / "xsid" / "train.en.jsonl") if allowed(row["utterance"])]
     read = [row for row in valid if not is_dev(row["id"]) and allowed(row["utterance"])]
-    in_domain = {lang: {} for lang in LANGUAGES}
+    in_domain: dict[str, dict[str, str]] = {lang: {} for lang in LANGUAGES}
     for row in read:
         in_domain[row["lang"]][row["id"]] = row["utterance"]
 
@@ -117,8 +117,8 @@ def read_corpus(data: str | Path) -> Corpus:
             sentences[lang] += lines
             parallel[lang] += zip(lines, english, strict=True)
         if tatoeba.exists():
-            both = [tuple(line.split("\t")[:2]) for line in _lines(tatoeba)]
-            both = [(a, b) for a, b in both if allowed(a, b) and not _cyrillic(a)]
+            rows = [line.split("\t") for line in _lines(tatoeba)]
+            both = [(a, b) for a, b, *_ in rows if allowed(a, b) and not _cyrillic(a)]
             sentences[lang] += [a for a, _ in both]
             parallel[lang] += both[::2]
             if lang in ALIGNED:

@@ -8,6 +8,7 @@ intents(decoder, params, lora, tokenizer, parallel)           # {'de': 0.41}
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -45,23 +46,6 @@ def retrieval(
     Returns:
       Language -> share of sentences that find their translation, layer 0 (embeddings) to L.
     """
-    layers = tuple(range(decoder.spec.layers + 1))
-
-    @jax.jit
-    def pooled(tokens: jax.Array, mask: jax.Array) -> jax.Array:
-        weights = pooling_weights(mask, "mean")[None]
-        out = decoder.forward(
-            params, lora, tokens, stop=layers[-1], taps=layers, pool_weights=weights
-        )
-        return jnp.stack([out.pooled[layer][0] for layer in layers])  # [L+1, B, D]
-
-    @jax.jit
-    def hits(source: jax.Array, target: jax.Array) -> jax.Array:
-        cosine = similarities(source, target)  # [L+1, B, B]
-        place = jnp.arange(cosine.shape[-1])
-        forth = jnp.mean(jnp.argmax(cosine, axis=2) == place, axis=1)
-        back = jnp.mean(jnp.argmax(cosine, axis=1) == place, axis=1)
-        return (forth + back) / 2
 
     def states(texts: list[str]) -> jax.Array:
         ids, _ = encode_texts(texts, tokenizer, TOKENS)
@@ -69,7 +53,7 @@ def retrieval(
         mask = np.zeros((len(ids), TOKENS), np.int32)
         for row, found in enumerate(ids):
             tokens[row, : len(found)], mask[row, : len(found)] = found, 1
-        return pooled(tokens, mask)
+        return _pooled(decoder, params, lora, tokens, mask)
 
     scores = {}
     english = {key: row["utterance"] for key, row in rows["en"].items()}
@@ -79,8 +63,27 @@ def retrieval(
         shared = sorted(english.keys() & translated.keys())
         source = states([translated[key]["utterance"] for key in shared])
         target = states([english[key] for key in shared])
-        scores[language] = [float(share) for share in hits(source, target)]
+        scores[language] = [float(share) for share in _hits(source, target)]
     return scores
+
+
+@partial(jax.jit, static_argnums=0)
+def _pooled(decoder: Decoder, params: dict, lora: Any, tokens: Any, mask: Any) -> jax.Array:
+    """States of every layer, averaged over the tokens: [L+1, B, D]."""
+    layers = tuple(range(decoder.spec.layers + 1))
+    weights = pooling_weights(mask, "mean")[None]
+    out = decoder.forward(params, lora, tokens, stop=layers[-1], taps=layers, pool_weights=weights)
+    return jnp.stack([out.pooled[layer][0] for layer in layers])
+
+
+@jax.jit
+def _hits(source: jax.Array, target: jax.Array) -> jax.Array:
+    """Share of rows that find each other, [L+1]: mean of both ways."""
+    cosine = similarities(source, target)  # [L+1, B, B]
+    place = jnp.arange(cosine.shape[-1])
+    forth = jnp.mean(jnp.argmax(cosine, axis=2) == place, axis=1)
+    back = jnp.mean(jnp.argmax(cosine, axis=1) == place, axis=1)
+    return (forth + back) / 2
 
 
 def intents(

@@ -79,6 +79,16 @@ class Checkpoints:
         """The step of the best checkpoint, or None."""
         return self._best.latest_step()
 
+    def forget_best_after(self, step: int) -> bool:
+        """Drops a best checkpoint from beyond the step that a run resumes from.
+
+        Returns:
+          Whether a best one remains.
+        """
+        for later in [s for s in self._best.all_steps() if s > step]:
+            self._best.delete(later)
+        return self._best.latest_step() is not None
+
     def wait(self) -> None:
         """Returns when everything is on disk.
 

@@ -163,7 +163,10 @@ def _resume(run: Run, store: Checkpoints) -> tuple[TrainState, Progress, int]:
     meta = store.meta()
     _check_same(run, meta)
     state, meta = store.restore(run.abstract_state)
-    return state, Progress(**meta["progress"]), int(meta["step"])
+    step = int(meta["step"])
+    # What was best may have been saved after this checkpoint; the run will come to it again.
+    progress = Progress(**meta["progress"]) if store.forget_best_after(step) else Progress()
+    return state, progress, step
 
 
 # A resumed run must not differ in these; other changes are the user's to make.
