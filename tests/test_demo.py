@@ -1,7 +1,9 @@
 """The demo from end to end, cut to a few steps: what it prints, writes and measures."""
 
 import json
+from functools import partial
 
+import jax
 import numpy as np
 import pytest
 
@@ -10,12 +12,16 @@ from jaxalign.data.pairs import to_pair
 from jaxalign.data.sources import read
 from jaxalign.demo import ALIGNED, ASSETS, LANGUAGES
 from jaxalign.demo.corpus import normal
+from jaxalign.sharding import make_mesh
+from jaxalign.train import setup
 
 
-def test_demo_reports_what_it_measured(tmp_path, capsys):
+def test_demo_reports_what_it_measured(tmp_path, capsys, monkeypatch):
+    one = partial(make_mesh, devices=jax.devices()[:1])
+    monkeypatch.setattr(setup, "make_mesh", one)
     out = tmp_path / "demo"
     words = ["train.steps=3", "train.eval_every=0", "batch.size=8", "batch.pairs=8",
-             "batch.buckets=[40]", "mesh.fsdp=8", "train.eval_batches=1"]  # fmt: skip
+             "batch.buckets=[40]", "train.eval_batches=1"]  # fmt: skip
     assert main(["demo", "--out", str(out), *words]) == 0
     printed = capsys.readouterr().out
     found = json.loads((out / "demo.json").read_text())
