@@ -155,9 +155,7 @@ def test_resuming_on_other_devices(configure, tmp_path, monkeypatch):
     assert restored["run"].mesh.size == 4
     assert int(restored["state"].step) == 3
     # The run on 8 devices keeps step 3 too: what came back on 4 equals it bit for bit.
-    from jaxalign.train.checkpoint import Checkpoints
-
-    store = Checkpoints(whole.output, 2)
+    store = loop.Checkpoints(whole.output, 2)
     monkeypatch.undo()
     use_devices(monkeypatch, 8)
     kept = store._newest.restore(3)["state"]["trained"]
@@ -167,16 +165,21 @@ def test_resuming_on_other_devices(configure, tmp_path, monkeypatch):
         np.testing.assert_allclose(a, b, atol=2e-6, rtol=0)
 
 
-def test_early_stopping_keeps_the_best(configure):
-    # A rate this high makes the first evaluation the best.
-    config = configure("optim.learning_rate=5", "train.steps=20", "train.eval_every=2",
-                       "train.patience=2", "optim.clip_norm=0")  # fmt: skip
+def test_early_stopping_keeps_the_best(configure, monkeypatch):
+    """Scripted losses decide when; the real validation runs, the exported weights are step 4's."""
+    script = iter([3.0, 1.0, 2.0, 2.0, 0.5])
+    real = loop.validate
+    monkeypatch.setattr(
+        loop, "validate", lambda run, state: real(run, state) | {"eval/loss": next(script)}
+    )
+    config = configure("train.steps=20", "train.eval_every=2", "train.patience=2")
     result = train(config)
-    evals = lines(config, "eval")
-    best = min(evals, key=lambda row: row["eval/loss"] or float("inf"))
-    assert result.stopped == "patience" and result.step < 20
-    assert result.best_step == best["step"]
-    assert result.metrics["eval/loss"] == pytest.approx(best["eval/loss"])
+    assert (result.stopped, result.step, result.best_step) == ("patience", 8, 4)
+    assert result.metrics["eval/loss"] == 1.0
+    assert [row["eval/loss"] for row in lines(config, "eval")] == [3.0, 1.0, 2.0, 2.0]
+    store = loop.Checkpoints(config.output, 2)
+    assert_equal(store._best.restore(4)["state"]["trained"], weights(config))
+    store.close()
 
 
 def test_a_signal_saves_and_stops(configure):
