@@ -1,6 +1,8 @@
 """The command line: `jaxalign COMMAND ...`, one function a command, heavy imports inside.
 
     jaxalign train configs/llama3_8b_slots_align.yaml align.layer=16
+    jaxalign evaluate configs/demo.yaml --adapter sft=A --adapter aligned=B
+    jaxalign generate configs/demo.yaml --adapter A --prompt 'wake me up at nine'
     jaxalign data show configs/demo.yaml
     jaxalign config configs/demo.yaml
     jaxalign demo
@@ -14,6 +16,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from jaxalign import __version__
 from jaxalign.errors import UserError
@@ -67,6 +70,23 @@ def _parser() -> argparse.ArgumentParser:
     )
     show = configured(command("show", _show, "print rows, coloured by what is trained", data))
     show.add_argument("--rows", type=int, default=3, help="rows of each stream (default 3)")
+    judge = configured(command("evaluate", _evaluate, "compare systems on what they write"))
+    judge.add_argument("--base", action="store_true",
+                       help="the bare base (and, with evaluate.shots, few-shot)")  # fmt: skip
+    for name, what in (("adapter", "a PEFT folder or hub name"),
+                       ("predictions", "a file of answers, scored without a model")):  # fmt: skip
+        judge.add_argument(
+            f"--{name}", action=_Entrant, dest="entrants", default=[], metavar="[NAME=]PATH",
+            help=f"{what}; the same NAME again: another seed",
+        )  # fmt: skip
+    judge.add_argument("--out", default="", help="folder (default OUTPUT/evaluation)")
+    write = configured(command("generate", _generate, "write answers to rows or prompts"))
+    write.add_argument("--data", action="append", default=[], metavar="SOURCE",
+                       help="rows to answer, gold or not (default evaluate.data)")  # fmt: skip
+    write.add_argument("--prompt", action="append", default=[], metavar="TEXT",
+                       help="a text to answer; printed")  # fmt: skip
+    write.add_argument("--adapter", default="", metavar="PATH", help="a PEFT folder or hub name")
+    write.add_argument("--out", default="", help="JSONL file (default OUTPUT/answers.jsonl)")
     configured(command("config", _config, "print every setting with its origin"))
     demo = command("demo", _demo, "train the embedded small model with and without alignment")
     demo.add_argument("--out", default="runs/demo", help="folder (default runs/demo)")
@@ -86,14 +106,58 @@ def _train(args: argparse.Namespace) -> None:
     from jaxalign import multihost
 
     multihost.start()
+    from jaxalign.evaluate.during import sample_judge
     from jaxalign.train.loop import train
 
-    result = train(config)
+    result = train(config, judge=sample_judge(config))
     if multihost.is_main():
         for name, value in result.metrics.items():
             print(f"{name:44s} {value:10.4f}")
         how = {"finished": "finished", "patience": "stopped early", "signal": "stopped on request"}
         print(f"{how[result.stopped]} at step {result.step}; written: {result.adapter}")
+
+
+class _Entrant(argparse.Action):
+    """Collects --adapter and --predictions in the order of the command line."""
+
+    def __call__(self, parser: Any, args: Any, value: Any, option: str | None = None) -> None:
+        name, equals, path = str(value).partition("=")
+        kind = str(option).lstrip("-")
+        args.entrants = [
+            *getattr(args, "entrants", []),
+            (name if equals else "", path or name, kind),
+        ]
+
+
+def _evaluate(args: argparse.Namespace) -> None:
+    from jaxalign.config import load
+
+    config = load(args.config, args.settings).config
+    from jaxalign import multihost
+
+    multihost.start()
+    from jaxalign.evaluate.run import Entrant, evaluate, name_of
+
+    bare = [Entrant("base", kind="base")] if args.base else []
+    if args.base and config.evaluate.shots:
+        bare.append(Entrant(f"base {config.evaluate.shots}-shot", kind="few_shot"))
+    given = [Entrant(name or name_of(path), path, kind) for name, path, kind in args.entrants]
+    # What comes first is what the rest is compared with: one fine-tuned model with another, or
+    # a single one with the base it came from.
+    entrants = given + bare if len({entrant.name for entrant in given}) > 1 else bare + given
+    evaluate(config, entrants, args.out or f"{config.output}/evaluation")
+
+
+def _generate(args: argparse.Namespace) -> None:
+    from jaxalign.config import load
+
+    config = load(args.config, args.settings).config
+    from jaxalign import multihost
+
+    multihost.start()
+    from jaxalign.evaluate.write import write
+
+    write(config, args.adapter, args.prompt, args.data, args.out)
 
 
 def _show(args: argparse.Namespace) -> None:

@@ -8,6 +8,7 @@ barrier('saved')
 from __future__ import annotations
 
 import os
+from typing import Any
 
 from jaxalign.errors import UserError
 
@@ -59,3 +60,14 @@ def barrier(name: str) -> None:
         from jax.experimental import multihost_utils
 
         multihost_utils.sync_global_devices(name)
+
+
+def from_main(array: Any) -> Any:
+    """The first process's array on every process, as NumPy; shapes must agree."""
+    import jax
+
+    if jax.process_count() == 1:
+        return array
+    from jax.experimental import multihost_utils
+
+    return multihost_utils.broadcast_one_to_all(array)

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from jaxalign.config import CHOICES, LOWEST, Config, check, flatten, load, to_yaml
+from jaxalign.config import load, to_yaml
 from jaxalign.errors import UserError
+from jaxalign.settings import CHOICES, LOWEST, Config, check, flatten
 
 SHIPPED = sorted((Path(__file__).resolve().parents[1] / "configs").rglob("*.yaml"))
 

@@ -11,23 +11,24 @@ import jaxalign
 
 HOUSE = Path(jaxalign.__file__).parent
 FLOORS = (
-    {"errors", "config", "multihost", "model.spec"},
+    {"errors", "settings", "config", "multihost", "model.spec"},
     {"sharding", "objectives", "data"},
     {"adapters", "model"},
-    {"hf", "train", "generate"},
+    {"hf", "train", "generate", "base"},
     {"probe", "evaluate", "plan", "demo"},
     {"cli", "__main__"},
 )
 # Beyond the floors: room -> rooms on its own or a lower floor that it must not see.
 APART = {
-    "model": {"config"},
-    "hf": {"config", "train", "generate", "data", "objectives"},
-    "adapters": {"config", "data", "objectives"},
-    "objectives": {"config", "data"},
+    "model": {"config", "settings"},
+    "hf": {"config", "settings", "train", "generate", "data", "objectives"},
+    "adapters": {"config", "settings", "data", "objectives"},
+    "objectives": {"config", "settings", "data"},
     "data": {"objectives", "sharding"},
-    "generate": {"train"},
+    "generate": {"config", "settings", "train"},
+    "base": {"train"},
 }
-LIGHT = ("errors", "config", "multihost", "model.spec", "cli", "__main__", "data.batch")
+LIGHT = ("errors", "settings", "config", "multihost", "model.spec", "cli", "__main__", "data.batch")
 
 
 def name_of(file: Path) -> str:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -125,6 +126,29 @@ def init(adapter: Lora, spec: ModelSpec, key: jax.Array) -> dict:
         b = jnp.zeros((spec.layers, adapter.r, *fan_out), jnp.float32)
         blocks.setdefault(part, {})[name] = {"a": a, "b": b}
     return {"blocks": blocks}
+
+
+@partial(jax.jit, static_argnums=2)
+def merge(params: dict, lora: dict, adapter: Lora) -> dict:
+    """The base with the adapter's update added, W + s A B, in the base's dtype.
+
+    The sum is formed in float32 and rounded once, one block at a time.
+
+    Returns:
+      A tree like `params`.
+    """
+
+    def add(layer: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
+        kernel, a, b = layer
+        update = a.reshape(-1, adapter.r) @ b.reshape(adapter.r, -1)  # [in, out]
+        return (kernel + adapter.scale * update.reshape(kernel.shape)).astype(kernel.dtype)
+
+    blocks = {part: dict(params["blocks"][part]) for part in params["blocks"]}
+    for name in adapter.targets:
+        site, factors = blocks[SITES[name][0]], lora["blocks"][SITES[name][0]][name]
+        kernel = jax.lax.map(add, (site[name]["kernel"], factors["a"], factors["b"]))
+        site[name] = site[name] | {"kernel": kernel}
+    return params | {"blocks": blocks}
 
 
 def count(adapter: Lora, spec: ModelSpec) -> int:

@@ -163,11 +163,15 @@ def _llama3_paper(
         )
     out = []
     for example in examples:
-        turns = (("system", instruction(example, system)), ("user", example.prompt))
+        turns = (
+            ("system", instruction(example, system)),
+            *((turn["role"], turn["content"]) for turn in _shots(example)),
+            ("user", example.prompt),
+        )
         prompt = "".join(
             LLAMA3_TURN.format(role=role, content=content.strip())
             for role, content in turns
-            if content or role == "user"
+            if content or role != "system"
         )
         out.append(Rendered(prompt + LLAMA3_OPEN, example.answer + LLAMA3_END))
     return out
@@ -220,16 +224,32 @@ def _with_system_role(
     """Conversations up to the user's turn; the instruction joins it where no system turn may be."""
     instructions = [instruction(example, system) for example in examples]
     talks = [
-        [{"role": "system", "content": text}] * bool(text)
-        + [{"role": "user", "content": example.prompt}]
+        [
+            *([{"role": "system", "content": text}] if text else []),
+            *_shots(example),
+            {"role": "user", "content": example.prompt},
+        ]
         for example, text in zip(examples, instructions, strict=True)
     ]
-    first = next((talk for talk in talks if len(talk) == 2), None)
+    first = next((talk for talk in talks if talk[0]["role"] == "system"), None)
     if first is None or _accepts(tokenizer, first):
         return talks
+    return [_without_system(talk) if text else talk
+            for talk, text in zip(talks, instructions, strict=True)]  # fmt: skip
+
+
+def _without_system(talk: list[dict[str, str]]) -> list[dict[str, str]]:
+    """The first turn's text put before the second's."""
+    system, user, *rest = talk
+    return [{"role": "user", "content": f"{system['content']}\n\n{user['content']}"}, *rest]
+
+
+def _shots(example: Example) -> list[dict[str, str]]:
+    """The turns of the solved examples shown before the question."""
     return [
-        [{"role": "user", "content": f"{text}\n\n{example.prompt}" if text else example.prompt}]
-        for example, text in zip(examples, instructions, strict=True)
+        {"role": role, "content": content}
+        for prompt, answer in example.shots
+        for role, content in (("user", prompt), ("assistant", answer))
     ]
 
 

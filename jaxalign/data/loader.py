@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import numpy as np
 
-from jaxalign.config import AlignConfig, Config, TaskConfig
 from jaxalign.data import sources, tasks
 from jaxalign.data.batch import (
     Encoded,
@@ -43,6 +42,7 @@ from jaxalign.data.sampling import (
     mixture,
 )
 from jaxalign.errors import UserError
+from jaxalign.settings import AlignConfig, Config, TaskConfig
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -47,6 +47,7 @@ class Example:
     system: str | None = None  # the task's instruction; None: a finished row, no template
     names: Mapping[str, str] = field(default_factory=dict)  # what {names} in an instruction mean
     origin: str = ""
+    shots: tuple[tuple[str, str], ...] = ()  # solved prompts and answers shown before (few-shot)
 
     @property
     def finished(self) -> bool:
@@ -146,14 +147,33 @@ def _spans(record: Record, items: Any) -> list[Span]:
     return [_span(record, item) for item in items]
 
 
-def _slot_spans(record: Record) -> list[Span]:
+def slot_spans(record: Record) -> list[Span]:
+    """The (type, words) of a row: its `slots`, its `annot_utt` or its ready `target`.
+
+    Raises:
+        UserError: none of them is there, or it is not what it should be.
+    """
     fields = record.fields
     if fields.get("slots") is not None:
         return _spans(record, fields["slots"])
     if fields.get("annot_utt") is not None:
-        parts = (part.partition(":") for part in ANNOTATED.findall(fields["annot_utt"]))
+        parts = (part.partition(":") for part in _annotations(fields["annot_utt"]))
         return [(kind.strip(), words.strip()) for kind, _, words in parts]
     return parse_slots(_string(record, "target"))
+
+
+def _annotations(annotated: str) -> list[str]:
+    """'type: words' of each bracket; as in the paper every ' :' becomes ':', in the words too."""
+    return [part.replace(" :", ":") for part in ANNOTATED.findall(annotated)]
+
+
+def entity_spans(record: Record) -> list[Span]:
+    """The (type, text) of a row's `entities`.
+
+    Raises:
+        UserError: there are none, or one is not [type, text, ...].
+    """
+    return _spans(record, _get(record, "entities"))
 
 
 def format_slots(spans: Sequence[Span]) -> str:
@@ -164,9 +184,12 @@ def format_slots(spans: Sequence[Span]) -> str:
 def _slots(record: Record) -> Example:
     # A ready target is taken as it is, so that any wording of one's own survives.
     target = record.fields.get("target")
+    if target is None and record.fields.get("slots") is None and "annot_utt" in record.fields:
+        # Not by way of spans: the paper keeps the blanks of an annotation as they are.
+        target = "; ".join(_annotations(_string(record, "annot_utt"))) or NOTHING
     return Example(
         prompt=_string(record, "utterance", "utt"),
-        answer=str(target) if target is not None else format_slots(_slot_spans(record)),
+        answer=str(target) if target is not None else format_slots(slot_spans(record)),
         language=_language(record),
         system=SLOTS_SYSTEM,
         origin=record.origin,
@@ -184,7 +207,7 @@ def _intent(record: Record, spans: Sequence[Span] = (), system: str = INTENT_SYS
 
 
 def _intent_slots(record: Record) -> Example:
-    return _intent(record, _slot_spans(record), INTENT_SLOTS_SYSTEM)
+    return _intent(record, slot_spans(record), INTENT_SLOTS_SYSTEM)
 
 
 def _translation(record: Record) -> Example:
@@ -221,7 +244,7 @@ def _translation_language(record: Record, key: str, side: str) -> str:
 
 
 def _ner(record: Record) -> Example:
-    spans = _spans(record, _get(record, "entities"))
+    spans = entity_spans(record)
     return Example(
         prompt=_string(record, "text"),
         answer=format_entities(spans),
@@ -265,21 +288,38 @@ def parse_intent_slots(answer: str) -> Command:
 
 
 def parse_entities(answer: str) -> list[Span]:
-    """(type, text) of each result; nothing where the answer holds no such JSON object."""
-    start, end = answer.find("{"), answer.rfind("}")
-    try:
-        results = json.loads(answer[start : end + 1])["Results"]
-    except (json.JSONDecodeError, KeyError, TypeError):
+    """(type, text) of each result, read as kindly as can be without guessing.
+
+    Text around the JSON is passed over. Where no whole {"Results": [...]} is found, as in an answer
+    that was cut off, every complete {"TypeName": ..., "Text": ...} counts.
+    """
+    found = list(_objects(answer))
+    for value in found:
+        if isinstance(value.get("Results"), list):
+            return [span for item in value["Results"] for span in _entity(item)]
+    return [span for value in found for span in _entity(value)]
+
+
+def _objects(text: str) -> Iterator[dict[str, Any]]:
+    """The outermost complete JSON objects in a text, from left to right."""
+    decoder = json.JSONDecoder()
+    start = text.find("{")
+    while start >= 0:
+        try:
+            value, end = decoder.raw_decode(text, start)
+        except (ValueError, RecursionError):  # also of digits or brackets without end
+            end = start + 1
+        else:
+            yield value
+        start = text.find("{", end)
+
+
+def _entity(item: Any) -> list[Span]:
+    """[(type, text)] of a result, or [] of anything else."""
+    if not isinstance(item, Mapping):
         return []
-    if not isinstance(results, list):
-        return []
-    return [
-        (item["TypeName"], item["Text"])
-        for item in results
-        if isinstance(item, dict)
-        and isinstance(item.get("TypeName"), str)
-        and isinstance(item.get("Text"), str)
-    ]
+    kind, words = item.get("TypeName"), item.get("Text")
+    return [(kind, words)] if isinstance(kind, str) and isinstance(words, str) else []
 
 
 TASKS: dict[str, Task] = {

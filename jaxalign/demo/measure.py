@@ -19,7 +19,7 @@ import numpy as np
 from jaxalign.data.chat import encode_prompts, encode_texts
 from jaxalign.data.sources import Record
 from jaxalign.data.tasks import parse_intent_slots, render
-from jaxalign.generate import generate, stop_ids
+from jaxalign.generate import Decoding, generate, stop_ids
 from jaxalign.model.decoder import Decoder
 from jaxalign.objectives.contrastive import pooling_weights, similarities
 
@@ -98,7 +98,7 @@ def intents(
         params,
         lora,
         prompts,
-        max_new_tokens=ANSWER,
+        Decoding(ANSWER),
         stop_ids=stop_ids(decoder.spec, tokenizer),
         batch_size=125,
     )

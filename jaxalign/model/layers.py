@@ -51,6 +51,19 @@ class Cache:
     keys: jax.Array  # [L, B, K, S, H]
     values: jax.Array  # [L, B, K, S, H]
 
+    @property
+    def slots(self) -> int:
+        return self.keys.shape[3]
+
+    def grow(self, slots: int) -> Cache:
+        """The same with empty slots behind."""
+        more = ((0, 0), (0, 0), (0, 0), (0, slots - self.slots), (0, 0))
+        return jax.tree.map(lambda x: constrain(jnp.pad(x, more), "L B K S H"), self)
+
+    def take(self, rows: jax.Array) -> Cache:
+        """These rows alone."""
+        return jax.tree.map(lambda x: constrain(x[:, rows], "L B K S H"), self)
+
     def write(self, context: Context, keys: jax.Array, values: jax.Array) -> Cache:
         """The cache with T more tokens: keys and values [B, T, K, H]."""
         start = (context.layer, 0, 0, context.slot, 0)

@@ -35,6 +35,8 @@ def pooling_weights(mask: jax.Array, pooling: str) -> jax.Array:
     elif pooling == "last":
         left = jnp.cumsum(mask[:, ::-1], axis=-1)[:, ::-1]  # real tokens from here to the end
         mask = mask * (left == 1)
+    elif pooling == "position":
+        mask = mask * jnp.cumsum(mask, axis=-1)
     return mask / jnp.maximum(jnp.sum(mask, axis=-1, keepdims=True), 1.0)
 
 

@@ -15,7 +15,7 @@ import dataclasses
 import signal
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,11 +23,12 @@ from typing import Any
 
 import jax
 
-from jaxalign.config import Config, flatten, to_yaml
+from jaxalign.config import to_yaml
 from jaxalign.data.loader import prefetch
 from jaxalign.errors import UserError
 from jaxalign.hf.save import save_base, save_peft
 from jaxalign.multihost import barrier, is_main
+from jaxalign.settings import Config, flatten
 from jaxalign.sharding import put_batch
 from jaxalign.train.checkpoint import Checkpoints
 from jaxalign.train.metrics import Log, training_flops
@@ -68,18 +69,32 @@ class Progress:
         return better
 
 
-def train(config: Config, title: str = "training") -> Result:
+Judge = Callable[[Run, TrainState], dict[str, float]]
+
+
+def train(config: Config, title: str = "training", judge: Judge | None = None) -> Result:
     """Trains as the configuration says, resuming where an earlier run of it stopped.
+
+    Args:
+      config: the run.
+      title: of the progress bar.
+      judge: looked up at every validation for more `eval/...` values, such as scores of what the
+        model writes; every process calls it.
 
     Raises:
       UserError: anything the user can mend; see `setup.prepare` and `Checkpoints`.
     """
     run = prepare(config)
+    if judge and not run.valid and config.train.metric == "eval/loss":
+        raise UserError(
+            "train.metric: eval/loss needs validation rows; name task.valid, or choose a score of "
+            "the sample, as in train.metric=eval/slot_f1 train.goal=max"
+        )
     with jax.set_mesh(run.mesh):
-        return _train(run, title)
+        return _train(run, title, judge)
 
 
-def _train(run: Run, title: str) -> Result:
+def _train(run: Run, title: str, judge: Judge | None) -> Result:
     config = run.config
     store = Checkpoints(config.output, config.checkpoint.keep)
     state, progress, start = _resume(run, store)
@@ -101,8 +116,8 @@ def _train(run: Run, title: str) -> Result:
                 log.event("gradients", step, _compare_gradients(run, state, step))
 
             last = step == run.total
-            if run.valid and (last or _due(step, config.train.eval_every)):
-                values = validate(run, state)
+            if (run.valid or judge) and (last or _due(step, config.train.eval_every)):
+                values = validate(run, state) | (judge(run, state) if judge else {})
                 log.event("eval", step, values)
                 if progress.see(_watched(config, values), config.train.goal, values):
                     store.save(step, state, _meta(run, step, progress), best=True)
@@ -203,7 +218,7 @@ def _finish(
     run: Run, store: Checkpoints, state: TrainState, step: int, progress: Progress, stopped: str
 ) -> Result:
     """Exports the best weights (the last ones where nothing was validated)."""
-    best = store.best if run.valid else None
+    best = store.best if progress.best is not None else None
     if best is not None and best != step:
         state, _ = store.restore(run.abstract_state, best=True)
     folder = f"{run.config.output}/{'adapter' if run.adapter else 'model'}"

@@ -21,7 +21,6 @@ from jax.sharding import Mesh
 
 from jaxalign.adapters import lora as lora_adapter
 from jaxalign.adapters.lora import Lora
-from jaxalign.config import Config
 from jaxalign.data.chat import load_tokenizer
 from jaxalign.data.loader import Stream, pair_stream, task_stream
 from jaxalign.errors import UserError
@@ -30,6 +29,7 @@ from jaxalign.hf.save import load_peft
 from jaxalign.model.decoder import Decoder
 from jaxalign.model.spec import ModelSpec, check_tap, parameter_count
 from jaxalign.objectives import resolve
+from jaxalign.settings import Config
 from jaxalign.sharding import make_mesh, shard_tree
 from jaxalign.train.optim import make_optimiser
 from jaxalign.train.schedule import PHASES, learning_rate, turns, warmup_steps

@@ -48,7 +48,7 @@ def validate(run: Any, state: TrainState) -> dict[str, float]:
         values |= _logs(name, losses)
         if name == "align":
             values["eval/retrieval"] = _retrieval(stream, states, rows, run.config.align.layer)
-    return values | {"eval/loss": whole}
+    return values | ({"eval/loss": whole} if run.valid else {})
 
 
 def _average(run: Any, name: str, losses: list, rows: np.ndarray) -> tuple[float, float]:

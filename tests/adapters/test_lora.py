@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxalign.adapters.lora import SITES, Lora, count, init, layer_mask, parse_layers
+from jaxalign.adapters.lora import SITES, Lora, count, init, layer_mask, merge, parse_layers
 from jaxalign.errors import UserError
 from jaxalign.model.decoder import Decoder
 from tests.hf.conftest import LLAMA, random_params
@@ -201,3 +201,22 @@ def test_step_zero_is_the_base():
     np.testing.assert_array_equal(run(lora), base)
     moved = jax.tree.map(lambda leaf: leaf + 0.01, lora)
     assert float(jnp.abs(run(moved) - base).max()) > 1e-3
+
+
+def test_merged_weights_answer_like_base_and_adapter():
+    spec = dataclasses.replace(WIDE, qkv_bias=True)
+    adapter = Lora(r=3, alpha=5.0, targets=("q", "o", "down"))
+    params = Decoder(spec).init(jax.random.key(0))
+    lora = jax.tree.map(
+        lambda x: jax.random.normal(jax.random.key(x.size), x.shape) * 0.3,
+        init(adapter, spec, jax.random.key(1)),
+    )
+    tokens = jnp.arange(12).reshape(2, 6)
+    beside = Decoder(spec, adapter).forward(params, lora, tokens).hidden
+    merged = Decoder(spec).forward(merge(params, lora, adapter), None, tokens).hidden
+    bare = Decoder(spec).forward(params, None, tokens).hidden
+    np.testing.assert_allclose(merged, beside, atol=2e-5)
+    assert np.abs(merged - bare).max() > 0.1
+    half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
+    dtypes = {leaf.dtype for leaf in jax.tree.leaves(merge(half, lora, adapter))}
+    assert dtypes == {jnp.dtype(jnp.bfloat16)}

@@ -8,10 +8,10 @@ import zlib
 import numpy as np
 import pytest
 
-from jaxalign.config import Config
 from jaxalign.data.batch import NO_TARGET
 from jaxalign.data.loader import pair_stream, prefetch, task_stream
 from jaxalign.errors import UserError
+from jaxalign.settings import Config
 
 WORDS = ["wake", "me", "up", "at", "nine", "tomorrow", "rain", "in", "Berlin", "play", "music"]
 
@@ -86,7 +86,7 @@ def test_a_batch_is_a_function_of_its_index(config, chatml, make):
 
 def test_the_same_batch_in_another_process_without_torch(config, chatml, chatml_folder):
     code = (
-        "import sys, zlib; sys.modules['torch'] = None; from jaxalign.config import Config\n"
+        "import sys, zlib; sys.modules['torch'] = None; from jaxalign.settings import Config\n"
         "from jaxalign.data.chat import load_tokenizer\n"
         "from jaxalign.data.loader import task_stream\n"
         "c = Config(); c.task.kind = 'slots'; c.task.train = [sys.argv[1]]; c.batch.size = 8\n"

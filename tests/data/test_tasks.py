@@ -2,7 +2,6 @@
 
 import pytest
 
-from jaxalign.config import CHOICES
 from jaxalign.data.sources import Record
 from jaxalign.data.tasks import (
     TASKS,
@@ -14,6 +13,7 @@ from jaxalign.data.tasks import (
     render,
 )
 from jaxalign.errors import UserError
+from jaxalign.settings import CHOICES
 
 SPANS = [("datetime", "at nine: sharp"), ("reminder/todo", "buy milk")]
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from jaxalign.generate import generate
+from jaxalign.generate import Decoding, generate
 from tests.parity.golden import CASES
 
 
@@ -24,7 +24,7 @@ def test_greedy(case, name, batch_size):
         case.params,
         case.lora,
         prompts,
-        max_new_tokens=golden[name].shape[1],
+        Decoding(golden[name].shape[1]),
         stop_ids=stops,
         batch_size=batch_size,
     )

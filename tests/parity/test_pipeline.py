@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jaxalign.config import Config
 from jaxalign.data import sources, tasks
 from jaxalign.data.batch import (
     NO_TARGET,
@@ -26,6 +25,7 @@ from jaxalign.data.batch import (
 from jaxalign.data.chat import encode_examples, encode_prompts, load_tokenizer, render_examples
 from jaxalign.data.loader import pair_stream, task_stream
 from jaxalign.data.pairs import encode_pairs, to_pair
+from jaxalign.settings import Config
 
 REPO = Path(__file__).resolve().parents[2]
 LLAMA3 = "meta-llama/Meta-Llama-3-8B-Instruct"  # the one name the original's template flag knows

@@ -1,7 +1,6 @@
-"""Greedy generation: as transformers does it, and as a full forward pass says."""
+"""Greedy answers: those of transformers, and what a full forward pass says; shapes and meshes."""
 
 import dataclasses
-from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -10,19 +9,18 @@ import pytest
 
 from jaxalign.adapters.lora import Lora
 from jaxalign.errors import UserError
-from jaxalign.generate import _continue, generate, stop_ids
-from jaxalign.hf.load import load_params, load_spec
-from jaxalign.hf.save import save_peft
+from jaxalign.generate import Decoding, answer_chunks, chunks, generate, run, stop_ids
+from jaxalign.generate.loop import Weights, advance, start
 from jaxalign.model.attention import causal
 from jaxalign.model.decoder import Decoder
 from jaxalign.sharding import make_mesh, shard_tree
 from tests.data.conftest import CHATML_TEMPLATE, LLAMA_TEMPLATE, build
-from tests.hf.conftest import LLAMA, TARGETS, hf_model, random_lora, random_params
+from tests.hf.conftest import LLAMA, TARGETS, random_lora, random_params
 
 ADAPTER = Lora(4, 8.0, 0.1, TARGETS)
 LENGTHS = (5, 1, 70, 12, 33)  # past the 64 positions from which llama3 scaling starts
 # The same shapes wherever they serve: a test's time is that of compiling.
-SETTINGS = {"max_new_tokens": 8, "batch_size": 8}
+SETTINGS = {"decoding": Decoding(8), "batch_size": 8}
 NEVER = (-1, -2)
 
 
@@ -102,14 +100,14 @@ def test_cached_logits_equal_the_full_pass(tiny):
     for row, length in enumerate(lengths):
         logits = decoder.logits(params, hidden[row, :length])
         np.testing.assert_allclose(logits, whole[row, :length], atol=1e-5, rtol=1e-5)
-    for start, count in ((0, 3), (3, 1)):
-        at = lengths[:, None] + start + np.arange(count)  # [B, T]: places in the text
-        slots = width + start + np.arange(count)
+    for first, count in ((0, 3), (3, 1)):
+        at = lengths[:, None] + first + np.arange(count)  # [B, T]: places in the text
+        slots = width + first + np.arange(count)
         mask = (place < lengths[:, None])[:, None] | ((place >= width) & (place <= slots[:, None]))[
             None
         ]
         hidden, cache = decoder.extend(
-            params, lora, np.take_along_axis(text, at, 1), cache, slot=width + start,
+            params, lora, np.take_along_axis(text, at, 1), cache, slot=width + first,
             positions=at, mask=mask,
         )  # fmt: skip
         wanted = np.take_along_axis(np.asarray(whole), at[:, :, None], 1)
@@ -126,54 +124,127 @@ def test_stops_and_batches_change_no_answer(tiny, prompts, free):
     assert cut[2] == [] and len(cut[3]) == 2
     assert generate(*tiny, prompts, **SETTINGS, stop_ids=stops) == cut
     reports = []
-    settings = SETTINGS | {"batch_size": 3, "report": lambda done, of: reports.append((done, of))}
+    settings = SETTINGS | {"batch_size": 3, "report": lambda *numbers: reports.append(numbers)}
     assert generate(*tiny, prompts, **settings, stop_ids=stops) == cut
-    assert reports == [(3, 5), (5, 5)]
+    assert [numbers[:2] for numbers in reports][-1] == (5, 5)
+    assert reports[-1][2] == sum(map(len, cut))
+    assert reports == sorted(reports) and all(of == 5 for _, of, _ in reports)
 
 
 def test_one_token_and_no_prompt(tiny, prompts, free):
-    settings = SETTINGS | {"max_new_tokens": 1, "stop_ids": NEVER}
+    settings = SETTINGS | {"decoding": Decoding(1), "stop_ids": NEVER}
     assert generate(*tiny, prompts, **settings) == [answer[:1] for answer in free]
     assert generate(*tiny, [], **settings) == []
 
 
+def begin(decoder, params, prompts, size, width, slots, new, columns):
+    """A batch after its prompts."""
+    tokens, lengths = np.zeros((size, width), np.int32), np.zeros(size, np.int32)
+    for row, prompt in enumerate(prompts):
+        tokens[row, : len(prompt)], lengths[row] = prompt, len(prompt)
+    weights = Weights(params, None, run.lay_out(decoder, params, None) if columns else None)
+    numbers, rule = np.arange(size, dtype=np.uint32), Decoding().rule
+    seed, stops = np.uint32(1), np.array([-1], np.int32)
+    batch = start(weights, tokens, lengths, numbers, stops, seed, decoder, rule, new, slots)
+    return weights, batch, stops, seed, rule
+
+
 def test_the_loop_ends_with_the_last_row(tiny, prompts, free):
-    decoder, params, lora = tiny
-    tokens, lengths = np.zeros((8, 80), np.int32), np.array([5] + [0] * 7, np.int32)
-    tokens[0, :5] = prompts[0]
-    stops = np.array([-1, free[0][2]], np.int32)
-    state = _continue(params, lora, tokens, lengths, stops, decoder, 8)
-    assert int(state.step) == free[0].index(stops[1]) + 1
-    assert state.counts.tolist() == [int(state.step) - 1] + [0] * 7
-
-
-def test_few_shapes_and_the_longest_first(tiny, monkeypatch):
-    seen = []
-
-    def record(params, lora, tokens, lengths, stops, decoder, most):
-        seen.append((tokens.shape, lengths.tolist()))
-        return SimpleNamespace(written=np.repeat(lengths[:, None], most, 1), counts=lengths * 0 + 1)
-
-    monkeypatch.setattr("jaxalign.generate._continue", record)
-    lengths = np.random.default_rng(3).permutation(np.arange(1, 203)).tolist()
-    answers = generate(
-        *tiny, [[5] * n for n in lengths], max_new_tokens=2, stop_ids=(2,), batch_size=8
-    )
-    assert answers == [[n] for n in lengths]  # the order of the prompts
-    assert len({shape for shape, _ in seen}) <= 4
-    assert [n for _, group in seen for n in group] == [*range(202, 0, -1), *[0] * 6]
-    assert all(rows == 8 and width >= max(group) for (rows, width), group in seen)
-
-
-def test_the_cache_is_not_copied_in_the_loop(tiny):
     decoder, params, _ = tiny
-    tokens, lengths = np.ones((2, 16), np.int32), np.full(2, 16, np.int32)
-    lowered = _continue.lower(params, None, tokens, lengths, np.array([2], np.int32), decoder, 8)
+    base = generate(decoder, params, None, prompts[:1], **SETTINGS, stop_ids=NEVER)[0]
+    weights, batch, _, seed, rule = begin(decoder, params, prompts[:1], 8, 16, 32, 8, True)
+    stops = np.array([base[2]], np.int32)
+    batch = advance(weights, batch, stops, seed, np.int32(0), decoder, rule)
+    assert int(batch.state.step) == base.index(base[2]) + 1
+    assert batch.state.counts.tolist() == [base.index(base[2])] + [0] * 7
+
+
+@pytest.mark.parametrize("columns", [True, False])
+def test_the_cache_is_not_copied_in_the_loop(tiny, columns):
+    decoder, params, _ = tiny
+    found = begin(decoder, params, [[5] * 16] * 2, 2, 16, 32, 8, columns)
+    weights, batch, stops, seed, rule = found
+    lowered = advance.lower(weights, batch, stops, seed, np.int32(0), decoder, rule)
     loops, _, _ = lowered.compile().as_text().partition("ENTRY ")
-    stack = f"[{LLAMA.layers},2,{LLAMA.kv_heads},{16 + 8 - 1},{LLAMA.head_dim}]"
+    keys = jax.tree.leaves(batch.cache)[0]
+    stack = f"[{','.join(map(str, keys.shape))}]"
     lines = [line for line in loops.splitlines() if stack in line]
     assert lines
     assert [line for line in lines if " copy(" in line] == []
+
+
+def test_both_ways_to_decode_agree(tiny, prompts, free, monkeypatch):
+    """Weights as columns (CPU, float32) and the decoder's own pass (meshes, accelerators)."""
+    monkeypatch.setattr(run, "suits", lambda params: False)
+    assert generate(*tiny, prompts, **SETTINGS, stop_ids=NEVER) == free
+
+
+@pytest.fixture(scope="module")
+def long(tiny):
+    """20 prompts, answers of up to 80 tokens of which most end early, and what ends them."""
+    numbers = np.random.default_rng(4)
+    prompts = [numbers.integers(4, LLAMA.vocab, n).tolist() for n in numbers.integers(3, 30, 20)]
+    # Drawn, as the best tokens of a random model soon repeat themselves.
+    settings = {"decoding": Decoding(80, "sample", seed=2), "batch_size": 20}
+    whole = generate(*tiny, prompts, **settings, stop_ids=NEVER)
+    counts = np.bincount(np.concatenate(whole), minlength=LLAMA.vocab)
+    stops = tuple(np.argsort(-counts)[30:34].tolist())
+    cut = [
+        answer[: min((i for i, token in enumerate(answer) if token in stops), default=80)]
+        for answer in whole
+    ]
+    return prompts, settings | {"stop_ids": stops}, cut
+
+
+def test_smaller_batches_and_longer_caches_change_no_answer(tiny, long, monkeypatch):
+    prompts, settings, cut = long
+    assert len({len(answer) for answer in cut}) > 5
+    shapes = []
+    real = run.advance
+
+    def record(weights, batch, *rest):
+        shapes.append((len(batch.lengths), batch.cache.slots))
+        return real(weights, batch, *rest)
+
+    monkeypatch.setattr(run, "advance", record)
+    assert generate(*tiny, prompts, **settings) == cut
+    assert len({rows for rows, _ in shapes}) > 1, shapes
+    assert len({slots for _, slots in shapes}) > 1, shapes
+
+
+def test_finished_chunks_can_be_left_out(tiny, long):
+    prompts, settings, _ = long
+    settings = settings | {"batch_size": 8}
+    groups = chunks([len(prompt) for prompt in prompts], 8)
+    assert sorted(row for group in groups for row in group) == list(range(20))
+    assert [len(group) for group in groups] == [8, 8, 4]
+    longest = [max(len(prompts[row]) for row in group) for group in groups]
+    assert longest == sorted(longest, reverse=True)
+    settings["decoding"] = Decoding(20, "sample", seed=5)
+    whole = dict(zip(*map(list, zip(*rows_of(tiny, prompts, settings), strict=True)), strict=True))
+    left = sorted(groups[0] + groups[2])
+    again = rows_of(tiny, [prompts[row] for row in left], settings | {"numbers": left})
+    assert {left[row]: answer for row, answer in again} == {row: whole[row] for row in left}
+
+
+def rows_of(tiny, prompts, settings):
+    found = answer_chunks(*tiny, prompts, **settings)
+    return [pair for group, answers in found for pair in zip(group, answers, strict=True)]
+
+
+def test_few_shapes():
+    from jaxalign.generate.shapes import first_slots, more_slots, padded, rungs
+
+    assert len({padded(n) for n in range(1, 1025)}) <= 20
+    assert all(n <= padded(n) <= max(n + 15, 1.25 * n) for n in range(1, 5000))
+    assert rungs(32) == (32, 16, 8) and rungs(125) == (125, 63, 32, 16, 8) and rungs(3) == (3,)
+    for width, new in ((64, 128), (16, 5), (112, 512)):
+        slots = first_slots(width, new)
+        assert slots >= width + min(new, 32)
+        while slots < width + new:
+            slots, before = more_slots(slots, width, new), slots
+            assert slots > before
+        assert slots <= padded(width + new)
 
 
 def test_a_mesh_gives_the_same_answers(tiny, prompts, free):
@@ -191,8 +262,8 @@ def test_a_mesh_gives_the_same_answers(tiny, prompts, free):
         ([], {}, "prompt 2 has no tokens"),
         ([5] * 250, {}, "prompt 2 has 250 tokens and with max_new_tokens=8 passes"),
         ([5, 96], {}, r"prompt 2 holds token ids outside 0\.\.95"),
-        ([5], {"max_new_tokens": 0}, "1 or more"),
         ([5], {"batch_size": 0}, "1 or more"),
+        ([5], {"numbers": [1]}, "2 prompts need as many numbers, not 1"),
     ],
 )
 def test_mistakes(tiny, prompt, settings, message):
@@ -224,60 +295,3 @@ def test_stop_ids_are_the_models_the_tokenizers_and_the_templates(tmp_path):
     assert stop_ids(dataclasses.replace(LLAMA, eos_ids=()), tokenizer) == (
         *tokenizer.convert_tokens_to_ids(["<|endoftext|>", "<|im_end|>"]),
     )
-
-
-# --- transformers and PEFT ----------------------------------------------------------------------
-
-
-def by_transformers(model, prompts, new, stops):
-    """Answers without stop tokens, of a left-padded batch, and the smallest top1-top2 gap."""
-    import torch
-
-    width = max(map(len, prompts))
-    tokens = torch.tensor([[0] * (width - len(p)) + p for p in prompts])
-    mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts])
-    model.generation_config.eos_token_id = list(stops) or None
-    with torch.no_grad():
-        out = model.generate(
-            input_ids=tokens, attention_mask=mask, max_new_tokens=new, do_sample=False,
-            pad_token_id=0, return_dict_in_generate=True, output_scores=True,
-        )  # fmt: skip
-    rows, gap = [], np.inf
-    scores = np.stack([score.numpy() for score in out.scores])  # [steps, B, V]
-    for number, row in enumerate(out.sequences[:, width:].tolist()):
-        end = min((i for i, token in enumerate(row) if token in stops), default=len(row))
-        rows.append(row[:end])
-        best = np.sort(scores[: end + 1, number], axis=-1)
-        gap = min(gap, (best[:, -1] - best[:, -2]).min())
-    return rows, gap
-
-
-@pytest.mark.torch
-@pytest.mark.parametrize("adapted", [False, True], ids=["base", "adapter"])
-@pytest.mark.parametrize("name", ["llama3_scaled", "qwen2_tied"])
-def test_transformers_generates_the_same(tmp_path, prompts, name, adapted):
-    import torch
-    from peft import PeftModel
-
-    model = hf_model(name)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim > 1:
-                parameter.mul_(6)  # attention that looks somewhere, logits that differ
-    model.save_pretrained(tmp_path / "base")
-    spec = load_spec(tmp_path / "base")
-    params = load_params(tmp_path / "base", spec, jnp.float32)
-    lora = None
-    if adapted:
-        lora = scaled(random_lora(spec), 0.2)
-        save_peft(tmp_path / "adapter", lora, spec, ADAPTER)
-        model = PeftModel.from_pretrained(model, tmp_path / "adapter").eval()
-    decoder = Decoder(spec, ADAPTER)
-
-    whole, gap = by_transformers(model, prompts, 8, ())
-    assert gap > 1e-4
-    assert generate(decoder, params, lora, prompts, **SETTINGS, stop_ids=NEVER) == whole
-    stops = (whole[0][4], whole[4][6])
-    ended, _ = by_transformers(model, prompts, 8, stops)
-    assert min(map(len, ended)) < 8
-    assert generate(decoder, params, lora, prompts, **SETTINGS, stop_ids=stops) == ended

@@ -1,0 +1,180 @@
+"""What writes the answers: a base that is loaded once, and adapters that take turns on it.
+
+base = load_base(config)
+system = base.wear('runs/demo/adapter')       # or base.bare()
+system.write(prompts, decoding, batch_size=32)
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from jaxalign.adapters.lora import merge
+from jaxalign.data.chat import encode_prompts, load_tokenizer
+from jaxalign.data.tasks import Example
+from jaxalign.errors import UserError
+from jaxalign.generate import Decoding, answer_chunks, stop_ids
+from jaxalign.hf.files import locate
+from jaxalign.hf.load import abstract_params, load_params, load_spec
+from jaxalign.hf.save import load_peft
+from jaxalign.model.decoder import Decoder
+from jaxalign.model.spec import ModelSpec
+from jaxalign.settings import Config
+from jaxalign.sharding import make_mesh, shard_tree
+
+
+@dataclass(frozen=True)
+class System:
+    """A base with or without an adapter, ready to write."""
+
+    decoder: Decoder
+    params: Any
+    lora: Any
+    mesh: Mesh
+    stops: tuple[int, ...]
+
+    def write(
+        self, prompts: Sequence[Sequence[int]], decoding: Decoding, batch_size: int
+    ) -> list[list[int]]:
+        """New token ids of each prompt; see `jaxalign.generate.generate`."""
+        answers: list[list[int]] = [[] for _ in prompts]
+        for rows, found in self.chunks(prompts, decoding, batch_size):
+            for row, ids in zip(rows, found, strict=True):
+                answers[row] = ids
+        return answers
+
+    def chunks(
+        self,
+        prompts: Sequence[Sequence[int]],
+        decoding: Decoding,
+        batch_size: int,
+        numbers: Sequence[int] | None = None,
+    ) -> Iterator[tuple[list[int], list[list[int]]]]:
+        """Row numbers and answers, batch by batch; see `jaxalign.generate.answer_chunks`."""
+        with jax.set_mesh(self.mesh):
+            yield from answer_chunks(
+                self.decoder,
+                self.params,
+                self.lora,
+                prompts,
+                decoding,
+                stop_ids=self.stops,
+                batch_size=batch_size,
+                numbers=numbers,
+            )
+
+
+@dataclass(frozen=True)
+class Base:
+    """The base model of a configuration, on its mesh."""
+
+    config: Config
+    spec: ModelSpec
+    params: Any
+    tokenizer: Any
+    mesh: Mesh
+
+    def bare(self) -> System:
+        """The base alone."""
+        return self.system(Decoder(self.spec), self.params, None)
+
+    def wear(self, adapter: str) -> System:
+        """The base with a PEFT folder's adapter, beside it or merged into it as configured.
+
+        Raises:
+          UserError: the folder holds no adapter for this base.
+        """
+        lora, found = load_peft(adapter, self.spec)
+        lora = jax.device_put(lora, shard_tree(self.mesh, lora))
+        if self.config.generate.adapter == "merged":
+            with jax.set_mesh(self.mesh):
+                return self.system(Decoder(self.spec), merge(self.params, lora, found), None)
+        return self.system(Decoder(self.spec, found), self.params, lora)
+
+    def encode(self, examples: Sequence[Example]) -> tuple[list[list[int]], int]:
+        """The prompts as token ids, and how many were cut from the left to leave room.
+
+        Raises:
+          UserError: a prompt leaves no room for an answer and `generate.long` refuses to cut.
+        """
+        prompt, settings = self.config.prompt, self.config.generate
+        ids = encode_prompts(examples, self.tokenizer, prompt.template, prompt.system)
+        room = self.spec.max_position - settings.max_new_tokens
+        if room < 1:
+            raise UserError(
+                f"generate.max_new_tokens: {settings.max_new_tokens} leaves no place for a prompt "
+                f"among the model's {self.spec.max_position} positions"
+            )
+        long = [i for i, row in enumerate(ids) if len(row) > room]
+        if long and settings.long == "refuse":
+            raise UserError(
+                f"{examples[long[0]].origin or f'prompt {long[0] + 1}'}: the prompt has "
+                f"{len(ids[long[0]])} tokens and leaves no room for "
+                f"{settings.max_new_tokens} more among the model's {self.spec.max_position} "
+                f"positions ({len(long)} such prompts); set generate.long=cut to cut them from "
+                "the left, or lower generate.max_new_tokens"
+            )
+        return [np.asarray(row[-room:]).tolist() for row in ids], len(long)
+
+    def decode(self, answers: Sequence[Sequence[int]]) -> list[str]:
+        """The answers as text, without special tokens."""
+        return [self.tokenizer.decode(ids, skip_special_tokens=True) for ids in answers]
+
+    def system(self, decoder: Decoder, params: Any, lora: Any) -> System:
+        """These weights on this base's mesh, stopping where its answers end."""
+        stops = stop_ids(self.spec, self.tokenizer, self.config.prompt.template)
+        return System(decoder, params, lora, self.mesh, stops)
+
+
+def load_base(config: Config) -> Base:
+    """The base of `model.path`, sharded over the mesh, in `model.dtype`.
+
+    Raises:
+      UserError: no such model or tokenizer, or one that cannot be run.
+    """
+    if not config.model.path:
+        raise UserError("model.path is empty; name a folder in Hugging Face layout or a hub model")
+    spec = load_spec(config.model.path, config.model.revision)
+    tokenizer = load_tokenizer(config.model.path, config.model.revision)
+    mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
+    dtype = jnp.dtype(config.model.dtype)
+    params = load_params(
+        config.model.path,
+        spec,
+        dtype,
+        shard_tree(mesh, abstract_params(spec, dtype)),
+        config.model.revision,
+    )
+    return Base(config, spec, params, tokenizer, mesh)
+
+
+def weights_digest(adapter: str) -> str:
+    """A short name for what an adapter folder holds: another content, another name."""
+    folder, digest = locate(adapter), hashlib.sha256()
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        if (folder / name).is_file():
+            digest.update((folder / name).read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def decoding_of(config: Config) -> Decoding:
+    """The settings of `generate.*` as the decoder takes them."""
+    settings = config.generate
+    return Decoding(
+        max_new_tokens=settings.max_new_tokens,
+        method=settings.method,
+        temperature=settings.temperature,
+        top_k=settings.top_k,
+        top_p=settings.top_p,
+        seed=settings.seed,
+        beams=settings.beams,
+        length_penalty=settings.length_penalty,
+    )

@@ -1,0 +1,435 @@
+"""Systems compared: means over seeds and groups of languages, and whether a gain is more than luck.
+
+The first system is the baseline. A group's score is the macro mean over its languages of corpus
+scores, as papers print it, so a small test set weighs as much as a large one. Gains are tested by
+paired bootstrap over rows: both systems are scored on the same resampled rows (Koehn 2004,
+"Statistical Significance Tests for Machine Translation Evaluation"). That is luck of the test
+rows, not luck of training: read the standard deviation over seeds beside it.
+
+    systems = [System("fine-tuned", runs), System("aligned", other_runs)]  # one dict per seed
+    found = compare(systems, {"supervised": ["en"], "transfer": ["cy", "sw"]})
+    found.measures["slot_f1"].group_gains["aligned"]["transfer"]     # gain, low, high, p
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+
+from jaxalign.errors import UserError
+from jaxalign.evaluate.measure import Measure, Scored, share
+
+CONFIDENCE = 95  # percent, of every interval
+ALL, OTHER = "all", "other"
+BLOCK = 4_000_000  # picks held at a time: 32 MB of counts
+TIE = 1e-9  # scores nearer than this are equal: sums in another order differ in the last digit
+
+
+@dataclass(frozen=True)
+class System:
+    """A named system and what it scored, one dict of languages for each seed."""
+
+    name: str
+    runs: list[dict[str, Scored]]
+
+
+@dataclass(frozen=True)
+class Score:
+    """A score over the seeds."""
+
+    mean: float
+    std: float | None  # over seeds, n - 1 in the denominator; None for a single seed
+    seeds: list[float]  # each seed's own score
+    rows: int  # rows of data it was measured on
+
+
+@dataclass(frozen=True)
+class Tally:
+    """How often the system is better and worse than the baseline, and the exact sign test."""
+
+    wins: int
+    losses: int
+    ties: int
+    p: float  # two-sided, ties left out
+
+
+@dataclass(frozen=True)
+class Gain:
+    """A system's score less the baseline's."""
+
+    gain: float
+    low: float  # of the bootstrap's interval
+    high: float
+    p: float  # two-sided; never 0
+    rows: Tally | None = None  # rows one got right more often; None: rows are not right or wrong
+    languages: Tally | None = None  # of a group
+
+
+@dataclass(frozen=True)
+class Comparisons:
+    """One measure: system -> language or group -> number; gains have no entry for the baseline."""
+
+    languages: dict[str, dict[str, Score]]
+    groups: dict[str, dict[str, Score]]
+    language_gains: dict[str, dict[str, Gain]]
+    group_gains: dict[str, dict[str, Gain]]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All that a report needs; `as_json` is its JSON."""
+
+    systems: list[str]  # the first is the baseline
+    seeds: dict[str, int]
+    groups: dict[str, list[str]]  # name -> languages measured; the last is 'all'
+    absent: dict[str, list[str]]  # languages that a group names and no system was measured in
+    rows: dict[str, int]  # language -> rows
+    measures: dict[str, Comparisons]  # the first is the main score
+    counts: dict[str, dict[str, float]]  # system -> 'ill_formed' -> rows, mean over seeds
+    draws: int
+    seed: int
+    confidence: int = CONFIDENCE
+    signatures: list[str] = field(default_factory=list)  # bleu signature: ...; comet model: ...
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain dicts, lists and numbers."""
+        return asdict(self)
+
+
+def compare(
+    systems: Sequence[System],
+    groups: dict[str, list[str]],
+    *,
+    draws: int = 1000,
+    seed: int = 1,
+) -> Comparison:
+    """Every score, and every gain over the first system with its interval and p value.
+
+    Args:
+      systems: At least one; all measured in the same languages, on the same rows in one order.
+      groups: Name -> languages, in the order to print; a language may be in several. Languages
+        in none form 'other'; 'all' always comes last.
+      draws: Resamples of the paired bootstrap.
+      seed: Of the resamples. They depend on nothing else but the ids of the language's rows: where
+        languages are translations of the same rows, a draw takes the same rows of all, so that the
+        interval of a group knows they are not independent. Rows without ids are drawn by language.
+
+    Raises:
+      UserError: Systems differ in languages, rows or measures, or share a name; no draws.
+    """
+    if draws < 1:
+        raise UserError(f"draws={draws}: a bootstrap needs at least one; 1000 are usual")
+    languages = _same_languages(systems)
+    rows = _same_rows(systems, languages)
+    names = _same_measures(systems, languages)
+    members, absent = _groups(groups, languages)
+    # [name][system] -> [languages, seeds] and [languages, draws]
+    values, drawn = _all_scores(systems, languages, rows, names, draws, seed)
+    place = {language: number for number, language in enumerate(languages)}
+
+    measures = {}
+    for name in names:
+        found = Comparisons({}, {}, {}, {})
+        for number, system in enumerate(systems):
+            ours, base = values[name][number], values[name][0]
+            found.languages[system.name] = {
+                language: _score(ours[place[language]], rows[language]) for language in languages
+            }
+            found.groups[system.name] = {
+                group: _score(
+                    ours[[place[language] for language in inside]].mean(axis=0),
+                    sum(rows[language] for language in inside),
+                )
+                for group, inside in members.items()
+            }
+            if number == 0:
+                continue
+            better = ours.mean(axis=1) - base.mean(axis=1)  # [languages]
+            resampled = drawn[name][number] - drawn[name][0]  # [languages, draws]
+            signs = {language: _row_signs(systems[0], system, name, language)
+                     for language in languages}  # fmt: skip
+            found.language_gains[system.name] = {
+                language: _gain(
+                    better[place[language]], resampled[place[language]], _tally(signs[language])
+                )
+                for language in languages
+            }
+            found.group_gains[system.name] = {
+                group: _gain(
+                    better[[place[language] for language in inside]].mean(),
+                    resampled[[place[language] for language in inside]].mean(axis=0),
+                    _tally(_joined([signs[language] for language in inside])),
+                    _tally(_sign(better[[place[language] for language in inside]])),
+                )
+                for group, inside in members.items()
+            }
+        measures[name] = found
+    return Comparison(
+        systems=[system.name for system in systems],
+        seeds={system.name: len(system.runs) for system in systems},
+        groups=members,
+        absent=absent,
+        rows=rows,
+        measures=measures,
+        counts={system.name: _counts(system) for system in systems},
+        draws=draws,
+        seed=seed,
+        signatures=_signatures(systems),
+    )
+
+
+# What can be compared -----------------------------------------------------------------------------
+
+
+def _each(systems: Sequence[System]) -> Iterator[tuple[str, dict[str, Scored]]]:
+    """(how an error calls it, languages) of every run of every system."""
+    for system in systems:
+        for number, run in enumerate(system.runs, 1):
+            yield f"{system.name}, run {number}" if len(system.runs) > 1 else system.name, run
+
+
+def _same_languages(systems: Sequence[System]) -> list[str]:
+    if not systems:
+        raise UserError("there is no system to compare; name at least one")
+    names = [system.name for system in systems]
+    for system in systems:
+        if names.count(system.name) > 1:
+            raise UserError(f"two systems are called {system.name!r}; give each its own name")
+        if not system.runs or not all(system.runs):
+            raise UserError(f"{system.name}: no language was measured; evaluate it first")
+    languages = list(dict.fromkeys(language for _, run in _each(systems) for language in run))
+    for where, run in _each(systems):
+        missing = [language for language in languages if language not in run]
+        if missing:
+            raise UserError(
+                f"{where} was not measured in {', '.join(missing)}, but others were; evaluate it "
+                "there, or leave these languages out of every system"
+            )
+    return languages
+
+
+def _same_rows(systems: Sequence[System], languages: Sequence[str]) -> dict[str, int]:
+    first, run = next(_each(systems))
+    rows = {language: len(run[language].measures[0].parts) for language in languages}
+    for where, run in _each(systems):
+        for language in languages:
+            for measure in run[language].measures:
+                if len(measure.parts) != rows[language]:
+                    raise UserError(
+                        f"{where}: {language} has {len(measure.parts)} rows, but {first} has "
+                        f"{rows[language]}; evaluate all systems on the same rows"
+                    )
+        for language in languages:
+            if run[language].ids != systems[0].runs[0][language].ids:
+                raise UserError(
+                    f"{where}: the rows of {language} are not those of {first}; evaluate all "
+                    "systems on the same rows, in one order"
+                )
+    empty = [language for language in languages if not rows[language]]
+    if empty:
+        raise UserError(f"{', '.join(empty)}: no rows to score; leave out languages without data")
+    return rows
+
+
+def _same_measures(systems: Sequence[System], languages: Sequence[str]) -> list[str]:
+    first, run = next(_each(systems))
+    names = [measure.name for measure in run[languages[0]].measures]
+    for where, run in _each(systems):
+        for language in languages:
+            have = {measure.name for measure in run[language].measures}
+            if have != set(names):
+                odd = ", ".join(sorted(have ^ set(names)))
+                raise UserError(
+                    f"{where}: {language} and {first}: {languages[0]} do not share {odd}; "
+                    "evaluate all systems with the same measures"
+                )
+    return names
+
+
+def _groups(
+    groups: dict[str, list[str]], languages: Sequence[str]
+) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
+    """Groups of measured languages, and the languages named that were not measured."""
+    for name in (ALL, OTHER):
+        if name in groups:
+            raise UserError(f"the group name {name!r} is taken: it is made of itself; rename it")
+    groups = {name: list(dict.fromkeys(named)) for name, named in groups.items()}
+    found = {
+        name: [language for language in named if language in languages]
+        for name, named in groups.items()
+    }
+    absent = {
+        name: [language for language in named if language not in languages]
+        for name, named in groups.items()
+    }
+    grouped = {language for inside in found.values() for language in inside}
+    if grouped:
+        found[OTHER] = [language for language in languages if language not in grouped]
+    found[ALL] = list(languages)
+    return (
+        {name: inside for name, inside in found.items() if inside},
+        {name: missing for name, missing in absent.items() if missing},
+    )
+
+
+# Scores and resamples -----------------------------------------------------------------------------
+
+
+def _all_scores(
+    systems: Sequence[System],
+    languages: Sequence[str],
+    rows: dict[str, int],
+    names: Sequence[str],
+    draws: int,
+    seed: int,
+) -> tuple[dict[str, list[np.ndarray]], dict[str, list[np.ndarray]]]:
+    """Measure -> per system [languages, seeds] as measured, and [languages, draws] resampled.
+
+    A resample's score is the mean over seeds, all on the same rows.
+    """
+    values = {
+        name: [
+            np.array([[run[lang][name].value for run in system.runs] for lang in languages])
+            for system in systems
+        ]
+        for name in names
+    }
+    if len(systems) == 1:  # nothing to pair
+        return values, {}
+    drawn = {name: [np.empty((len(languages), draws)) for _ in systems] for name in names}
+    for place, language in enumerate(languages):
+        wanted = [
+            (drawn[name][number][place], [run[language][name] for run in system.runs])
+            for name in names
+            for number, system in enumerate(systems)
+        ]
+        parts = np.hstack([measure.parts for _, runs in wanted for measure in runs])
+        ids = systems[0].runs[0][language].ids or (language,)
+        for block, counts in _resamples("\n".join(ids), rows[language], draws, seed):
+            # One product serves all systems, seeds and measures: they share the resampled rows.
+            sums, at = counts @ parts, 0
+            for out, runs in wanted:
+                scores = []
+                for measure in runs:
+                    width = measure.parts.shape[1]
+                    scores.append(measure.formula(sums[:, at : at + width]))
+                    at += width
+                out[block] = np.mean(scores, axis=0)
+    return values, drawn
+
+
+def _resamples(name: str, rows: int, draws: int, seed: int) -> Iterator[tuple[slice, np.ndarray]]:
+    """(which draws, how often each row is in them [draws, rows] float64), a block at a time."""
+    rng = np.random.default_rng([seed, zlib.crc32(name.encode())])
+    size = max(1, BLOCK // rows)
+    for start in range(0, draws, size):
+        lines = min(size, draws - start)
+        picks = rng.integers(0, rows, size=(lines, rows))
+        picks += rows * np.arange(lines)[:, None]
+        counts = np.bincount(picks.ravel(), minlength=lines * rows).reshape(lines, rows)
+        yield slice(start, start + lines), counts.astype(np.float64)
+
+
+def _score(seeds: np.ndarray, rows: int) -> Score:
+    std = float(seeds.std(ddof=1)) if len(seeds) > 1 else None
+    return Score(float(seeds.mean()), std, [float(value) for value in seeds], rows)
+
+
+# Gains --------------------------------------------------------------------------------------------
+
+
+def _gain(
+    gain: float, resampled: np.ndarray, rows: Tally | None, languages: Tally | None = None
+) -> Gain:
+    """The gain with its percentile interval and p value of resampled gains [draws].
+
+    p is twice the share of resamples on the other side of zero, resample 0 being the data's own
+    (the +1), so that it is at least 2 / (draws + 1).
+    """
+    tail = (100 - CONFIDENCE) / 2
+    low, high = np.percentile(resampled, [tail, 100 - tail])
+    beyond = min(np.sum(resampled <= TIE), np.sum(resampled >= -TIE))
+    p = min(1.0, 2 * (1 + float(beyond)) / (1 + len(resampled)))
+    return Gain(float(gain), float(low), float(high), p, rows, languages)
+
+
+def _sign(differences: np.ndarray) -> np.ndarray:
+    return np.sign(differences) * (np.abs(differences) > TIE)
+
+
+def _row_signs(base: System, system: System, name: str, language: str) -> np.ndarray | None:
+    """Whose seeds got each row right more often, [rows] of -1, 0, 1.
+
+    None where a row is not simply right or wrong: only a share with one try a row is.
+    """
+    means = []
+    for each in (base, system):
+        runs = [run[language][name] for run in each.runs]
+        if not all(_right_or_wrong(measure) for measure in runs):
+            return None
+        means.append(np.mean([measure.parts[:, 0] for measure in runs], axis=0))
+    return _sign(means[1] - means[0])
+
+
+def _right_or_wrong(measure: Measure) -> bool:
+    parts = measure.parts
+    return measure.formula is share and bool(
+        np.all(parts[:, 1] == 1) and np.all(np.isin(parts[:, 0], (0, 1)))
+    )
+
+
+def _joined(signs: Sequence[np.ndarray | None]) -> np.ndarray | None:
+    known = [found for found in signs if found is not None]
+    return np.concatenate(known) if len(known) == len(signs) else None
+
+
+def _tally(signs: np.ndarray | None) -> Tally | None:
+    if signs is None:
+        return None
+    wins, losses = int(np.sum(signs > 0)), int(np.sum(signs < 0))
+    return Tally(wins, losses, len(signs) - wins - losses, sign_test(wins, losses))
+
+
+def sign_test(wins: int, losses: int) -> float:
+    """The two-sided p value that a fair coin falls at least as far from even; 1 for no throws."""
+    throws = wins + losses
+    # Logarithms, as 2^-throws is nothing in floats from about a thousand rows on.
+    even = throws * math.log(2) - math.lgamma(throws + 1)
+    tail = math.fsum(
+        math.exp(-even - math.lgamma(k + 1) - math.lgamma(throws - k + 1))
+        for k in range(min(wins, losses) + 1)
+    )
+    return min(1.0, 2 * tail)
+
+
+# Beside the scores --------------------------------------------------------------------------------
+
+
+def _counts(system: System) -> dict[str, float]:
+    """Counts over all languages, mean over seeds."""
+    names = dict.fromkeys(
+        name for run in system.runs for scored in run.values() for name in scored.counts
+    )
+    return {
+        name: float(
+            np.mean([sum(s.counts.get(name, 0) for s in run.values()) for run in system.runs])
+        )
+        for name in names
+    }
+
+
+def _signatures(systems: Sequence[System]) -> list[str]:
+    """What scorers say of themselves in words ('bleu signature: nrefs:1|...'), each once."""
+    found = {
+        f"{name.replace('_', ' ')}: {text}": None
+        for _, run in _each(systems)
+        for scored in run.values()
+        for name, text in scored.details.items()
+        if isinstance(text, str)
+    }
+    return list(found)

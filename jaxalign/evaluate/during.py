@@ -1,0 +1,63 @@
+"""Scores of what the model writes while it trains, on a sample, by the same code as afterwards.
+
+    train(config, judge=sample_judge(config))      # logs eval/slot_f1, eval/slot_f1/de, ...
+
+With `train.metric=eval/slot_f1 train.goal=max` they choose the best checkpoint.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxalign.base import Base, decoding_of
+from jaxalign.evaluate.gold import read_golds
+from jaxalign.evaluate.run import score
+from jaxalign.model.decoder import Decoder
+from jaxalign.settings import Config
+
+
+def sample_judge(config: Config) -> Callable[[Any, Any], dict[str, float]] | None:
+    """What `train` calls at every validation, or None where `evaluate.sample` is 0.
+
+    The first `evaluate.sample` rows of each language are read at once, so that a mistake in them
+    shows before the training starts.
+
+    Returns:
+      A function of the run and its state: each measure's mean over the languages as
+      `eval/MEASURE`, each language's as `eval/MEASURE/LANGUAGE`.
+
+    Raises:
+      UserError: as `read_golds`.
+    """
+    if not config.evaluate.sample:
+        return None
+    golds = read_golds(config, config.evaluate.sample)
+    flat = [gold.example for rows in golds.values() for gold in rows]
+
+    def judge(run: Any, state: Any) -> dict[str, float]:
+        if run.adapter:
+            decoder, params, lora = Decoder(run.spec, run.adapter), run.frozen, state.trained
+        else:
+            dtype = jnp.dtype(config.model.dtype)
+            params = jax.tree.map(lambda leaf: leaf.astype(dtype), state.trained)
+            decoder, lora = Decoder(run.spec), None
+        base = Base(config, run.spec, params, run.tokenizer, run.mesh)
+        prompts, _ = base.encode(flat)
+        system = base.system(decoder, params, lora)
+        answers = system.write(prompts, decoding_of(config), config.generate.batch)
+        texts = iter(base.decode(answers))
+        scored = score(config, golds, {lang: [next(texts) for _ in golds[lang]] for lang in golds})
+        values: dict[str, list[float]] = {}
+        found = {}
+        for language, result in scored.items():
+            for measure in result.measures:
+                found[f"eval/{measure.name}/{language}"] = measure.value
+                values.setdefault(f"eval/{measure.name}", []).append(measure.value)
+        return {name: float(np.mean(part)) for name, part in values.items()} | found
+
+    return judge

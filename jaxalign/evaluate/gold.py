@@ -1,0 +1,123 @@
+"""The rows a model is judged on: read, rendered as in training, one list a language.
+
+golds = read_golds(config)                     # {'en': [Gold, ...], 'de': [...]}
+prompts = encode_prompts([g.example for g in golds['de']], tokenizer, ...)
+with_shots(golds, solved_examples(config))     # the same questions behind solved ones
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+from collections.abc import Mapping, Sequence
+
+from jaxalign.data import sources
+from jaxalign.data.tasks import Example, render
+from jaxalign.errors import UserError
+from jaxalign.evaluate.measure import Gold
+from jaxalign.settings import Config
+
+Golds = dict[str, list[Gold]]  # language -> its rows, in the order of the data
+BLANK = {  # what a row without an answer is rendered with, where only the question is wanted
+    "rows": {"text": "-"},
+    "slots": {"slots": []},
+    "intent": {"intent": "-"},
+    "intent_slots": {"intent": "-", "slots": []},
+    "translation": {"tgt": "-"},
+    "ner": {"entities": []},
+}
+
+
+def kind_of(config: Config) -> str:
+    """The kind of task that is judged."""
+    return config.task.kind if config.evaluate.kind == "task" else config.evaluate.kind
+
+
+def read_golds(config: Config, rows: int = 0) -> Golds:
+    """The rows of `evaluate.data` by language, at most `rows` (or `evaluate.rows`) of each.
+
+    Raises:
+      UserError: no data, a row that cannot be rendered, a language that is asked for (in
+        `evaluate.languages` or `evaluate.groups`) and has no rows.
+    """
+    settings, kind = config.evaluate, kind_of(config)
+    if not settings.data:
+        raise UserError(
+            "evaluate.data is empty; name files to judge by, as in evaluate.data=[test.*.jsonl]"
+        )
+    most = rows or settings.rows
+    golds: Golds = {}
+    seen = set()
+    for record in sources.read_all(settings.data, settings.columns):
+        example = render(kind, record)
+        language = example.language or "und"
+        seen.add(language)
+        if settings.languages and language not in settings.languages:
+            continue
+        found = golds.setdefault(language, [])
+        if not most or len(found) < most:
+            name = str(record.fields.get("id", len(found)))
+            found.append(Gold(example, record.fields, name, language))
+    _check_languages(config, seen)
+    return golds
+
+
+def questions(config: Config, data: Sequence[str]) -> list[Gold]:
+    """The rows of `data` in their order, with or without answers, for writing answers only."""
+    kind = kind_of(config)
+    golds = []
+    for number, record in enumerate(sources.read_all(data, config.evaluate.columns)):
+        given = {name: value for name, value in record.fields.items() if value is not None}
+        unsolved = sources.Record(_fill(kind, given), record.origin)
+        example = render(kind, unsolved)
+        golds.append(Gold(example, record.fields, str(given.get("id", number)), example.language))
+    return golds
+
+
+def _fill(kind: str, fields: Mapping[str, object]) -> dict[str, object]:
+    solved = {"target", "annot_utt", "translation"} & fields.keys()
+    return dict(fields) if solved else BLANK[kind] | dict(fields)
+
+
+def solved_examples(config: Config) -> tuple[tuple[str, str], ...]:
+    """`evaluate.shots` prompts with their answers from `task.train`, drawn by `config.seed`.
+
+    Raises:
+      UserError: no training rows to draw from, or finished rows, which hold no turns.
+    """
+    kind = kind_of(config)
+    if not config.task.train:
+        raise UserError("evaluate.shots: the solved rows come from task.train, which is empty")
+    if kind == "rows":
+        raise UserError("evaluate.shots: finished rows (kind rows) cannot stand before a prompt")
+    records = sources.read_all(config.task.train, config.task.columns)
+    chosen = random.Random(config.seed).sample(records, min(config.evaluate.shots, len(records)))
+    examples = [render(kind, record) for record in chosen]
+    return tuple((example.prompt, example.answer) for example in examples)
+
+
+def with_shots(golds: Golds, shots: tuple[tuple[str, str], ...]) -> Golds:
+    """The same rows, each asked behind the solved ones."""
+
+    def shown(example: Example) -> Example:
+        return dataclasses.replace(example, shots=shots)
+
+    return {
+        language: [dataclasses.replace(gold, example=shown(gold.example)) for gold in rows]
+        for language, rows in golds.items()
+    }
+
+
+def _check_languages(config: Config, seen: set[str]) -> None:
+    groups = config.evaluate.groups
+    wanted = [("evaluate.languages", config.evaluate.languages)]
+    if not config.evaluate.languages:
+        wanted += [(f"evaluate.groups.{name}", part) for name, part in groups.items()]
+    have = ", ".join(sorted(seen))
+    for key, languages in wanted:
+        for language in languages:
+            if language not in seen:
+                raise UserError(
+                    f"{key}: no row of evaluate.data is in {language!r} (it has: {have})"
+                    f"{sources.nearest(language, seen)}"
+                )

@@ -1,0 +1,122 @@
+"""Translations: BLEU and chrF by sacreBLEU, COMET where a model is named.
+
+found = score_translation(golds, ["Hello.", "Good night."], comet="Unbabel/wmt22-comet-da")
+found["bleu"].value
+found.details["bleu_signature"]     # nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp|version:...
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from jaxalign.data.tasks import LANGUAGE_NAMES
+from jaxalign.errors import UserError, missing_extra
+from jaxalign.evaluate.comet import score_comet
+from jaxalign.evaluate.measure import Gold, Measure, Scored, share
+
+TOKENIZERS = {"zh": "zh", "ja": "ja-mecab", "ko": "ko-mecab"}  # as sacreBLEU recommends; else 13a
+WITHOUT_MECAB = "char"
+
+
+def score_translation(
+    golds: Sequence[Gold],
+    answers: Sequence[str],
+    *,
+    tokenize: str = "",
+    comet: str = "",
+    comet_gpus: int = 0,
+) -> Scored:
+    """bleu (main), chrf and, where a COMET model is named, comet (mean x 100).
+
+    Args:
+        golds: rows of one direction.
+        answers: the translations; line breaks in them become blanks, as a file has one a line.
+        tokenize: sacreBLEU's tokenizer for BLEU; '' takes the one for the target language. Where
+            Japanese or Korean lack theirs, characters are compared and `tokenizer_note` tells.
+        comet: see `jaxalign.evaluate.comet.score_comet`.
+        comet_gpus: how many GPUs COMET gets; JAX usually holds their memory already.
+
+    Returns:
+        BLEU and chrF equal to sacreBLEU's corpus scores; details: bleu_signature, chrf_signature,
+        comet_model, tokenizer_note; counts: empty.
+
+    Raises:
+        UserError: sacrebleu or a tokenizer is not installed, no such tokenizer, no such model.
+    """
+    texts = [_one_line(answer) for answer in answers]
+    references = [_one_line(gold.example.answer) for gold in golds]
+    bleu, note = _bleu(target_language(golds[0]) if golds else "", tokenize)
+    chrf = _sacrebleu().CHRF()
+    measures = [
+        _measure(name, metric, texts, references)
+        for name, metric in (("bleu", bleu), ("chrf", chrf))
+    ]
+    details = {
+        "bleu_signature": str(bleu.get_signature()),
+        "chrf_signature": str(chrf.get_signature()),
+    }
+    if note:
+        details["tokenizer_note"] = note
+    if comet:
+        sources = [gold.example.prompt for gold in golds]
+        scores = score_comet(comet, sources, texts, references, gpus=comet_gpus)
+        parts = np.stack([scores, np.ones(len(scores))], axis=1)
+        measures.append(Measure("comet", parts, share))
+        details["comet_model"] = comet
+    return Scored(tuple(measures), tuple(texts), {"empty": texts.count("")}, details)
+
+
+def target_language(gold: Gold) -> str:
+    """'de' of a row into German: its `tgt_lang`, or the last language its direction names."""
+    given = gold.fields.get("tgt_lang")
+    parts = re.split("[-_]", str(given or gold.language).lower())
+    known = [part for part in parts if part in LANGUAGE_NAMES] or [""]
+    return known[0] if given else known[-1]
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.splitlines()).strip()
+
+
+def _sacrebleu() -> Any:
+    try:
+        import sacrebleu
+    except ImportError:
+        raise missing_extra("sacrebleu", "eval") from None
+    return sacrebleu
+
+
+def _bleu(language: str, tokenize: str) -> tuple[Any, str]:
+    """sacreBLEU's metric and, where it is not the recommended one, a note."""
+    metric = functools.partial(_sacrebleu().BLEU, force=True)  # force: no advice about blanks
+    known = _sacrebleu().BLEU.TOKENIZERS
+    if tokenize and tokenize not in known:
+        raise UserError(f"no tokenizer {tokenize!r}; sacreBLEU has {', '.join(known)}")
+    wanted = tokenize or TOKENIZERS.get(language, "13a")
+    try:
+        return metric(tokenize=wanted), ""
+    except (RuntimeError, ImportError, OSError) as error:
+        reason = f"sacreBLEU's tokenizer {wanted} is not here"
+        if tokenize:
+            why = " ".join(str(error).split())
+            raise UserError(f"{reason} ({why}); install it or name another tokenize=") from None
+    extra = f"pip install 'sacrebleu[{language}]'"
+    note = f"{reason}, so BLEU compares characters; install it with: {extra}"
+    return metric(tokenize=WITHOUT_MECAB), note
+
+
+def _measure(name: str, metric: Any, texts: Sequence[str], references: Sequence[str]) -> Measure:
+    """A corpus score as sacreBLEU's own statistics of each segment and its own formula."""
+    parts = metric._extract_corpus_statistics(texts, [references])
+
+    def formula(sums: np.ndarray) -> np.ndarray:
+        flat = np.rint(sums).astype(int).reshape(-1, sums.shape[-1])
+        scores = [metric._compute_score_from_stats(line.tolist()).score for line in flat]
+        return np.array(scores).reshape(sums.shape[:-1])
+
+    return Measure(name, np.array(parts, float), formula)

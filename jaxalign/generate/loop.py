@@ -1,0 +1,162 @@
+"""The compiled programs: a prompt in one pass, tokens in a loop, rows moved to a smaller batch.
+
+    batch = start(weights, tokens, lengths, numbers, stops, seed, decoder, rule, new, slots)
+    batch = advance(weights, batch, stops, seed, few, decoder, rule)     # until few rows are open
+    batch = regroup(batch, places, unused, slots, rule)                  # and a longer cache
+
+A program's shape is that of the batch and its cache. All rows write their n-th new token to the
+same cache slot, behind the longest prompt; each keeps its own rotary position, that of its text.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from jaxalign.generate.beam import Beams
+from jaxalign.generate.columns import ColumnCache, Columns
+from jaxalign.generate.decoding import Decoding
+from jaxalign.generate.single import Single
+from jaxalign.model.attention import causal
+from jaxalign.model.decoder import Decoder
+from jaxalign.model.layers import Cache
+from jaxalign.sharding import constrain
+
+WRITERS = {"greedy": Single, "sample": Single, "beam": Beams}
+PATIENCE = 32  # a batch shrinks only where as many tokens may come: a program must pay for itself
+
+
+@flax.struct.dataclass
+class Weights:
+    """What a call decodes with."""
+
+    params: dict
+    lora: dict | None
+    columns: Columns | None  # None: tokens are decoded as prompts are
+
+
+@flax.struct.dataclass
+class Batch:
+    """A batch between two programs."""
+
+    width: jax.Array  # the prompts' slots: the first new token goes here, a scalar
+    lengths: jax.Array  # [B] int32: tokens of the prompts
+    state: Single | Beams
+    cache: Cache | ColumnCache  # rows B·W for W beams
+
+    def choose(self, logits: jax.Array, stops: jax.Array, seed: jax.Array, rule: Decoding) -> Batch:
+        state, sources = self.state.choose(logits, stops, seed, rule)
+        cache = self.cache if sources is None else self.cache.take(sources)
+        return self.replace(state=state, cache=cache)
+
+
+@partial(jax.jit, static_argnums=(6, 7, 8, 9))
+def start(
+    weights: Weights,
+    tokens: jax.Array,  # [B, T] int32, padded on the right
+    lengths: jax.Array,  # [B] int32; 0 for a row that only fills the batch
+    numbers: jax.Array,  # [B] uint32
+    stops: jax.Array,  # [any] int32
+    seed: jax.Array,
+    decoder: Decoder,
+    rule: Decoding,
+    new: int,
+    slots: int,
+) -> Batch:
+    """The batch with its first token, and a cache of `slots`."""
+    rows, width = tokens.shape
+    params = weights.params
+    # XLA writes bfloat16 in place on GPU and TPU, but on a CPU by way of a float32 copy of the
+    # whole array, for every token; there the cache is float32 and holds the same numbers.
+    dtype = jnp.float32 if jax.default_backend() == "cpu" else params["embed"].dtype
+    cache = decoder.empty_cache(rows, width, dtype)
+    hidden, cache = decoder.extend(
+        params,
+        weights.lora,
+        tokens,
+        cache,
+        slot=0,
+        positions=jnp.arange(width)[None],
+        mask=causal(width),
+    )
+    last = jnp.maximum(lengths - 1, 0)[:, None, None]
+    hidden = jnp.take_along_axis(hidden, last, axis=1)[:, 0]  # [B, D]
+    logits = decoder.logits(params, hidden)
+    cache = cache.grow(slots) if weights.columns is None else ColumnCache.start(cache, slots)
+    state = WRITERS[rule.method].empty(numbers, lengths == 0, new, rule)
+    if rule.rows > 1:
+        copies = jnp.repeat(jnp.arange(rows), rule.rows)
+        logits, cache = logits[copies], cache.take(copies)
+    batch = Batch(jnp.int32(width), lengths, state, cache)
+    return _readable(batch.choose(logits, stops, seed, rule))
+
+
+@partial(jax.jit, static_argnums=(5, 6), donate_argnums=1)
+def advance(
+    weights: Weights,
+    batch: Batch,
+    stops: jax.Array,
+    seed: jax.Array,
+    few: jax.Array,
+    decoder: Decoder,
+    rule: Decoding,
+) -> Batch:
+    """The batch when no row is open, `few` are and many tokens may come, or the cache is full."""
+    slots = jnp.arange(batch.cache.slots)
+    lengths = jnp.repeat(batch.lengths, rule.rows)  # [B·W]
+    prompt = slots < lengths[:, None]  # [B·W, S]
+    new = _longest(batch)
+    # The last token is chosen but never read, so it needs no slot.
+    limit = jnp.minimum(new, batch.cache.slots - batch.width + 1)
+
+    def open_(batch: Batch) -> jax.Array:
+        rows, step = (~batch.state.done).sum(), batch.state.step
+        return (step < limit) & (rows > jnp.where(step + PATIENCE <= new, few, 0))
+
+    def step(batch: Batch) -> Batch:
+        latest = batch.state.step - 1  # the newest token's place among the new ones
+        slot, positions = batch.width + latest, lengths + latest
+        seen = prompt | ((slots >= batch.width) & (slots <= slot))
+        tokens = batch.state.latest()
+        if weights.columns is not None:
+            logits, cache = weights.columns.extend(tokens, batch.cache, slot, positions, seen)
+        else:
+            hidden, cache = decoder.extend(
+                weights.params,
+                weights.lora,
+                tokens[:, None],
+                batch.cache,
+                slot=slot,
+                positions=positions[:, None],
+                mask=seen[:, None],
+            )
+            logits = decoder.logits(weights.params, hidden[:, 0])
+        return batch.replace(cache=cache).choose(logits, stops, seed, rule)
+
+    return _readable(jax.lax.while_loop(open_, step, batch))
+
+
+@partial(jax.jit, static_argnums=(3, 4))
+def regroup(
+    batch: Batch, places: jax.Array, unused: jax.Array, slots: int, rule: Decoding
+) -> Batch:
+    """The batch of the rows at `places` [b], with a cache of `slots`; `unused` ones are done."""
+    state = batch.state.take(places)
+    rows = (places[:, None] * rule.rows + jnp.arange(rule.rows)).reshape(-1)
+    cache = batch.cache.take(rows).grow(slots)
+    state = state.replace(done=state.done | unused)
+    return _readable(Batch(batch.width, batch.lengths[places], state, cache))
+
+
+def _longest(batch: Batch) -> int:
+    """The bound on new tokens: the last axis of what is written."""
+    return batch.state.answers()[0].shape[-1]
+
+
+def _readable(batch: Batch) -> Batch:
+    """The batch with a state that every process reads whole: letters that no mesh axis splits."""
+    keep = lambda x: constrain(x, " ".join("-" * x.ndim)) if x.ndim else x  # noqa: E731
+    return batch.replace(state=jax.tree.map(keep, batch.state), lengths=keep(batch.lengths))

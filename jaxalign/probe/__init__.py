@@ -1,0 +1,1 @@
+"""How close a model's languages are: metrics on pooled states of parallel sentences."""

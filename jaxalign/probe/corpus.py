@@ -1,0 +1,222 @@
+"""Parallel text as it lies around: sentences of several languages, line by line the same.
+
+    (corpus,) = read_parallel('data/ntrex')            # am.txt, ar.txt, ...: one file a language
+    corpus.sentences['cy'][7]                          # says what corpus.sentences['en'][7] says
+    read_parallel('data/tatoeba')                      # de-en.tsv, ...: one corpus a pair
+
+Also FLORES folders (`dev/eng_Latn.dev`, `dev.de.txt`), rows of JSONL, hub datasets or TFDS with a
+`translation` of several languages, and rows of one language that share an `id`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from jaxalign.data import sources
+from jaxalign.errors import UserError
+
+# de.txt | dev.de.txt | deu_Latn.dev | deu_Latn.devtest
+LINES = (
+    re.compile(r"(?:(?:dev|devtest|test|valid|train)\.)?([a-z]{2,3}(?:[-_][A-Za-z]{2,4})?)\.txt"),
+    re.compile(r"([a-z]{3}_[A-Z][a-z]{3})\.(?:dev|devtest)"),
+)
+TEXTS = ("text", "sentence", "utterance")
+
+
+@dataclass(frozen=True)
+class Parallel:
+    """Sentences that say the same in every language, in one order."""
+
+    sentences: dict[str, list[str]]  # language -> N sentences
+    name: str  # where they come from
+
+    @property
+    def languages(self) -> tuple[str, ...]:
+        """The languages, sorted."""
+        return tuple(sorted(self.sentences))
+
+    def __len__(self) -> int:
+        return len(next(iter(self.sentences.values())))
+
+    def same(self, pivot: str) -> np.ndarray:
+        """[N] int: equal numbers where the pivot's sentences (or the first language's) are equal.
+
+        Translations of one sentence cannot be told apart, so finding either is finding it.
+        """
+        texts = self.sentences.get(pivot) or self.sentences[self.languages[0]]
+        return np.unique(np.array(texts), return_inverse=True)[1]
+
+
+def read_parallel(
+    source: str, languages: Sequence[str] = (), rows: int = 0, pivot: str = "en"
+) -> list[Parallel]:
+    """The corpora of a folder, a file, or an `hf:`/`tfds:` name.
+
+    Args:
+      source: see the module text.
+      languages: keep only these; empty: all.
+      rows: keep only the first ones; 0: all.
+      pivot: must be there; the language that others are compared with.
+
+    Returns:
+      One corpus where all languages are parallel, one for each pair of languages otherwise.
+
+    Raises:
+      UserError: files of unequal length, an empty line, an unknown language, fewer than two.
+    """
+    folder = Path(source)
+    if folder.is_dir():
+        found = _line_files(folder) or _pair_files(folder)
+        if not found:
+            raise UserError(
+                f"{source} holds no parallel text; it should hold LANGUAGE.txt, SPLIT.LANGUAGE.txt "
+                "or FLORES files, or XX-YY.tsv"
+            )
+    else:
+        found = [_rows(source)]
+    have = sorted({language for corpus in found for language in corpus.sentences})
+    for language in languages:
+        if language not in have:
+            raise UserError(
+                f"{source} has no {language!r} (it has: {', '.join(have)})"
+                f"{sources.nearest(language, have)}"
+            )
+    kept = []
+    for corpus in found:
+        chosen = {
+            language: texts[: rows or None]
+            for language, texts in corpus.sentences.items()
+            if not languages or language in languages
+        }
+        if len(chosen) > 1:
+            kept.append(Parallel(chosen, corpus.name))
+    if not kept:
+        raise UserError(
+            f"{source}: one language alone ({', '.join(languages or have)}) has nothing to be "
+            "aligned with; give at least two"
+        )
+    if not any(pivot in corpus.sentences for corpus in kept):
+        raise UserError(
+            f"{source} has no pivot language {pivot!r} (it has: {', '.join(have)}); name another "
+            "with --pivot"
+        )
+    return kept
+
+
+def _line_files(folder: Path) -> list[Parallel]:
+    """One text file a language, directly in the folder."""
+    files: dict[str, Path] = {}
+    for file in sorted(folder.iterdir()):
+        match = next((m for pattern in LINES if (m := pattern.fullmatch(file.name))), None)
+        if not match:
+            continue
+        if match[1] in files:
+            raise UserError(
+                f"{folder} holds two files of {match[1]} ({files[match[1]].name}, {file.name}); "
+                "move one of them away"
+            )
+        files[match[1]] = file
+    if not files:
+        return []
+    sentences = {language: _lines(file) for language, file in files.items()}
+    lengths = {language: len(lines) for language, lines in sentences.items()}
+    usual = max(set(lengths.values()), key=list(lengths.values()).count)
+    odd = [language for language, length in lengths.items() if length != usual]
+    if odd:
+        raise UserError(
+            f"{files[odd[0]]} has {lengths[odd[0]]} lines, the other languages {usual}; line i of "
+            "every file must say the same, so remove the file or repair it"
+        )
+    return [Parallel(sentences, str(folder))]
+
+
+def _lines(file: Path) -> list[str]:
+    try:
+        lines = file.read_text("utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise UserError(f"{file} is not UTF-8 text ({error.reason}); convert it") from error
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            raise UserError(
+                f"{file}:{number}: an empty line; remove this line from the files of all languages"
+            )
+    if not lines:
+        raise UserError(f"{file} is empty")
+    return lines
+
+
+def _pair_files(folder: Path) -> list[Parallel]:
+    """XX-YY.tsv: one corpus each."""
+    return [_rows(str(file)) for file in sorted(folder.glob("*-*.tsv"))]
+
+
+def _rows(source: str) -> Parallel:
+    """Rows of pairs, of a `translation` dict, or of one language with a shared id."""
+    records = sources.read(source)
+    first = records[0].fields
+    if isinstance(first.get("translation"), Mapping):
+        read = _from_dicts
+    elif {"text0", "text1", "lang0", "lang1"} <= first.keys():
+        read = _from_pairs
+    elif "id" in first:
+        return Parallel(_from_ids(records), source)
+    else:
+        raise UserError(
+            f"{records[0].origin}: parallel rows need text0, text1, lang0, lang1, or a "
+            f"translation of several languages, or lang, id and a text; this row has: "
+            f"{', '.join(first)}"
+        )
+    sentences: dict[str, list[str]] = {}
+    for number, record in enumerate(records):
+        found = read(record)
+        for language, text in found.items():
+            if not isinstance(text, str) or not text.strip():
+                raise UserError(f"{record.origin}: the {language} side is empty; remove the row")
+            column = sentences.setdefault(language, [])
+            if len(column) != number:
+                raise UserError(
+                    f"{record.origin}: rows before this one have no {language}; all rows of "
+                    f"{source} must hold the same languages"
+                )
+            column.append(text)
+        if len(found) != len(sentences):
+            missing = sorted(sentences.keys() - found.keys())
+            raise UserError(f"{record.origin}: this row has no {', '.join(missing)}")
+    return Parallel(sentences, source)
+
+
+def _from_dicts(record: sources.Record) -> dict[str, str]:
+    return dict(record.fields["translation"])
+
+
+def _from_pairs(record: sources.Record) -> dict[str, str]:
+    fields = record.fields
+    return {str(fields["lang0"]): fields["text0"], str(fields["lang1"]): fields["text1"]}
+
+
+def _from_ids(records: Sequence[sources.Record]) -> dict[str, list[str]]:
+    """Texts by language in the order of the ids that all languages share."""
+    found: dict[str, dict[str, str]] = {}
+    for record in records:
+        fields = record.fields
+        name = next((name for name in TEXTS if name in fields), None)
+        language = fields.get("lang") or fields.get("language")
+        if name is None or not language:
+            raise UserError(
+                f"{record.origin}: a row with an id needs lang and one of {', '.join(TEXTS)}"
+            )
+        if not str(fields[name]).strip():
+            raise UserError(f"{record.origin}: the text is empty; remove the row")
+        found.setdefault(str(language), {})[str(fields["id"])] = str(fields[name])
+    shared = set.intersection(*(set(texts) for texts in found.values()))
+    if not shared:
+        raise UserError(
+            f"{records[0].origin.rpartition(':')[0]}: no id occurs in all of {', '.join(found)}"
+        )
+    order = sorted(shared)
+    return {language: [texts[i] for i in order] for language, texts in found.items()}

@@ -1,0 +1,236 @@
+"""Pooled states of every layer, streamed: each sentence runs once, only its vectors are kept.
+
+    vectors = pooled_states(base, system, ['Guten Morgen', 'Good morning'])
+    vectors['mean'][16]                                  # [2, D] float32, the output of block 16
+    stored = store_states(base, system, corpus, Path('report/states/base'), ('mean', 'last'))
+    stored['mean'].shape                                 # [L+1, G, N, D], a memory map
+
+Vectors of a whole corpus go to disk language by language, so that they need no memory and a run
+that dies goes on with the language it was at.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxalign.base import Base, System
+from jaxalign.data.chat import encode_texts
+from jaxalign.data.sampling import choose_buckets
+from jaxalign.errors import UserError
+from jaxalign.model.decoder import Decoder
+from jaxalign.objectives.contrastive import pooling_weights
+from jaxalign.probe.corpus import Parallel
+from jaxalign.sharding import constrain
+
+POOLINGS = ("mean", "last", "position", "first")
+LONGEST = 512  # tokens of a sentence; longer ones are cut and counted
+
+
+def pooled_states(
+    base: Base,
+    system: System,
+    texts: Sequence[str],
+    poolings: Sequence[str] = ("mean",),
+    layers: Sequence[int] | None = None,
+    batch_size: int = 32,
+    report: Callable[[int], None] | None = None,
+    buckets: Sequence[int] = (),
+) -> dict[str, np.ndarray]:
+    """Vectors of every text at every layer asked for.
+
+    Args:
+      base: tokenizes.
+      system: the weights.
+      texts: any number; each becomes tokens as the tokenizer does by default.
+      poolings: mean, last, position (later tokens weigh more), first.
+      layers: outputs of these blocks, 0 for the embeddings; None: all. Blocks above the highest
+        are not run.
+      batch_size: texts of one pass.
+      report: called with the number of texts of every finished batch.
+      buckets: padded lengths; empty: chosen from these texts.
+
+    Returns:
+      Pooling -> [layers, texts, D] float32.
+
+    Raises:
+      UserError: a pooling or layer that does not exist, no texts.
+    """
+    unknown = [name for name in poolings if name not in POOLINGS]
+    if unknown or not poolings:
+        raise UserError(f"poolings are {', '.join(POOLINGS)}; not {unknown[:1]}")
+    if not texts:
+        raise UserError("no texts: there is nothing to take states of")
+    taps = tuple(range(base.spec.layers + 1) if layers is None else layers)
+    ids, _ = encode_texts(texts, base.tokenizer, min(LONGEST, base.spec.max_position))
+    shape = (len(taps), len(texts), base.spec.dim)
+    found = {name: np.empty(shape, np.float32) for name in poolings}
+    waiting: list[tuple[list[int], jax.Array]] = []
+
+    def fetch() -> None:
+        rows, vectors = waiting.pop(0)
+        host = np.asarray(jax.device_get(vectors))[:, :, : len(rows)]  # [taps, P, rows, D]
+        for place, name in enumerate(poolings):
+            found[name][:, rows] = host[:, place]
+        if report:
+            report(len(rows))
+
+    with jax.set_mesh(system.mesh):
+        for rows, tokens, mask in _batches(ids, batch_size, buckets):
+            vectors = _pooled(system.decoder, system.params, system.lora, tokens, mask, taps,
+                              tuple(poolings))  # fmt: skip
+            waiting.append((rows, vectors))
+            if len(waiting) > 2:  # the device works while the host stores
+                fetch()
+        while waiting:
+            fetch()
+    return found
+
+
+def store_states(
+    base: Base,
+    system: System,
+    corpus: Parallel,
+    folder: Path,
+    poolings: Sequence[str],
+    identity: dict[str, Any],
+    dtype: str = "float32",
+    batch_size: int = 32,
+    report: Callable[[int], None] | None = None,
+) -> dict[str, np.ndarray]:
+    """Vectors of a corpus on disk, one file a pooling, computed where they are not there yet.
+
+    Args:
+      base: tokenizes.
+      system: the weights.
+      corpus: the sentences.
+      folder: holds `POOLING.npy` and `states.json` (what is in them and which languages are done).
+      poolings: see `pooled_states`.
+      identity: what the vectors depend on besides the sentences; JSON-ready.
+      dtype: float32 or float16 on disk.
+      batch_size: texts of one pass.
+      report: called with the number of texts of every finished batch.
+
+    Returns:
+      Pooling -> [L+1, G, N, D], languages in the order of `corpus.languages`.
+
+    Raises:
+      UserError: the folder holds vectors of something else.
+    """
+    languages = corpus.languages
+    what = {
+        **identity,
+        "languages": list(languages),
+        "sentences": len(corpus),
+        "text": _digest(corpus),
+        "poolings": list(poolings),
+        "dtype": dtype,
+    }
+    done, arrays = _open(folder, what, (base.spec.layers + 1, len(languages), len(corpus),
+                                        base.spec.dim))  # fmt: skip
+    lengths = [
+        len(row)
+        for texts in corpus.sentences.values()
+        for row in encode_texts(texts, base.tokenizer, min(LONGEST, base.spec.max_position))[0]
+    ]
+    buckets = choose_buckets(lengths, batch_size)
+    for place, language in enumerate(languages):
+        if language in done:
+            if report:
+                report(len(corpus))
+            continue
+        texts = corpus.sentences[language]
+        vectors = pooled_states(base, system, texts, poolings, None, batch_size, report, buckets)
+        for name, values in vectors.items():
+            arrays[name][:, place] = values
+            arrays[name].flush()
+        done.append(language)
+        _note(folder, what, done)
+    return arrays
+
+
+@partial(jax.jit, static_argnums=(0, 5, 6))
+def _pooled(
+    decoder: Decoder,
+    params: Any,
+    lora: Any,
+    tokens: jax.Array,  # [B, T] int32
+    mask: jax.Array,  # [B, T] int32
+    taps: tuple[int, ...],
+    poolings: tuple[str, ...],
+) -> jax.Array:  # [taps, P, B, D] float32
+    weights = jnp.stack([pooling_weights(mask, name) for name in poolings])
+    out = decoder.forward(params, lora, tokens, stop=max(taps), taps=taps, pool_weights=weights)
+    # Letters that no mesh axis splits: every process reads all vectors.
+    return constrain(jnp.stack([out.pooled[tap] for tap in taps]), "- - - -")
+
+
+def _batches(
+    ids: Sequence[np.ndarray], size: int, buckets: Sequence[int]
+) -> Iterator[tuple[list[int], np.ndarray, np.ndarray]]:
+    """(text numbers, tokens [B, T], mask [B, T]): texts of similar length together."""
+    order = sorted(range(len(ids)), key=lambda i: -len(ids[i]))
+    buckets = buckets or choose_buckets([len(row) for row in ids], size)
+    for first in range(0, len(order), size):
+        rows = order[first : first + size]
+        width = next(b for b in sorted(buckets) if b >= len(ids[rows[0]]))
+        tokens = np.zeros((size, width), np.int32)
+        mask = np.zeros((size, width), np.int32)
+        for place, row in enumerate(rows):
+            tokens[place, : len(ids[row])] = ids[row]
+            mask[place, : len(ids[row])] = 1
+        yield rows, tokens, mask
+
+
+# On disk ----------------------------------------------------------------------------------------
+
+
+def _digest(corpus: Parallel) -> str:
+    import hashlib
+
+    text = json.dumps([corpus.sentences[language] for language in corpus.languages])
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _open(
+    folder: Path, what: dict[str, Any], shape: tuple[int, ...]
+) -> tuple[list[str], dict[str, np.ndarray]]:
+    note = folder / "states.json"
+    done: list[str] = []
+    if note.is_file():
+        then = json.loads(note.read_text("utf-8"))
+        for name, value in what.items():
+            if then.get(name) != value:
+                raise UserError(
+                    f"{folder} holds states made with {name}={_short(then.get(name))}, now it is "
+                    f"{_short(value)}; choose another --out, or remove that folder"
+                )
+        done = then["done"]
+    folder.mkdir(parents=True, exist_ok=True)
+    arrays = {}
+    for name in what["poolings"]:
+        file = folder / f"{name}.npy"
+        mode = "r+" if file.is_file() and done else "w+"
+        arrays[name] = np.lib.format.open_memmap(
+            file, mode, np.dtype(what["dtype"]) if mode == "w+" else None,
+            shape if mode == "w+" else None,
+        )  # fmt: skip
+    return list(done), arrays
+
+
+def _note(folder: Path, what: dict[str, Any], done: list[str]) -> None:
+    new = folder / "states.json.new"
+    new.write_text(json.dumps({**what, "done": done}, indent=1), "utf-8")
+    new.replace(folder / "states.json")
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) < 80 else text[:77] + "..."

@@ -1,0 +1,70 @@
+"""Every number of a probe: systems x poolings x layers x languages, and what they say.
+
+table.pairs['margin'][s, p, layer, a, b]       # share of sentences of a that find those of b
+table.curve('margin', 0, 0)                    # [L+1]: mean over all directions
+table.best('margin', 0, 0)                     # the layer where that is largest
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+SCORES = ("cosine", "csls", "margin")  # retrieval, all ordered pairs
+PIVOTED = ("mexa", "cka", "neighbours")  # each language with the pivot
+HEALTH = ("norm", "spread", "cosine", "dimension", "isoscore", "sentence", "shuffled")
+
+
+@dataclass(frozen=True)
+class Table:
+    """What was measured; NaN where nothing was (a language with itself, pairs without text)."""
+
+    model: str
+    corpus: str
+    systems: tuple[str, ...]  # 'base' first, then the adapters
+    poolings: tuple[str, ...]  # mean, last, position, first
+    languages: tuple[str, ...]
+    pivot: str
+    sentences: dict[str, int]  # language -> number of sentences
+    pairs: dict[str, np.ndarray]  # SCORES -> [S, P, L+1, G, G] in 0..1, row finds column
+    pivoted: dict[str, np.ndarray]  # PIVOTED -> [S, P, L+1, G] in 0..1
+    health: dict[str, np.ndarray]  # HEALTH -> [S, P, L+1]: means over languages
+    warnings: dict[str, list[str]] = field(default_factory=dict)  # system -> sentences
+    notes: tuple[str, ...] = ()
+
+    @property
+    def layers(self) -> int:
+        """L: blocks of the model; layer 0 is the embeddings."""
+        return next(iter(self.pairs.values())).shape[2] - 1
+
+    def chosen(self, languages: tuple[str, ...] | None = None) -> np.ndarray:
+        """[G] bool: which languages are meant."""
+        return np.array([languages is None or name in languages for name in self.languages])
+
+    def curve(
+        self, score: str, system: int, pooling: int, languages: tuple[str, ...] | None = None
+    ) -> np.ndarray:
+        """[L+1]: mean over the directions between these languages, or these and the pivot.
+
+        With languages given, the directions are those from or to the pivot.
+        """
+        values = self.pairs[score][system, pooling]  # [L+1, G, G]
+        if languages is None:
+            return np.nanmean(values, axis=(1, 2))
+        others = self.chosen(languages) & (np.array(self.languages) != self.pivot)
+        at = self.languages.index(self.pivot)
+        return (
+            np.nanmean(values[:, others, at], axis=1) + np.nanmean(values[:, at, others], axis=1)
+        ) / 2
+
+    def by_language(self, score: str, system: int, pooling: int, layer: int) -> np.ndarray:
+        """[G]: mean over the directions from and to each language."""
+        values = self.pairs[score][system, pooling, layer]
+        both = np.stack([values, values.T])
+        with np.errstate(invalid="ignore"):
+            return np.nanmean(both, axis=(0, 2))
+
+    def best(self, score: str, system: int, pooling: int) -> int:
+        """The layer with the highest mean over all directions; the lowest of equals."""
+        return int(np.nanargmax(self.curve(score, system, pooling)))

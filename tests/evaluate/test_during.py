@@ -1,0 +1,42 @@
+"""Scores of a sample while training: the same numbers as afterwards, and they may choose."""
+
+import pytest
+
+from jaxalign.errors import UserError
+from jaxalign.evaluate.during import sample_judge
+from jaxalign.evaluate.run import Entrant, evaluate
+from jaxalign.train.loop import train
+from tests.evaluate.test_run import one_device  # noqa: F401  (a fixture)
+from tests.train.conftest import base, configure, rows  # noqa: F401  (fixtures)
+from tests.train.test_loop import lines, use_devices
+
+
+def test_the_sample_chooses_the_best(configure, golds, monkeypatch, tmp_path):  # noqa: F811
+    use_devices(monkeypatch, 1)
+    config = configure(
+        "train.steps=4", "train.eval_every=2", "train.metric=eval/intent_accuracy",
+        "train.goal=max", f"evaluate.data=[{golds}/test.*.jsonl]", "evaluate.sample=4",
+        "generate.max_new_tokens=8", "lora.dropout=0.0", "mesh.fsdp=1",
+    )  # fmt: skip
+    result = train(config, judge=sample_judge(config))
+    logged = lines(config, "eval")
+    assert len(logged) == 2
+    keys = {"eval/slot_f1", "eval/slot_f1/de", "eval/intent_accuracy/en", "eval/task_loss"}
+    assert keys <= logged[0].keys()
+    config.evaluate.rows = 4
+    after = evaluate(config, [Entrant("a", result.adapter)], str(tmp_path / "out"))
+    row = next(row for row in logged if row["step"] == result.best_step)
+    for measure in ("intent_accuracy", "span_f1"):
+        score = after.measures[measure].groups["a"]["all"].mean
+        assert row[f"eval/{measure}"] == pytest.approx(score, abs=1e-9)
+
+
+def test_a_metric_without_rows_is_refused(configure, golds):  # noqa: F811
+    config = configure(f"evaluate.data=[{golds}/test.*.jsonl]", "evaluate.sample=2",
+                       "task.valid=[]", "align.valid=[]", "train.steps=1")  # fmt: skip
+    with pytest.raises(UserError, match=r"train\.metric: eval/loss needs validation rows"):
+        train(config, judge=sample_judge(config))
+
+
+def test_no_sample_no_judge(configure):  # noqa: F811
+    assert sample_judge(configure()) is None

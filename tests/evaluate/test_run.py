@@ -1,0 +1,229 @@
+"""Systems answer, are scored and compared; a run that dies goes on; bad input is told."""
+
+import json
+
+import numpy as np
+import pytest
+
+from jaxalign.base import System, load_base
+from jaxalign.errors import UserError
+from jaxalign.evaluate import run as running
+from jaxalign.evaluate.gold import read_golds, solved_examples, with_shots
+from jaxalign.evaluate.run import Entrant, evaluate, name_of
+from jaxalign.evaluate.write import write
+from tests.evaluate.conftest import rows_of
+
+
+@pytest.fixture(autouse=True)
+def one_device(monkeypatch):
+    import jax
+
+    from jaxalign import base
+    from jaxalign.sharding import make_mesh
+
+    monkeypatch.setattr(
+        base, "make_mesh", lambda *axes: make_mesh(*axes, devices=jax.devices()[:1])
+    )
+
+
+def test_systems_side_by_side(judged, adapters, tmp_path, capsys):
+    entrants = [Entrant("a", f"{adapters}/a1"), Entrant("a", f"{adapters}/a2"),
+                Entrant("base", kind="base"), Entrant("base 2-shot", kind="few_shot")]  # fmt: skip
+    config = judged("evaluate.shots=2", "evaluate.groups={supervised: [en], transfer: [de]}")
+    found = evaluate(config, entrants, str(tmp_path / "out"))
+    assert found.systems == ["a", "base", "base 2-shot"] and found.seeds["a"] == 2
+    assert found.groups == {"supervised": ["en"], "transfer": ["de"], "all": ["de", "en"]}
+    assert set(found.measures) >= {"slot_f1", "exact_match", "intent_accuracy"}
+    out = capsys.readouterr().out
+    assert "slot" in out and "transfer" in out
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert names == {"a_1", "a_2", "base", "base 2-shot", "report.json", "report.md", "report.tex",
+                     "report.csv", "gains.png"}  # fmt: skip
+    rows = rows_of(tmp_path / "out" / "a_1" / "predictions.jsonl")
+    assert len(rows) == 16 and list(rows[0]) == [
+        "id", "language", "question", "reference", "answer", "read",
+    ]  # fmt: skip
+    bare = rows_of(tmp_path / "out" / "base" / "predictions.jsonl")
+    assert [row["answer"] for row in rows] != [row["answer"] for row in bare]
+    # The written predictions score the same without a model.
+    again = evaluate(
+        judged("model.path=''"),
+        [Entrant("file", str(tmp_path / "out" / "base" / "predictions.jsonl"), "predictions")],
+        str(tmp_path / "again"),
+    )
+    for measure in ("slot_f1", "exact_match", "intent_accuracy"):
+        assert (
+            again.measures[measure].languages["file"]["de"].mean
+            == found.measures[measure].languages["base"]["de"].mean
+        )
+
+
+def test_merged_and_unmerged_adapters_say_the_same(judged, adapters, tmp_path):
+    answers = []
+    for how in ("unmerged", "merged"):
+        config = judged(f"generate.adapter={how}")
+        evaluate(config, [Entrant("a", f"{adapters}/a1")], str(tmp_path / how))
+        rows = rows_of(tmp_path / how / "a" / "predictions.jsonl")
+        answers.append([row["answer"] for row in rows])
+    assert answers[0] == answers[1]
+
+
+@pytest.mark.parametrize("method", ["greedy", "sample"])
+def test_a_killed_run_goes_on(judged, adapters, tmp_path, monkeypatch, method):
+    config = judged(f"generate.method={method}", "generate.temperature=3.0")
+    entrant = [Entrant("a", f"{adapters}/a1")]
+    evaluate(config, entrant, str(tmp_path / "whole"))
+    expected = (tmp_path / "whole" / "a" / "predictions.jsonl").read_bytes()
+
+    real, written = System.chunks, []
+
+    def dies_after_two(self, prompts, *args, **kwargs):
+        for number, part in enumerate(real(self, prompts, *args, **kwargs)):
+            if number == 2:
+                raise KeyboardInterrupt
+            yield part
+
+    monkeypatch.setattr(System, "chunks", dies_after_two)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(config, entrant, str(tmp_path / "parts"))
+    cache = tmp_path / "parts" / "a" / "answers.jsonl"
+    assert len(rows_of(cache)) == 1 + 8
+    with cache.open("a", encoding="utf-8") as file:
+        file.write('{"key": "torn')  # the line at which the process died
+
+    def counts(self, prompts, *args, **kwargs):
+        written.extend(prompts)
+        return real(self, prompts, *args, **kwargs)
+
+    monkeypatch.setattr(System, "chunks", counts)
+    evaluate(config, entrant, str(tmp_path / "parts"))
+    assert len(written) == 8  # the other half
+    assert (tmp_path / "parts" / "a" / "predictions.jsonl").read_bytes() == expected
+    evaluate(config, entrant, str(tmp_path / "parts"))
+    assert len(written) == 8  # nothing is generated twice
+
+
+def test_answers_of_other_settings_are_not_mixed(judged, adapters, tmp_path):
+    entrant = [Entrant("a", f"{adapters}/a1")]
+    evaluate(judged(), entrant, str(tmp_path / "out"))
+    with pytest.raises(UserError, match=r"made with max_new_tokens=6, now it is 5; choose another"):
+        evaluate(judged("generate.max_new_tokens=5"), entrant, str(tmp_path / "out"))
+    with pytest.raises(UserError, match="made with adapter_weights="):
+        evaluate(judged(), [Entrant("a", f"{adapters}/a2")], str(tmp_path / "out"))
+
+
+def test_shots_are_turns_before_the_question(judged):
+    config = judged("evaluate.shots=2")
+    golds = read_golds(config)
+    shown = with_shots(golds, solved_examples(config))
+    base = load_base(config)
+    (plain,), _ = base.encode([golds["de"][0].example])
+    (prompt,), _ = base.encode([shown["de"][0].example])
+    text = base.tokenizer.decode(prompt)
+    for question, answer in solved_examples(config):
+        assert question in text and answer in text
+    assert text.count("<|im_start|>user") == 3 and text.count("<|im_start|>assistant") == 3
+    assert base.tokenizer.decode(plain).split("<|im_start|>user")[-1] == text.split(
+        "<|im_start|>user")[-1]  # fmt: skip
+    assert solved_examples(config) == solved_examples(config)
+
+
+def test_long_prompts(judged, golds):
+    config = judged("generate.max_new_tokens=480")
+    base = load_base(config)
+    examples = [gold.example for gold in read_golds(config)["en"]]
+    with pytest.raises(
+        UserError, match=r"test.en.jsonl:1: the prompt has \d+ tokens .*generate.long=cut"
+    ):
+        base.encode(examples)
+    config.generate.long = "cut"
+    prompts, cut = load_base(config).encode(examples)
+    assert cut == len(examples) and {len(p) for p in prompts} == {32}
+    whole, _ = load_base(judged()).encode(examples)
+    assert prompts[0] == whole[0][-32:]  # the question at the end stays
+
+
+def test_rows_per_language_and_only_some_languages(judged):
+    golds = read_golds(judged("evaluate.rows=3", "evaluate.languages=[de]"))
+    assert {language: len(rows) for language, rows in golds.items()} == {"de": 3}
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["evaluate.data=[]"], "evaluate.data is empty"),
+        (["evaluate.languages=[dee]"], "evaluate.languages: no row of evaluate.data is in 'dee' "
+         "(it has: de, en); did you mean 'de'?"),
+        (["evaluate.groups={low: [cy]}"], "groups.low: no row of evaluate.data is in 'cy'"),
+        (["evaluate.kind=ner"], "this row has no 'entities'"),
+    ],
+)  # fmt: skip
+def test_bad_data_is_told(judged, words, message):
+    with pytest.raises(UserError) as error:
+        read_golds(judged(*words))
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("p.txt", "", "is empty; it should hold one answer for each row"),
+        ("p.txt", "a\nb\n", "holds 2 answers, evaluate.data 16 rows (de 7, en 9)"),
+        ("p.jsonl", '{"answer": "a"}\n', "holds 1 answers, evaluate.data 16 rows"),
+        ("p.jsonl", '{"language": "xx", "id": "test-0", "answer": "a"}\n',
+         "p.jsonl:1: unknown language 'xx'; evaluate.data has de, en"),
+        ("p.jsonl", '{"language": "de", "id": "test-0", "answer": "a"}\n',
+         "has no answer to row 'test-2' of de"),
+        ("p.jsonl", '{"text": "a"}\n', "p.jsonl:1: this row has no text under 'answer'"),
+    ],
+)  # fmt: skip
+def test_bad_predictions_are_told(judged, tmp_path, name, text, message):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(UserError) as error:
+        evaluate(judged(), [Entrant("p", str(tmp_path / name), "predictions")], str(tmp_path / "o"))
+    assert message in str(error.value)
+
+
+def test_text_predictions_one_a_line(judged, tmp_path):
+    golds = read_golds(judged())
+    flat = [gold.example.answer for rows in golds.values() for gold in rows]
+    (tmp_path / "gold.txt").write_text("\n".join(flat) + "\n")
+    found = evaluate(
+        judged(), [Entrant("gold", str(tmp_path / "gold.txt"), "predictions")], str(tmp_path / "o")
+    )
+    assert found.measures["intent_accuracy"].groups["gold"]["all"].mean == 100
+
+
+def test_name_of():
+    names = [name_of(p) for p in ("runs/sft/adapter", "runs/sft/adapter/", "a.jsonl", "org/name")]
+    assert names == ["sft", "sft", "a", "name"]
+
+
+def test_write_answers_rows_and_prompts(judged, adapters, golds, tmp_path, capsys):
+    out = tmp_path / "answers.jsonl"
+    unlabelled = tmp_path / "questions.jsonl"
+    rows = rows_of(golds / "test.de.jsonl")
+    unlabelled.write_text(
+        "".join(json.dumps({"utterance": row["utterance"], "lang": "de"}) + "\n" for row in rows)
+    )
+    write(judged(), f"{adapters}/a1", [], [str(unlabelled)], str(out))
+    written = rows_of(out)
+    assert [row["question"] for row in written] == [row["utterance"] for row in rows]
+    evaluate(judged("evaluate.languages=[de]"), [Entrant("a", f"{adapters}/a1")],
+             str(tmp_path / "e"))  # fmt: skip
+    judged_rows = rows_of(tmp_path / "e" / "a" / "predictions.jsonl")
+    assert [row["answer"] for row in written] == [row["answer"] for row in judged_rows]
+    before = out.read_bytes()
+    write(judged(), f"{adapters}/a1", [], [str(unlabelled)], str(out))
+    assert out.read_bytes() == before
+    capsys.readouterr()
+    write(judged(), f"{adapters}/a1", [rows[0]["utterance"]], [], "")
+    assert capsys.readouterr().out.strip() == written[0]["answer"].strip()
+    with pytest.raises(UserError, match="does not say enough for translation"):
+        write(judged("task.kind=translation"), "", ["hello"], [], "")
+
+
+def test_every_row_is_in_the_bootstrap(judged, tmp_path):
+    golds = read_golds(judged())
+    scored = running.score(judged(), golds, {lang: [""] * len(golds[lang]) for lang in golds})
+    assert np.shape(scored["de"].measures[0].parts)[0] == 7 == len(scored["de"].ids)

@@ -1,0 +1,239 @@
+"""Translation scores: sacreBLEU's own numbers, from Python and from its command; COMET's wiring."""
+
+import json
+import os
+import subprocess
+import sys
+from types import ModuleType, SimpleNamespace
+
+import numpy as np
+import pytest
+import sacrebleu
+
+from jaxalign.data.sources import Record
+from jaxalign.data.tasks import render
+from jaxalign.errors import UserError
+from jaxalign.evaluate import comet as our_comet
+from jaxalign.evaluate import translation
+from jaxalign.evaluate.measure import Gold
+from jaxalign.evaluate.translation import score_translation, target_language
+
+REFERENCES = [
+    "The cat sat on the mat, didn't it?",
+    "We shall meet again at nine o'clock tomorrow.",
+    "No.",
+    "Ich weiß nicht, was soll es bedeuten.",
+]
+ANSWERS = [
+    "The cat sat on a mat, did it not?",
+    "We will meet at nine o'clock\ntomorrow. ",
+    "",
+    "Ich weiß nicht, was es bedeuten soll.",
+]
+CHINESE = ["我们明天九点见面。", "这只猫坐在垫子上。"]
+
+
+def golds_of(references, target="en"):
+    rows = [
+        {"src": f"source {n}", "tgt": text, "src_lang": "xx", "tgt_lang": target}
+        for n, text in enumerate(references)
+    ]
+    examples = [render("translation", Record(row, "data.jsonl:1")) for row in rows]
+    return [
+        Gold(example, row, str(n), example.language)
+        for n, (example, row) in enumerate(zip(examples, rows, strict=True))
+    ]
+
+
+def flat(texts):
+    return [" ".join(text.splitlines()).strip() for text in texts]
+
+
+def test_the_same_as_sacrebleu():
+    found = score_translation(golds_of(REFERENCES), ANSWERS)
+    bleu, chrf = sacrebleu.BLEU(), sacrebleu.CHRF()
+    assert found["bleu"].value == bleu.corpus_score(flat(ANSWERS), [REFERENCES]).score
+    assert found["chrf"].value == chrf.corpus_score(flat(ANSWERS), [REFERENCES]).score
+    assert 10 < found["bleu"].value < found["chrf"].value < 90
+    assert found.details["bleu_signature"] == str(bleu.get_signature())
+    assert found.details["chrf_signature"] == str(chrf.get_signature())
+    assert found.counts == {"empty": 1}
+    assert [measure.name for measure in found.measures] == ["bleu", "chrf"]
+    assert json.dumps(found.read)
+
+
+def test_a_resample_is_the_score_of_those_rows():
+    found = score_translation(golds_of(REFERENCES), ANSWERS)
+    picks = np.array([[0, 0, 1, 3], [3, 1, 1, 1], [2, 2, 2, 2]])
+    for name, metric in (("bleu", sacrebleu.BLEU()), ("chrf", sacrebleu.CHRF())):
+        scores = found[name].resampled(picks)
+        for line, score in zip(picks, scores, strict=True):
+            said, wanted = [flat(ANSWERS)[i] for i in line], [REFERENCES[i] for i in line]
+            assert score == metric.corpus_score(said, [wanted]).score
+
+
+@pytest.mark.parametrize("target, tokenizer", [("en", "13a"), ("zh-TW", "zh"), ("cs", "13a")])
+def test_the_same_as_the_command(tmp_path, target, tokenizer):
+    references, answers = REFERENCES + CHINESE, [*ANSWERS, "我们九点见面。", "猫坐在垫子上。"]
+    (tmp_path / "ref").write_text("".join(f"{text}\n" for text in references), "utf-8")
+    (tmp_path / "out").write_text("".join(f"{text}\n" for text in flat(answers)), "utf-8")
+    words = ["ref", "-i", "out", "-m", "bleu", "chrf", "-w", "10", "-tok", tokenizer]
+    done = subprocess.run(
+        [sys.executable, "-m", "sacrebleu", *words], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    said = {score["name"]: score for score in json.loads(done.stdout)}
+    found = score_translation(golds_of(references, target), answers)
+    assert round(found["bleu"].value, 10) == said["BLEU"]["score"]
+    assert round(found["chrf"].value, 10) == said["chrF2"]["score"]
+    assert found.details["bleu_signature"] == said["BLEU"]["signature"]
+    assert found.details["chrf_signature"] == said["chrF2"]["signature"]
+
+
+@pytest.mark.parametrize(
+    "language, fields, wanted",
+    [
+        ("de-en", {}, "en"),
+        ("en-zh-TW", {}, "zh"),
+        ("de-st-en", {}, "en"),
+        ("en-ja", {"tgt_lang": "ja_JP"}, "ja"),
+        ("qq", {}, ""),
+    ],
+)
+def test_target_language(language, fields, wanted):
+    assert target_language(Gold(None, fields, "0", language)) == wanted
+
+
+@pytest.mark.parametrize("language, tokenizer", [("ja", "ja-mecab"), ("ko", "ko-mecab")])
+def test_without_mecab_characters_are_compared_and_it_is_said(monkeypatch, language, tokenizer):
+    real = sacrebleu.BLEU.__init__
+
+    def bare(self, *args, tokenize=None, **kwargs):
+        if tokenize == tokenizer:
+            raise RuntimeError("\n  pip install it\n")
+        real(self, *args, tokenize=tokenize, **kwargs)
+
+    monkeypatch.setattr(sacrebleu.BLEU, "__init__", bare)
+    golds = golds_of(CHINESE, language)
+    found = score_translation(golds, CHINESE)
+    assert found["bleu"].value == pytest.approx(100)
+    assert "tok:char" in found.details["bleu_signature"]
+    assert tokenizer in found.details["tokenizer_note"]
+    assert f"sacrebleu[{language}]" in found.details["tokenizer_note"]
+    with pytest.raises(UserError, match=rf"{tokenizer} is not here \(pip install it\)"):
+        score_translation(golds, CHINESE, tokenize=tokenizer)
+
+
+def test_tokenizer_of_ones_own():
+    found = score_translation(golds_of(CHINESE, "zh"), CHINESE, tokenize="char")
+    assert "tok:char" in found.details["bleu_signature"]
+    assert "tokenizer_note" not in found.details
+    with pytest.raises(UserError, match=r"no tokenizer '13b'; sacreBLEU has .*13a"):
+        score_translation(golds_of(CHINESE), CHINESE, tokenize="13b")
+
+
+@pytest.mark.parametrize("answer", ["", " ", "\n\n", "\x00", "\u2028a\x85b", "a " * 3000, "!!!"])
+def test_strange_answers_are_judged_too(answer):
+    found = score_translation(golds_of(REFERENCES[:2]), [REFERENCES[0], answer])
+    assert all(0 <= measure.value <= 100 for measure in found.measures)
+    assert len(found["bleu"].parts) == 2
+
+
+def fake_comet(monkeypatch, **more):
+    """A module with COMET's interface whose scores tell what it was given."""
+    calls = SimpleNamespace(paths=[], samples=[], gpus=[])
+
+    class Model:
+        def predict(self, samples, batch_size=16, gpus=1, progress_bar=True):
+            calls.samples.append(samples)
+            calls.gpus.append(gpus)
+            scores = [0.5 + 0.1 * (one["mt"] == one["ref"]) for one in samples]
+            return SimpleNamespace(scores=scores, system_score=sum(scores) / len(scores))
+
+    def load(path):
+        calls.paths.append(str(path))
+        return Model()
+
+    module = ModuleType("comet")
+    module.download_model = lambda name: f"/hub/{name}/model.ckpt"
+    module.load_from_checkpoint = load
+    for name, value in more.items():
+        setattr(module, name, value)
+    monkeypatch.setitem(sys.modules, "comet", module)
+    return calls
+
+
+def test_comet_by_its_package(monkeypatch, tmp_path):
+    calls = fake_comet(monkeypatch)
+    golds = golds_of(REFERENCES)
+    answers = [REFERENCES[0], *ANSWERS[1:]]
+    found = score_translation(golds, answers, comet="Unbabel/wmt22-comet-da", comet_gpus=1)
+    assert found["comet"].value == pytest.approx(52.5)
+    assert found["comet"].resampled(np.array([[0, 0, 0, 1]])) == [pytest.approx(57.5)]
+    assert found.measures[0].name == "bleu"
+    assert found.details["comet_model"] == "Unbabel/wmt22-comet-da"
+    assert calls.paths == ["/hub/Unbabel/wmt22-comet-da/model.ckpt"] and calls.gpus == [1]
+    assert calls.samples[0][1] == {
+        "src": "source 1",
+        "mt": "We will meet at nine o'clock tomorrow.",
+        "ref": REFERENCES[1],
+    }
+    local = tmp_path / "model.ckpt"
+    local.touch()
+    score_translation(golds, answers, comet=str(local))
+    assert calls.paths[1] == str(local) and calls.gpus[1] == 0
+
+
+def test_comet_that_cannot_be_loaded(monkeypatch):
+    def download(name):
+        raise KeyError(f"Model '{name}' not supported by COMET.")
+
+    fake_comet(monkeypatch, download_model=download)
+    with pytest.raises(UserError, match=r"COMET cannot load 'x/y' .*not supported"):
+        score_translation(golds_of(REFERENCES), ANSWERS, comet="x/y")
+
+
+def test_comet_that_is_not_there(monkeypatch):
+    monkeypatch.setitem(sys.modules, "comet", None)
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(UserError, match=r"COMET is missing.*pipx install unbabel-comet"):
+        score_translation(golds_of(REFERENCES), ANSWERS, comet="x/y")
+
+
+COMMAND = """#!{python}
+import argparse, json, sys
+parser = argparse.ArgumentParser()
+for flag in ("-s", "-t", "-r", "--model", "--to_json"):
+    parser.add_argument(flag)
+for flag in ("--gpus", "--batch_size"):
+    parser.add_argument(flag, type=int)
+for flag in ("--quiet", "--only_system"):
+    parser.add_argument(flag, action="store_true")
+cfg = parser.parse_args()
+if cfg.model == "x/none":
+    sys.exit("KeyError: Model 'x/none' not supported by COMET.")
+columns = [open(name, encoding="utf-8").read().split("\\n")[:-1] for name in (cfg.s, cfg.t, cfg.r)]
+rows = [
+    dict(src=s, mt=t, ref=r, COMET=0.5 + 0.1 * (t == r) + cfg.gpus) for s, t, r in zip(*columns)
+]
+json.dump({{cfg.t: rows}}, open(cfg.to_json, "w"))
+"""
+
+
+def test_comet_by_its_command(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "comet", None)
+    command = tmp_path / our_comet.COMMAND
+    command.write_text(COMMAND.format(python=sys.executable))
+    command.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    answers = [REFERENCES[0], *ANSWERS[1:]]
+    found = score_translation(golds_of(REFERENCES), answers, comet="some/model")
+    assert found["comet"].parts[:, 0].tolist() == [0.6, 0.5, 0.5, 0.5]
+    with pytest.raises(UserError, match=r"COMET cannot load 'x/none' .*not supported by COMET"):
+        score_translation(golds_of(REFERENCES), answers, comet="x/none")
+
+
+def test_without_sacrebleu(monkeypatch):
+    monkeypatch.setitem(sys.modules, "sacrebleu", None)
+    with pytest.raises(UserError, match=r"pip install 'jaxalign\[eval\]'"):
+        translation.score_translation(golds_of(REFERENCES), ANSWERS)
