@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -163,6 +164,12 @@ def weights_digest(adapter: str) -> str:
         if (folder / name).is_file():
             digest.update((folder / name).read_bytes())
     return digest.hexdigest()[:16]
+
+
+def name_of(path: str) -> str:
+    """What to call a system that was given by its path alone: runs/sft/adapter is `sft`."""
+    parts = [part for part in Path(path).parts if part not in ("adapter", "/", ".", "..")]
+    return Path(parts[-1]).stem if parts else path
 
 
 def decoding_of(config: Config) -> Decoding:

@@ -3,6 +3,7 @@
     jaxalign train configs/llama3_8b_slots_align.yaml align.layer=16
     jaxalign evaluate configs/demo.yaml --adapter sft=A --adapter aligned=B
     jaxalign generate configs/demo.yaml --adapter A --prompt 'wake me up at nine'
+    jaxalign probe meta-llama/Meta-Llama-3-8B --parallel data/ntrex --adapter A
     jaxalign data show configs/demo.yaml
     jaxalign config configs/demo.yaml
     jaxalign demo
@@ -16,6 +17,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from jaxalign import __version__
@@ -87,6 +89,23 @@ def _parser() -> argparse.ArgumentParser:
                        help="a text to answer; printed")  # fmt: skip
     write.add_argument("--adapter", default="", metavar="PATH", help="a PEFT folder or hub name")
     write.add_argument("--out", default="", help="JSONL file (default OUTPUT/answers.jsonl)")
+    look = command("probe", _probe, "which layer aligns which languages")
+    look.add_argument("model", help="a folder in Hugging Face layout, a hub name, or a YAML file")
+    look.add_argument("settings", nargs="*", metavar="key=value", help="as in model.dtype=float32")
+    look.add_argument("--parallel", required=True, metavar="SOURCE",
+                      help="LANG.txt files, FLORES folder, XX-YY.tsv, JSONL, hf:NAME")  # fmt: skip
+    look.add_argument("--adapter", action=_Entrant, dest="entrants", default=[],
+                      metavar="[NAME=]PATH", help="compared with the base")  # fmt: skip
+    look.add_argument("--out", default="runs/probe", help="folder (default runs/probe)")
+    look.add_argument("--pooling", default="mean",
+                      help="of mean, last, position, first; several: mean,last")  # fmt: skip
+    look.add_argument("--languages", default="", help="keep only these: en,de,cy")
+    look.add_argument("--rows", type=int, default=0, help="first sentences only (default all)")
+    look.add_argument("--pivot", default="en", help="language the others are compared with (en)")
+    look.add_argument("--states", default="float32", choices=("float32", "float16"),
+                      help="of the vectors on disk (default float32)")  # fmt: skip
+    look.add_argument("--width", type=int, default=None, metavar="N",
+                      help="approximate retrieval by N principal directions")  # fmt: skip
     configured(command("config", _config, "print every setting with its origin"))
     demo = command("demo", _demo, "train the embedded small model with and without alignment")
     demo.add_argument("--out", default="runs/demo", help="folder (default runs/demo)")
@@ -107,8 +126,16 @@ def _train(args: argparse.Namespace) -> None:
 
     multihost.start()
     from jaxalign.evaluate.during import sample_judge
+    from jaxalign.settings import AUTO
     from jaxalign.train.loop import train
 
+    if config.align.layer == AUTO:
+        from jaxalign.probe.auto import choose
+
+        choice = choose(config)
+        config.align.layer = choice.layer
+        if multihost.is_main():
+            print(choice.sentence())
     result = train(config, judge=sample_judge(config))
     if multihost.is_main():
         for name, value in result.metrics.items():
@@ -136,7 +163,8 @@ def _evaluate(args: argparse.Namespace) -> None:
     from jaxalign import multihost
 
     multihost.start()
-    from jaxalign.evaluate.run import Entrant, evaluate, name_of
+    from jaxalign.base import name_of
+    from jaxalign.evaluate.run import Entrant, evaluate
 
     bare = [Entrant("base", kind="base")] if args.base else []
     if args.base and config.evaluate.shots:
@@ -158,6 +186,40 @@ def _generate(args: argparse.Namespace) -> None:
     from jaxalign.evaluate.write import write
 
     write(config, args.adapter, args.prompt, args.data, args.out)
+
+
+def _probe(args: argparse.Namespace) -> None:
+    from jaxalign.config import load
+
+    named = args.model.endswith((".yaml", ".yml"))
+    words = args.settings if named else [f"model.path={args.model}", *args.settings]
+    config = load(args.model if named else None, words).config
+    from jaxalign import multihost
+
+    multihost.start()
+    from rich.console import Console
+
+    from jaxalign.base import name_of
+    from jaxalign.probe.report import show, write
+    from jaxalign.probe.run import Probed, probe
+
+    given = [Probed(name or name_of(path), path) for name, path, _ in args.entrants]
+    table = probe(
+        config,
+        args.parallel,
+        [Probed("base"), *given],
+        args.out,
+        poolings=args.pooling.split(","),
+        languages=[name for name in args.languages.split(",") if name],
+        rows=args.rows,
+        pivot=args.pivot,
+        dtype=args.states,
+        width=args.width,
+    )
+    if multihost.is_main():
+        show(table, Console())
+        for path in write(table, Path(args.out)):
+            print(path)
 
 
 def _show(args: argparse.Namespace) -> None:

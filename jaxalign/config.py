@@ -20,7 +20,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from jaxalign.errors import UserError
-from jaxalign.settings import Config, check, flatten
+from jaxalign.settings import AUTO, Config, check, flatten
 
 # `${demo:data/train.en.jsonl}`: a file of the demo, wherever the package is installed.
 OmegaConf.register_resolver(
@@ -45,6 +45,7 @@ def load(path: str | Path | None, words: list[str] | tuple[str, ...] = ()) -> Lo
     merged = OmegaConf.structured(Config)
     origins: dict[str, str] = {}
     for origin, layer in layers:
+        _name_auto(layer)
         for key in _leaves(layer):
             _check_known(key, origin)
             origins[key] = origin
@@ -114,6 +115,13 @@ def _read_words(words: Sequence[str]) -> Any:
         except (yaml.YAMLError, OmegaConfBaseException) as error:
             raise UserError(f"command line: cannot read {word!r}; quote the value") from error
     return layer
+
+
+def _name_auto(layer: Any) -> None:
+    """`align.layer: auto` as the number that means it, so that the setting keeps one type."""
+    align = OmegaConf.to_container(layer).get("align")
+    if isinstance(align, dict) and align.get("layer") == "auto":
+        OmegaConf.update(layer, "align.layer", AUTO)
 
 
 def _wrong_value(error: OmegaConfBaseException, origin: str) -> UserError:

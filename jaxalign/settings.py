@@ -14,6 +14,8 @@ from typing import Any
 
 from jaxalign.errors import UserError
 
+AUTO = -1  # align.layer=auto: the layer where a probe of the base finds retrieval best
+
 
 @dataclass
 class ModelConfig:
@@ -68,7 +70,7 @@ class AlignConfig:
     """The sentence pairs and the alignment objective; weight 0 turns them off."""
 
     every: str = "microbatch"  # turns: microbatch (paper's code) | step (paper's text) | joint
-    layer: int = 16  # output of this block, counted from 1; 0: the embeddings
+    layer: int = 16  # output of this block, counted from 1; 0: the embeddings; auto: see AUTO
     temperature: float = 0.1
     direction: str = "one_way"  # one_way (source finds its target) | symmetric
     negatives: str = "group"  # group: among consecutive pairs | global: the whole micro-batch
@@ -260,7 +262,7 @@ LOWEST = {
     "batch.accumulate": 1,
     "batch.max_length": 2,
     "batch.pair_max_length": 1,
-    "align.layer": 0,
+    "align.layer": -1,
     "align.group": 1,
     "align.weight": 0.0,
     "task.weight": 0.0,

@@ -120,12 +120,6 @@ def _check_options(config: Config) -> None:
             )
 
 
-def name_of(path: str) -> str:
-    """What to call a system that was given by its path alone: runs/sft/adapter is `sft`."""
-    parts = [part for part in Path(path).parts if part not in ("adapter", "/", ".", "..")]
-    return Path(parts[-1]).stem if parts else path
-
-
 def _labels(entrants: Sequence[Entrant]) -> list[str]:
     """A folder name for each: its name, numbered where it comes more than once."""
     names = [entrant.name for entrant in entrants]

@@ -105,7 +105,7 @@ def _bleu(language: str, tokenize: str) -> tuple[Any, str]:
         if tokenize:
             why = " ".join(str(error).split())
             raise UserError(f"{reason} ({why}); install it or name another tokenize=") from None
-    extra = f"pip install 'sacrebleu[{language}]'"
+    extra = "pip install 'jaxalign[mecab]'"
     note = f"{reason}, so BLEU compares characters; install it with: {extra}"
     return metric(tokenize=WITHOUT_MECAB), note
 

@@ -20,9 +20,12 @@ import numpy as np
 from jaxalign.data import sources
 from jaxalign.errors import UserError
 
-# de.txt | dev.de.txt | deu_Latn.dev | deu_Latn.devtest
+# de.txt | dev.de.txt | de-st.txt | pt-BR.txt | deu_Latn.dev | deu_Latn.devtest
 LINES = (
-    re.compile(r"(?:(?:dev|devtest|test|valid|train)\.)?([a-z]{2,3}(?:[-_][A-Za-z]{2,4})?)\.txt"),
+    re.compile(
+        r"(?:(?:dev|devtest|test|valid|train)\.)?"
+        r"([a-z]{2,3}(?:-[a-z]{2}|[-_][A-Z]{2}|[-_][A-Z][a-z]{3})?)\.txt"
+    ),
     re.compile(r"([a-z]{3}_[A-Z][a-z]{3})\.(?:dev|devtest)"),
 )
 TEXTS = ("text", "sentence", "utterance")

@@ -72,6 +72,24 @@ def probe(
       UserError: bad text, adapters or settings.
     """
     corpora = read_parallel(parallel, languages, rows, pivot)
+    return measure_corpora(
+        config, corpora, systems, out, poolings=poolings, pivot=pivot, dtype=dtype, width=width
+    )
+
+
+def measure_corpora(
+    config: Config,
+    corpora: Sequence[Parallel],
+    systems: Sequence[Probed],
+    out: str,
+    *,
+    poolings: Sequence[str] = ("mean",),
+    pivot: str = "en",
+    dtype: str = "float32",
+    width: int | None = None,
+) -> Table:
+    """As `probe`, on text that is already read."""
+    check_systems(systems)
     base = load_base(config)
     parts = []
     with Progress(
@@ -99,7 +117,7 @@ def probe(
                     lambda: bar.advance(task),
                 )
             )
-    return _join(config.model.path, parallel, systems, tuple(poolings), pivot, corpora, parts)
+    return _join(config.model.path, systems, tuple(poolings), pivot, corpora, parts)
 
 
 @dataclass(frozen=True)
@@ -209,7 +227,7 @@ def _measure(
         if at is not None:
             pivoted["mexa"][place] = mexa(states, at)
             pivoted["cka"][place] = linear_cka(states, shared=shared)[at]
-            pivoted["neighbours"][place] = overlap(states)[at]
+            pivoted["neighbours"][place] = overlap(states, min(10, len(corpus) - 1))[at]
             for name in ("cka", "neighbours"):
                 pivoted[name][(*place, at)] = np.nan
             other = (at + 1) % languages
@@ -224,7 +242,6 @@ def _measure(
 
 def _join(
     model: str,
-    corpus: str,
     systems: Sequence[Probed],
     poolings: tuple[str, ...],
     pivot: str,
@@ -248,7 +265,7 @@ def _join(
     weights = [len(corpus) for corpus in corpora]
     return Table(
         model=model,
-        corpus=corpus,
+        corpus=", ".join(corpus.name for corpus in corpora),
         systems=tuple(system.name for system in systems),
         poolings=poolings,
         languages=languages,

@@ -26,6 +26,7 @@ from jaxalign.data.chat import encode_texts
 from jaxalign.data.sampling import choose_buckets
 from jaxalign.errors import UserError
 from jaxalign.model.decoder import Decoder
+from jaxalign.model.spec import check_tap
 from jaxalign.objectives.contrastive import pooling_weights
 from jaxalign.probe.corpus import Parallel
 from jaxalign.sharding import constrain
@@ -69,6 +70,8 @@ def pooled_states(
     if not texts:
         raise UserError("no texts: there is nothing to take states of")
     taps = tuple(range(base.spec.layers + 1) if layers is None else layers)
+    for tap in taps:
+        check_tap(base.spec, tap, "layer")
     ids, _ = encode_texts(texts, base.tokenizer, min(LONGEST, base.spec.max_position))
     shape = (len(taps), len(texts), base.spec.dim)
     found = {name: np.empty(shape, np.float32) for name in poolings}

@@ -29,7 +29,7 @@ from jaxalign.hf.save import load_peft
 from jaxalign.model.decoder import Decoder
 from jaxalign.model.spec import ModelSpec, check_tap, parameter_count
 from jaxalign.objectives import resolve
-from jaxalign.settings import Config
+from jaxalign.settings import AUTO, Config
 from jaxalign.sharding import make_mesh, shard_tree
 from jaxalign.train.optim import make_optimiser
 from jaxalign.train.schedule import PHASES, learning_rate, turns, warmup_steps
@@ -117,6 +117,11 @@ def prepare(config: Config) -> Run:
     _check_rows(config, mesh, active)
     spec = load_spec(config.model.path, config.model.revision)
     if "align" in active:
+        if config.align.layer == AUTO:
+            raise UserError(
+                "align.layer=auto is for the command line; from Python call "
+                "jaxalign.probe.auto.choose(config) first and set align.layer to its layer"
+            )
         check_tap(spec, config.align.layer)
     adapter, start = _adapter(config, spec)
     tokenizer = load_tokenizer(config.model.path, config.model.revision)

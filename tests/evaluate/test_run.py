@@ -5,11 +5,11 @@ import json
 import numpy as np
 import pytest
 
-from jaxalign.base import System, load_base
+from jaxalign.base import System, load_base, name_of
 from jaxalign.errors import UserError
 from jaxalign.evaluate import run as running
 from jaxalign.evaluate.gold import read_golds, solved_examples, with_shots
-from jaxalign.evaluate.run import Entrant, evaluate, name_of
+from jaxalign.evaluate.run import Entrant, evaluate
 from jaxalign.evaluate.write import write
 from tests.evaluate.conftest import rows_of
 

@@ -1,0 +1,170 @@
+"""States of a real forward pass: those of transformers, kept on disk, resumed, chosen from."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+import jaxalign
+from jaxalign import base as base_module
+from jaxalign.base import load_base
+from jaxalign.config import load
+from jaxalign.errors import UserError
+from jaxalign.probe import states as states_module
+from jaxalign.probe.auto import choose
+from jaxalign.probe.corpus import Parallel
+from jaxalign.probe.run import Probed, measure_corpora, probe
+from jaxalign.probe.states import pooled_states, store_states
+from jaxalign.sharding import make_mesh
+from tests.evaluate.conftest import adapters  # noqa: F401  (a fixture)
+from tests.tiny import ASSETS, SPEC, base  # noqa: F401  (a fixture)
+
+TEXTS = ["Guten Morgen", "wake me up at nine am on friday please", "è", "where is the cinema"]
+
+
+@pytest.fixture
+def config(base, monkeypatch):  # noqa: F811
+    monkeypatch.setattr(
+        base_module, "make_mesh", lambda *axes: make_mesh(*axes, devices=jax.devices()[:1])
+    )
+    return load(None, [f"model.path={base}", "model.dtype=float32", "mesh.fsdp=1"]).config
+
+
+def theirs(folder, adapter, texts):
+    """Hidden states of transformers, and the mask: padding on the right."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    if adapter:
+        from peft import PeftModel
+
+        model = PeftModel.from_pretrained(model, adapter)
+    tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="right")
+    batch = tokenizer(texts, return_tensors="pt", padding=True)
+    seen = []
+    # Before the final norm: what a hook sees behind the last block.
+    blocks = model.get_base_model().model.layers if adapter else model.model.layers
+    blocks[-1].register_forward_hook(lambda module, given, out: seen.append(out))
+    with torch.no_grad():
+        hidden = model(**batch, output_hidden_states=True).hidden_states
+    last = seen[0][0] if isinstance(seen[0], tuple) else seen[0]
+    return np.stack([h.numpy() for h in (*hidden[:-1], last)]), batch["attention_mask"].numpy()
+
+
+@pytest.mark.parametrize("worn", [False, True])
+def test_every_layer_and_pooling_equals_transformers(config, base, adapters, worn):  # noqa: F811
+    adapter = f"{adapters}/a1" if worn else ""
+    loaded = load_base(config)
+    system = loaded.wear(adapter) if worn else loaded.bare()
+    ours = pooled_states(loaded, system, TEXTS, ("mean", "last", "position", "first"), batch_size=3)
+    hidden, mask = theirs(base, adapter, TEXTS)  # [L+1, B, T, D], [B, T]
+    place = np.cumsum(mask, axis=1) * mask
+    ends = mask.sum(1) - 1
+    for pooling, weights in {
+        "mean": mask / mask.sum(1, keepdims=True),
+        "last": np.eye(mask.shape[1])[ends],
+        "position": place / place.sum(1, keepdims=True),
+        "first": np.eye(mask.shape[1])[np.zeros(len(mask), int)],
+    }.items():
+        expected = np.einsum("lbtd,bt->lbd", hidden, weights)
+        assert ours[pooling].shape == (SPEC.layers + 1, len(TEXTS), SPEC.dim)
+        error = np.linalg.norm(ours[pooling] - expected, axis=-1) / np.linalg.norm(
+            expected, axis=-1
+        )
+        assert error.max() < 1e-4
+
+
+def test_only_the_layers_asked_for(config, base):  # noqa: F811
+    loaded = load_base(config)
+    whole = pooled_states(loaded, loaded.bare(), TEXTS)["mean"]
+    some = jaxalign_states(base, [2, 0])
+    np.testing.assert_allclose(some[2], whole[2], atol=1e-5)
+    np.testing.assert_allclose(some[0], whole[0], atol=1e-5)
+    with pytest.raises(UserError, match="layer=9 is outside this model of 3 blocks"):
+        pooled_states(loaded, loaded.bare(), TEXTS, layers=[9])
+    with pytest.raises(UserError, match="poolings are"):
+        pooled_states(loaded, loaded.bare(), TEXTS, ("max",))
+
+
+def jaxalign_states(base, layers):  # noqa: F811
+    return jaxalign.states(base, TEXTS, layers)
+
+
+def test_stored_states_resume_by_language(config, tmp_path, monkeypatch):
+    corpus = Parallel({"de": TEXTS, "en": TEXTS[::-1], "it": TEXTS}, "made")
+    loaded = load_base(config)
+    system = loaded.bare()
+    expected = store_states(loaded, system, corpus, tmp_path / "a", ("mean",), {"base": "x"})
+    real, ran = states_module.pooled_states, []
+
+    def dies(base_, system_, texts, *rest):
+        ran.append(texts)
+        if len(ran) == 2:
+            raise KeyboardInterrupt
+        return real(base_, system_, texts, *rest)
+
+    monkeypatch.setattr(states_module, "pooled_states", dies)
+    with pytest.raises(KeyboardInterrupt):
+        store_states(loaded, system, corpus, tmp_path / "b", ("mean",), {"base": "x"})
+    found = store_states(loaded, system, corpus, tmp_path / "b", ("mean",), {"base": "x"})
+    assert len(ran) == 4  # de, en (died), en, it
+    np.testing.assert_array_equal(found["mean"], expected["mean"])
+    assert found["mean"].shape == (SPEC.layers + 1, 3, 4, SPEC.dim)
+    store_states(loaded, system, corpus, tmp_path / "b", ("mean",), {"base": "x"})
+    assert len(ran) == 4
+    with pytest.raises(UserError, match="states made with base=x, now it is y"):
+        store_states(loaded, system, corpus, tmp_path / "b", ("mean",), {"base": "y"})
+
+
+def test_probe_from_files(config, adapters, tmp_path):  # noqa: F811
+    folder = tmp_path / "text"
+    folder.mkdir()
+    rows = {}
+    for language in ("en", "de", "nl"):
+        lines = (ASSETS / f"test.{language}.jsonl").read_text("utf-8").splitlines()[:20]
+        rows[language] = [json.loads(line)["utterance"] for line in lines]
+        (folder / f"{language}.txt").write_text("\n".join(rows[language]) + "\n")
+    systems = [Probed("base"), Probed("a", f"{adapters}/a1")]
+    table = probe(config, str(folder), systems, str(tmp_path / "out"), poolings=("mean", "last"))
+    assert table.languages == ("de", "en", "nl") and table.layers == SPEC.layers
+    assert table.pairs["margin"].shape == (2, 2, SPEC.layers + 1, 3, 3)
+    assert np.isnan(np.einsum("splgg->splg", table.pairs["cosine"])).all()
+    # One direction by hand.
+    loaded = load_base(config)
+    de, en = (pooled_states(loaded, loaded.bare(), rows[x])["mean"][2] for x in ("de", "en"))
+    unit = [x / np.linalg.norm(x, axis=1, keepdims=True) for x in (de, en)]
+    same = np.unique(rows["en"], return_inverse=True)[1]
+    hits = same[np.argmax(unit[0] @ unit[1].T, axis=1)] == same
+    assert table.pairs["cosine"][0, 0, 2, 0, 1] == pytest.approx(hits.mean())
+    assert np.isnan(table.pivoted["mexa"][..., 1]).all()
+    assert np.isfinite(table.pivoted["cka"][..., [0, 2]]).all()
+    assert not np.array_equal(table.pairs["cosine"][0], table.pairs["cosine"][1], equal_nan=True)
+    with pytest.raises(UserError, match="two systems are called 'base'"):
+        probe(config, str(folder), [Probed("base"), Probed("base")], str(tmp_path / "o"))
+
+
+def test_bilingual_corpora_fill_one_table(config, tmp_path):
+    corpora = [
+        Parallel({"de": TEXTS, "en": TEXTS}, "de-en"),
+        Parallel({"en": TEXTS[:3], "it": TEXTS[:3]}, "en-it"),
+    ]
+    table = measure_corpora(config, corpora, [Probed("base")], str(tmp_path), pivot="en")
+    found = table.pairs["cosine"][0, 0, 1]
+    assert table.languages == ("de", "en", "it")
+    measured = ~np.isnan(found)
+    assert measured.tolist() == [[False, True, False], [True, False, True], [False, True, False]]
+    assert found[0, 1] == found[1, 2] == 1  # the same sentences
+
+
+def test_the_layer_is_chosen_from_the_pairs(config, tmp_path):
+    lines = (ASSETS / "pairs_xsid.jsonl").read_text("utf-8").splitlines()[:400]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(lines) + "\n")
+    config.align.train = [str(tmp_path / "pairs.jsonl")]
+    choice = choose(config)
+    assert 1 <= choice.layer <= SPEC.layers == choice.layers
+    assert f"chose block {choice.layer} of {SPEC.layers}" in choice.sentence()
+    (tmp_path / "pairs.jsonl").write_text("\n".join(lines[:3]) + "\n")
+    with pytest.raises(UserError, match="auto needs 32 pairs"):
+        choose(config)
