@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 
+from jaxalign import base
 from jaxalign.cli import main
 from jaxalign.data.pairs import to_pair
 from jaxalign.data.sources import read
@@ -19,6 +20,7 @@ from jaxalign.train import setup
 def test_demo_reports_what_it_measured(tmp_path, capsys, monkeypatch):
     one = partial(make_mesh, devices=jax.devices()[:1])
     monkeypatch.setattr(setup, "make_mesh", one)
+    monkeypatch.setattr(base, "make_mesh", one)
     out = tmp_path / "demo"
     words = ["train.steps=3", "train.eval_every=0", "batch.size=8", "batch.pairs=8",
              "batch.buckets=[40]", "train.eval_batches=1"]  # fmt: skip
@@ -33,7 +35,8 @@ def test_demo_reports_what_it_measured(tmp_path, capsys, monkeypatch):
     for language, layers in found["base"]["retrieval"].items():
         for run in found["runs"]:
             assert run["retrieval"][language][0] == pytest.approx(layers[0], abs=0.01)
-    mean = 100 * np.mean([found["runs"][1]["intents"][lang] for lang in ALIGNED])
+    scores = found["runs"][1]["scores"]["intent_accuracy"]
+    mean = np.mean([scores[lang] for lang in ALIGNED])
     row = next(line for line in printed.splitlines() if "mean, with pairs" in line)
     assert f"{mean:.1f}" in row
     assert str(found["runs"][1]["adapter"]) in printed.replace("\n", "")

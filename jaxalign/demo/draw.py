@@ -54,14 +54,16 @@ def _layers(axes: Any, found: dict[str, Any]) -> None:
 
 def _languages(axes: Any, found: dict[str, Any]) -> None:
     places = np.arange(len(LANGUAGES))
+    measure = next(iter(found["runs"][0]["scores"]))  # the task's main one
     for shift, kind in ((-0.2, "sft"), (0.2, "aligned")):
-        values = 100 * np.array(
-            [[run["intents"][lang] for lang in LANGUAGES] for run in _runs(found, kind)]
+        values = np.array(
+            [[run["scores"][measure][lang] for lang in LANGUAGES] for run in _runs(found, kind)]
         )
         spread = values.std(0, ddof=1) if len(values) > 1 else None
         axes.bar(places + shift, values.mean(0), 0.38, yerr=spread, color=COLOURS[kind],
                  label=LABELS[kind])  # fmt: skip
-    axes.set(title="Intents understood (task rows: English only)", ylabel="accuracy, %",
+    axes.set(title="Commands understood (task rows: English only)",
+             ylabel=f"{measure.replace('_', ' ').replace('f1', 'F1')}, %",
              xticks=places, xticklabels=LANGUAGES, ylim=(0, 100))  # fmt: skip
     axes.legend(frameon=False)
 

@@ -15,18 +15,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from jaxalign.base import load_base
 from jaxalign.config import load
-from jaxalign.data.chat import load_tokenizer
 from jaxalign.demo import ALIGNED, ASSETS, LANGUAGES, UNALIGNED
-from jaxalign.demo.measure import intents, read_rows, retrieval
-from jaxalign.hf.load import load_params, load_spec
-from jaxalign.hf.save import load_peft
-from jaxalign.model.decoder import Decoder
+from jaxalign.demo.measure import read_rows, retrieval, scores
 from jaxalign.train.loop import train
 
 CONFIG = Path(__file__).parent / "demo.yaml"
@@ -46,14 +42,11 @@ def demo(out: str, seeds: int = 1, settings: Sequence[str] = ()) -> dict[str, An
       What demo.json holds.
     """
     console, started = Console(), time.monotonic()
-    spec = load_spec(ASSETS / "base")
-    params = load_params(ASSETS / "base", spec, jnp.float32)
-    tokenizer = load_tokenizer(str(ASSETS / "base"))
+    base = load_base(load(CONFIG, settings).config)
     rows = read_rows(ASSETS, "test", LANGUAGES)
-    bare = Decoder(spec)
     found: dict[str, Any] = {
         "runs": [],
-        "base": {"retrieval": retrieval(bare, params, None, tokenizer, rows)},
+        "base": {"retrieval": retrieval(base, base.bare(), rows)},
     }
     for seed in range(1, seeds + 1):
         for kind, words in KINDS.items():
@@ -62,16 +55,15 @@ def demo(out: str, seeds: int = 1, settings: Sequence[str] = ()) -> dict[str, An
             began = time.monotonic()
             result = train(config, title=NAMES[kind])
             trained = time.monotonic() - began
-            lora, adapter = load_peft(result.adapter, spec)
-            decoder = Decoder(spec, adapter)
+            system = base.wear(result.adapter)
             found["runs"].append(
                 {
                     "kind": kind,
                     "seed": seed,
                     "adapter": result.adapter,
                     "losses": {k: v for k, v in result.metrics.items() if k.endswith("_loss")},
-                    "retrieval": retrieval(decoder, params, lora, tokenizer, rows),
-                    "intents": intents(decoder, params, lora, tokenizer, rows),
+                    "retrieval": retrieval(base, system, rows),
+                    "scores": scores(base, system, rows),
                     "seconds": round(trained, 1),
                 }
             )
@@ -104,24 +96,28 @@ def mean(parts: list[dict], languages: tuple[str, ...]) -> np.ndarray:
 def _tables(console: Console, found: dict[str, Any]) -> None:
     seeds = len(_runs(found, "sft"))
     spread = f"mean ± standard deviation of {seeds} seeds" if seeds > 1 else "one seed"
-    table = Table(title=f"Intent accuracy on xSID test, % ({spread})", title_justify="left")
-    for column in ("language", "task rows", "pairs", NAMES["sft"], NAMES["aligned"], "gain"):
-        table.add_column(column, justify="left" if column == "language" else "right")
-    sft, aligned = ([run["intents"] for run in _runs(found, k)] for k in ("sft", "aligned"))
-    groups = [(lang, (lang,)) for lang in LANGUAGES]
-    groups += [("mean, with pairs", ALIGNED), ("mean, without pairs", UNALIGNED)]
-    for name, languages in groups:
-        a, b = mean(sft, languages), mean(aligned, languages)
-        table.add_row(
-            name,
-            "yes" if name == "en" else "-",
-            "yes" if set(languages) <= set(ALIGNED) or name == "en" else "-",
-            _percent(a),
-            _percent(b),
-            f"{100 * (b.mean() - a.mean()):+.1f}",
-            end_section=name in ("en", LANGUAGES[-1]),
+    for measure in found["runs"][0]["scores"]:
+        title = measure.replace("_", " ").replace("f1", "F1").capitalize()
+        table = Table(title=f"{title} on xSID test, % ({spread})", title_justify="left")
+        for column in ("language", "task rows", "pairs", NAMES["sft"], NAMES["aligned"], "gain"):
+            table.add_column(column, justify="left" if column == "language" else "right")
+        sft, aligned = (
+            [run["scores"][measure] for run in _runs(found, k)] for k in ("sft", "aligned")
         )
-    console.print(table)
+        groups = [(lang, (lang,)) for lang in LANGUAGES]
+        groups += [("mean, with pairs", ALIGNED), ("mean, without pairs", UNALIGNED)]
+        for name, languages in groups:
+            a, b = mean(sft, languages), mean(aligned, languages)
+            table.add_row(
+                name,
+                "yes" if name == "en" else "-",
+                "yes" if set(languages) <= set(ALIGNED) or name == "en" else "-",
+                _points(a),
+                _points(b),
+                f"{b.mean() - a.mean():+.1f}",
+                end_section=name in ("en", LANGUAGES[-1]),
+            )
+        console.print(table)
 
     layers = len(next(iter(found["base"]["retrieval"].values())))
     table = Table(title="Retrieval to and from English on xSID test, %", title_justify="left")
@@ -148,6 +144,10 @@ def _tables(console: Console, found: dict[str, Any]) -> None:
                       f"{run['seconds']:.0f} s", highlight=False)  # fmt: skip
 
 
-def _percent(values: np.ndarray) -> str:
-    text = f"{100 * values.mean():.1f}"
-    return text + (f" ± {100 * values.std(ddof=1):.1f}" if len(values) > 1 else "")
+def _percent(shares: np.ndarray) -> str:
+    return _points(100 * shares)
+
+
+def _points(values: np.ndarray) -> str:
+    text = f"{values.mean():.1f}"
+    return text + (f" ± {values.std(ddof=1):.1f}" if len(values) > 1 else "")

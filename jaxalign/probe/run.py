@@ -145,6 +145,8 @@ def choose_layer(table: Table, score: str = "margin") -> Choice:
     1a): what is nearly language-neutral is the easiest to finish.
     """
     curve = table.curve(score, 0, 0)[1:]
+    if np.isnan(curve).all():
+        raise UserError("no direction between two languages was measured; give parallel text")
     layer = 1 + int(np.nanargmax(curve))
     return Choice(layer, table.layers, float(curve[layer - 1]), 1 - float(curve[layer - 1]))
 

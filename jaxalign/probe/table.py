@@ -16,6 +16,14 @@ PIVOTED = ("mexa", "cka", "neighbours")  # each language with the pivot
 HEALTH = ("norm", "spread", "cosine", "dimension", "isoscore", "sentence", "shuffled")
 
 
+def mean_of(values: np.ndarray, axis: int | tuple[int, ...] | None = None) -> np.ndarray:
+    """The mean of what is not NaN; NaN, without a warning, where all is."""
+    there = ~np.isnan(values)
+    number = there.sum(axis=axis)
+    total = np.where(there, values, 0).sum(axis=axis)
+    return np.where(number > 0, total / np.maximum(number, 1), np.nan)
+
+
 @dataclass(frozen=True)
 class Table:
     """What was measured; NaN where nothing was (a language with itself, pairs without text)."""
@@ -51,19 +59,15 @@ class Table:
         """
         values = self.pairs[score][system, pooling]  # [L+1, G, G]
         if languages is None:
-            return np.nanmean(values, axis=(1, 2))
+            return mean_of(values, (1, 2))
         others = self.chosen(languages) & (np.array(self.languages) != self.pivot)
         at = self.languages.index(self.pivot)
-        return (
-            np.nanmean(values[:, others, at], axis=1) + np.nanmean(values[:, at, others], axis=1)
-        ) / 2
+        return mean_of(np.stack([values[:, others, at], values[:, at, others]]), (0, 2))
 
     def by_language(self, score: str, system: int, pooling: int, layer: int) -> np.ndarray:
         """[G]: mean over the directions from and to each language."""
         values = self.pairs[score][system, pooling, layer]
-        both = np.stack([values, values.T])
-        with np.errstate(invalid="ignore"):
-            return np.nanmean(both, axis=(0, 2))
+        return mean_of(np.stack([values, values.T]), (0, 2))
 
     def best(self, score: str, system: int, pooling: int) -> int:
         """The layer with the highest mean over all directions; the lowest of equals."""

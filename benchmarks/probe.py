@@ -1,0 +1,129 @@
+"""The probe against the script everyone writes: states of all layers, retrieval for every pair.
+
+The rival is transformers with `output_hidden_states=True` on padded batches in file order, a masked
+mean in PyTorch, and for each layer and ordered pair of languages a NumPy matrix of cosines and its
+argmax. Both start from the same random float32 model in memory and the same sentences, take turns
+(A B A B), and must give the same retrieval accuracies.
+
+    python benchmarks/probe.py                          # 60 M parameters, 8 languages x 100
+    python benchmarks/probe.py --languages 12 --sentences 200 --rounds 2
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from benchmarks.generate import write_model
+from jaxalign.demo import ASSETS
+
+
+def read_sentences(languages: int, sentences: int) -> dict[str, list[str]]:
+    """Test commands of the demo, repeated over languages where there are fewer than asked for."""
+    import json
+
+    files = sorted((ASSETS / "data").glob("test.*.jsonl"))
+    found = {}
+    for number in range(languages):
+        lines = files[number % len(files)].read_text("utf-8").splitlines()[:sentences]
+        found[f"l{number}"] = [json.loads(line)["utterance"] for line in lines]
+    return found
+
+
+def theirs(model: Any, tokenizer: Any, text: dict[str, list[str]], batch: int) -> np.ndarray:
+    """[L+1, G, G] top-1 retrieval by cosine."""
+    import torch
+
+    states = {}
+    for language, sentences in text.items():
+        parts = []
+        for first in range(0, len(sentences), batch):
+            given = tokenizer(sentences[first : first + batch], return_tensors="pt", padding=True)
+            given.pop("token_type_ids", None)
+            with torch.no_grad():
+                hidden = model(**given, output_hidden_states=True).hidden_states
+            mask = given["attention_mask"][..., None].float()
+            parts.append([((h * mask).sum(1) / mask.sum(1)).numpy() for h in hidden])
+        states[language] = [np.concatenate(layer) for layer in zip(*parts, strict=True)]
+    layers, names = len(next(iter(states.values()))), list(states)
+    found = np.full((layers, len(names), len(names)), np.nan)
+    for layer in range(layers):
+        for i, source in enumerate(names):
+            for j, target in enumerate(names):
+                if i != j:
+                    x, y = states[source][layer], states[target][layer]
+                    x = x / np.linalg.norm(x, axis=1, keepdims=True)
+                    y = y / np.linalg.norm(y, axis=1, keepdims=True)
+                    found[layer, i, j] = np.mean((x @ y.T).argmax(1) == np.arange(len(x)))
+    return found
+
+
+def ours(base: Any, text: dict[str, list[str]], batch: int) -> np.ndarray:
+    """The same numbers."""
+    from jaxalign.probe.retrieval import retrieval
+    from jaxalign.probe.states import pooled_states
+
+    flat = [sentence for sentences in text.values() for sentence in sentences]
+    states = pooled_states(base, base.bare(), flat, batch_size=batch)["mean"]
+    states = states.reshape(states.shape[0], len(text), -1, states.shape[-1])
+    return np.stack([retrieval(layer, ("cosine",))["cosine"] for layer in states])
+
+
+def main() -> None:
+    """Prints seconds of both, their ratio, and the largest difference of an accuracy."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", default="60m", choices=("10m", "60m"))
+    parser.add_argument("--languages", type=int, default=8)
+    parser.add_argument("--sentences", type=int, default=100)
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--rounds", type=int, default=3)
+    args = parser.parse_args()
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from jaxalign.base import load_base
+    from jaxalign.config import load
+
+    torch.set_num_threads(2)
+    text = read_sentences(args.languages, args.sentences)
+    with tempfile.TemporaryDirectory() as folder:
+        write_model(Path(folder), args.model)
+        for file in (ASSETS / "base").glob("*token*"):
+            (Path(folder) / file.name).write_bytes(file.read_bytes())
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="right")
+        base = load_base(load(None, [f"model.path={folder}", "model.dtype=float32"]).config)
+        sides = {
+            "ours": lambda: ours(base, text, args.batch),
+            "theirs": lambda: theirs(model, tokenizer, text, args.batch),
+        }
+        started = time.monotonic()
+        found = {name: side() for name, side in sides.items()}  # compiles
+        print(f"{args.model}, {args.languages} languages x {args.sentences} sentences; first call "
+              f"of both {time.monotonic() - started:.1f} s")  # fmt: skip
+        # The last of transformers' hidden states is behind the final norm, ours is before it.
+        difference = np.nanmax(np.abs(found["ours"] - found["theirs"])[:-1])
+        print(f"largest difference of an accuracy below the last layer: {difference:.4f}")
+        seconds: dict[str, list[float]] = {name: [] for name in sides}
+        for _ in range(args.rounds):
+            for name, side in sides.items():
+                began = time.monotonic()
+                side()
+                seconds[name].append(time.monotonic() - began)
+        ratios = [b / a for a, b in zip(seconds["ours"], seconds["theirs"], strict=True)]
+        for name, values in seconds.items():
+            print(f"  {name:8s} {statistics.median(values):8.2f} s")
+        print(f"  faster by {statistics.median(ratios):6.2f} ({min(ratios):.2f} to "
+              f"{max(ratios):.2f})")  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
