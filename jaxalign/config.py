@@ -14,9 +14,9 @@ import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from jaxalign.errors import UserError
@@ -28,7 +28,7 @@ OmegaConf.register_resolver(
 )
 
 
-def load(path: str | Path | None, words: list[str] | tuple[str, ...] = ()) -> Loaded:
+def load(path: str | Path | None, words: Sequence[str] = ()) -> Loaded:
     """Defaults, then the YAML file, then `key=value` words, merged and checked.
 
     Raises:
@@ -54,7 +54,7 @@ def load(path: str | Path | None, words: list[str] | tuple[str, ...] = ()) -> Lo
         except OmegaConfBaseException as error:
             raise _wrong_value(error, origin) from error
     try:
-        config = OmegaConf.to_object(merged)
+        config = cast(Config, OmegaConf.to_object(merged))
     except OmegaConfBaseException as error:  # ${...} that leads nowhere
         origin = origins.get(str(getattr(error, "full_key", "")), str(path))
         raise _wrong_value(error, origin) from error
@@ -86,7 +86,7 @@ def to_yaml(config: Config) -> str:
     return OmegaConf.to_yaml(OmegaConf.structured(config))
 
 
-def _read_yaml(path: Path) -> Any:
+def _read_yaml(path: Path) -> DictConfig:
     import yaml
 
     if not path.is_file():
@@ -100,26 +100,27 @@ def _read_yaml(path: Path) -> Any:
         raise UserError(f"{path}{line}: not valid YAML: {problem}") from error
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not text in UTF-8; save it as UTF-8") from error
-    if not OmegaConf.is_dict(found):
+    if not isinstance(found, DictConfig):
         raise UserError(f"{path}: a configuration is a mapping of keys to values")
     return found
 
 
-def _read_words(words: Sequence[str]) -> Any:
+def _read_words(words: Sequence[str]) -> DictConfig:
     import yaml
 
     layer = OmegaConf.create()
     for word in words:
         try:
-            layer = OmegaConf.merge(layer, OmegaConf.from_dotlist([word]))
+            # Two mappings give a mapping; the signature covers lists, too.
+            layer = cast(DictConfig, OmegaConf.merge(layer, OmegaConf.from_dotlist([word])))
         except (yaml.YAMLError, OmegaConfBaseException) as error:
             raise UserError(f"command line: cannot read {word!r}; quote the value") from error
     return layer
 
 
-def _name_auto(layer: Any) -> None:
+def _name_auto(layer: DictConfig) -> None:
     """`align.layer: auto` as the number that means it, so that the setting keeps one type."""
-    align = OmegaConf.to_container(layer).get("align")
+    align = _plain(layer).get("align")
     if isinstance(align, dict) and align.get("layer") == "auto":
         OmegaConf.update(layer, "align.layer", AUTO)
 
@@ -132,9 +133,12 @@ def _wrong_value(error: OmegaConfBaseException, origin: str) -> UserError:
     return UserError(f"{origin}: {key}: {reason}")
 
 
-def _leaves(layer: Any) -> list[str]:
-    plain = OmegaConf.to_container(layer)
-    return [key for key, _ in flatten({str(k): v for k, v in plain.items()})]
+def _leaves(layer: DictConfig) -> list[str]:
+    return [key for key, _ in flatten({str(k): v for k, v in _plain(layer).items()})]
+
+
+def _plain(layer: DictConfig) -> dict[Any, Any]:
+    return cast(dict, OmegaConf.to_container(layer))
 
 
 def _known() -> dict[str, Any]:

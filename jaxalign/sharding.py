@@ -22,6 +22,8 @@ from jax.sharding import PartitionSpec as P
 
 from jaxalign.errors import UserError
 
+Array = jax.Array | np.ndarray  # what a pass takes: NumPy batches are put on devices on the way
+
 AXES = ("data", "fsdp", "tensor")
 
 # The vocabulary is split over every model axis: logits then exist only as [tokens, V / devices].

@@ -21,7 +21,7 @@ def draw(found: dict[str, Any], path: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    style = {"axes.spines.top": False, "axes.spines.right": False, "font.size": 10}
+    style: Any = {"axes.spines.top": False, "axes.spines.right": False, "font.size": 10}
     with plt.rc_context(style):
         figure, (left, middle, right) = plt.subplots(1, 3, figsize=(13, 4), layout="constrained")
         _layers(left, found)

@@ -137,6 +137,7 @@ def pretrain(corpus: Corpus, tokenizer: Any, recipe: Recipe, report=print) -> di
         hidden = decoder.forward(
             params, None, tokens, segments=segments, positions=positions
         ).hidden
+        assert hidden is not None  # the pass did not stop early
         logits = decoder.logits(params, hidden[:, :-1])  # [B, T-1, V]
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, tokens[:, 1:])
         real = (segments[:, 1:] > 0) & (segments[:, 1:] == segments[:, :-1])

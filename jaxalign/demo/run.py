@@ -27,6 +27,8 @@ from jaxalign.train.loop import train
 
 CONFIG = Path(__file__).parent / "demo.yaml"
 KINDS = {"sft": ["align.weight=0"], "aligned": []}
+Groups = list[tuple[str, tuple[str, ...]]]
+MEANS: Groups = [("mean, with pairs", ALIGNED), ("mean, without pairs", UNALIGNED)]
 NAMES = {"base": "base", "sft": "fine-tuned", "aligned": "fine-tuned + aligned"}
 
 
@@ -104,9 +106,8 @@ def _tables(console: Console, found: dict[str, Any]) -> None:
         sft, aligned = (
             [run["scores"][measure] for run in _runs(found, k)] for k in ("sft", "aligned")
         )
-        groups = [(lang, (lang,)) for lang in LANGUAGES]
-        groups += [("mean, with pairs", ALIGNED), ("mean, without pairs", UNALIGNED)]
-        for name, languages in groups:
+        each: Groups = [(lang, (lang,)) for lang in LANGUAGES]
+        for name, languages in [*each, *MEANS]:
             a, b = mean(sft, languages), mean(aligned, languages)
             table.add_row(
                 name,
@@ -124,9 +125,8 @@ def _tables(console: Console, found: dict[str, Any]) -> None:
     table.add_column("language, weights")
     for layer in range(layers):
         table.add_column(f"layer {layer}", justify="right")
-    groups = [(lang, (lang,)) for lang in LANGUAGES[1:]]
-    groups += [("mean, with pairs", ALIGNED), ("mean, without pairs", UNALIGNED)]
-    for name, languages in groups:
+    others: Groups = [(lang, (lang,)) for lang in LANGUAGES[1:]]
+    for name, languages in [*others, *MEANS]:
         for kind, label in NAMES.items():
             runs = [found["base"]] if kind == "base" else _runs(found, kind)
             parts = [run["retrieval"] for run in runs]

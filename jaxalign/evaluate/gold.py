@@ -18,7 +18,8 @@ from jaxalign.evaluate.measure import Gold
 from jaxalign.settings import Config
 
 Golds = dict[str, list[Gold]]  # language -> its rows, in the order of the data
-BLANK = {  # what a row without an answer is rendered with, where only the question is wanted
+# What a row without an answer is rendered with, where only the question is wanted.
+BLANK: dict[str, dict[str, object]] = {
     "rows": {"text": "-"},
     "slots": {"slots": []},
     "intent": {"intent": "-"},

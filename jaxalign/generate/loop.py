@@ -10,6 +10,7 @@ same cache slot, behind the longest prompt; each keeps its own rotary position, 
 
 from __future__ import annotations
 
+import dataclasses
 from functools import partial
 
 import flax.struct
@@ -25,7 +26,11 @@ from jaxalign.model.decoder import Decoder
 from jaxalign.model.layers import Cache
 from jaxalign.sharding import constrain
 
-WRITERS = {"greedy": Single, "sample": Single, "beam": Beams}
+WRITERS: dict[str, type[Single] | type[Beams]] = {
+    "greedy": Single,
+    "sample": Single,
+    "beam": Beams,
+}
 PATIENCE = 32  # a batch shrinks only where as many tokens may come: a program must pay for itself
 
 
@@ -50,7 +55,7 @@ class Batch:
     def choose(self, logits: jax.Array, stops: jax.Array, seed: jax.Array, rule: Decoding) -> Batch:
         state, sources = self.state.choose(logits, stops, seed, rule)
         cache = self.cache if sources is None else self.cache.take(sources)
-        return self.replace(state=state, cache=cache)
+        return dataclasses.replace(self, state=state, cache=cache)
 
 
 @partial(jax.jit, static_argnums=(6, 7, 8, 9))
@@ -72,12 +77,11 @@ def start(
     # XLA writes bfloat16 in place on GPU and TPU, but on a CPU by way of a float32 copy of the
     # whole array, for every token; there the cache is float32 and holds the same numbers.
     dtype = jnp.float32 if jax.default_backend() == "cpu" else params["embed"].dtype
-    cache = decoder.empty_cache(rows, width, dtype)
-    hidden, cache = decoder.extend(
+    hidden, prompt = decoder.extend(
         params,
         weights.lora,
         tokens,
-        cache,
+        decoder.empty_cache(rows, width, dtype),
         slot=0,
         positions=jnp.arange(width)[None],
         mask=causal(width),
@@ -85,7 +89,9 @@ def start(
     last = jnp.maximum(lengths - 1, 0)[:, None, None]
     hidden = jnp.take_along_axis(hidden, last, axis=1)[:, 0]  # [B, D]
     logits = decoder.logits(params, hidden)
-    cache = cache.grow(slots) if weights.columns is None else ColumnCache.start(cache, slots)
+    cache: Cache | ColumnCache = (
+        prompt.grow(slots) if weights.columns is None else ColumnCache.start(prompt, slots)
+    )
     state = WRITERS[rule.method].empty(numbers, lengths == 0, new, rule)
     if rule.rows > 1:
         copies = jnp.repeat(jnp.arange(rows), rule.rows)
@@ -121,20 +127,23 @@ def advance(
         slot, positions = batch.width + latest, lengths + latest
         seen = prompt | ((slots >= batch.width) & (slots <= slot))
         tokens = batch.state.latest()
+        cache = batch.cache
         if weights.columns is not None:
-            logits, cache = weights.columns.extend(tokens, batch.cache, slot, positions, seen)
+            assert isinstance(cache, ColumnCache)  # `start` lays it out for these weights
+            logits, cache = weights.columns.extend(tokens, cache, slot, positions, seen)
         else:
+            assert isinstance(cache, Cache)
             hidden, cache = decoder.extend(
                 weights.params,
                 weights.lora,
                 tokens[:, None],
-                batch.cache,
+                cache,
                 slot=slot,
                 positions=positions[:, None],
                 mask=seen[:, None],
             )
             logits = decoder.logits(weights.params, hidden[:, 0])
-        return batch.replace(cache=cache).choose(logits, stops, seed, rule)
+        return dataclasses.replace(batch, cache=cache).choose(logits, stops, seed, rule)
 
     return _readable(jax.lax.while_loop(open_, step, batch))
 
@@ -147,7 +156,7 @@ def regroup(
     state = batch.state.take(places)
     rows = (places[:, None] * rule.rows + jnp.arange(rule.rows)).reshape(-1)
     cache = batch.cache.take(rows).grow(slots)
-    state = state.replace(done=state.done | unused)
+    state = dataclasses.replace(state, done=state.done | unused)
     return _readable(Batch(batch.width, batch.lengths[places], state, cache))
 
 
@@ -159,4 +168,5 @@ def _longest(batch: Batch) -> int:
 def _readable(batch: Batch) -> Batch:
     """The batch with a state that every process reads whole: letters that no mesh axis splits."""
     keep = lambda x: constrain(x, " ".join("-" * x.ndim)) if x.ndim else x  # noqa: E731
-    return batch.replace(state=jax.tree.map(keep, batch.state), lengths=keep(batch.lengths))
+    state = jax.tree.map(keep, batch.state)
+    return dataclasses.replace(batch, state=state, lengths=keep(batch.lengths))

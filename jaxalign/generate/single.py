@@ -6,6 +6,8 @@ in every batch. `nucleus` narrows the choice as transformers does: temperature, 
 
 from __future__ import annotations
 
+import dataclasses
+
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -39,7 +41,8 @@ class Single:
         else:
             token = draw(logits, self.numbers, self.step, seed, rule)
         done = self.done | (token[:, None] == stops).any(axis=1)
-        state = self.replace(
+        state = dataclasses.replace(
+            self,
             step=self.step + 1,
             written=self.written.at[:, self.step].set(jnp.where(done, 0, token)),
             counts=self.counts + ~done,

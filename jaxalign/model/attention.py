@@ -14,8 +14,10 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
+from jaxalign.sharding import Array
 
-def causal(length: int, segments: jax.Array | None = None) -> jax.Array:
+
+def causal(length: int, segments: Array | None = None) -> jax.Array:
     """Which key each query sees, [B or 1, T, T] bool.
 
     Args:

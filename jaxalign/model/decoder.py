@@ -12,6 +12,7 @@ touches the upper blocks, the final norm or the head.
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +24,7 @@ from jaxalign.adapters.lora import Lora
 from jaxalign.model.attention import causal
 from jaxalign.model.layers import Block, Cache, Context, pool, rms_norm, rotary
 from jaxalign.model.spec import ModelSpec, check_tap
-from jaxalign.sharding import constrain
+from jaxalign.sharding import Array, constrain
 
 REMAT = {
     "none": jax.checkpoint_policies.everything_saveable,
@@ -80,10 +81,10 @@ class Decoder:
         self,
         params: dict,
         lora: dict | None,
-        tokens: jax.Array,  # [B, T] int
+        tokens: Array,  # [B, T] int
         *,
-        segments: jax.Array | None = None,  # [B, T] int, 0 for padding; None: right padding only
-        positions: jax.Array | None = None,  # [B, T] int; None: 0 .. T-1
+        segments: Array | None = None,  # [B, T] int, 0 for padding; None: right padding only
+        positions: Array | None = None,  # [B, T] int; None: 0 .. T-1
         stop: int | None = None,
         taps: tuple[int, ...] = (),
         pool_weights: jax.Array | None = None,  # [P, B, T] float32
@@ -161,7 +162,7 @@ class Decoder:
         tokens: jax.Array,  # [B, T] int
         cache: Cache,
         *,
-        slot: jax.Array,  # where the T new tokens go in the cache
+        slot: jax.Array | int,  # where the T new tokens go in the cache
         positions: jax.Array,  # [B, T] int: their rotary positions
         mask: jax.Array,  # [B or 1, T, S] bool: which of the first S slots each of them sees
     ) -> tuple[jax.Array, Cache]:
@@ -174,7 +175,8 @@ class Decoder:
             index, adapter = layer
             weights = jax.tree.map(lambda w: _layer(w, index), params["blocks"])
             variables = {"params": weights, "lora": adapter or {}}
-            return block.apply(variables, x, context.replace(layer=index), cache), None
+            own = dataclasses.replace(context, layer=index)
+            return block.apply(variables, x, own, cache), None
 
         x = constrain(params["embed"][tokens], "B T D")
         layers = (jnp.arange(self.spec.layers), lora["blocks"] if lora else None)
@@ -182,7 +184,7 @@ class Decoder:
         return self.final_norm(params, x), cache
 
     def _context(
-        self, positions: jax.Array, mask: jax.Array, pool_weights: Any, slot: Any = None
+        self, positions: Array, mask: jax.Array, pool_weights: Any, slot: Any = None
     ) -> Context:
         cos, sin = rotary(self.spec, positions)
         return Context(cos, sin, mask, pool_weights, slot)
@@ -193,4 +195,7 @@ def _layer(stack: jax.Array, index: jax.Array) -> jax.Array:
 
 
 def _expose(x: jax.Array, context: Context, sows: str) -> jax.Array:
-    return x if sows == "states" else pool(x, context.pool)
+    if sows == "states":
+        return x
+    assert context.pool is not None  # a tap of pooled vectors comes with weights
+    return pool(x, context.pool)

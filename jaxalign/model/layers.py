@@ -24,7 +24,7 @@ import jax.numpy as jnp
 from jaxalign.adapters.lora import Lora
 from jaxalign.model.attention import attend
 from jaxalign.model.spec import ModelSpec
-from jaxalign.sharding import constrain
+from jaxalign.sharding import Array, constrain
 
 
 @flax.struct.dataclass
@@ -35,7 +35,7 @@ class Context:
     sin: jax.Array  # [B or 1, T, H] float32
     mask: jax.Array  # [B or 1, T, S] bool
     pool: jax.Array | None = None  # [P, B, T] float32: weights of P poolings
-    slot: jax.Array | None = None  # where this call writes into the cache
+    slot: jax.Array | int | None = None  # where this call writes into the cache
     layer: jax.Array | None = None  # whose part of the cache it is
 
 
@@ -66,6 +66,7 @@ class Cache:
 
     def write(self, context: Context, keys: jax.Array, values: jax.Array) -> Cache:
         """The cache with T more tokens: keys and values [B, T, K, H]."""
+        assert context.layer is not None and context.slot is not None  # a cache comes with both
         start = (context.layer, 0, 0, context.slot, 0)
         put = jax.lax.dynamic_update_slice
         keys = keys.swapaxes(1, 2)[None].astype(self.keys.dtype)
@@ -74,6 +75,7 @@ class Cache:
 
     def read(self, context: Context, dtype: Any) -> tuple[jax.Array, jax.Array]:
         """This layer's keys and values, each [B, S, K, H], in the first S slots: the mask's."""
+        assert context.layer is not None  # a cache comes with it
         _, rows, heads, _, width = self.keys.shape
         start, sizes = (context.layer, 0, 0, 0, 0), (1, rows, heads, context.mask.shape[-1], width)
         stacks = (self.keys, self.values)
@@ -112,9 +114,11 @@ class Projection(nn.Module):
         if self.use_bias:
             self.bias = self.param("bias", nn.initializers.zeros, self.outputs)
 
-    def factor(self, name: str) -> jax.Array | None:
-        """`a` [inputs, R] or `b` [R, outputs]; None where this projection is not adapted."""
-        return self.get_variable("lora", name) if self.has_variable("lora", name) else None
+    def factors(self) -> tuple[jax.Array, jax.Array] | None:
+        """`a` [inputs, R] and `b` [R, outputs]; None where this projection is not adapted."""
+        if not self.has_variable("lora", "a"):
+            return None
+        return self.get_variable("lora", "a"), self.get_variable("lora", "b")
 
     def base(self, x: jax.Array) -> jax.Array:
         y = jax.lax.dot_general(x, self.kernel, _contract(x, len(self.inputs)))
@@ -130,10 +134,10 @@ def project(
     leave a matrix unit almost idle. Projections of one input share a dropout mask.
     """
     results = [projection.base(x) for projection in projections]
-    a = {i: p.factor("a") for i, p in enumerate(projections) if p.factor("a") is not None}
-    if not a or adapter is None:
+    adapted = [(i, *pair) for i, p in enumerate(projections) if (pair := p.factors()) is not None]
+    if not adapted or adapter is None:
         return results
-    joined = [factor.reshape(-1, factor.shape[-1]).astype(x.dtype) for factor in a.values()]
+    joined = [a.reshape(-1, a.shape[-1]).astype(x.dtype) for _, a, _ in adapted]
     # Tokens lie in one axis: the factors' gradients, sums over tokens, then need no transposes.
     rows = dropout(x).reshape(-1, joined[0].shape[0])  # [B·T, in]
     # A goes in turned, so that its gradient is a product [ΣR, B·T] x [B·T, in]: on a CPU up to
@@ -141,11 +145,11 @@ def project(
     turned = jax.lax.optimization_barrier(jnp.concatenate(joined, axis=-1).T)  # [ΣR, in]
     low = jax.lax.dot_general(rows, turned, (((1,), (1,)), ((), ()))) * adapter.scale  # [B·T, ΣR]
     start = 0
-    for i, factor in a.items():
-        rank = factor.shape[-1]
-        b = projections[i].factor("b").astype(x.dtype).reshape(rank, -1)  # [R, out]
+    for i, a, b in adapted:
+        rank = a.shape[-1]
+        wide = b.astype(x.dtype).reshape(rank, -1)  # [R, out]
         part = jax.lax.slice_in_dim(low, start, start + rank, axis=-1)
-        results[i] = results[i] + (part @ b).reshape(results[i].shape)
+        results[i] = results[i] + (part @ wide).reshape(results[i].shape)
         start += rank
     return results
 
@@ -257,7 +261,7 @@ def rotate(x: jax.Array, context: Context) -> jax.Array:
     return (x * cos + turned * sin).astype(x.dtype)
 
 
-def rotary(spec: ModelSpec, positions: jax.Array) -> tuple[jax.Array, jax.Array]:
+def rotary(spec: ModelSpec, positions: Array) -> tuple[jax.Array, jax.Array]:
     """cos and sin, each [B or 1, T, H] float32: in bf16 position 257 equals position 256."""
     inverse = _inverse_frequencies(spec)
     angles = positions[..., None].astype(jnp.float32) * inverse  # [B, T, H/2]

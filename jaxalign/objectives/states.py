@@ -11,7 +11,8 @@ class Loss(NamedTuple):
     """A sum and its count, never a mean: micro-batches and devices add up exactly."""
 
     sum: jax.Array  # scalar float32
-    count: jax.Array  # scalar float32: answer tokens, pairs, ...
+    # Scalar float32: answer tokens, pairs, ...; it hides tuple.count, which nobody calls.
+    count: jax.Array  # type: ignore[assignment]
     logs: dict[str, jax.Array]  # name -> scalar sum over the same count
 
 

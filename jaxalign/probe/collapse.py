@@ -121,7 +121,7 @@ def _shares(states: States, languages: int, number: int) -> dict[str, float]:
         [np.asarray(jnp.mean(floats(states, g), axis=0), np.float64) for g in range(languages)]
     )
     middle = means.mean(axis=0)
-    whole, sentences = 0.0, 0.0
+    whole, sentences = 0.0, jnp.zeros(())
     for g in range(languages):
         moved = floats(states, g) - jnp.asarray(middle, jnp.float32)
         whole += float(jnp.sum(moved * moved))

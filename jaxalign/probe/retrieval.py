@@ -88,8 +88,8 @@ def retrieval(
     if width is not None and width < 1:
         raise UserError(f"width must be at least 1, not {width}")
     vectors = unit_vectors(states)
-    narrow = width is not None and width < full
-    small = compress(vectors, width).coordinates if narrow else vectors
+    width = full if width is None else width
+    small = compress(vectors, width).coordinates if width < full else vectors
     pair = partial(
         _pair,
         groups=None if groups is None else jnp.asarray(groups),
@@ -100,7 +100,7 @@ def retrieval(
     shares = {score: np.full((languages, languages), np.nan) for score in scores}
     waiting = []  # Results are fetched a row late, so that the accelerator never idles.
     for a, b in combinations(range(languages), 2):
-        exact = (vectors[a], vectors[b]) if narrow else None
+        exact = (vectors[a], vectors[b]) if width < full else None
         waiting.append((a, b, pair(small[a], small[b], exact)))
         if len(waiting) > 8:
             _note(shares, number, *waiting.pop(0))
@@ -134,7 +134,7 @@ def _pair(
         cosine = jnp.where(translation, jnp.sum(exact[0] * exact[1], axis=-1), cosine)
     sizes = sorted({"csls": csls, "margin": margin}[s] for s in scores if s in ("csls", "margin"))
     rows, columns = ({}, {}) if not sizes else (top_means(cosine, sizes, a) for a in (1, 0))
-    found = []
+    found: list[tuple[jax.Array, jax.Array]] = []
     for score in scores:
         if score == "mexa":
             mutual = prefers(cosine, translation, 1) & prefers(cosine, translation, 0)
@@ -146,7 +146,8 @@ def _pair(
         elif score == "margin":
             near = (rows[margin] + columns[margin]) / 2
             values = jnp.where(near == 0, 0.0, cosine / jnp.where(near == 0, 1.0, near))
-        found.append(tuple(_found(values, same, groups, axis) for axis in (1, 0)))
+        there, back = (_found(values, same, groups, axis) for axis in (1, 0))
+        found.append((there, back))
     return jnp.array([[jnp.sum(one) for one in both] for both in found])
 
 
@@ -203,5 +204,5 @@ def top_means(values: jax.Array, sizes: list[int], axis: int) -> dict[int, jax.A
         full = jnp.minimum(taken, size)
         times = jnp.diff(full, axis=0, prepend=0)
         parts = [jnp.where(n > 0, n * bound, 0) for n, bound in zip(times, bounds, strict=True)]
-        means[size] = sum(parts) / size
+        means[size] = sum(parts, start=jnp.zeros_like(bounds[0])) / size
     return means

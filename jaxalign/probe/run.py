@@ -259,9 +259,9 @@ def _join(
         values = getattr(first, kind)[name]
         whole = np.full((*values.shape[:3], *[len(languages)] * axes), np.nan)
         for part, at in zip(parts, places, strict=True):
-            index = np.ix_(*[at] * axes)
-            new, old = getattr(part, kind)[name], whole[(..., *index)]
-            whole[(..., *index)] = np.where(np.isnan(new), old, new)
+            new = getattr(part, kind)[name]
+            index = (..., np.array(at)[:, None], at) if axes == 2 else (..., at)
+            whole[index] = np.where(np.isnan(new), whole[index], new)
         return whole
 
     weights = [len(corpus) for corpus in corpora]
@@ -299,7 +299,9 @@ def as_json(table: Table) -> dict:
     """Every number, JSON-ready; NaN as None."""
 
     def plain(value: np.ndarray) -> list:
-        return np.where(np.isnan(value), None, np.round(value, 6)).tolist()
+        whole = np.round(value, 6).astype(object)
+        whole[np.isnan(value)] = None
+        return whole.tolist()
 
     found = {name: getattr(table, name) for name in (f.name for f in dataclasses.fields(table))}
     for name in ("pairs", "pivoted", "health"):

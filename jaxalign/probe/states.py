@@ -156,7 +156,7 @@ def store_states(
             arrays[name].flush()
         done.append(language)
         _note(folder, what, done)
-    return arrays
+    return dict(arrays)
 
 
 @partial(jax.jit, static_argnums=(0, 5, 6))
@@ -204,7 +204,7 @@ def _digest(corpus: Parallel) -> str:
 
 def _open(
     folder: Path, what: dict[str, Any], shape: tuple[int, ...]
-) -> tuple[list[str], dict[str, np.ndarray]]:
+) -> tuple[list[str], dict[str, np.memmap]]:
     note = folder / "states.json"
     done: list[str] = []
     if note.is_file():

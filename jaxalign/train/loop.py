@@ -275,8 +275,8 @@ def _check_first(run: Run, step: int, start: int, metrics: Any) -> None:
     for name in run.active:
         norm = metrics.get(f"{name}/grad_norm")
         if norm is not None and not (float(norm) > 0 and float(norm) < float("inf")):
-            part = run.config.align if name == "align" else run.config.task
-            if name == "align" and (part.layer == 0 or run.config.batch.pairs == 1):
+            align, pairs = run.config.align, run.config.batch.pairs
+            if name == "align" and (align.layer == 0 or pairs == 1):
                 raise UserError(
                     "align: no gradient reaches the adapter; the embeddings (align.layer=0) are "
                     "frozen and a single pair has no negatives: choose a layer of 1 or more and "

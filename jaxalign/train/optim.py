@@ -59,7 +59,7 @@ def _keep_layers(mask: jax.Array) -> optax.GradientTransformation:
 class PresentAdamState(NamedTuple):
     """Adam moments, and each block's own count of updates [L]."""
 
-    count: jax.Array
+    count: jax.Array  # type: ignore[assignment]  # hides tuple.count, which nobody calls
     mu: Any
     nu: Any
 

@@ -29,7 +29,7 @@ from jaxalign.hf.save import load_peft
 from jaxalign.model.decoder import Decoder
 from jaxalign.model.spec import ModelSpec, check_tap, parameter_count
 from jaxalign.objectives import resolve
-from jaxalign.settings import AUTO, Config
+from jaxalign.settings import AUTO, AlignConfig, Config, TaskConfig
 from jaxalign.sharding import make_mesh, shard_tree
 from jaxalign.train.optim import make_optimiser
 from jaxalign.train.schedule import PHASES, learning_rate, turns, warmup_steps
@@ -37,6 +37,7 @@ from jaxalign.train.state import TrainState
 from jaxalign.train.step import (
     Phase,
     Term,
+    TrainStep,
     Weights,
     align_phase,
     full_weights,
@@ -46,7 +47,7 @@ from jaxalign.train.step import (
     task_phase,
 )
 
-STREAMS = {"task": task_stream, "align": pair_stream}
+STREAMS: dict[str, Callable[..., Stream]] = {"task": task_stream, "align": pair_stream}
 
 
 @dataclass
@@ -65,7 +66,7 @@ class Run:
     phases: dict[str, Phase]
     train: dict[str, Stream]
     valid: dict[str, Stream]
-    step: Callable  # the jitted update
+    step: TrainStep
     evaluate: dict[str, Callable]  # phase -> the jitted evaluation of one batch
     total: int  # updates
     base: str  # fingerprint of the base
@@ -102,7 +103,7 @@ def prepare(config: Config) -> Run:
     Raises:
       UserError: anything in the configuration, the data or the checkpoint that cannot work.
     """
-    parts = {"task": config.task, "align": config.align}
+    parts: dict[str, TaskConfig | AlignConfig] = {"task": config.task, "align": config.align}
     active = tuple(name for name in PHASES if parts[name].weight > 0)
     if not active:
         raise UserError("task.weight and align.weight are both 0: nothing would be trained")
@@ -169,7 +170,7 @@ def prepare(config: Config) -> Run:
     def create(trained: Any) -> TrainState:
         return TrainState.create(trained, optimiser)
 
-    if full:
+    if adapter is None:
         trained, frozen = params, None
     else:
         key = jax.random.fold_in(jax.random.key(config.seed), 1)

@@ -20,12 +20,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jax.stages import Wrapped
 
 from jaxalign.data.batch import PairBatch, TaskBatch
 from jaxalign.model.decoder import Decoder
 from jaxalign.objectives.contrastive import pooling_weights
 from jaxalign.objectives.states import Loss, PairStates, TaskStates
-from jaxalign.sharding import constrain
+from jaxalign.sharding import Array, constrain
 from jaxalign.train.schedule import PHASES
 from jaxalign.train.state import TrainState
 
@@ -83,6 +84,7 @@ def task_phase(
             dropout=key,
         )
         pooled = {tap: vectors[0] for tap, vectors in out.pooled.items()}
+        assert out.hidden is not None  # the pass did not stop early
         return TaskStates(out.hidden, decoder.head(params), pooled)
 
     return Phase(states, terms)
@@ -127,10 +129,11 @@ def phase_loss(
     """Weighted sum of the terms' means on one micro-batch, and each term's Loss."""
     states = phase.states(trained, frozen, batch, key)
     losses = {term.name: term.objective(states, batch) for term in phase.terms}
-    total = sum(
+    means = (
         term.weight * losses[term.name].sum / jnp.maximum(losses[term.name].count, 1.0)
         for term in phase.terms
     )
+    total = sum(means, start=jnp.zeros(()))
     return total, losses
 
 
@@ -193,6 +196,27 @@ def combine(
     return jax.tree.map(lambda *parts: sum(parts), *scaled), metrics
 
 
+@dataclass(frozen=True)
+class TrainStep:
+    """One update, made of two compiled programs; see `make_train_step`."""
+
+    gradient: Wrapped  # (phase, state, frozen, batches, key) -> (gradient, metrics)
+    apply: Wrapped  # (state, gradients, ((phase, micro-batches), ...)) -> (state, metrics)
+
+    def __call__(
+        self, state: TrainState, frozen: Any, batches: dict[str, Any], key: jax.Array | None
+    ) -> tuple[TrainState, dict[str, jax.Array]]:
+        """The state after the update, and what to log; the state before it is donated."""
+        gradients: dict[str, Any] = {}
+        metrics: dict[str, jax.Array] = {}
+        for name in sorted(batches, key=PHASES.index):
+            gradients[name], logs = self.gradient(name, state, frozen, batches[name], key)
+            metrics |= {f"{name}/{what}": value for what, value in logs.items()}
+        sizes = tuple((name, jax.tree.leaves(batches[name])[0].shape[0]) for name in gradients)
+        state, more = self.apply(state, gradients, sizes)
+        return state, metrics | more
+
+
 def make_train_step(
     phases: dict[str, Phase],
     optimiser: optax.GradientTransformation,
@@ -201,7 +225,7 @@ def make_train_step(
     average: str = "tokens",
     rate: optax.Schedule | None = None,
     shardings: Any = None,
-) -> Callable:
+) -> TrainStep:
     """The update: (state, frozen, batches, key) -> (state, metrics); the state is donated.
 
     `batches` maps a phase to its micro-batches stacked [n, B, ...]; its keys and shapes are static.
@@ -235,17 +259,7 @@ def make_train_step(
         trained = optax.apply_updates(state.trained, changes)
         return TrainState(state.step + 1, trained, moments), metrics
 
-    def train_step(state: TrainState, frozen: Any, batches: dict, key: Any) -> Any:
-        gradients, metrics = {}, {}
-        for name in sorted(batches, key=PHASES.index):
-            gradients[name], logs = gradient_step(name, state, frozen, batches[name], key)
-            metrics |= {f"{name}/{what}": value for what, value in logs.items()}
-        sizes = tuple((name, jax.tree.leaves(batches[name])[0].shape[0]) for name in gradients)
-        state, more = apply_step(state, gradients, sizes)
-        return state, metrics | more
-
-    train_step.gradient, train_step.apply = gradient_step, apply_step  # for benchmarks and plans
-    return train_step
+    return TrainStep(gradient_step, apply_step)
 
 
 def make_eval_step(phase: Phase) -> Callable:
@@ -263,7 +277,7 @@ def make_eval_step(phase: Phase) -> Callable:
     return eval_step
 
 
-def _interleave(a: jax.Array, b: jax.Array) -> jax.Array:
+def _interleave(a: Array, b: Array) -> jax.Array:
     return jnp.stack([a, b], axis=1).reshape(-1, a.shape[-1])  # [B, T] twice -> [2B, T]
 
 
