@@ -49,6 +49,8 @@ def load(path: str | Path | None, words: Sequence[str] = ()) -> Loaded:
         for key in _leaves(layer):
             _check_known(key, origin)
             origins[key] = origin
+        if "groups" in (_plain(layer).get("evaluate") or {}):
+            merged.evaluate.groups = {}  # other groups replace these, they do not join them
         try:
             merged = OmegaConf.merge(merged, layer)
         except OmegaConfBaseException as error:

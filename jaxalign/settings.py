@@ -178,7 +178,7 @@ class EvaluateConfig:
     kind: str = "task"  # as task.kind; task: the same
     columns: dict[str, str] = field(default_factory=dict)  # our name: the data's name
     languages: list[str] = field(default_factory=list)  # keep only these (of a translation: en-de)
-    groups: dict[str, list[str]] = field(default_factory=dict)  # supervised: [en], aligned: [de]
+    groups: dict[str, list[str]] = field(default_factory=dict)  # aligned: [de]; replaced as a whole
     rows: int = 0  # of each language, the first ones; 0: all
     shots: int = 0  # solved rows of task.train shown to the bare base in a run of its own; 0: none
     draws: int = 1000  # of the paired bootstrap

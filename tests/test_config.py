@@ -7,7 +7,7 @@ import pytest
 
 from jaxalign.config import load, to_yaml
 from jaxalign.errors import UserError
-from jaxalign.settings import CHOICES, LOWEST, Config, check, flatten
+from jaxalign.settings import AUTO, CHOICES, LOWEST, Config, check, flatten
 
 SHIPPED = sorted((Path(__file__).resolve().parents[1] / "configs").rglob("*.yaml"))
 
@@ -281,3 +281,17 @@ def test_settings_that_contradict_each_other(write):
     assert refusal(path) == "objectives: phase 'tsk' should be task or align"
     path = write("objectives:\n  - {objectve: 'a:b'}\n")
     assert "Did you mean: 'objective'" in refusal(path)
+
+
+def test_other_groups_replace_those_of_the_file(write):
+    path = write("evaluate: {groups: {supervised: [en], aligned: [de]}}")
+    assert load(path, []).config.evaluate.groups == {"supervised": ["en"], "aligned": ["de"]}
+    assert load(path, ["evaluate.groups={low: [cy]}"]).config.evaluate.groups == {"low": ["cy"]}
+    assert load(path, ["evaluate.groups={}"]).config.evaluate.groups == {}
+
+
+def test_the_layer_may_be_chosen_by_a_probe(write):
+    path = write("align: {layer: auto}")
+    assert load(path, []).config.align.layer == AUTO
+    assert load(path, ["align.layer=3"]).config.align.layer == 3
+    assert load(None, ["align.layer=auto"]).config.align.layer == AUTO

@@ -232,7 +232,7 @@ def test_no_recompilation_after_warm_up(configure):
     config = configure("train.steps=12", "train.eval_every=4", "train.log_every=4")
     run = setup.prepare(config)
     with jax.set_mesh(run.mesh):
-        loop._train(run, "training")
+        loop._train(run, "training", judge=None)
     assert run.step.gradient._cache_size() == 2  # one task length, one pair length
     assert run.step.apply._cache_size() == 1
     assert all(step._cache_size() == 1 for step in run.evaluate.values())
