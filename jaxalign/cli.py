@@ -102,6 +102,8 @@ def _parser() -> argparse.ArgumentParser:
     look.add_argument("--languages", default="", help="keep only these: en,de,cy")
     look.add_argument("--rows", type=int, default=0, help="first sentences only (default all)")
     look.add_argument("--pivot", default="en", help="language the others are compared with (en)")
+    look.add_argument("--scores", default="", metavar="FILE",
+                      help="report.json of evaluate, or {language: score}: correlated")  # fmt: skip
     look.add_argument("--states", default="float32", choices=("float32", "float16"),
                       help="of the vectors on disk (default float32)")  # fmt: skip
     look.add_argument("--width", type=int, default=None, metavar="N",
@@ -202,6 +204,7 @@ def _probe(args: argparse.Namespace) -> None:
     from jaxalign.base import name_of
     from jaxalign.probe.report import show, write
     from jaxalign.probe.run import Probed, probe
+    from jaxalign.probe.tasks import read_scores, relations
 
     given = [Probed(name or name_of(path), path) for name, path, _ in args.entrants]
     table = probe(
@@ -217,8 +220,9 @@ def _probe(args: argparse.Namespace) -> None:
         width=args.width,
     )
     if multihost.is_main():
-        show(table, Console())
-        for path in write(table, Path(args.out)):
+        related = relations(table, read_scores(args.scores, table)) if args.scores else []
+        show(table, Console(), related)
+        for path in write(table, Path(args.out), related=related):
             print(path)
 
 

@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from jaxalign.data.languages import language_name
 from jaxalign.data.sources import Record, nearest
 from jaxalign.errors import UserError
 
@@ -345,30 +346,3 @@ def render(kind: str, record: Record) -> Example:
             "fill it or remove the row"
         )
     return example
-
-
-# Languages ---------------------------------------------------------------------------------------
-
-LANGUAGE_NAMES = dict(
-    re.findall(
-        r"(\w+)=(\w+)",
-        """
-        af=Afrikaans am=Amharic ar=Arabic az=Azerbaijani be=Belarusian bg=Bulgarian bn=Bengali
-        bs=Bosnian ca=Catalan cs=Czech cy=Welsh da=Danish de=German el=Greek en=English
-        es=Spanish et=Estonian eu=Basque fa=Persian fi=Finnish fr=French ga=Irish gl=Galician
-        gu=Gujarati ha=Hausa he=Hebrew hi=Hindi hr=Croatian hu=Hungarian hy=Armenian
-        id=Indonesian is=Icelandic it=Italian ja=Japanese jv=Javanese ka=Georgian kk=Kazakh
-        km=Khmer kn=Kannada ko=Korean lt=Lithuanian lv=Latvian mk=Macedonian ml=Malayalam
-        mn=Mongolian mr=Marathi ms=Malay mt=Maltese my=Burmese nb=Norwegian ne=Nepali nl=Dutch
-        no=Norwegian pa=Punjabi pl=Polish pt=Portuguese ro=Romanian ru=Russian sk=Slovak
-        sl=Slovenian so=Somali sq=Albanian sr=Serbian sv=Swedish sw=Swahili ta=Tamil te=Telugu
-        th=Thai tl=Filipino tr=Turkish uk=Ukrainian ur=Urdu uz=Uzbek vi=Vietnamese yo=Yoruba
-        zh=Chinese zu=Zulu
-        """,
-    )
-)
-
-
-def language_name(code: str) -> str:
-    """The English name of a language code; a region is ignored, an unknown code stays itself."""
-    return LANGUAGE_NAMES.get(re.split("[-_]", code)[0].lower(), code)

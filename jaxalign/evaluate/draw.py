@@ -5,13 +5,12 @@ draw(compare(systems, groups), Path("report.png"))
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from jaxalign.data.tasks import LANGUAGE_NAMES
+from jaxalign.data.languages import LANGUAGE_NAMES, base_language, resource_class
 from jaxalign.evaluate.compare import Comparison
 from jaxalign.evaluate.report import by_group, label
 
@@ -20,30 +19,6 @@ PALETTE = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00")
 REST = "#8a8f98"  # languages in no group; all, where there are no groups
 COLUMNS = 4  # panels beside each other
 SURE = 0.05
-
-# Resource classes of Joshi et al. 2020, "The State and Fate of Linguistic Diversity and Inclusion
-# in the NLP World" (ACL), section 2, after the authors' list of languages: 5 has the most data,
-# 1 little raw text and hardly any labels.
-CLASSES = {
-    1: "az cy gu hy jv km kn mk ml mn my nb ne no so sq te",
-    2: "am ga ha is mr mt pa sw yo zu",
-    3: "af be bg bn bs da el et gl he id ka kk lt lv ms ro sk sl ta th tl uk ur uz",
-    4: "ca cs eu fa fi hi hr hu it ko nl pl pt ru sr sv tr vi",
-    5: "ar de en es fr ja zh",
-}
-CLASS_OF = {language: number for number, row in CLASSES.items() for language in row.split()}
-
-
-def resource_class(language: str) -> int | None:
-    """The class of 'cy', 'zh-TW', 'zh_Hant' or, of a direction 'de-cy', the poorer side.
-
-    None for what is not in the list; a variety ('de-st') is not its standard language.
-    """
-    first, *rest = re.split("[-_]", language)
-    # Regions and scripts have capitals, languages and varieties have none.
-    parts = [first, *(part for part in rest if part == part.lower())]
-    found = [CLASS_OF.get(part) for part in parts]
-    return None if None in found else min(number for number in found if number)
 
 
 def ordered(comparison: Comparison) -> list[str]:
@@ -155,7 +130,7 @@ def _marker(
 
 
 def _name(language: str) -> str:
-    name = LANGUAGE_NAMES.get(language)
+    name = LANGUAGE_NAMES.get(base_language(language))
     return f"{name} {language}" if name else language
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxalign.data.tasks import LANGUAGE_NAMES
+from jaxalign.data.languages import LANGUAGE_NAMES
 from jaxalign.errors import UserError, missing_extra
 from jaxalign.evaluate.comet import score_comet
 from jaxalign.evaluate.measure import Gold, Measure, Scored, share

@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from jaxalign.data import sources
+from jaxalign.data.languages import find_language
 from jaxalign.errors import UserError
 
 # de.txt | dev.de.txt | de-st.txt | pt-BR.txt | deu_Latn.dev | deu_Latn.devtest
@@ -83,6 +84,8 @@ def read_parallel(
     else:
         found = [_rows(source)]
     have = sorted({language for corpus in found for language in corpus.sentences})
+    languages = [find_language(language, have) for language in languages]
+    pivot = find_language(pivot, have)
     for language in languages:
         if language not in have:
             raise UserError(

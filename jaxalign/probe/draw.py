@@ -5,11 +5,12 @@ curves(table, Path('curves.png'), groups)
 heatmap(table, Path('heatmap.png'), system=0, layer=14)
 difference(table, Path('difference.png'), layer=14)
 health(table, Path('health.png'))
+scatter(table, Path('tasks.png'), relations(table, scores), layer=14)
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
@@ -17,12 +18,13 @@ from typing import Any
 
 import numpy as np
 
-from jaxalign.data.tasks import language_name
+from jaxalign.data.languages import language_name
 from jaxalign.errors import UserError
 from jaxalign.evaluate.draw import PALETTE
 from jaxalign.probe.reading import MAIN, Groups, curve_of, of_group, order_of
 from jaxalign.probe.run import choose_layer
 from jaxalign.probe.table import Table
+from jaxalign.probe.tasks import Relation
 
 INK = "#222222"
 CONTROL = "#9aa0a8"
@@ -145,6 +147,35 @@ def health(table: Table, path: Path) -> None:
             )
         ]
         figure.legend(handles=handles, loc="outside upper center", ncols=4, frameon=False)
+
+
+def scatter(table: Table, path: Path, related: Sequence[Relation], layer: int) -> None:
+    """Writes a PNG: a panel per system and measure, a point per language."""
+    across = min(3, len(related))
+    down = -(-len(related) // across)
+    with _figure(3.3 * across, 3.0 * down, path) as (figure, _):
+        panels = figure.subplots(down, across, squeeze=False).flat
+        for axes, relation in zip(panels, related, strict=False):
+            x, y = 100 * relation.alignment[layer], relation.score
+            axes.plot(x, y, "o", color=PALETTE[0], ms=4)
+            for code, *at in zip(relation.languages, x, y, strict=True):
+                axes.annotate(code, at, (4, 3), textcoords="offset points", fontsize=7, color=INK)
+            found = relation.by_layer[layer]
+            title = f"{relation.system}: {relation.measure}"
+            if found.pearson is not None:
+                line = np.polynomial.Polynomial.fit(x, y, 1)
+                ends = np.array([x.min(), x.max()])
+                axes.plot(ends, line(ends), color=CONTROL, lw=1, zorder=0)
+                title += f"\nPearson {found.pearson:.2f}, p = {found.pearson_p:.2g}"
+            axes.set_title(title, fontsize=9, loc="left")
+            axes.margins(0.12)
+            axes.grid(color="#ececec", lw=0.6)
+        for axes in list(panels):
+            axes.set_visible(False)
+        figure.supxlabel(
+            f"retrieval with {label(table.pivot)} at layer {layer}, % (margin score)", fontsize=8
+        )
+        figure.supylabel("task score", fontsize=8)
 
 
 @contextmanager

@@ -10,6 +10,7 @@ languages, 33 layers, 3 scores, 2 systems and 2 poolings in about 1 MB.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 from string import Template
@@ -17,11 +18,11 @@ from typing import Any
 
 import numpy as np
 
-from jaxalign.data.tasks import language_name
-from jaxalign.evaluate.draw import resource_class
+from jaxalign.data.languages import language_name, resource_class
 from jaxalign.probe.draw import HEALTH
 from jaxalign.probe.reading import (
     MAIN,
+    MISSING,
     TITLES,
     Groups,
     Line,
@@ -35,6 +36,7 @@ from jaxalign.probe.reading import (
 )
 from jaxalign.probe.run import choose_layer
 from jaxalign.probe.table import SCORES, Table
+from jaxalign.probe.tasks import Relation
 
 LETTERS = np.frombuffer(
     b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_", np.uint8
@@ -76,12 +78,13 @@ METHODS = {
 }
 
 
-def page(table: Table, groups: Groups) -> str:
+def page(table: Table, groups: Groups, related: Sequence[Relation] = ()) -> str:
     """The HTML document.
 
     Args:
       table: systems x poolings x layers x languages.
       groups: of `groups_of`.
+      related: of `relations`: task scores against alignment.
     """
     layer = choose_layer(table).layer
     here = Path(__file__)
@@ -96,6 +99,7 @@ def page(table: Table, groups: Groups) -> str:
         "layer": str(layer),
         "last": escape(table.systems[-1]),
         "pivot": escape(language_name(table.pivot)),
+        "tasks": _tasks(table, related, layer),
         "warnings": _warnings(table),
         "methods": "".join(
             f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, text in METHODS.items()
@@ -234,6 +238,38 @@ def _cell(value: float | None, text: str) -> str:
     if value is None or np.isnan(value):
         return '<td data-value=""></td>'
     return f'<td data-value="{value:.6f}">{escape(text)}</td>'
+
+
+def _tasks(table: Table, related: Sequence[Relation], layer: int) -> str:
+    """The section of task scores, or nothing where none were given."""
+    if not related:
+        return ""
+    head = ("System", "Score", "Languages", "Pearson", "p", "Spearman", "p", "Highest Pearson")
+    rows = []
+    for relation in related:
+        found = relation.by_layer[layer]
+        course = [one.pearson for one in relation.by_layer]
+        known = [value for value in course if value is not None]
+        best = f"{max(known):.2f}, layer {course.index(max(known))}" if known else MISSING
+        numbers = (found.pearson, found.pearson_p, found.spearman, found.spearman_p)
+        words = [MISSING if value is None else f"{value:.2g}" for value in numbers]
+        cells = [relation.measure, str(found.number), *words, best]
+        rows.append(
+            f'<tr><th scope="row">{escape(relation.system)}</th>'
+            + "".join(f"<td>{escape(cell)}</td>" for cell in cells)
+            + "</tr>"
+        )
+    columns = "".join(f'<th scope="col">{name}</th>' for name in head)
+    return (
+        '<section aria-labelledby="tasks-title"><h2 id="tasks-title">Task scores</h2>'
+        f'<p class="note">Do languages that find {escape(language_name(table.pivot))} better at '
+        f"layer {layer} also do better? Correlation over languages; the highest of all layers is "
+        "picked after the fact.</p>"
+        '<div class="scroll" tabindex="0" role="region" aria-labelledby="tasks-title">'
+        f'<table class="values"><thead><tr>{columns}</tr></thead>'
+        f"<tbody>{''.join(rows)}</tbody></table></div>"
+        "</section>"
+    )
 
 
 def _warnings(table: Table) -> str:

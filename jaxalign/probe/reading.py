@@ -15,9 +15,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from jaxalign.data.tasks import language_name
+from jaxalign.data.languages import language_name, resource_class
 from jaxalign.errors import UserError
-from jaxalign.evaluate.draw import resource_class
 from jaxalign.probe.table import PIVOTED, Table, mean_of
 
 MAIN = "margin"

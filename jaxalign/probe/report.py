@@ -17,11 +17,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from jaxalign.probe.draw import curves, difference, health, heatmap, label
+from jaxalign.probe.draw import curves, difference, health, heatmap, label, scatter
 from jaxalign.probe.page import page
 from jaxalign.probe.reading import MAIN, curve_of, groups_of, lines_of, percent, points, summary
 from jaxalign.probe.run import as_json, choose_layer
 from jaxalign.probe.table import SCORES, Table
+from jaxalign.probe.tasks import Relation, sentence
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -34,7 +35,10 @@ COLUMNS = {MAIN: "margin", "cosine": "cosine", "mexa": "MEXA"}
 
 
 def write(
-    table: Table, folder: Path, groups: Mapping[str, Sequence[str]] | None = None
+    table: Table,
+    folder: Path,
+    groups: Mapping[str, Sequence[str]] | None = None,
+    related: Sequence[Relation] = (),
 ) -> list[Path]:
     """The files written: report.html, report.json, pairs.csv, languages.csv and PNGs.
 
@@ -42,6 +46,7 @@ def write(
       table: of `jaxalign.probe.run.probe`.
       folder: made if it is not there; files of an earlier report are overwritten.
       groups: names with languages, each a curve; None: low- and high-resource, where both exist.
+      related: task scores against alignment, of `relations`; adds correlations.csv and tasks.png.
 
     Raises:
       UserError: a group names a language that was not probed.
@@ -50,7 +55,7 @@ def write(
     layer = choose_layer(table).layer
     folder.mkdir(parents=True, exist_ok=True)
     texts = {
-        "report.html": page(table, named),
+        "report.html": page(table, named, related),
         "report.json": json.dumps(as_json(table), ensure_ascii=False),
     }
     found = []
@@ -68,16 +73,21 @@ def write(
     if len(table.systems) > 1:
         found.append(folder / "difference.png")
         difference(table, found[-1], layer)
+    if related:
+        found += [_csv(folder / "correlations.csv", _correlations(related)), folder / "tasks.png"]
+        scatter(table, found[-1], related, layer)
     return found
 
 
-def show(table: Table, console: Console) -> None:
+def show(table: Table, console: Console, related: Sequence[Relation] = ()) -> None:
     """Prints the chosen layer, the course over layers, the weakest languages and warnings."""
     layer = choose_layer(table).layer
     console.print(" ".join(summary(table, layer)), soft_wrap=False, markup=False, highlight=False)
     console.print(_course(table, layer))
     if len(table.languages) > 2:
         console.print(_weakest(table, layer))
+    for relation in related:
+        console.print(sentence(relation, layer), markup=False, highlight=False)
     for system, warnings in table.warnings.items():
         for text in warnings[:SHOWN]:
             console.print(f"! {system}: {text}", style="yellow", markup=False, highlight=False)
@@ -129,6 +139,17 @@ def _languages(table: Table, layer: int) -> Iterator[Sequence[object]]:
             "" if line.best is None else line.best, _number(line.mexa), _number(line.cka),
             table.sentences.get(line.language, ""),
         )  # fmt: skip
+
+
+def _correlations(related: Sequence[Relation]) -> Iterator[Sequence[object]]:
+    """Every layer's, by system and measure."""
+    numbers = ("pearson", "pearson_p", "spearman", "spearman_p")
+    yield ("system", "measure", "layer", *numbers, "languages")
+    for relation in related:
+        for layer, found in enumerate(relation.by_layer):
+            values = (getattr(found, name) for name in numbers)
+            cells = ("" if value is None else _number(value) for value in values)
+            yield (relation.system, relation.measure, layer, *cells, found.number)
 
 
 # Terminal -----------------------------------------------------------------------------------------

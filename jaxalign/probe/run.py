@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from jaxalign.base import Base, load_base, weights_digest
+from jaxalign.data.languages import find_language
 from jaxalign.errors import UserError
 from jaxalign.hf.load import fingerprint
 from jaxalign.multihost import is_main
@@ -72,6 +73,7 @@ def probe(
       UserError: bad text, adapters or settings.
     """
     corpora = read_parallel(parallel, languages, rows, pivot)
+    pivot = find_language(pivot, sorted({name for c in corpora for name in c.languages}))
     return measure_corpora(
         config, corpora, systems, out, poolings=poolings, pivot=pivot, dtype=dtype, width=width
     )

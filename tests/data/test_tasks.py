@@ -6,7 +6,6 @@ from jaxalign.data.sources import Record
 from jaxalign.data.tasks import (
     TASKS,
     Command,
-    language_name,
     parse_entities,
     parse_intent_slots,
     parse_slots,
@@ -105,12 +104,6 @@ def test_rows_are_left_alone():
     assert (example.prompt, example.answer) == ("p ", " a<|eot_id|>")
     assert example.finished
     assert render("rows", record(text="a")).prompt == ""
-
-
-def test_language_names():
-    assert language_name("de") == "German"
-    assert language_name("pt-BR") == language_name("pt") == "Portuguese"
-    assert language_name("xx") == "xx"
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from jaxalign.data.tasks import LANGUAGE_NAMES
 from jaxalign.evaluate.compare import System, compare
-from jaxalign.evaluate.draw import CLASS_OF, draw, ordered, resource_class
+from jaxalign.evaluate.draw import draw, ordered
 from jaxalign.evaluate.measure import Measure, Scored, share
 from jaxalign.evaluate.report import by_group, label, latex, mark, markdown, show, tex, write
 
@@ -174,15 +173,6 @@ def test_the_terminal_shows_a_single_system():
 
 def test_names_are_not_markup():
     assert "[red]x" in printed(comparison(("[red]x",)), 80)
-
-
-def test_resource_classes():
-    assert resource_class("cy") == 1
-    assert resource_class("zh-TW") == resource_class("zh_Hant") == 5
-    assert resource_class("en-cy") == resource_class("cy-en") == 1
-    assert resource_class("de-st") is None
-    assert resource_class("tlh") is None
-    assert set(CLASS_OF) == set(LANGUAGE_NAMES)
 
 
 def test_the_poorest_languages_come_first():

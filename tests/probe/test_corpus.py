@@ -24,6 +24,8 @@ def test_flores_files(tmp_path):
         (tmp_path / f"{name}.devtest").write_text("a\nb\n")
     (corpus,) = read_parallel(str(tmp_path), pivot="eng_Latn")
     assert corpus.languages == ("deu_Latn", "eng_Latn")
+    (same,) = read_parallel(str(tmp_path), ["de", "en"])  # the pivot, too, by its usual code
+    assert same.sentences == corpus.sentences
 
 
 def test_pairs_of_languages(tmp_path):

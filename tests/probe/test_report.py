@@ -12,8 +12,8 @@ import pytest
 from matplotlib.image import imread
 from rich.console import Console
 
+from jaxalign.data.languages import resource_class
 from jaxalign.errors import UserError
-from jaxalign.evaluate.draw import resource_class
 from jaxalign.probe.page import page, unpack
 from jaxalign.probe.reading import curve_of, groups_of, lines_of, order_of, percent, points
 from jaxalign.probe.report import show, write

@@ -1,0 +1,82 @@
+"""What a language code means: its name, its plain two-letter form, how much data the language has.
+
+language_name('cy'), language_name('cym_Latn')       # 'Welsh', 'Welsh'
+base_language('zho_Hans')                            # 'zh'
+resource_class('cy')                                 # 1, of 0 .. 5 (Joshi et al. 2020)
+find_language('en', ['deu_Latn', 'eng_Latn'])        # 'eng_Latn'
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from functools import cache
+
+import langcodes
+
+LANGUAGE_NAMES = dict(
+    re.findall(
+        r"(\w+)=(\w+)",
+        """
+        af=Afrikaans am=Amharic ar=Arabic az=Azerbaijani be=Belarusian bg=Bulgarian bn=Bengali
+        bs=Bosnian ca=Catalan cs=Czech cy=Welsh da=Danish de=German el=Greek en=English
+        es=Spanish et=Estonian eu=Basque fa=Persian fi=Finnish fr=French ga=Irish gl=Galician
+        gu=Gujarati ha=Hausa he=Hebrew hi=Hindi hr=Croatian hu=Hungarian hy=Armenian
+        id=Indonesian is=Icelandic it=Italian ja=Japanese jv=Javanese ka=Georgian kk=Kazakh
+        km=Khmer kn=Kannada ko=Korean lt=Lithuanian lv=Latvian mk=Macedonian ml=Malayalam
+        mn=Mongolian mr=Marathi ms=Malay mt=Maltese my=Burmese nb=Norwegian ne=Nepali nl=Dutch
+        no=Norwegian pa=Punjabi pl=Polish pt=Portuguese ro=Romanian ru=Russian sk=Slovak
+        sl=Slovenian so=Somali sq=Albanian sr=Serbian sv=Swedish sw=Swahili ta=Tamil te=Telugu
+        th=Thai tl=Filipino tr=Turkish uk=Ukrainian ur=Urdu uz=Uzbek vi=Vietnamese yo=Yoruba
+        zh=Chinese zu=Zulu
+        """,
+    )
+)
+
+# Resource classes of Joshi et al. 2020, "The State and Fate of Linguistic Diversity and Inclusion
+# in the NLP World" (ACL), section 2, after the authors' list of languages: 5 has the most data,
+# 1 little raw text and hardly any labels.
+CLASSES = {
+    1: "az cy gu hy jv km kn mk ml mn my nb ne no so sq te",
+    2: "am ga ha is mr mt pa sw yo zu",
+    3: "af be bg bn bs da el et gl he id ka kk lt lv ms ro sk sl ta th tl uk ur uz",
+    4: "ca cs eu fa fi hi hr hu it ko nl pl pt ru sr sv tr vi",
+    5: "ar de en es fr ja zh",
+}
+CLASS_OF = {language: number for number, row in CLASSES.items() for language in row.split()}
+
+
+@cache
+def base_language(code: str) -> str:
+    """The language of a code without region or script, in two letters where it has them.
+
+    `pt-BR` is `pt`, and FLORES' `arb_Arab` is `ar`; an unknown code stays as it is, in lower case.
+    """
+    first = re.split("[-_]", code)[0].lower()
+    try:
+        return langcodes.get(langcodes.standardize_tag(first, macro=True)).language or first
+    except langcodes.LanguageTagError:
+        return first
+
+
+def language_name(code: str) -> str:
+    """The English name of a language code; a region is ignored, an unknown code stays itself."""
+    return LANGUAGE_NAMES.get(base_language(code), code)
+
+
+def find_language(code: str, have: Sequence[str]) -> str:
+    """`code` as `have` spells it: the same, or the only one of the same language; else `code`."""
+    alike = [name for name in have if base_language(name) == base_language(code)]
+    return code if code in have or len(alike) != 1 else alike[0]
+
+
+def resource_class(language: str) -> int | None:
+    """The class of 'cy', 'zh-TW', 'zho_Hant' or, of a direction 'de-cy', the poorer side.
+
+    None for what is not in the list; a variety ('de-st') is not its standard language.
+    """
+    first, *rest = re.split("[-_]", language)
+    # Regions and scripts have capitals, languages and varieties have none.
+    parts = [base_language(first), *(part for part in rest if part == part.lower())]
+    found = [CLASS_OF.get(part) for part in parts]
+    return None if None in found else min(number for number in found if number)

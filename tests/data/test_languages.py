@@ -1,0 +1,55 @@
+"""Codes of several standards name the same languages."""
+
+import pytest
+
+from jaxalign.data.languages import (
+    CLASS_OF,
+    LANGUAGE_NAMES,
+    base_language,
+    find_language,
+    language_name,
+    resource_class,
+)
+
+
+def test_language_names():
+    assert language_name("de") == "German"
+    assert language_name("pt-BR") == language_name("pt") == "Portuguese"
+    assert language_name("xx") == "xx"
+    assert language_name("cym_Latn") == "Welsh"
+
+
+@pytest.mark.parametrize(
+    "code, plain",
+    [
+        ("eng_Latn", "en"),
+        ("zho_Hans", "zh"),
+        ("arb_Arab", "ar"),
+        ("npi_Deva", "ne"),
+        ("swh_Latn", "sw"),
+        ("zh-TW", "zh"),
+        ("de-st", "de"),
+        ("ckb_Arab", "ckb"),
+        ("tlh", "tlh"),
+        ("no code", "no code"),
+    ],
+)
+def test_base_language(code, plain):
+    assert base_language(code) == plain
+
+
+def test_a_language_is_found_as_the_data_spells_it():
+    flores = ["deu_Latn", "eng_Latn", "zho_Hans", "zho_Hant"]
+    assert find_language("en", flores) == "eng_Latn"
+    assert find_language("eng_Latn", flores) == "eng_Latn"
+    assert find_language("zh", flores) == "zh"  # either could be meant
+    assert find_language("cy", flores) == "cy"
+
+
+def test_resource_classes():
+    assert resource_class("cy") == resource_class("cym_Latn") == 1
+    assert resource_class("zh-TW") == resource_class("zho_Hant") == 5
+    assert resource_class("en-cy") == resource_class("cy-en") == 1
+    assert resource_class("de-st") is None
+    assert resource_class("tlh") is None
+    assert set(CLASS_OF) == set(LANGUAGE_NAMES)
