@@ -130,7 +130,8 @@ def _marker(
 
 
 def _name(language: str) -> str:
-    name = LANGUAGE_NAMES.get(base_language(language))
+    # With a hyphen it is a variety ('de-st') or a direction ('de-en'), not that language.
+    name = None if "-" in language else LANGUAGE_NAMES.get(base_language(language))
     return f"{name} {language}" if name else language
 
 
