@@ -8,29 +8,56 @@ barrier('saved')
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from typing import Any
 
 from jaxalign.errors import UserError
 
-# Any of these means that a launcher has started several processes and JAX can find the others:
-# its own variables, SLURM's and Open MPI's ranks, a TPU pod's worker list.
-CLUSTER = ("JAX_COORDINATOR_ADDRESS", "SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE")
+# Any of these, other than 1, means that a launcher has started several processes and JAX can find
+# the others: its own variable, SLURM's and Open MPI's ranks, the slices of a TPU.
+CLUSTER = (
+    "JAX_COORDINATOR_ADDRESS",
+    "SLURM_NTASKS",
+    "OMPI_COMM_WORLD_SIZE",
+    "MEGASCALE_NUM_SLICES",
+)
+# Where GKE and hosted notebooks list the hosts of a TPU slice, in the order in which JAX looks.
+TPU_HOSTS = ("TPU_PROCESS_ADDRESSES", "TPU_WORKER_HOSTNAMES")
+
+
+def in_cluster(environment: Mapping[str, str], platforms: str | None) -> bool:
+    """Whether this process is, or may be, one of several.
+
+    On a Cloud TPU VM nothing in the environment tells: the hosts stand in the machine's metadata,
+    which JAX asks. `jax.distributed.initialize` belongs into every program there and does no harm
+    on a single host (JAX docs, "Introduction to multi-controller JAX").
+
+    Args:
+      environment: variables, as in `os.environ`, after JAX was imported.
+      platforms: `jax.config.jax_platforms`. Where JAX finds TPU chips it sets it to `tpu,cpu`;
+        `TPU_SKIP_MDS_QUERY` says that there is no metadata to ask.
+    """
+    if any(environment.get(name, "1") != "1" for name in CLUSTER):
+        return True
+    for name in TPU_HOSTS:
+        if environment.get(name):
+            return "," in environment[name]
+    return "tpu" in (platforms or "") and "TPU_SKIP_MDS_QUERY" not in environment
 
 
 def start() -> None:
     """Joins the cluster that the environment names, if any; call before any other use of JAX.
 
     `JAX_COORDINATOR_ADDRESS` (host:port), `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID` name one by
-    hand; on SLURM, Open MPI and TPU pods JAX finds the rest by itself.
+    hand; on SLURM, Open MPI and TPU slices JAX finds the rest by itself.
 
     Raises:
       UserError: the others did not answer.
     """
     import jax
 
-    pod = len(os.environ.get("TPU_WORKER_HOSTNAMES", "").split(",")) > 1
-    several = any(os.environ.get(name, "1") != "1" for name in CLUSTER)
-    if not (pod or several) or jax.distributed.is_initialized():
+    platforms = getattr(jax.config, "jax_platforms", None)  # unknown to type checkers
+    if not in_cluster(os.environ, platforms) or jax.distributed.is_initialized():
         return
     number, index = os.environ.get("JAX_NUM_PROCESSES"), os.environ.get("JAX_PROCESS_ID")
     try:
@@ -38,10 +65,12 @@ def start() -> None:
             num_processes=int(number) if number else None,
             process_id=int(index) if index else None,
         )
-    except (RuntimeError, ValueError) as error:
+    except (RuntimeError, ValueError, OSError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(
-            f"the other processes of this run could not be reached ({str(error).splitlines()[0]}); "
-            "check JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID"
+            f"the other processes of this run could not be reached ({reason}); start the command "
+            "on every host of a TPU, or elsewhere check JAX_COORDINATOR_ADDRESS, "
+            "JAX_NUM_PROCESSES and JAX_PROCESS_ID"
         ) from error
 
 

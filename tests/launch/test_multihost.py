@@ -1,0 +1,109 @@
+"""Who joins a cluster: the environments that the launchers make, and what JAX itself says."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import pytest
+
+from jaxalign import multihost
+from jaxalign.errors import UserError
+
+LAUNCH = Path(__file__).resolve().parents[2] / "launch"
+TPU = "tpu,cpu"
+
+
+@pytest.mark.parametrize(
+    ("environment", "platforms", "expected"),
+    [
+        ({}, None, False),
+        ({}, "cpu", False),
+        # By hand, and launch/local_gpu --process gpu.
+        ({"JAX_COORDINATOR_ADDRESS": "127.0.0.1:8476"}, None, True),
+        # launch/slurm: a step of several tasks, and of one.
+        ({"SLURM_NTASKS": "16"}, None, True),
+        ({"SLURM_NTASKS": "1"}, None, False),
+        # launch/tpu: a Cloud TPU VM, where only the metadata knows the other hosts.
+        ({}, TPU, True),
+        ({"TPU_WORKER_HOSTNAMES": ""}, TPU, True),
+        ({}, "cpu", False),
+        # Chips without metadata to ask, as in hosted notebooks.
+        ({"TPU_SKIP_MDS_QUERY": "1"}, TPU, False),
+        ({"TPU_PROCESS_ADDRESSES": "local"}, TPU, False),
+        # launch/gke: GKE names the hosts of a slice, and counts the slices.
+        ({"TPU_WORKER_HOSTNAMES": "a-0.b,a-1.b"}, TPU, True),
+        ({"TPU_WORKER_HOSTNAMES": "localhost"}, TPU, False),
+        ({"TPU_WORKER_HOSTNAMES": "localhost", "MEGASCALE_NUM_SLICES": "2"}, TPU, True),
+        ({"TPU_WORKER_HOSTNAMES": "localhost", "MEGASCALE_NUM_SLICES": "1"}, TPU, False),
+    ],
+)
+def test_who_is_in_a_cluster(environment, platforms, expected):
+    assert multihost.in_cluster(environment, platforms) is expected
+
+
+def test_jax_asks_for_the_tpu_where_it_finds_one():
+    """What `in_cluster` takes for a TPU machine is what JAX does on one."""
+    code = "import jax; print(jax.config.jax_platforms)"
+    kept = {k: v for k, v in os.environ.items() if k != "JAX_PLATFORMS"}
+    found = kept | {"JAX_FORCE_TPU_INIT": "1"}  # as if the chips were there
+    done = subprocess.run([sys.executable, "-c", code], env=found, capture_output=True, text=True)
+    assert done.stdout.strip() == TPU, done.stderr
+
+
+def joined(monkeypatch, initialize, **environment):
+    for name in (*multihost.CLUSTER, *multihost.TPU_HOSTS, "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(jax.distributed, "is_initialized", lambda: False)
+    monkeypatch.setattr(jax.distributed, "initialize", initialize)
+    multihost.start()
+
+
+def test_numbers_of_the_launcher_reach_jax(monkeypatch):
+    calls = []
+    record = lambda **words: calls.append(words)  # noqa: E731
+    joined(monkeypatch, record)
+    assert calls == []
+    joined(monkeypatch, record, SLURM_NTASKS="4")
+    assert calls.pop() == {"num_processes": None, "process_id": None}
+    joined(
+        monkeypatch,
+        record,
+        JAX_COORDINATOR_ADDRESS="127.0.0.1:1",
+        JAX_NUM_PROCESSES="3",
+        JAX_PROCESS_ID="2",
+    )
+    assert calls.pop() == {"num_processes": 3, "process_id": 2}
+
+
+@pytest.mark.parametrize("error", [OSError("metadata.google.internal"), RuntimeError("")])
+def test_a_cluster_that_does_not_answer_is_one_sentence(monkeypatch, error):
+    def refuse(**_):
+        raise error
+
+    with pytest.raises(UserError, match="could not be reached") as told:
+        joined(monkeypatch, refuse, SLURM_NTASKS="4")
+    assert "\n" not in str(told.value)
+
+
+def test_xla_knows_the_flags():
+    """An unknown flag in XLA_FLAGS ends the process at the start."""
+    script = f"source {LAUNCH}/gpu_flags.sh && printf '%s' \"$XLA_FLAGS\""
+    clean = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    flags = subprocess.run(
+        ["bash", "-c", script], env=clean, capture_output=True, text=True, check=True
+    ).stdout
+    assert len(re.findall(r"--xla_gpu_\w+=\w+", flags)) == len(flags.split()) >= 3
+    code = "import jax; print(jax.devices())"
+    for more, good in ((flags, True), (flags + " --xla_gpu_no_such_flag=1", False)):
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            env=clean | {"XLA_FLAGS": more, "JAX_PLATFORMS": "cpu"},
+            capture_output=True,
+            text=True,
+        )
+        assert (done.returncode == 0) is good, done.stderr
