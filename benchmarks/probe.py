@@ -6,12 +6,13 @@ argmax. Both start from the same random float32 model in memory and the same sen
 (A B A B), and must give the same retrieval accuracies.
 
     python benchmarks/probe.py                          # 60 M parameters, 8 languages x 100
-    python benchmarks/probe.py --languages 12 --sentences 200 --rounds 2
+    python benchmarks/probe.py --parallel data/ntrex --languages 12 --sentences 200 --rounds 2
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
 import sys
 import tempfile
@@ -24,18 +25,32 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.generate import write_model
 from jaxalign.demo import ASSETS
+from jaxalign.probe.corpus import Parallel, read_parallel
 
 
-def read_sentences(languages: int, sentences: int) -> dict[str, list[str]]:
-    """Test commands of the demo, repeated over languages where there are fewer than asked for."""
-    import json
+def read_sentences(source: str, languages: int, sentences: int) -> dict[str, list[str]]:
+    """Parallel sentences without repetitions, or equal states would be told apart by chance."""
+    (corpus,) = read_parallel(source) if source else (_commands(),)
+    names = corpus.languages[:languages]
+    rows = zip(*(corpus.sentences[name] for name in names), strict=True)
+    seen: list[set[str]] = [set() for _ in names]
+    kept = []
+    for row in rows:
+        if not any(text in known for text, known in zip(row, seen, strict=True)):
+            kept.append(row)
+            for text, known in zip(row, seen, strict=True):
+                known.add(text)
+    return {name: [row[g] for row in kept[:sentences]] for g, name in enumerate(names)}
 
+
+def _commands() -> Parallel:
+    """The demo's test commands, the same in every language."""
     files = sorted((ASSETS / "data").glob("test.*.jsonl"))
-    found = {}
-    for number in range(languages):
-        lines = files[number % len(files)].read_text("utf-8").splitlines()[:sentences]
-        found[f"l{number}"] = [json.loads(line)["utterance"] for line in lines]
-    return found
+    lines = {file.name.split(".")[1]: file.read_text("utf-8").splitlines() for file in files}
+    return Parallel(
+        {name: [json.loads(line)["utterance"] for line in rows] for name, rows in lines.items()},
+        "the demo's test commands",
+    )
 
 
 def theirs(model: Any, tokenizer: Any, text: dict[str, list[str]], batch: int) -> np.ndarray:
@@ -81,6 +96,7 @@ def main() -> None:
     """Prints seconds of both, their ratio, and the largest difference of an accuracy."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="60m", choices=("10m", "60m"))
+    parser.add_argument("--parallel", default="", help="folder; default: the demo's commands")
     parser.add_argument("--languages", type=int, default=8)
     parser.add_argument("--sentences", type=int, default=100)
     parser.add_argument("--batch", type=int, default=32)
@@ -93,7 +109,7 @@ def main() -> None:
     from jaxalign.config import load
 
     torch.set_num_threads(2)
-    text = read_sentences(args.languages, args.sentences)
+    text = read_sentences(args.parallel, args.languages, args.sentences)
     with tempfile.TemporaryDirectory() as folder:
         write_model(Path(folder), args.model)
         for file in (ASSETS / "base").glob("*token*"):
@@ -107,8 +123,13 @@ def main() -> None:
         }
         started = time.monotonic()
         found = {name: side() for name, side in sides.items()}  # compiles
-        print(f"{args.model}, {args.languages} languages x {args.sentences} sentences; first call "
-              f"of both {time.monotonic() - started:.1f} s")  # fmt: skip
+        number = len(next(iter(text.values())))
+        print(f"{args.model}, {len(text)} languages x {number} sentences; first call of both "
+              f"{time.monotonic() - started:.1f} s")  # fmt: skip
+        lengths = [[len(ids) for ids in tokenizer(rows)["input_ids"]] for rows in text.values()]
+        parts = [row[i : i + args.batch] for row in lengths for i in range(0, number, args.batch)]
+        print(f"{sum(map(sum, lengths)):,} tokens; in file order and padded, as they run, "
+              f"{sum(max(part) * len(part) for part in parts):,}")  # fmt: skip
         # The last of transformers' hidden states is behind the final norm, ours is before it.
         difference = np.nanmax(np.abs(found["ours"] - found["theirs"])[:-1])
         print(f"largest difference of an accuracy below the last layer: {difference:.4f}")

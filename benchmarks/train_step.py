@@ -88,7 +88,7 @@ class Ours:
 
         from jaxalign.adapters.lora import Lora
         from jaxalign.hf.load import load_params, load_spec
-        from jaxalign.hf.save import load_peft
+        from jaxalign.hf.peft import load_peft
         from jaxalign.model.decoder import Decoder
         from jaxalign.objectives import resolve
         from jaxalign.train.optim import make_optimiser

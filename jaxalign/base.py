@@ -18,14 +18,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxalign.adapters.lora import merge
+from jaxalign.adapters.lora import Lora, merge, settle
 from jaxalign.data.chat import encode_prompts, load_tokenizer
 from jaxalign.data.tasks import Example
 from jaxalign.errors import UserError
 from jaxalign.generate import Decoding, answer_chunks, stop_ids
 from jaxalign.hf.files import locate
 from jaxalign.hf.load import abstract_params, load_params, load_spec
-from jaxalign.hf.save import load_peft
+from jaxalign.hf.peft import load_peft
 from jaxalign.model.decoder import Decoder
 from jaxalign.model.spec import ModelSpec
 from jaxalign.settings import Config
@@ -93,12 +93,15 @@ class Base:
         Raises:
           UserError: the folder holds no adapter for this base.
         """
-        lora, found = load_peft(adapter, self.spec)
+        return self.attach(*load_peft(adapter, self.spec))
+
+    def attach(self, lora: Any, adapter: Lora) -> System:
+        """The base with an adapter that is in memory, beside it or merged into it as configured."""
         lora = jax.device_put(lora, shard_tree(self.mesh, lora))
         if self.config.generate.adapter == "merged":
             with jax.set_mesh(self.mesh):
-                return self.system(Decoder(self.spec), merge(self.params, lora, found), None)
-        return self.system(Decoder(self.spec, found), self.params, lora)
+                return self.system(Decoder(self.spec), merge(self.params, lora, adapter), None)
+        return self.system(Decoder(self.spec, adapter), self.params, lora)
 
     def encode(self, examples: Sequence[Example]) -> tuple[list[list[int]], int]:
         """The prompts as token ids, and how many were cut from the left to leave room.
@@ -132,6 +135,8 @@ class Base:
     def system(self, decoder: Decoder, params: Any, lora: Any) -> System:
         """These weights on this base's mesh, stopping where its answers end."""
         stops = stop_ids(self.spec, self.tokenizer, self.config.prompt.template)
+        with jax.set_mesh(self.mesh):
+            lora = settle(decoder.adapter, params, lora)
         return System(decoder, params, lora, self.mesh, stops)
 
 
@@ -153,6 +158,7 @@ def load_base(config: Config) -> Base:
         dtype,
         shard_tree(mesh, abstract_params(spec, dtype)),
         config.model.revision,
+        config.model.quantize,
     )
     return Base(config, spec, params, tokenizer, mesh)
 

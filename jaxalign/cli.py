@@ -4,6 +4,9 @@
     jaxalign evaluate configs/demo.yaml --adapter sft=A --adapter aligned=B
     jaxalign generate configs/demo.yaml --adapter A --prompt 'wake me up at nine'
     jaxalign probe meta-llama/Meta-Llama-3-8B --parallel data/ntrex --adapter A
+    jaxalign merge A B --weights 0.6,0.4 --out merged
+    jaxalign export runs/demo --format merged --verify
+    jaxalign import HUB_NAME --base MODEL --out runs/theirs
     jaxalign data show configs/demo.yaml
     jaxalign config configs/demo.yaml
     jaxalign demo
@@ -15,6 +18,7 @@ arose.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -102,12 +106,58 @@ def _parser() -> argparse.ArgumentParser:
     look.add_argument("--languages", default="", help="keep only these: en,de,cy")
     look.add_argument("--rows", type=int, default=0, help="first sentences only (default all)")
     look.add_argument("--pivot", default="en", help="language the others are compared with (en)")
+    look.add_argument("--neurons", type=int, default=0, metavar="N",
+                      help="NASCA and NAVCA on the first N sentences (the paper: 100)")  # fmt: skip
+    look.add_argument("--items", default="", metavar="SOURCE",
+                      help="task items in several languages: DALI")  # fmt: skip
     look.add_argument("--scores", default="", metavar="FILE",
                       help="report.json of evaluate, or {language: score}: correlated")  # fmt: skip
     look.add_argument("--states", default="float32", choices=("float32", "float16"),
                       help="of the vectors on disk (default float32)")  # fmt: skip
     look.add_argument("--width", type=int, default=None, metavar="N",
                       help="approximate retrieval by N principal directions")  # fmt: skip
+    join = command("merge", _merge, "combine adapters of one base, or write them into it")
+    join.add_argument("adapters", nargs="+", metavar="ADAPTER", help="PEFT folders or hub names")
+    join.add_argument("--out", required=True, help="folder to write")
+    join.add_argument("--weights", default="", metavar="W,W",
+                      help="one for each adapter, as in 0.6,0.4 (or --weights=-1,1)")  # fmt: skip
+    join.add_argument("--method", default="delta",
+                      help="delta (exact), task_arithmetic (the same), svd, average, magnitude, "
+                      "ties, dare, dare_ties")  # fmt: skip
+    join.add_argument("--rank", type=int, help="of the result, for methods that cut it")
+    join.add_argument("--density", type=float, help="share of entries kept: magnitude, ties, dare")
+    join.add_argument("--seed", type=int, default=1, help="of what dare drops (default 1)")
+    join.add_argument("--base", default="", metavar="MODEL",
+                      help="the adapters' base (default: as the first one names it)")  # fmt: skip
+    join.add_argument("--into-base", default="", metavar="MODEL", help="write a whole model")
+    join.add_argument("--search", default="", metavar="CONFIG",
+                      help="choose weights by a score; key=value as in train")  # fmt: skip
+    join.add_argument("--grid", action="append", default=[], metavar="W,W",
+                      help="values whose sums of 1 are tried; or one list an adapter")  # fmt: skip
+    join.add_argument("--metric", default="", help="a score of the task, or loss")
+    join.add_argument("--data", action="append", default=[], metavar="SOURCE",
+                      help="rows to choose weights by (default task.valid)")  # fmt: skip
+    join.add_argument("--force", action="store_true", help="replace what is in --out")
+    out = command("export", _export, "write a run as what PyTorch, vLLM or JAX load")
+    out.add_argument("source", metavar="RUN", help="output of a training, PEFT folder or hub name")
+    out.add_argument("--format", default="peft", choices=("peft", "merged", "orbax"),
+                     help="adapter, whole model, or tree for JAX (default peft)")  # fmt: skip
+    out.add_argument("--step", default="", metavar="N", help="a number, best or latest (default: "
+                     "the best, if there is one)")  # fmt: skip
+    out.add_argument("--out", default="", help="folder to write (default RUN/export/FORMAT)")
+    out.add_argument("--base", default="", metavar="MODEL", help="where the base is now")
+    out.add_argument("--dtype", default="", help="of a model: float32, float16 or bfloat16 "
+                     "(default: the base's)")  # fmt: skip
+    out.add_argument("--max-shard-size", default="5GB", metavar="SIZE", help="(default 5GB)")
+    out.add_argument("--verify", action="store_true", help="read it back, compare the logits")
+    out.add_argument("--push", default="", metavar="NAME", help="upload to this hub repository")
+    out.add_argument("--private", action="store_true", help="make that repository private")
+    out.add_argument("--force", action="store_true", help="replace what is in --out")
+    take = command("import", _import, "check an adapter trained elsewhere and take it in")
+    take.add_argument("adapter", help="a PEFT folder or hub name")
+    take.add_argument("--base", required=True, metavar="MODEL", help="what it was trained on")
+    take.add_argument("--out", required=True, help="folder to write")
+    take.add_argument("--force", action="store_true", help="replace what is in --out")
     configured(command("config", _config, "print every setting with its origin"))
     demo = command("demo", _demo, "train the embedded small model with and without alignment")
     demo.add_argument("--out", default="runs/demo", help="folder (default runs/demo)")
@@ -218,12 +268,94 @@ def _probe(args: argparse.Namespace) -> None:
         pivot=args.pivot,
         dtype=args.states,
         width=args.width,
+        neurons=args.neurons,
+        items=args.items,
     )
     if multihost.is_main():
         related = relations(table, read_scores(args.scores, table)) if args.scores else []
         show(table, Console(), related)
         for path in write(table, Path(args.out), related=related):
             print(path)
+
+
+def _merge(args: argparse.Namespace) -> None:
+    words = [*args.adapters, *args.settings]
+    settings = [word for word in words if "=" in word and not Path(word).exists()]
+    adapters = [word for word in words if word not in settings]
+    existing = "replace" if args.force else "refuse"
+    if args.search and (args.weights or args.base or args.into_base):
+        raise UserError("--search finds the weights for the base of its CONFIG and writes an "
+                        "adapter; leave out --weights, --base and --into-base")  # fmt: skip
+    if not args.search and (settings or args.grid or args.metric or args.data):
+        raise UserError("--grid, --metric, --data and key=value belong to --search CONFIG")
+    from jaxalign import multihost
+
+    if args.search:
+        from jaxalign.config import load
+
+        config = load(args.search, settings).config
+        multihost.start()
+        from jaxalign.merge.algebra import Recipe
+        from jaxalign.merge.run import parse_numbers
+        from jaxalign.merge.search import search
+
+        recipe = Recipe(args.method, args.rank, args.density, args.seed)
+        grids = [parse_numbers(text, "--grid") for text in args.grid or ["0,0.25,0.5,0.75,1"]]
+        search(config, adapters, recipe, grids, args.out,
+               metric=args.metric, data=args.data, existing=existing)  # fmt: skip
+        return
+    multihost.start()
+    from jaxalign.merge.algebra import Recipe
+    from jaxalign.merge.run import merge, parse_numbers
+
+    if not args.weights and len(adapters) > 1:
+        raise UserError("--weights is missing: 1,1 adds two updates, 0.5,0.5 averages them")
+    merge(adapters, parse_numbers(args.weights or "1", "--weights"),
+          Recipe(args.method, args.rank, args.density, args.seed), args.out,
+          base=args.base, into=args.into_base, existing=existing)  # fmt: skip
+
+
+def _export(args: argparse.Namespace) -> None:
+    _no_words(args)
+    if args.private and not args.push:
+        raise UserError("--private is for --push NAME")
+    _on_this_host()
+    from jaxalign.export.run import Order, export
+
+    export(
+        Order(
+            args.source,
+            form=args.format,
+            step=args.step,
+            out=args.out,
+            base=args.base,
+            dtype=args.dtype,
+            max_shard_size=args.max_shard_size,
+            existing="replace" if args.force else "refuse",
+            verify="yes" if args.verify else "no",
+            push=args.push,
+            visibility="private" if args.private else "default",
+        )
+    )
+
+
+def _import(args: argparse.Namespace) -> None:
+    _no_words(args)
+    _on_this_host()
+    from jaxalign.export.incoming import import_adapter
+
+    existing = "replace" if args.force else "refuse"
+    import_adapter(args.adapter, args.base, args.out, existing)
+
+
+def _no_words(args: argparse.Namespace) -> None:
+    if args.settings:
+        raise UserError(f"{args.settings[0]!r}: this command takes no further words")
+
+
+def _on_this_host() -> None:
+    # Files in, files out: no accelerator is needed, and one host of a pod would wait for the rest.
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 
 def _show(args: argparse.Namespace) -> None:

@@ -24,8 +24,14 @@ class ModelConfig:
     path: str = ""  # folder in Hugging Face layout, or a hub name
     revision: str | None = None  # hub branch, tag or commit
     dtype: str = "bfloat16"  # of the frozen weights and the activations: bfloat16 | float32
+    quantize: str = "none"  # of the frozen projections' weights: none | int8 | int4 | nf4
     remat: str = "full"  # what the backward pass recomputes: none | dots | full
     attention: str = "auto"  # auto | reference | xla
+
+    @property
+    def stored(self) -> str:
+        """How the weights lie in memory: `bfloat16`, or `bfloat16 nf4`."""
+        return self.dtype if self.quantize == "none" else f"{self.dtype} {self.quantize}"
 
 
 @dataclass
@@ -38,6 +44,9 @@ class LoraConfig:
     targets: list[str] = field(default_factory=lambda: ["q", "k", "v", "o", "gate", "up", "down"])
     layers: str = "all"  # all | 1..16 (blocks 1 to 16, inclusive) | 3,5,8
     scaling: str = "standard"  # alpha/r | rank_stabilised: alpha/sqrt(r)
+    variant: str = "lora"  # lora | dora: the lengths of the weights' columns are trained, too
+    ranks: dict[str, int] = field(default_factory=dict)  # target: a rank of its own, {down: 16}
+    alphas: dict[str, float] = field(default_factory=dict)  # target: an alpha of its own
     start: str | None = None  # a PEFT folder to continue from
 
 
@@ -230,9 +239,11 @@ class Config:
 CHOICES = {
     "trainable": ("lora", "full"),
     "model.dtype": ("bfloat16", "float32"),
+    "model.quantize": ("none", "int8", "int4", "nf4"),
     "model.remat": ("none", "dots", "full"),
     "model.attention": ("auto", "reference", "xla"),
     "lora.scaling": ("standard", "rank_stabilised"),
+    "lora.variant": ("lora", "dora"),
     "prompt.template": ("chat", "llama3_paper"),
     "task.kind": ("rows", "slots", "intent", "intent_slots", "translation", "ner"),
     "task.sampling": ("proportional", "uniform", "temperature"),
@@ -319,6 +330,16 @@ def check(config: Config) -> None:
         )
     if config.optim.missing == "skip" and config.trainable == "full":
         raise UserError("optim.missing: skip works on adapters only; set trainable=lora")
+    if config.model.quantize != "none" and config.trainable == "full":
+        raise UserError(
+            f"model.quantize: {config.model.quantize} weights cannot be trained; set "
+            "trainable=lora or model.quantize=none"
+        )
+    if config.model.quantize != "none" and config.generate.adapter == "merged":
+        raise UserError(
+            "generate.adapter: an adapter cannot be merged into a quantised base; set "
+            "generate.adapter=unmerged or model.quantize=none"
+        )
     for extra in config.objectives:
         if extra.phase not in ("task", "align"):
             raise UserError(f"objectives: phase {extra.phase!r} should be task or align")

@@ -13,6 +13,7 @@ axes do not divide stays whole.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -43,7 +44,13 @@ LETTERS = {
     "head": "V D",
     "norm/scale": "D",
     "attention_norm/scale": "L D",
+    "attention_post_norm/scale": "L D",
+    "attention/q_head_norm/scale": "L H",
+    "attention/k_head_norm/scale": "L H",
+    "attention/q_whole_norm/scale": "L N H",
+    "attention/k_whole_norm/scale": "L K H",
     "mlp_norm/scale": "L D",
+    "mlp_post_norm/scale": "L D",
     "attention/q/kernel": "L D N H",
     "attention/k/kernel": "L D K H",
     "attention/v/kernel": "L D K H",
@@ -79,11 +86,45 @@ def make_mesh(data: int = 1, fsdp: int = -1, tensor: int = 1, devices: Any = Non
             f"mesh: {shape} needs {math.prod(sizes)} devices and {len(devices)} are here; "
             "set one of mesh.data, mesh.fsdp, mesh.tensor to -1"
         )
-    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+    types = (AxisType.Auto,) * 3
+    # TPU slices, and GPU nodes without NVLink between them: fast within, slow across.
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    if slices == 1:
+        return jax.make_mesh(sizes, AXES, axis_types=types, devices=devices)
+    from jax.experimental import mesh_utils  # jax.make_mesh refuses more than one slice
+
+    across = split_slices(sizes, slices)
+    within = [size // share for size, share in zip(sizes, across, strict=True)]
+    array = mesh_utils.create_hybrid_device_mesh(
+        within, across, devices, allow_split_physical_axes=True
+    )
+    return Mesh(array, AXES, axis_types=types)
+
+
+def split_slices(sizes: Sequence[int], slices: int) -> list[int]:
+    """How many slices lie along each axis of the mesh (data, fsdp, tensor): the outer ones first.
+
+    Raises:
+      UserError: the tensor axis, which communicates within every layer, would cross slices.
+    """
+    across, left = [], slices
+    for size in sizes[:2]:
+        across.append(math.gcd(size, left))
+        left //= across[-1]
+    if left > 1:
+        raise UserError(
+            f"mesh: data {sizes[0]} x fsdp {sizes[1]} cannot be laid over {slices} slices (TPU "
+            f"slices, or GPU nodes); set mesh.data={slices} mesh.fsdp=-1 mesh.tensor=1"
+        )
+    return [*across, 1]
 
 
 def letters_of(path: str) -> str | None:
-    """The axis letters of the weight at this path, or None for adapters and scalars."""
+    """The axis letters of the weight at this path, or None for adapters and scalars.
+
+    Values and scales of a quantised weight lie along the weight's axes.
+    """
+    path = path.removesuffix("/.values").removesuffix("/.scales")
     for suffix, letters in LETTERS.items():
         if path == suffix or path.endswith("/" + suffix):
             return letters

@@ -15,7 +15,7 @@ FLOORS = (
     {"sharding", "objectives", "data"},
     {"adapters", "model"},
     {"hf", "train", "generate", "base"},
-    {"probe", "evaluate", "plan", "demo"},
+    {"probe", "evaluate", "merge", "export", "plan", "demo"},
     {"cli", "__main__"},
 )
 # Beyond the floors: room -> rooms on its own or a lower floor that it must not see.

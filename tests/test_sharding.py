@@ -20,6 +20,7 @@ from jaxalign.sharding import (
     put_batch,
     replicated,
     shard_tree,
+    split_slices,
 )
 from tests.hf.conftest import LLAMA
 
@@ -214,3 +215,21 @@ def test_constrain():
         y = jax.jit(lambda x: constrain(2 * x, "B T N"))(x)
     assert y.sharding.shard_shape(y.shape) == (2, 3, 2)
     np.testing.assert_array_equal(y, 2 * x)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "slices", "expected"),
+    [
+        ((2, 16, 1), 2, [2, 1, 1]),
+        ((1, 32, 1), 2, [1, 2, 1]),
+        ((2, 8, 1), 4, [2, 2, 1]),
+        ((3, 4, 2), 4, [1, 4, 1]),
+    ],
+)
+def test_slices_lie_along_the_outer_axes(sizes, slices, expected):
+    assert split_slices(sizes, slices) == expected
+
+
+def test_tensor_parallelism_stays_within_a_slice():
+    with pytest.raises(UserError, match=r"set mesh\.data=4"):
+        split_slices((1, 2, 8), 4)

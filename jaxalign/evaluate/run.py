@@ -152,6 +152,6 @@ def identity(config: Config, entrant: Entrant) -> dict[str, Any]:
     return {
         "base": fingerprint(config.model.path, config.model.revision),
         "adapter_weights": adapter,
-        "dtype": config.model.dtype,
+        "dtype": config.model.stored,
         **settings,
     }

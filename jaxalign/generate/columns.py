@@ -6,7 +6,7 @@ Accelerators do neither: they read the stack in place, and have no memory for a 
 
     columns = lay_out(decoder, params, lora)                      # once for all prompts
     cache = ColumnCache.start(prompt_cache, slots=128)
-    logits, cache = columns.extend(tokens, cache, slot=64, positions=lengths, seen=mask)   # [B, V]
+    logits, cache = columns.extend(tokens, cache, slot=64, positions=lengths, seen=mask, places=at)
 """
 
 from __future__ import annotations
@@ -17,9 +17,15 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+from jaxalign.adapters.lora import merge
+from jaxalign.model.attention import near, soft_cap
 from jaxalign.model.decoder import Decoder
-from jaxalign.model.layers import Cache, rotary
+from jaxalign.model.layers import ACTIVATIONS, Cache
+from jaxalign.model.quantised import is_quantised
+from jaxalign.model.rotary import rotary
 from jaxalign.model.spec import ModelSpec
+
+Norms = dict[str, jax.Array]  # a norm's name -> its scale with its offset: [D, 1], [N, H, 1], ...
 
 
 @flax.struct.dataclass
@@ -46,8 +52,7 @@ class Layer:
     o: Dense
     gate_up: Dense
     down: Dense
-    attention_norm: jax.Array  # [D, 1]
-    mlp_norm: jax.Array  # [D, 1]
+    norms: Norms  # those that the family has
 
 
 @flax.struct.dataclass
@@ -87,7 +92,7 @@ class Columns:
     layers: tuple[Layer, ...]
     embed: jax.Array  # [V, D]
     head: jax.Array  # [V, D]
-    norm: jax.Array  # [D, 1]
+    norms: Norms  # the last one alone
     spec: ModelSpec = flax.struct.field(pytree_node=False)
 
     def extend(
@@ -97,41 +102,59 @@ class Columns:
         slot: jax.Array,  # where the token goes in the cache
         positions: jax.Array,  # [B] int32
         seen: jax.Array,  # [B, S] bool: the slots that each row looks at
+        places: jax.Array,  # [B, S] int32: positions of the tokens in the slots
     ) -> tuple[jax.Array, ColumnCache]:
         """Logits [B, V] behind the tokens, and the cache with them."""
-        spec = self.spec
-        cos, sin = (x[:, 0].T for x in rotary(spec, positions[:, None]))  # [H, B]
+        spec, act = self.spec, ACTIVATIONS[self.spec.activation]
+        angles, biases = {}, {}
+        for window in spec.kinds:
+            angles[window] = [x[:, 0].T for x in rotary(spec, positions[:, None], window)]  # [H, B]
+            own = seen & near(positions[:, None], places, window)[:, 0] if window else seen
+            bias = jnp.where(own, 0.0, jnp.finfo(jnp.float32).min)
+            biases[window] = bias[:, None, None]  # [B, 1, 1, S]
         x = self.embed[tokens].T  # [D, B]
-        bias = jnp.where(seen, 0.0, jnp.finfo(jnp.float32).min)[:, None, None]  # [B, 1, 1, S]
+        if spec.embed_scale != 1:
+            x = x * spec.embed_scale
+        windows = spec.windows or (0,) * spec.layers
         written: list[tuple[jax.Array, jax.Array]] = []
-        for layer, keys, values in zip(self.layers, cache.keys, cache.values, strict=True):
-            heads = layer.qkv(_norm(x, layer.attention_norm, spec))
+        for layer, keys, values, window in zip(
+            self.layers, cache.keys, cache.values, windows, strict=True
+        ):
+            norm = partial(_norm, layer.norms, spec)
+            heads = layer.qkv(norm("attention_norm", x))
             heads = heads.reshape(-1, spec.head_dim, x.shape[1])  # [N + 2K, H, B]
             q, k, v = jnp.split(heads, [spec.heads, spec.heads + spec.kv_heads])
-            q, k = _rotate(q, cos, sin), _rotate(k, cos, sin)
+            q, k = (norm(f"{name}_{spec.qk_norm}_norm", y) for name, y in (("q", q), ("k", k)))
+            q, k = _rotate(q, *angles[window]), _rotate(k, *angles[window])
             put = jax.lax.dynamic_update_slice
             keys = put(keys, k.transpose(2, 0, 1)[..., None], (0, 0, 0, slot))
             values = put(values, v.transpose(2, 0, 1)[:, :, None], (0, 0, slot, 0))
-            x = x + layer.o(_attend(q, keys, values, bias))
-            gate, up = jnp.split(layer.gate_up(_norm(x, layer.mlp_norm, spec)), 2)
-            x = x + layer.down(jax.nn.silu(gate) * up)
+            mixed = layer.o(_attend(q, keys, values, biases[window], spec))
+            x = x + norm("attention_post_norm", mixed)
+            gate, up = jnp.split(layer.gate_up(norm("mlp_norm", x)), 2)
+            x = x + norm("mlp_post_norm", layer.down(act(gate) * up))
             written.append((keys, values))
         # Without the barrier XLA would turn the product round, to write rows.
-        logits = jax.lax.optimization_barrier(self.head @ _norm(x, self.norm, spec))  # [V, B]
+        logits = self.head @ _norm(self.norms, spec, "norm", x)  # [V, B]
+        logits = soft_cap(jax.lax.optimization_barrier(logits), spec.logit_soft_cap)
         return logits.T, ColumnCache(*zip(*written, strict=True))
 
 
 def suits(params: dict) -> bool:
     """Whether this process should decode with columns: float32 weights on one CPU device."""
     one = jax.sharding.get_abstract_mesh().size <= 1 and jax.process_count() == 1
-    return jax.default_backend() == "cpu" and one and params["embed"].dtype == jnp.float32
+    wide = params["embed"].dtype == jnp.float32 and not is_quantised(params)
+    return jax.default_backend() == "cpu" and one and wide
 
 
 @partial(jax.jit, static_argnums=0)
 def lay_out(decoder: Decoder, params: dict, lora: dict | None) -> Columns:
     """The decoder's weights as columns want them; blocks are copied."""
+    adapter = decoder.adapter
+    if adapter and lora and adapter.dora:
+        # Blocks are copied anyway, and merged ones need no gains.
+        params, lora, adapter = merge(params, lora, adapter), None, None
     blocks, adapters = params["blocks"], lora["blocks"] if lora else {}
-    scale = decoder.adapter.scale if decoder.adapter else 1.0
 
     def dense(index: int, part: str, names: tuple[str, ...]) -> Dense:
         weights, first, second = [], [], []
@@ -139,9 +162,9 @@ def lay_out(decoder: Decoder, params: dict, lora: dict | None) -> Columns:
             kernel, ins = blocks[part][name]["kernel"][index], 2 if name == "o" else 1
             weight = kernel.reshape(-1, *kernel.shape[ins:])  # [in, ...]
             weights.append(weight.reshape(weight.shape[0], -1).T)  # [out, in]
-            factors = adapters.get(part, {}).get(name) if decoder.adapter else None
-            if factors is not None:
-                rank = factors["a"].shape[-1]
+            factors = adapters.get(part, {}).get(name)
+            if adapter and factors is not None:
+                rank, scale = factors["a"].shape[-1], adapter.scale_of(name, index + 1)
                 first.append(scale * factors["a"][index].reshape(-1, rank).T)  # [R, in]
                 second.append(factors["b"][index].reshape(rank, -1).T)  # [out, R]
             else:
@@ -156,35 +179,49 @@ def lay_out(decoder: Decoder, params: dict, lora: dict | None) -> Columns:
         spread = jax.scipy.linalg.block_diag(*second)
         return Dense(jnp.concatenate([whole, spread], axis=1), jnp.concatenate(first), bias)
 
+    def norms(index: int) -> Norms:
+        scales = blocks | blocks["attention"]
+        return {
+            name: scales[name]["scale"][index][..., None] + decoder.spec.norm_offset
+            for name in scales
+            if name.endswith("_norm")
+        }
+
     layers = tuple(
         Layer(
             dense(index, "attention", ("q", "k", "v")),
             dense(index, "attention", ("o",)),
             dense(index, "mlp", ("gate", "up")),
             dense(index, "mlp", ("down",)),
-            blocks["attention_norm"]["scale"][index][:, None],
-            blocks["mlp_norm"]["scale"][index][:, None],
+            norms(index),
         )
         for index in range(decoder.spec.layers)
     )
-    norm = params["norm"]["scale"][:, None]
-    return Columns(layers, params["embed"], decoder.head(params), norm, decoder.spec)
+    last = {"norm": params["norm"]["scale"][:, None] + decoder.spec.norm_offset}
+    return Columns(layers, params["embed"], decoder.head(params), last, decoder.spec)
 
 
-def _attend(q: jax.Array, keys: jax.Array, values: jax.Array, bias: jax.Array) -> jax.Array:
+def _attend(
+    q: jax.Array, keys: jax.Array, values: jax.Array, bias: jax.Array, spec: ModelSpec
+) -> jax.Array:
     """[N·H, B] for q [N, H, B], keys [B, K, H, S], values [B, K, S, H]."""
     rows, groups, width, _ = keys.shape
-    q = q.reshape(groups, -1, width, rows).transpose(3, 0, 1, 2) * width**-0.5  # [B, K, G, H]
-    scores = jnp.einsum("BKGH,BKHS->BKGS", q, keys) + bias
+    q = q.reshape(groups, -1, width, rows).transpose(3, 0, 1, 2) * spec.score_scale  # [B, K, G, H]
+    scores = soft_cap(jnp.einsum("BKGH,BKHS->BKGS", q, keys), spec.attn_soft_cap) + bias
     mixed = jnp.einsum("BKGS,BKSH->BKGH", jax.nn.softmax(scores, axis=-1), values)
     return mixed.transpose(1, 2, 3, 0).reshape(-1, rows)
 
 
-def _norm(x: jax.Array, scale: jax.Array, spec: ModelSpec) -> jax.Array:
-    return x * jax.lax.rsqrt(jnp.mean(x * x, axis=0, keepdims=True) + spec.norm_eps) * scale
+def _norm(norms: Norms, spec: ModelSpec, name: str, x: jax.Array) -> jax.Array:
+    """x [..., B] normed over as many axes as this norm's scale has; x where there is no norm."""
+    if name not in norms:
+        return x
+    scale = norms[name]
+    axes = tuple(range(-scale.ndim, -1))
+    return x * jax.lax.rsqrt(jnp.mean(x * x, axis=axes, keepdims=True) + spec.norm_eps) * scale
 
 
 def _rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
-    """x [heads, H, B], halves turned as in `jaxalign.model.layers.rotate`."""
+    """x [heads, H, B], halves turned as in `jaxalign.model.rotary.rotate`."""
     first, second = jnp.split(x, 2, axis=1)
     return x * cos + jnp.concatenate([-second, first], axis=1) * sin

@@ -85,6 +85,7 @@ def start(
         slot=0,
         positions=jnp.arange(width)[None],
         mask=causal(width),
+        places=jnp.arange(width)[None],
     )
     last = jnp.maximum(lengths - 1, 0)[:, None, None]
     hidden = jnp.take_along_axis(hidden, last, axis=1)[:, 0]  # [B, D]
@@ -114,6 +115,7 @@ def advance(
     slots = jnp.arange(batch.cache.slots)
     lengths = jnp.repeat(batch.lengths, rule.rows)  # [B·W]
     prompt = slots < lengths[:, None]  # [B·W, S]
+    places = jnp.where(slots < batch.width, slots, slots - batch.width + lengths[:, None])
     new = _longest(batch)
     # The last token is chosen but never read, so it needs no slot.
     limit = jnp.minimum(new, batch.cache.slots - batch.width + 1)
@@ -130,7 +132,7 @@ def advance(
         cache = batch.cache
         if weights.columns is not None:
             assert isinstance(cache, ColumnCache)  # `start` lays it out for these weights
-            logits, cache = weights.columns.extend(tokens, cache, slot, positions, seen)
+            logits, cache = weights.columns.extend(tokens, cache, slot, positions, seen, places)
         else:
             assert isinstance(cache, Cache)
             hidden, cache = decoder.extend(
@@ -141,6 +143,7 @@ def advance(
                 slot=slot,
                 positions=positions[:, None],
                 mask=seen[:, None],
+                places=places,
             )
             logits = decoder.logits(weights.params, hidden[:, 0])
         return dataclasses.replace(batch, cache=cache).choose(logits, stops, seed, rule)

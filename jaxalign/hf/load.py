@@ -15,6 +15,7 @@ import dataclasses
 import hashlib
 import json
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,8 @@ import numpy as np
 
 from jaxalign.errors import UserError
 from jaxalign.hf.files import DTYPES, StoredTensor, locate, open_index, read_json
-from jaxalign.hf.names import Row, base_rows, get_leaf, set_leaf, sizes
+from jaxalign.hf.names import TARGETS, Row, base_rows, get_leaf, input_axes, set_leaf, sizes
+from jaxalign.model.quantised import quantise, quantise_on
 from jaxalign.model.spec import ModelSpec
 
 # More readers hide the latency of network disks, but each keeps one mapped tensor resident.
@@ -54,11 +56,15 @@ def load_spec(path: str | Path, revision: str | None = None) -> ModelSpec:
     return spec
 
 
-def abstract_params(spec: ModelSpec, dtype: Any) -> dict[str, Any]:
+def abstract_params(spec: ModelSpec, dtype: Any, quantize: str = "none") -> dict[str, Any]:
     """The parameter tree as `jax.ShapeDtypeStruct`s: for shardings, plans and restores."""
     tree: dict[str, Any] = {}
     for row in base_rows(spec):
-        set_leaf(tree, row.path, jax.ShapeDtypeStruct(row.shape(sizes(spec)), dtype))
+        leaf: Any = jax.ShapeDtypeStruct(row.shape(sizes(spec)), dtype)
+        if quantize != "none" and row in TARGETS.values():
+            round_ = partial(quantise, kind=quantize, inputs=input_axes(row))
+            leaf = jax.eval_shape(round_, leaf)
+        set_leaf(tree, row.path, leaf)
     return tree
 
 
@@ -68,6 +74,7 @@ def load_params(
     dtype: Any,
     shardings: Any = None,
     revision: str | None = None,
+    quantize: str = "none",
 ) -> dict[str, Any]:
     """The parameter tree of a checkpoint.
 
@@ -78,9 +85,11 @@ def load_params(
         shardings: a tree like the parameters' with a `jax.sharding.Sharding` at every leaf, or one
             for all leaves; None puts everything on the default device.
         revision: hub branch, tag or commit.
+        quantize: `int8`, `int4` or `nf4` for the projections' weights, each rounded on its devices
+            before the next is read; `none`.
 
     Returns:
-        Nested dicts of `jax.Array`, blocks stacked over L.
+        Nested dicts of `jax.Array` (`Quantised` where rounded), blocks stacked over L.
 
     Raises:
         UserError: the folder, a file or a tensor is missing, cut short, misshapen or not known.
@@ -94,7 +103,9 @@ def load_params(
     with ThreadPoolExecutor(_READERS) as readers:
         for row in base_rows(spec):
             sharding = shardings if shared else get_leaf(shardings, row.path)
-            leaf = _load_leaf(row, index, spec, np.dtype(dtype), sharding, readers)
+            leaf: Any = _load_leaf(row, index, spec, np.dtype(dtype), sharding, readers)
+            if quantize != "none" and row in TARGETS.values():
+                leaf = quantise_on(leaf, quantize, input_axes(row), sharding)
             set_leaf(params, row.path, leaf)
     return params
 
@@ -111,6 +122,10 @@ def fingerprint(path: str | Path, revision: str | None = None) -> str:
     facts = dataclasses.asdict(spec)
     for key in ("bos_id", "eos_ids", "pad_id", "max_position"):
         del facts[key]
+    # A fact that a family lacks is not told: new facts leave the digests of old models alone.
+    for field in dataclasses.fields(spec):
+        if field.default is not dataclasses.MISSING and facts[field.name] == field.default:
+            del facts[field.name]
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
     for name in _expected_names(spec):
         tensor = index[name]

@@ -34,11 +34,11 @@ class Row:
     path: Path  # ours; leaves under 'blocks' are stacked over L on a leading axis
     hf: str  # {layer} counts from 0
     axes: str  # 'HF letters -> our letters' of one layer; (N H) is one axis holding both
-    where: tuple[str, bool] | None = None  # only in models whose spec has this flag at this value
+    where: tuple[str, tuple] | None = None  # a field of the spec, and the values that bring it
 
     def exists(self, spec: ModelSpec) -> bool:
         """Whether this model has such a tensor."""
-        return self.where is None or getattr(spec, self.where[0]) == self.where[1]
+        return self.where is None or getattr(spec, self.where[0]) in self.where[1]
 
     @property
     def stacked(self) -> bool:
@@ -78,10 +78,19 @@ class Row:
 
 
 # One line per tensor kind of a block: our path under 'blocks', the HF name under
-# 'model.layers.{layer}.', the axes, and for biases the spec's flag that brings them.
+# 'model.layers.{layer}.', the axes, and what brings it where not every model has it: a flag of the
+# spec, or a field and its values. Norms leave out 'scale' and 'weight'. One HF name may be two
+# norms: Llama's post_attention_layernorm stands before the MLP, Gemma's behind attention.
 # fmt: off
-_BLOCK = (
-    ("attention_norm/scale",  "input_layernorm.weight",          "D -> D"),
+_ATTENTION_NORMS = (
+    ("attention_norm",         "input_layernorm",            "D -> D",       "norms=before around"),
+    ("attention_post_norm",    "post_attention_layernorm",   "D -> D",       "norms=after around"),
+    ("attention/q_head_norm",  "self_attn.q_norm",           "H -> H",       "qk_norm=head"),
+    ("attention/k_head_norm",  "self_attn.k_norm",           "H -> H",       "qk_norm=head"),
+    ("attention/q_whole_norm", "self_attn.q_norm",           "(N H) -> N H", "qk_norm=whole"),
+    ("attention/k_whole_norm", "self_attn.k_norm",           "(K H) -> K H", "qk_norm=whole"),
+)
+_ATTENTION = (
     ("attention/q/kernel",    "self_attn.q_proj.weight",         "(N H) D -> D N H"),
     ("attention/k/kernel",    "self_attn.k_proj.weight",         "(K H) D -> D K H"),
     ("attention/v/kernel",    "self_attn.v_proj.weight",         "(K H) D -> D K H"),
@@ -90,7 +99,13 @@ _BLOCK = (
     ("attention/k/bias",      "self_attn.k_proj.bias",           "(K H) -> K H",  "qkv_bias"),
     ("attention/v/bias",      "self_attn.v_proj.bias",           "(K H) -> K H",  "qkv_bias"),
     ("attention/o/bias",      "self_attn.o_proj.bias",           "D -> D",        "o_bias"),
-    ("mlp_norm/scale",        "post_attention_layernorm.weight", "D -> D"),
+)
+_MLP_NORMS = (
+    ("mlp_norm",               "post_attention_layernorm",   "D -> D",       "norms=before"),
+    ("mlp_norm",               "pre_feedforward_layernorm",  "D -> D",       "norms=around"),
+    ("mlp_post_norm",          "post_feedforward_layernorm", "D -> D",       "norms=after around"),
+)
+_MLP = (
     ("mlp/gate/kernel",       "mlp.gate_proj.weight",            "F D -> D F"),
     ("mlp/up/kernel",         "mlp.up_proj.weight",              "F D -> D F"),
     ("mlp/down/kernel",       "mlp.down_proj.weight",            "D F -> F D"),
@@ -100,19 +115,26 @@ _BLOCK = (
 )
 # fmt: on
 
+
+def _row(path: str, name: str, axes: str, where: str = "") -> Row:
+    field, _, values = where.partition("=")
+    condition = (field, tuple(values.split()) or (True,)) if field else None
+    return Row(("blocks", *path.split("/")), "model.layers.{layer}." + name, axes, condition)
+
+
+def _norm(path: str, name: str, axes: str, where: str) -> Row:
+    return _row(path + "/scale", name + ".weight", axes, where)
+
+
+# In this order a base's fingerprint reads its tensors.
 BASE = (
     Row(("embed",), "model.embed_tokens.weight", "V D -> V D"),
-    *(
-        Row(
-            ("blocks", *path.split("/")),
-            "model.layers.{layer}." + name,
-            axes,
-            (flag[0], True) if flag else None,
-        )
-        for path, name, axes, *flag in _BLOCK
-    ),
+    *(_norm(*line) for line in _ATTENTION_NORMS),
+    *(_row(*line) for line in _ATTENTION),
+    *(_norm(*line) for line in _MLP_NORMS),
+    *(_row(*line) for line in _MLP),
     Row(("norm", "scale"), "model.norm.weight", "D -> D"),
-    Row(("head",), "lm_head.weight", "V D -> V D", ("tied", False)),
+    Row(("head",), "lm_head.weight", "V D -> V D", ("tied", (False,))),
 )
 
 # What an adapter may sit beside: our short name -> the row of that kernel.
@@ -148,6 +170,12 @@ def adapter_rows(target: str) -> tuple[Row, Row]:
     a = Row((*module, "a"), stem + ".lora_A.weight", f"R {_axis(ins)} -> {' '.join(ins)} R")
     b = Row((*module, "b"), stem + ".lora_B.weight", f"{_axis(outs)} R -> R {' '.join(outs)}")
     return a, b
+
+
+def input_axes(row: Row) -> int:
+    """How many axes of a kernel are its inputs: 2 of `o` [N, H, D], 1 of the others."""
+    (_, ins), _ = row._layout
+    return len(ins)
 
 
 def peft_module(target: str) -> str:

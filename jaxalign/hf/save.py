@@ -1,62 +1,44 @@
-"""Folders that PyTorch reads: a base or merged model, and a PEFT adapter, there and back.
+"""A folder that PyTorch reads: a base, fully trained or merged model.
 
 Every save is atomic (a folder is complete or absent) and is called by all processes: each helps to
 gather the arrays, process 0 writes. The others return before it is done; who reads the folder next
-waits at a barrier of its own.
+waits at a barrier of its own. The host holds one tensor at a time besides the parameters. Adapters
+have a room of their own: `jaxalign.hf.peft`.
 
     save_base('out/model', params, spec, tokenizer_from='models/llama')
-    save_peft('out/adapter', lora, spec, Lora(r=8, targets=('q', 'v')), base_name='models/llama')
-    lora, adapter = load_peft('out/adapter', spec)
-    save_peft('copy', lora, spec, adapter)
+    tensors = merged_tensors('models/llama', spec, lora, adapter)    # nothing is read yet
+    write_model('out/merged', tensors, config_json)                  # read, added, written by turns
 """
 
 from __future__ import annotations
 
-import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from safetensors.numpy import save_file
 
-from jaxalign.adapters.lora import Lora
-from jaxalign.errors import UserError
-from jaxalign.hf.files import (
-    DTYPES,
-    StoredTensor,
-    atomic_folder,
-    locate,
-    open_index,
-    read_json,
-    write_json,
-)
-from jaxalign.hf.names import (
-    TARGETS,
-    Row,
-    adapter_rows,
-    base_rows,
-    get_leaf,
-    peft_module,
-    set_leaf,
-    sizes,
-)
+from jaxalign.adapters.lora import Lora, merge
+from jaxalign.hf.files import StoredTensor, atomic_folder, locate, open_index, write_json
+from jaxalign.hf.names import TARGETS, Row, base_rows, get_leaf, set_leaf, sizes
+from jaxalign.hf.stream import METADATA as METADATA
+from jaxalign.hf.stream import SHARD_BYTES, Pending, write_shards
 from jaxalign.model.spec import ModelSpec
 
-# Transformers refuses a file that does not say which framework it is for.
-_METADATA = {"format": "pt"}
-_TOKENIZER_FILES = (
+TOKENIZER_FILES = (
     "tokenizer*",
     "special_tokens_map.json",
     "added_tokens.json",
     "vocab.*",
     "merges.txt",
     "chat_template*",
-    "generation_config.json",
 )
+GENERATION_FILE = "generation_config.json"
 
 
 def save_base(
@@ -64,14 +46,14 @@ def save_base(
     params: Mapping[str, Any],
     spec: ModelSpec,
     *,
-    max_shard_bytes: int = 5_000_000_000,
+    max_shard_bytes: int = SHARD_BYTES,
     tokenizer_from: str | Path | None = None,
 ) -> None:
     """Write a model that transformers and vLLM load: config.json and safetensors.
 
     Args:
         folder: appears when everything is written; an older model there is replaced.
-        params: the parameter tree; leaves keep their dtype. The host holds one shard at a time.
+        params: the parameter tree; leaves keep their dtype.
         spec: the facts for config.json.
         max_shard_bytes: a new file begins where the next tensor would pass this.
         tokenizer_from: a folder whose tokenizer and generation settings are copied along.
@@ -79,156 +61,180 @@ def save_base(
     Raises:
         UserError: `folder` holds something that is not a model.
     """
-    size = sizes(spec)
-    shards = _plan_shards(params, spec, max_shard_bytes)
-    with _writing(folder, "config.json") as target:
-        weight_map: dict[str, str] = {}
-        total = 0
-        for number, shard in enumerate(shards, 1):
-            of_all = f"-{number:05d}-of-{len(shards):05d}" if len(shards) > 1 else ""
-            file = f"model{of_all}.safetensors"
-            tensors = {
-                row.name(layer): row.to_hf(_to_host(_one(row, params, layer)), size)
-                for row, layer in shard
-            }
-            weight_map |= dict.fromkeys(tensors, file)
-            total += sum(tensor.nbytes for tensor in tensors.values())
-            if target:
-                save_file(tensors, target / file, metadata=_METADATA)
+    # Transformers 4 knows only this name of it; 5 reads it too.
+    config = spec.to_hf() | {"torch_dtype": np.dtype(params["embed"].dtype).name}
+    write_model(
+        folder,
+        tree_tensors(params, spec),
+        config,
+        max_shard_bytes=max_shard_bytes,
+        tokenizer_from=tokenizer_from,
+    )
+
+
+def write_model(
+    folder: str | Path,
+    tensors: Sequence[Pending],
+    config: Mapping[str, Any],
+    *,
+    max_shard_bytes: int = SHARD_BYTES,
+    tokenizer_from: str | Path | None = None,
+) -> None:
+    """Write a model whose tensors are made one after the other.
+
+    Args:
+        folder: appears when everything is written; an older model there is replaced.
+        tensors: what the model consists of, under the names of Hugging Face.
+        config: the content of config.json.
+        max_shard_bytes: a new file begins where the next tensor would pass this.
+        tokenizer_from: a folder whose tokenizer and generation settings are copied along.
+
+    Raises:
+        UserError: `folder` holds something that is not a model.
+    """
+    with writing(folder, "config.json") as target:
+        write_shards(target, tensors, max_shard_bytes)
         if not target:
             return
-        if len(shards) > 1:
-            index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-            write_json(target / "model.safetensors.index.json", index)
-        # Transformers 4 knows only this name; 5 reads it too.
-        dtype = np.dtype(params["embed"].dtype).name
-        write_json(target / "config.json", spec.to_hf() | {"torch_dtype": dtype})
+        write_json(target / "config.json", dict(config))
         if tokenizer_from:
-            _copy_tokenizer(locate(tokenizer_from), target)
+            source = locate(tokenizer_from)
+            copy_files(source, target, (*TOKENIZER_FILES, GENERATION_FILE))
 
 
-def save_peft(
-    folder: str | Path,
-    lora: Mapping[str, Any],
+def tree_tensors(
+    params: Mapping[str, Any], spec: ModelSpec, dtype: Any = None, order: str = "blocks"
+) -> list[Pending]:
+    """The tensors of a parameter tree.
+
+    Args:
+        params: leaves are arrays, on a mesh or not, or anything with `shape`, `dtype` and, where
+            stacked, `[layer]`.
+        spec: the model's facts.
+        dtype: of every tensor; None keeps each leaf's.
+        order: blocks (embeddings, block after block, norm and head), or leaves (all blocks of one
+            leaf together, for leaves that are read when they are asked for).
+
+    Raises:
+        ValueError: the tree does not have the shapes of this model.
+    """
+    size = sizes(spec)
+    found = []
+    for row, layer in _places(spec, order):
+        leaf = checked_leaf(row, params, size)
+        kind = np.dtype(leaf.dtype if dtype is None else dtype)
+        make = partial(_tensor_of, row, params, layer, size, kind)
+        found.append(Pending(row.name(layer), row.hf_shape(size), kind, make))
+    return found
+
+
+def merged_tensors(
+    base: str | Path,
     spec: ModelSpec,
+    lora: Mapping[str, Any],
     adapter: Lora,
-    *,
-    base_name: str = "",
-    texts: Mapping[str, str] | None = None,
-) -> None:
-    """Write an adapter that PEFT and vLLM load: adapter_config.json and adapter_model.safetensors.
+    dtype: Any = None,
+    revision: str | None = None,
+) -> list[Pending]:
+    """The tensors of a base with an adapter added, read from the base's files one by one.
+
+    W + s A B is formed in float32 and rounded once. What no adapter sits beside is copied as it is.
 
     Args:
-        folder: appears when everything is written; an older adapter there is replaced.
-        lora: the adapter tree, leaves stacked over all L blocks; stored as float32.
+        base: folder or hub name; what `jaxalign.hf.load.fingerprint` checks is taken for granted.
         spec: the base's facts.
-        adapter: what the tree is; only the tensors of its `layers` are stored.
-        base_name: folder or hub name of the base, for whoever loads the adapter.
-        texts: more files to write in the same step (name to content), such as a model card.
-
-    Raises:
-        UserError: `folder` holds something that is not an adapter.
-        ValueError: the tree does not have the targets or shapes that `adapter` says.
-    """
-    blocks = adapter.layers or tuple(range(1, spec.layers + 1))
-    size = sizes(spec, adapter.r)
-    tensors = {}
-    for target in adapter.targets:
-        for row in adapter_rows(target):
-            leaf = _checked_leaf(row, lora, size)
-            stacked = _to_host(leaf).astype(np.float32)
-            for block in blocks:
-                tensors[row.name(block - 1)] = row.to_hf(stacked[block - 1], size)
-    if len(tensors) != len(jax.tree.leaves(lora)) * len(blocks):
-        raise ValueError(f"the adapter tree has more than the targets {adapter.targets}")
-    config = {
-        "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": base_name,
-        "r": adapter.r,
-        # PEFT and vLLM type it as a whole number.
-        "lora_alpha": int(adapter.alpha) if adapter.alpha == int(adapter.alpha) else adapter.alpha,
-        "lora_dropout": adapter.dropout,
-        "target_modules": [peft_module(target) for target in adapter.targets],
-        # PEFT and HF count from 0.
-        "layers_to_transform": None if len(blocks) == spec.layers else [b - 1 for b in blocks],
-        "use_rslora": adapter.rank_stabilised,
-        "use_dora": False,
-        "bias": "none",
-        "fan_in_fan_out": False,
-        "init_lora_weights": True,
-        "inference_mode": True,
-        "modules_to_save": None,
-    }
-    with _writing(folder, "adapter_config.json") as target_folder:
-        if target_folder:
-            save_file(tensors, target_folder / "adapter_model.safetensors", metadata=_METADATA)
-            write_json(target_folder / "adapter_config.json", config)
-            for name, content in (texts or {}).items():
-                (target_folder / name).write_text(content, encoding="utf-8")
-
-
-def load_peft(
-    folder: str | Path, spec: ModelSpec, revision: str | None = None
-) -> tuple[dict[str, Any], Lora]:
-    """The adapter tree (NumPy float32, zero in blocks without adapter) and what it is.
-
-    Args:
-        folder: a PEFT folder, or a hub name.
-        spec: the base it will sit on.
+        lora: the adapter tree, NumPy or on this host's devices.
+        adapter: what the tree is.
+        dtype: of every tensor; None keeps each tensor's own.
         revision: hub branch, tag or commit.
-
-    Raises:
-        UserError: not a plain LoRA, not for this base, incomplete, or not finite.
     """
-    folder = locate(folder, revision)
-    file = folder / "adapter_config.json"
-    config = read_json(file)
-    _refuse_variants(file, config)
-    index = open_index(folder, "adapter_model")
-    rank = config.get("r")
-    if not isinstance(rank, int) or rank < 1:
-        raise UserError(f"{file}: r should be a positive whole number, found {rank!r}")
-    targets, layers = _find_modules(folder, index, spec)
-    _compare_with_config(file, config, targets, layers)
-    lora: dict[str, Any] = {}
-    size = sizes(spec, rank)
-    for target in targets:
-        for row in adapter_rows(target):
-            stacked = np.zeros(row.shape(size), np.float32)
-            for block in layers:
-                tensor = _read_factor(row, block, index, size)
-                stacked[block - 1] = row.to_ours(tensor, size)
-            set_leaf(lora, row.path, stacked)
-    adapter = Lora(
-        r=rank,
-        alpha=float(config.get("lora_alpha", 8)),
-        dropout=float(config.get("lora_dropout") or 0.0),
-        targets=targets,
-        layers=layers if len(layers) < spec.layers else (),
-        rank_stabilised=bool(config.get("use_rslora")),
-    )
-    return lora, adapter
+    index = open_index(locate(base, revision), "model")
+    size = sizes(spec)
+    adapted = adapter.table(spec.layers)
+    target_of = {TARGETS[target].path: target for target in adapter.targets}
+    found = []
+    for row, layer in _places(spec, "blocks"):
+        stored = index[row.name(layer)]
+        kind = np.dtype(stored.dtype if dtype is None else dtype)
+        target = target_of.get(row.path, "")
+        if (target, layer + 1) in adapted:
+            alone = Lora.of_table(
+                {(target, 1): adapted[target, layer + 1]},
+                1,
+                rank_stabilised=adapter.rank_stabilised,
+                dora=adapter.dora,
+            )
+            make = partial(_merged_tensor, row, stored, size, kind, lora, alone, layer)
+        else:
+            make = partial(_copied_tensor, stored, kind)
+        found.append(Pending(row.name(layer), row.hf_shape(size), kind, make))
+    return found
 
 
-# --- writing ------------------------------------------------------------------------------------
+def assemble(tensors: Sequence[Pending], spec: ModelSpec) -> dict[str, Any]:
+    """The parameter tree (NumPy) of these tensors: the model in memory, in the dtype they have."""
+    size = sizes(spec)
+    pending = {tensor.name: tensor for tensor in tensors}
+    tree: dict[str, Any] = {}
+    for row in base_rows(spec):
+        if not row.stacked:
+            set_leaf(tree, row.path, row.to_ours(pending[row.name()].make(), size).copy())
+            continue
+        leaf = np.empty(row.shape(size), pending[row.name(0)].dtype)
+        for layer in range(spec.layers):
+            leaf[layer] = row.to_ours(pending[row.name(layer)].make(), size)
+        set_leaf(tree, row.path, leaf)
+    return tree
 
 
 @contextmanager
-def _writing(folder: str | Path, marker: str) -> Iterator[Path | None]:
+def writing(folder: str | Path, marker: str) -> Iterator[Path | None]:
     """The folder to write into on process 0, None elsewhere."""
     first = jax.process_index() == 0
     with atomic_folder(Path(folder), marker) if first else nullcontext() as target:
         yield target
 
 
-def _to_host(array: Any) -> np.ndarray:
+def to_host(array: Any) -> np.ndarray:
+    """The whole array as NumPy, on every process; called by all."""
     whole = not isinstance(array, jax.Array) or array.is_fully_addressable
     if whole or array.is_fully_replicated:
         return np.asarray(array)
     from jax.experimental import multihost_utils
 
     return np.asarray(multihost_utils.process_allgather(array, tiled=True))
+
+
+def checked_leaf(row: Row, tree: Mapping[str, Any], size: Mapping[str, int]) -> Any:
+    """The leaf of a row; ValueError where its shape is not the row's."""
+    leaf = get_leaf(tree, row.path)
+    if leaf.shape != row.shape(size):
+        raise ValueError(f"{'/'.join(row.path)} is {leaf.shape}, expected {row.shape(size)}")
+    return leaf
+
+
+def copy_files(source: Path, target: Path, patterns: Sequence[str]) -> None:
+    """The files of a folder that match, copied without their permissions."""
+    for pattern in patterns:
+        for file in source.glob(pattern):
+            if file.is_file():
+                shutil.copyfile(file, target / file.name)
+
+
+def _places(spec: ModelSpec, order: str) -> list[tuple[Row, int]]:
+    """Every tensor of a model as its row and its layer, in the order of writing."""
+    rows = base_rows(spec)
+    if order == "leaves":
+        return [(row, i) for row in rows for i in range(spec.layers if row.stacked else 1)]
+    blocks = [(row, layer) for layer in range(spec.layers) for row in rows if row.stacked]
+    ends = [(row, 0) for row in rows if not row.stacked]
+    return ends[:1] + blocks + ends[1:]
+
+
+def _tensor_of(
+    row: Row, params: Mapping[str, Any], layer: int, size: Mapping[str, int], dtype: np.dtype
+) -> np.ndarray:
+    return row.to_hf(_as(to_host(_one(row, params, layer)), dtype), size)
 
 
 def _one(row: Row, params: Mapping[str, Any], layer: int) -> Any:
@@ -241,168 +247,33 @@ def _one(row: Row, params: Mapping[str, Any], layer: int) -> Any:
     return leaf[layer]
 
 
-def _checked_leaf(row: Row, tree: Mapping[str, Any], size: Mapping[str, int]) -> Any:
-    leaf = get_leaf(tree, row.path)
-    if leaf.shape != row.shape(size):
-        raise ValueError(f"{'/'.join(row.path)} is {leaf.shape}, expected {row.shape(size)}")
-    return leaf
+def _as(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    # What a narrow dtype cannot hold becomes infinite, which `finite` tells better than a warning.
+    with np.errstate(over="ignore"):
+        return array.astype(dtype, copy=False)
 
 
-def _plan_shards(
-    params: Mapping[str, Any], spec: ModelSpec, max_shard_bytes: int
-) -> list[list[tuple[Row, int]]]:
-    """Which tensors go into which file: embeddings, block after block, norm and head."""
-    size = sizes(spec)
-    rows = base_rows(spec)
-    blocks = [(row, layer) for layer in range(spec.layers) for row in rows if row.stacked]
-    ends = [(row, 0) for row in rows if not row.stacked]
-    shards: list[list[tuple[Row, int]]] = [[]]
-    filled = 0
-    for row, layer in ends[:1] + blocks + ends[1:]:
-        leaf = _checked_leaf(row, params, size)
-        nbytes = leaf.nbytes // (spec.layers if row.stacked else 1)
-        if shards[-1] and filled + nbytes > max_shard_bytes:
-            shards.append([])
-            filled = 0
-        shards[-1].append((row, layer))
-        filled += nbytes
-    return shards
+def _copied_tensor(stored: StoredTensor, dtype: np.dtype) -> np.ndarray:
+    return _as(stored.view(), dtype)
 
 
-def _copy_tokenizer(source: Path, target: Path) -> None:
-    for pattern in _TOKENIZER_FILES:
-        for file in source.glob(pattern):
-            shutil.copy2(file, target / file.name)
-
-
-# --- reading an adapter -------------------------------------------------------------------------
-
-# Settings that change what the tensors mean. Absent or empty, they are plain LoRA.
-_VARIANTS = (
-    "use_dora",
-    "rank_pattern",
-    "alpha_pattern",
-    "modules_to_save",
-    "lora_bias",
-    "fan_in_fan_out",
-    "layer_replication",
-    "trainable_token_indices",
-    "target_parameters",
-    "use_qalora",
-    "use_bdlora",
-    "alora_invocation_tokens",
-    "arrow_config",
-    "kasa_config",
-    "monteclora_config",
-    "velora_config",
-)
-# Initialisations that leave the base as it is; others (PiSSA, OLoRA, LoftQ, ...) move a part of the
-# base into the adapter, which then fits only that altered base.
-_INITS = (None, True, False, "gaussian", "eva", "orthogonal")
-
-
-def _refuse_variants(file: Path, config: Mapping[str, Any]) -> None:
-    if config.get("peft_type") != "LORA":
-        raise UserError(
-            f"{file}: peft_type {config.get('peft_type')!r} is not supported; supported: LORA"
-        )
-    refused = {key: config[key] for key in _VARIANTS if config.get(key)}
-    if config.get("bias") not in (None, "none"):
-        refused["bias"] = config["bias"]
-    if config.get("init_lora_weights") not in _INITS:
-        refused["init_lora_weights"] = config["init_lora_weights"]
-    if refused:
-        settings = ", ".join(f"{key}={value!r}" for key, value in refused.items())
-        raise UserError(
-            f"{file}: {settings} is not supported; only plain LoRA is (merge the adapter into its "
-            "base in PEFT and give the merged model instead)"
-        )
-
-
-def _find_modules(
-    folder: Path, index: Mapping[str, StoredTensor], spec: ModelSpec
-) -> tuple[tuple[str, ...], tuple[int, ...]]:
-    """The targets and the blocks (from 1) that have tensors: both factors, everywhere the same."""
-    known = {
-        row.name(layer): (target, layer + 1)
-        for target in TARGETS
-        for row in adapter_rows(target)
-        for layer in range(spec.layers)
-    }
-    for name, tensor in index.items():
-        if name not in known:
-            raise _unknown_tensor(name, tensor, spec)
-    if not index:
-        raise UserError(f"{folder}: the adapter holds no tensors")
-    found = {known[name] for name in index}
-    targets = tuple(target for target in TARGETS if any(target == one for one, _ in found))
-    layers = tuple(sorted({layer for _, layer in found}))
-    for target in targets:
-        for row in adapter_rows(target):
-            for layer in layers:
-                if row.name(layer - 1) not in index:
-                    raise UserError(
-                        f"{folder}: tensor {row.name(layer - 1)} is missing; an adapter needs both "
-                        "factors of every adapted projection, in every adapted layer"
-                    )
-    return targets, layers
-
-
-def _unknown_tensor(name: str, tensor: StoredTensor, spec: ModelSpec) -> UserError:
-    layer = re.search(r"\.layers\.(\d+)\.", name)
-    if layer and int(layer[1]) >= spec.layers:
-        return UserError(
-            f"{tensor.file}: tensor {name} is for layer {layer[1]} (from 0), but this base has "
-            f"{spec.layers} layers; the adapter was trained on another base"
-        )
-    modules = ", ".join(peft_module(target) for target in TARGETS)
-    return UserError(
-        f"{tensor.file}: tensor {name} has no place in this base; supported are lora_A and lora_B "
-        f"under base_model.model.model.layers.N. of {modules}"
-    )
-
-
-def _compare_with_config(
-    file: Path, config: Mapping[str, Any], targets: tuple[str, ...], layers: tuple[int, ...]
-) -> None:
-    named = config.get("target_modules")
-    if isinstance(named, list):  # a string is a pattern or 'all-linear': the tensors tell
-        for target in TARGETS:
-            if peft_module(target) in named and target not in targets:
-                raise UserError(
-                    f"{file}: target_modules names {peft_module(target)}, but the adapter holds no "
-                    "tensors for it; the file is incomplete"
-                )
-    chosen = config.get("layers_to_transform")
-    if chosen is None:
-        return
-    chosen = [chosen] if isinstance(chosen, int) else chosen
-    if {layer + 1 for layer in chosen} != set(layers):
-        raise UserError(
-            f"{file}: layers_to_transform is {sorted(chosen)}, but the adapter holds tensors for "
-            f"layers {[layer - 1 for layer in layers]}; the two files do not belong together"
-        )
-
-
-def _read_factor(
-    row: Row, block: int, index: Mapping[str, StoredTensor], size: Mapping[str, int]
+def _merged_tensor(
+    row: Row,
+    stored: StoredTensor,
+    size: Mapping[str, int],
+    dtype: np.dtype,
+    lora: Mapping[str, Any],
+    adapter: Lora,
+    layer: int,
 ) -> np.ndarray:
-    name = row.name(block - 1)
-    stored, shape = index[name], row.hf_shape(size)
-    if stored.shape != shape:
-        raise UserError(
-            f"{stored.file}: tensor {name} has shape {list(stored.shape)}, but r={size['R']} and "
-            f"this base ask for {list(shape)}; the adapter was trained on another base or rank"
-        )
-    if stored.dtype_name not in DTYPES:
-        raise UserError(
-            f"{stored.file}: tensor {name} is stored as {stored.dtype_name}; supported: "
-            f"{', '.join(DTYPES)}"
-        )
-    tensor = stored.view().astype(np.float32)
-    if not np.isfinite(tensor).all():
-        raise UserError(
-            f"{stored.file}: tensor {name} holds NaN or infinity; the training that wrote it "
-            "diverged, take an earlier checkpoint"
-        )
-    return tensor
+    """One kernel merged by the one `merge` there is, as a model of one block and one projection."""
+    part, name = row.path[1:3]
+    kernel = row.to_ours(stored.view(), size)[None].astype(np.float32)  # [1, in, out]
+    factors = {key: leaf[layer : layer + 1] for key, leaf in lora["blocks"][part][name].items()}
+    merged = merge(
+        {"blocks": {part: {name: {"kernel": jnp.asarray(kernel)}}}},
+        {"blocks": {part: {name: factors}}},
+        adapter,
+    )
+    kernel = np.asarray(merged["blocks"][part][name]["kernel"])[0]
+    return row.to_hf(_as(kernel, dtype), size)

@@ -1,9 +1,11 @@
 """Attention behind one signature: who sees whom, and how it is computed.
 
 A query sees the keys of its own segment up to its own place. Rows that are only padded on the
-right need no segments: no real token ever looks right, so causality alone is exact.
+right need no segments: no real token ever looks right, so causality alone is exact. A layer with a
+window sees only the latest of them.
 
     mask = causal(T, segments)                     # [B or 1, T, T] bool
+    mask &= near(places, places, window=512)
     y = attend(q, k, v, mask, backend='auto')      # [B, T, N, H]
 """
 
@@ -14,6 +16,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
+from jaxalign.errors import UserError
 from jaxalign.sharding import Array
 
 
@@ -31,28 +34,57 @@ def causal(length: int, segments: Array | None = None) -> jax.Array:
     return before & (segments[:, :, None] == segments[:, None, :])
 
 
+def near(queries: Array, keys: Array, window: Array | int) -> jax.Array:
+    """Whether a key lies less than `window` places before a query, [B or 1, T, S] bool.
+
+    Args:
+      queries: [B or 1, T] int, their places in the text.
+      keys: [B or 1, S] int.
+      window: tokens a query sees, its own included.
+    """
+    return jnp.asarray(queries[:, :, None] - keys[:, None, :] < window)
+
+
+def soft_cap(x: jax.Array, cap: float) -> jax.Array:
+    """cap · tanh(x / cap), which stays within ±cap (Gemma 2, section 2.2); `x` where cap is 0."""
+    return cap * jnp.tanh(x / cap) if cap else x
+
+
 def attend(
     q: jax.Array,  # [B, T, N, H]
     k: jax.Array,  # [B, S, K, H]
     v: jax.Array,  # [B, S, K, H]
     mask: jax.Array,  # [B or 1, T, S] bool
     backend: str = "auto",
+    scale: float | None = None,
+    cap: float = 0.0,
 ) -> jax.Array:  # [B, T, N, H]
-    """Softmax attention with grouped heads, scaled by 1/sqrt(H); softmax in float32."""
-    return BACKENDS[backend](q, k, v, mask)
+    """Softmax attention with grouped heads; softmax in float32.
+
+    Args:
+      scale: of the scores; None: 1/sqrt(H).
+      cap: of the scores, see `soft_cap`.
+
+    Raises:
+      UserError: a backend that cannot cap them.
+    """
+    return BACKENDS[backend](q, k, v, mask, q.shape[-1] ** -0.5 if scale is None else scale, cap)
 
 
 # The backward pass computes the [T, S] scores again instead of keeping them for every layer.
-@partial(jax.checkpoint, prevent_cse=False)
-def _reference(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
+@partial(jax.checkpoint, prevent_cse=False, static_argnums=(4, 5))
+def _reference(
+    q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array, scale: float, cap: float
+) -> jax.Array:
     batch, length, heads, width = q.shape
     groups = k.shape[2]
     # Heads are moved in front here, where arrays are [.., H] wide; the [T, S] scores never move.
-    q = q.reshape(batch, length, groups, -1, width) * width**-0.5
+    q = q.reshape(batch, length, groups, -1, width) * scale
     q = q.transpose(0, 2, 3, 1, 4).reshape(batch, groups, -1, width)  # [B, K, G·T, H]
     k, v = k.swapaxes(1, 2), v.swapaxes(1, 2)  # [B, K, S, H]
     scores = jnp.einsum("BKQH,BKSH->BKQS", q, k, preferred_element_type=jnp.float32)
     scores = scores.reshape(batch, groups, -1, length, k.shape[2])  # [B, K, G, T, S]
+    scores = soft_cap(scores, cap)
     scores = jnp.where(mask[:, None, None], scores, jnp.finfo(jnp.float32).min)
     weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
     weights = weights.reshape(batch, groups, -1, k.shape[2])  # [B, K, G·T, S]
@@ -61,8 +93,14 @@ def _reference(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax
     return out.reshape(batch, length, heads, width)
 
 
-def _xla(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
-    return jax.nn.dot_product_attention(q, k, v, mask=mask[:, None])
+def _xla(
+    q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array, scale: float, cap: float
+) -> jax.Array:
+    if cap:
+        raise UserError(
+            "model.attention=xla cannot cap the scores of attention, as this model does; use auto"
+        )
+    return jax.nn.dot_product_attention(q, k, v, mask=mask[:, None], scale=scale)
 
 
 BACKENDS = {"auto": _reference, "reference": _reference, "xla": _xla}

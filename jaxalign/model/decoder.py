@@ -20,9 +20,10 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from jaxalign.adapters.lora import Lora
-from jaxalign.model.attention import causal
-from jaxalign.model.layers import Block, Cache, Context, pool, rms_norm, rotary
+from jaxalign.adapters.lora import Lora, per_block
+from jaxalign.model.attention import causal, near, soft_cap
+from jaxalign.model.layers import Block, Cache, Context, pool, rms_norm
+from jaxalign.model.rotary import rotary
 from jaxalign.model.spec import ModelSpec, check_tap
 from jaxalign.sharding import Array, constrain
 
@@ -31,6 +32,7 @@ REMAT = {
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     "full": jax.checkpoint_policies.nothing_saveable,
 }
+EVERYTHING = 1 << 30  # a window that no text fills
 
 
 @flax.struct.dataclass
@@ -65,13 +67,14 @@ class Decoder:
         """Random weights, N(0, 0.02): for tests, benchmarks and pre-training."""
         spec = self.spec
         x = jnp.zeros((1, 2, spec.dim), dtype)
-        context = self._context(jnp.arange(2)[None], causal(2), None)
+        place = jnp.arange(2)[None]
+        context = self._own(self._context(place, causal(2), places=(place, place)), 0)
         block = Block(spec, None, "reference")
         keys = jax.random.split(key, spec.layers + 2)
         params = {
             "embed": 0.02 * jax.random.normal(keys[0], (spec.vocab, spec.dim)),
             "blocks": jax.vmap(lambda k: block.init(k, x, context)["params"])(keys[2:]),
-            "norm": {"scale": jnp.ones(spec.dim)},
+            "norm": {"scale": jnp.full(spec.dim, 1.0 - spec.norm_offset)},
         }
         if not spec.tied:
             params["head"] = 0.02 * jax.random.normal(keys[1], (spec.vocab, spec.dim))
@@ -96,8 +99,9 @@ class Decoder:
         A tap k is the output of block k, before any final norm; 0 is the embeddings.
 
         Args:
-          sows: `pooled` for pooled vectors, `states` for whole states (parity tests only: they
-            hold every layer's [B, T, D]).
+          sows: `pooled` for pooled vectors, `neurons` for the activations of the feed-forward
+            gates pooled likewise ([P, B, F]; no tap 0), `states` for whole states (parity tests
+            only: they hold every layer's [B, T, D]).
           dropout: key for the adapter's dropout; None turns it off.
 
         Raises:
@@ -108,10 +112,14 @@ class Decoder:
             check_tap(spec, tap)
         if any(tap > last for tap in taps):
             raise ValueError(f"taps {taps} lie above stop={last}")
-        place = jnp.arange(tokens.shape[1])[None] if positions is None else positions
-        weights = pool_weights if taps else None
-        context = self._context(place, causal(tokens.shape[1], segments), weights)
-        x = constrain(params["embed"][tokens], "B T D")
+        place = jnp.arange(tokens.shape[1])[None]
+        context = self._context(
+            place if positions is None else positions,
+            causal(tokens.shape[1], segments),
+            pool_weights if taps else None,
+            places=(place, place),  # in one segment as far apart as positions
+        )
+        x = self.embed(params, tokens)
         pooled = {0: _expose(x, context, sows)} if 0 in taps else {}
         block = Block(spec, self.adapter, self.attention, sows if taps else "pooled")
 
@@ -121,23 +129,33 @@ class Decoder:
                 weights = jax.tree.map(lambda w: _layer(w, index), params["blocks"])
             variables = {"params": weights, "lora": adapter or {}}
             keys = None if dropout is None else {"dropout": jax.random.fold_in(dropout, index)}
-            (x, _), sown = block.apply(variables, x, context, rngs=keys, mutable=["intermediates"])
-            return x, sown.get("intermediates", {}).get(sows)
+            own = self._own(context, index)
+            (x, _), sown = block.apply(variables, x, own, rngs=keys, mutable=["intermediates"])
+            sown = sown.get("intermediates", {})
+            return x, (sown.get("mlp", {}) if sows == "neurons" else sown).get(sows)
 
         if self.remat != "none":
             body = jax.checkpoint(body, policy=REMAT[self.remat], prevent_cse=False)
         layers = (
             jnp.arange(last),
             jax.tree.map(lambda w: w[:last], params["blocks"]) if self.train_base else None,
-            jax.tree.map(lambda w: w[:last], lora["blocks"]) if lora else None,
+            per_block(self.adapter, params, lora, last) if lora else None,
         )
         x, sown = jax.lax.scan(body, x, layers)
         pooled |= {tap: sown[tap - 1] for tap in taps if tap > 0}
         return Output(self.final_norm(params, x) if stop is None else None, pooled)
 
+    def embed(self, params: dict, tokens: Array) -> jax.Array:
+        """[B, T, D]: what enters the first block."""
+        x = params["embed"][tokens]
+        if self.spec.embed_scale != 1:
+            # Rounded to the weights' dtype first, as in transformers.
+            x = x * jnp.asarray(self.spec.embed_scale, x.dtype)
+        return constrain(x, "B T D")
+
     def final_norm(self, params: dict, x: jax.Array) -> jax.Array:
         """The norm between the last block and the head."""
-        return rms_norm(x, params["norm"]["scale"], self.spec.norm_eps)
+        return rms_norm(x, params["norm"]["scale"], self.spec)
 
     def head(self, params: dict) -> jax.Array:
         """[V, D]: the output embedding, tied or not."""
@@ -146,7 +164,8 @@ class Decoder:
     def logits(self, params: dict, hidden: jax.Array) -> jax.Array:
         """[..., V] float32 for hidden states [..., D] after the final norm."""
         head = self.head(params)
-        return jnp.einsum("...D,VD->...V", hidden, head, preferred_element_type=jnp.float32)
+        logits = jnp.einsum("...D,VD->...V", hidden, head, preferred_element_type=jnp.float32)
+        return soft_cap(logits, self.spec.logit_soft_cap)
 
     def empty_cache(self, batch: int, slots: int, dtype: Any) -> Cache:
         """A cache for `slots` tokens of each of `batch` rows."""
@@ -165,9 +184,14 @@ class Decoder:
         slot: jax.Array | int,  # where the T new tokens go in the cache
         positions: jax.Array,  # [B, T] int: their rotary positions
         mask: jax.Array,  # [B or 1, T, S] bool: which of the first S slots each of them sees
+        places: jax.Array | None = None,  # [B or 1, S] int: positions of the tokens in these slots
     ) -> tuple[jax.Array, Cache]:
-        """Hidden states after the final norm, [B, T, D], and the cache with the new tokens."""
-        context = self._context(positions, mask, None, slot)
+        """Hidden states after the final norm, [B, T, D], and the cache with the new tokens.
+
+        Layers with a window see fewer slots than `mask` says; they need `places`.
+        """
+        between = None if places is None else (positions, places)
+        context = self._context(positions, mask, slot=slot, places=between)
         block = Block(self.spec, self.adapter, "reference")
 
         def body(carry: Any, layer: Any) -> Any:
@@ -175,19 +199,47 @@ class Decoder:
             index, adapter = layer
             weights = jax.tree.map(lambda w: _layer(w, index), params["blocks"])
             variables = {"params": weights, "lora": adapter or {}}
-            own = dataclasses.replace(context, layer=index)
+            own = dataclasses.replace(self._own(context, index), layer=index)
             return block.apply(variables, x, own, cache), None
 
-        x = constrain(params["embed"][tokens], "B T D")
-        layers = (jnp.arange(self.spec.layers), lora["blocks"] if lora else None)
+        x = self.embed(params, tokens)
+        adapters = per_block(self.adapter, params, lora) if lora else None
+        layers = (jnp.arange(self.spec.layers), adapters)
         (x, cache), _ = jax.lax.scan(body, (x, cache), layers)
         return self.final_norm(params, x), cache
 
     def _context(
-        self, positions: Array, mask: jax.Array, pool_weights: Any, slot: Any = None
+        self,
+        positions: Array,
+        mask: jax.Array,
+        pool_weights: Any = None,
+        slot: Any = None,
+        places: Any = None,
     ) -> Context:
-        cos, sin = rotary(self.spec, positions)
-        return Context(cos, sin, mask, pool_weights, slot)
+        """What the layers share; cos and sin lie in a stack where windows differ in theta."""
+        kinds = self.spec.kinds if self.spec.local_rope_theta else self.spec.kinds[:1]
+        tables = [rotary(self.spec, positions, window) for window in kinds]
+        cos, sin = tables[0] if len(kinds) == 1 else map(jnp.stack, zip(*tables, strict=True))
+        return Context(cos, sin, mask, pool_weights, slot, places=places)
+
+    def _own(self, context: Context, layer: jax.Array | int) -> Context:
+        """The part of this layer, from 0: what it sees and how it rotates; one scan runs all."""
+        spec, slots = self.spec, context.mask.shape[-1]
+        limits = [window if 0 < window < slots else EVERYTHING for window in spec.kinds]
+        turns, narrows = context.cos.ndim > 3, min(limits) < EVERYTHING
+        if not turns and not narrows:
+            return context
+        kind: Any = 0
+        if len(spec.kinds) > 1:
+            kind = jnp.array([spec.kinds.index(window) for window in spec.windows])[layer]
+        if turns:
+            context = dataclasses.replace(context, cos=context.cos[kind], sin=context.sin[kind])
+        if narrows:
+            if context.places is None:
+                raise ValueError("layers with a window need the places of the keys")
+            seen = near(*context.places, jnp.array(limits)[kind])
+            context = dataclasses.replace(context, mask=context.mask & seen)
+        return context
 
 
 def _layer(stack: jax.Array, index: jax.Array) -> jax.Array:

@@ -12,7 +12,7 @@ vectors, never whole states of all layers.
 
 from __future__ import annotations
 
-import math
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -23,13 +23,20 @@ import jax.numpy as jnp
 
 from jaxalign.adapters.lora import Lora
 from jaxalign.model.attention import attend
-from jaxalign.model.spec import ModelSpec
-from jaxalign.sharding import Array, constrain
+from jaxalign.model.quantised import Quantised
+from jaxalign.model.rotary import rotate
+from jaxalign.model.spec import NORMS, QK_NORMS, ModelSpec
+from jaxalign.sharding import constrain
+
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "silu": nn.silu,
+    "gelu_tanh": partial(nn.gelu, approximate=True),
+}
 
 
 @flax.struct.dataclass
 class Context:
-    """What every block of one forward pass shares."""
+    """What the blocks of one forward pass share; where layers differ, the decoder picks theirs."""
 
     cos: jax.Array  # [B or 1, T, H] float32
     sin: jax.Array  # [B or 1, T, H] float32
@@ -37,6 +44,7 @@ class Context:
     pool: jax.Array | None = None  # [P, B, T] float32: weights of P poolings
     slot: jax.Array | int | None = None  # where this call writes into the cache
     layer: jax.Array | None = None  # whose part of the cache it is
+    places: tuple[jax.Array, jax.Array] | None = None  # of queries [.., T] and keys [.., S]
 
 
 @flax.struct.dataclass
@@ -84,21 +92,29 @@ class Cache:
 
 
 class RMSNorm(nn.Module):
-    """x / rms(x) · scale, computed in float32."""
+    """`rms_norm` with a scale of its own."""
 
     spec: ModelSpec
+    shape: tuple[int, ...]
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        scale = self.param("scale", nn.initializers.ones, (self.spec.dim,))
-        return rms_norm(x, scale, self.spec.norm_eps)
+        one = nn.initializers.constant(1.0 - self.spec.norm_offset)
+        return rms_norm(x, self.param("scale", one, self.shape), self.spec)
 
 
-def rms_norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
-    """Llama's norm: the scale multiplies after the cast back, as in transformers."""
+def rms_norm(x: jax.Array, scale: jax.Array, spec: ModelSpec) -> jax.Array:
+    """x / rms(x) · (scale + offset) over as many last axes as the scale has, in float32.
+
+    Llama's scale multiplies after the cast back, Gemma's and OLMo 2's before it, as in
+    transformers.
+    """
+    axes = tuple(range(-scale.ndim, 0))
     wide = x.astype(jnp.float32)
-    wide = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + eps)
-    return wide.astype(x.dtype) * scale.astype(x.dtype)
+    wide = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=axes, keepdims=True) + spec.norm_eps)
+    dtype = jnp.float32 if spec.wide_norms else x.dtype
+    scale = scale.astype(dtype) + spec.norm_offset if spec.norm_offset else scale.astype(dtype)
+    return (wide.astype(dtype) * scale).astype(x.dtype)
 
 
 class Projection(nn.Module):
@@ -110,19 +126,51 @@ class Projection(nn.Module):
 
     def setup(self) -> None:
         scaled = nn.initializers.normal(0.02)
-        self.kernel = self.param("kernel", scaled, (*self.inputs, *self.outputs))
+        kernel: Any = self.get_variable("params", "kernel")
+        if isinstance(kernel, Quantised):  # whose leaves have shapes of their own
+            self.kernel: jax.Array | Quantised = kernel
+        else:
+            self.kernel = self.param("kernel", scaled, (*self.inputs, *self.outputs))
         if self.use_bias:
             self.bias = self.param("bias", nn.initializers.zeros, self.outputs)
 
-    def factors(self) -> tuple[jax.Array, jax.Array] | None:
-        """`a` [inputs, R] and `b` [R, outputs]; None where this projection is not adapted."""
-        if not self.has_variable("lora", "a"):
-            return None
-        return self.get_variable("lora", "a"), self.get_variable("lora", "b")
+    def factors(self, name: str) -> Any:
+        """What lies beside this projection in one block (see `per_block`), None where nothing.
+
+        `a` [inputs, R], `b` [R, outputs], `scale` a number, `gain` [outputs].
+        """
+        return self.get_variable("lora", name) if self.has_variable("lora", name) else None
 
     def base(self, x: jax.Array) -> jax.Array:
-        y = jax.lax.dot_general(x, self.kernel, _contract(x, len(self.inputs)))
+        """`x W + b`."""
+        y = self.product(x)
         return y + self.bias if self.use_bias else y
+
+    def product(self, x: jax.Array) -> jax.Array:
+        """`x W`."""
+        axes = _contract(x, len(self.inputs))
+        if not isinstance(self.kernel, Quantised):
+            return jax.lax.dot_general(x, self.kernel, axes)
+
+        # Kept for the backward pass as it is stored, and widened again there.
+        @partial(jax.checkpoint, prevent_cse=False)
+        def widened(x: jax.Array, kernel: Quantised) -> jax.Array:
+            return jax.lax.dot_general(x, kernel.widen(x.dtype), axes)
+
+        return widened(x, self.kernel)
+
+    def reweighed(
+        self, y: jax.Array, x: jax.Array, dropped: jax.Array, part: jax.Array, gain: jax.Array
+    ) -> jax.Array:
+        """DoRA's `x W + b + (g - 1) · drop(x) W + g · part`, from y = `x W + b`.
+
+        In float32: a gain differs from 1 by less than bfloat16 can tell.
+        """
+        if dropped is not x:
+            return (y + (gain - 1) * self.product(dropped) + gain * part).astype(y.dtype)
+        # One product, that of y, and one on the way back.
+        whole = gain * (self.product(x) + part)
+        return (whole + self.bias if self.use_bias else whole).astype(y.dtype)
 
 
 def project(
@@ -131,27 +179,45 @@ def project(
     """All projections of one input: `x W + b + s · drop(x) A B` for each.
 
     The A factors run as one product over the concatenated ranks: at rank 8 a product alone would
-    leave a matrix unit almost idle. Projections of one input share a dropout mask.
+    leave a matrix unit almost idle. Projections of one input share a dropout mask. With DoRA the
+    sum of both products is multiplied by `g`, each output's gain (`jaxalign.adapters.dora`);
+    dropout falls as in PEFT on all that the gain changes.
     """
     results = [projection.base(x) for projection in projections]
-    adapted = [(i, *pair) for i, p in enumerate(projections) if (pair := p.factors()) is not None]
+    adapted = [(i, p) for i, p in enumerate(projections) if p.factors("a") is not None]
     if not adapted or adapter is None:
         return results
-    joined = [a.reshape(-1, a.shape[-1]).astype(x.dtype) for _, a, _ in adapted]
+    factors = [p.factors("a") for _, p in adapted]
+    joined = [a.reshape(-1, a.shape[-1]).astype(x.dtype) for a in factors]
+    dropped = dropout(x)
     # Tokens lie in one axis: the factors' gradients, sums over tokens, then need no transposes.
-    rows = dropout(x).reshape(-1, joined[0].shape[0])  # [B·T, in]
+    rows = dropped.reshape(-1, joined[0].shape[0])  # [B·T, in]
     # A goes in turned, so that its gradient is a product [ΣR, B·T] x [B·T, in]: on a CPU up to
     # eight times as fast as its transpose, to which XLA would return without the barrier.
     turned = jax.lax.optimization_barrier(jnp.concatenate(joined, axis=-1).T)  # [ΣR, in]
-    low = jax.lax.dot_general(rows, turned, (((1,), (1,)), ((), ()))) * adapter.scale  # [B·T, ΣR]
+    scale = _scale([p for _, p in adapted], adapter, x.dtype)
+    low = jax.lax.dot_general(rows, turned, (((1,), (1,)), ((), ()))) * scale  # [B·T, ΣR]
     start = 0
-    for i, a, b in adapted:
-        rank = a.shape[-1]
+    for i, p in adapted:
+        b, gain = p.factors("b"), p.factors("gain")
+        rank = b.shape[0]
         wide = b.astype(x.dtype).reshape(rank, -1)  # [R, out]
         part = jax.lax.slice_in_dim(low, start, start + rank, axis=-1)
-        results[i] = results[i] + (part @ wide).reshape(results[i].shape)
+        part = (part @ wide).reshape(results[i].shape)
+        if gain is None:
+            results[i] = results[i] + part
+        else:
+            results[i] = p.reweighed(results[i], x, dropped, part, gain)
         start += rank
     return results
+
+
+def _scale(projections: list[Projection], adapter: Lora, dtype: Any) -> Any:
+    """One number for all, or [ΣR] where scales differ."""
+    own = [(p.factors("scale"), p.factors("b")) for p in projections]
+    if any(scale is None for scale, _ in own):
+        return adapter.scale
+    return jnp.concatenate([jnp.full(b.shape[0], scale, dtype) for scale, b in own])
 
 
 def _contract(x: jax.Array, axes: int) -> Any:
@@ -191,95 +257,82 @@ class Attention(nn.Module):
         o = Projection(wide, (spec.dim,), spec.o_bias, name="o")
         rate = self.adapter.dropout if self.adapter else 0.0
         queries, keys, values = project(x, [q, k, v], self.adapter, Dropout(rate))
-        queries = constrain(rotate(queries, context), "B T N H")
-        keys = constrain(rotate(keys, context), "B T K H")
+        if axes := QK_NORMS[spec.qk_norm]:
+            name = f"{{}}_{spec.qk_norm}_norm"
+            queries = RMSNorm(spec, queries.shape[-axes:], name=name.format("q"))(queries)
+            keys = RMSNorm(spec, keys.shape[-axes:], name=name.format("k"))(keys)
+        queries = constrain(rotate(queries, context.cos, context.sin), "B T N H")
+        keys = constrain(rotate(keys, context.cos, context.sin), "B T K H")
         if cache is not None:
             cache = cache.write(context, keys, values)
             if context.mask.shape[-1] > x.shape[1]:  # else there is nothing before these tokens
                 keys, values = cache.read(context, x.dtype)
-        mixed = attend(queries, keys, values, context.mask, self.backend)
+        how = {"scale": spec.score_scale, "cap": spec.attn_soft_cap}
+        mixed = attend(queries, keys, values, context.mask, self.backend, **how)
         (y,) = project(mixed, [o], self.adapter, Dropout(rate))
         return y, cache
 
 
 class Mlp(nn.Module):
-    """SwiGLU."""
+    """A gated MLP: SwiGLU or, by the spec's activation, GeGLU (Shazeer 2020)."""
 
     spec: ModelSpec
     adapter: Lora | None = None
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, neurons: jax.Array | None = None) -> jax.Array:
+        """`neurons` [P, B, T] pools the gates' activations on their way, to be sown."""
         spec = self.spec
         gate = Projection((spec.dim,), (spec.ffn,), spec.mlp_bias, name="gate")
         up = Projection((spec.dim,), (spec.ffn,), spec.mlp_bias, name="up")
         down = Projection((spec.ffn,), (spec.dim,), spec.mlp_bias, name="down")
         rate = self.adapter.dropout if self.adapter else 0.0
         gated, raised = project(x, [gate, up], self.adapter, Dropout(rate))
-        hidden = constrain(_swiglu(gated, raised), "B T F")
+        if neurons is not None:
+            fired = pool(ACTIVATIONS[spec.activation](gated), neurons)
+            self.sow("intermediates", "neurons", fired, reduce_fn=lambda _, new: new)
+        hidden = constrain(_gated(gated, raised, spec.activation), "B T F")
         return project(hidden, [down], self.adapter, Dropout(rate))[0]
 
 
 class Block(nn.Module):
-    """Norm, attention, norm, MLP, each beside a residual stream that is pooled on the way out."""
+    """Attention and MLP with norms, beside a residual stream that is pooled on the way out."""
 
     spec: ModelSpec
     adapter: Lora | None = None
     backend: str = "auto"
-    sows: str = "pooled"  # pooled: [P, B, D] float32 | states: [B, T, D], for parity tests
+    # pooled: [P, B, D] float32 | neurons: [P, B, F] | states: [B, T, D], for parity tests
+    sows: str = "pooled"
 
     @nn.compact
     def __call__(self, x: jax.Array, context: Context, cache: Cache | None = None) -> Any:
         attention = Attention(self.spec, self.adapter, self.backend, name="attention")
-        mixed, cache = attention(RMSNorm(self.spec, name="attention_norm")(x), context, cache)
-        x = constrain(x + mixed, "B T D")
+        mixed, cache = attention(self._norm(x, "attention", "before"), context, cache)
+        x = constrain(x + self._norm(mixed, "attention", "after"), "B T D")
         mlp = Mlp(self.spec, self.adapter, name="mlp")
-        x = constrain(x + mlp(RMSNorm(self.spec, name="mlp_norm")(x)), "B T D")
+        neurons = context.pool if self.sows == "neurons" else None
+        mixed = mlp(self._norm(x, "mlp", "before"), neurons)
+        x = constrain(x + self._norm(mixed, "mlp", "after"), "B T D")
         if self.sows == "states":
             self.sow("intermediates", "states", x, reduce_fn=lambda _, new: new)
-        elif context.pool is not None:
+        elif self.sows == "pooled" and context.pool is not None:
             self.sow("intermediates", "pooled", pool(x, context.pool), reduce_fn=lambda _, new: new)
         return x, cache
 
+    def _norm(self, x: jax.Array, half: str, side: str) -> jax.Array:
+        """`x` normed, where this family has a norm on this side of this half."""
+        if side not in NORMS[self.spec.norms]:
+            return x
+        name = f"{half}_{'post_' if side == 'after' else ''}norm"
+        return RMSNorm(self.spec, (self.spec.dim,), name=name)(x)
+
 
 # Cheaper to compute again than to keep: without this the backward pass stores three more [B, T, F].
-@partial(jax.checkpoint, prevent_cse=False)
-def _swiglu(gate: jax.Array, up: jax.Array) -> jax.Array:
-    return nn.silu(gate) * up
+@partial(jax.checkpoint, prevent_cse=False, static_argnums=2)
+def _gated(gate: jax.Array, up: jax.Array, activation: str) -> jax.Array:
+    return ACTIVATIONS[activation](gate) * up
 
 
 def pool(x: jax.Array, weights: jax.Array) -> jax.Array:
     """Weighted sums over the tokens: x [B, T, D], weights [P, B, T] -> [P, B, D] float32."""
     return jnp.einsum("PBT,BTD->PBD", weights, x, preferred_element_type=jnp.float32)
-
-
-def rotate(x: jax.Array, context: Context) -> jax.Array:
-    """Rotary positions, halves rotated as in transformers: x [B, T, heads, H]."""
-    first, second = jnp.split(x, 2, axis=-1)
-    turned = jnp.concatenate([-second, first], axis=-1)
-    cos, sin = context.cos[:, :, None], context.sin[:, :, None]  # [B, T, 1, H]
-    return (x * cos + turned * sin).astype(x.dtype)
-
-
-def rotary(spec: ModelSpec, positions: Array) -> tuple[jax.Array, jax.Array]:
-    """cos and sin, each [B or 1, T, H] float32: in bf16 position 257 equals position 256."""
-    inverse = _inverse_frequencies(spec)
-    angles = positions[..., None].astype(jnp.float32) * inverse  # [B, T, H/2]
-    angles = jnp.concatenate([angles, angles], axis=-1)
-    return jnp.cos(angles), jnp.sin(angles)
-
-
-def _inverse_frequencies(spec: ModelSpec) -> jax.Array:
-    steps = jnp.arange(0, spec.head_dim, 2, dtype=jnp.float32) / spec.head_dim
-    inverse = 1.0 / (spec.rope_theta**steps)  # [H/2]
-    scaling = spec.rope_scaling
-    if scaling is None:
-        return inverse
-    if scaling.kind == "linear":
-        return inverse / scaling.factor
-    # Llama 3.1: long wavelengths are stretched by the factor, short ones kept, in between blended.
-    wavelength = 2 * math.pi / inverse
-    turns = scaling.original_max_position / wavelength
-    blend = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
-    blend = jnp.clip(blend, 0.0, 1.0)
-    return (1 - blend) * inverse / scaling.factor + blend * inverse

@@ -25,7 +25,7 @@ def language_model(states: TaskStates, batch: Any) -> Loss:
     """Token cross-entropy of the answers (natural log).
 
     Args:
-      states: hidden [B, T, D] after the final norm, head [V, D].
+      states: hidden [B, T, D] after the final norm, head [V, D], soft_cap of the logits.
       batch: `answer_at` [B, A], the position that predicts each answer token; `answers` [B, A]
         token ids, -100 where there is none.
 
@@ -36,17 +36,23 @@ def language_model(states: TaskStates, batch: Any) -> Loss:
     places = jnp.arange(states.hidden.shape[1])
     pick = (batch.answer_at[:, :, None] == places).astype(states.hidden.dtype)  # [B, A, T]
     hidden = jnp.einsum("BAT,BTD->BAD", pick, states.hidden)
-    return cross_entropy(hidden, states.head, batch.answers)
+    return cross_entropy(hidden, states.head, batch.answers, states.soft_cap)
 
 
-def cross_entropy(hidden: jax.Array, head: jax.Array, answers: jax.Array) -> Loss:
-    """Cross-entropy of hidden [B, A, D] through head [V, D] against answers [B, A]."""
+def cross_entropy(
+    hidden: jax.Array, head: jax.Array, answers: jax.Array, soft_cap: float = 0.0
+) -> Loss:
+    """Cross-entropy of hidden [B, A, D] through head [V, D] against answers [B, A].
+
+    Args:
+      soft_cap: c, where the model's logits are c·tanh(logits / c) (Gemma 2, section 2.2); 0: none.
+    """
     batch, width, _ = hidden.shape
     chunk = max(1, min(width, CHUNK_LOGITS // (batch * head.shape[0])))
     while width % chunk:
         chunk -= 1
     if chunk == width:
-        total, hits = _chunk(hidden, head, answers)
+        total, hits = _chunk(hidden, head, answers, soft_cap)
     else:
 
         def split(x: jax.Array) -> jax.Array:  # [B, A, ...] -> [A/chunk, B, chunk, ...]
@@ -54,7 +60,7 @@ def cross_entropy(hidden: jax.Array, head: jax.Array, answers: jax.Array) -> Los
 
         @jax.checkpoint
         def body(carry: Any, piece: Any) -> Any:
-            total, hits = _chunk(piece[0], head, piece[1])
+            total, hits = _chunk(piece[0], head, piece[1], soft_cap)
             return (carry[0] + total, carry[1] + hits), None
 
         zero = jnp.zeros((), jnp.float32)
@@ -63,9 +69,13 @@ def cross_entropy(hidden: jax.Array, head: jax.Array, answers: jax.Array) -> Los
     return Loss(total, count, {"accuracy": hits})
 
 
-def _chunk(hidden: jax.Array, head: jax.Array, answers: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _chunk(
+    hidden: jax.Array, head: jax.Array, answers: jax.Array, soft_cap: float
+) -> tuple[jax.Array, jax.Array]:
     logits = jnp.einsum("BAD,VD->BAV", hidden, head, preferred_element_type=jnp.float32)
     logits = constrain(logits, "B A V")
+    if soft_cap:
+        logits = soft_cap * jnp.tanh(logits / soft_cap)
     real = answers != IGNORE
     wanted = jnp.where(real, answers, 0)[..., None]
     right = jnp.take_along_axis(logits, wanted, axis=-1)[..., 0]

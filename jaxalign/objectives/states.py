@@ -22,6 +22,7 @@ class TaskStates(NamedTuple):
     hidden: jax.Array  # [B, T, D] after the final norm
     head: jax.Array  # [V, D]
     pooled: dict[int, jax.Array]  # tapped layer -> [B, D] float32
+    soft_cap: float = 0.0  # logits are c·tanh(hidden · head / c); 0: no cap
 
 
 class PairStates(NamedTuple):

@@ -63,6 +63,12 @@ METHODS = {
     "Kornblith et al. 2019, arXiv 1905.00414.",
     "Shared neighbours": "Share of a sentence's 10 nearest sentences within its own language that "
     "the pivot language agrees on. Huh et al. 2024, arXiv 2405.07987.",
+    "NASCA, NAVCA": "MEXA's rule on the feed-forward neurons, pooled with later tokens weighing "
+    "more: which of them fire, and how strongly whatever the sign. Huang et al. 2025, "
+    "arXiv 2507.14900.",
+    "DALI": "Share of task items of which every answer option, with its premise, is nearer to its "
+    "own translation than any two that do not belong together (strong: also than different options "
+    "within a language); last token. Ravisankar et al. 2025, arXiv 2504.09378.",
     "Control": "The same retrieval with shuffled pairs; more than chance (1 / number of sentences) "
     "means a mistake in the pairing.",
     "Health": "A cosine can rise because states shrink or fall into few directions. Spread: "
@@ -143,7 +149,11 @@ def _data(table: Table, groups: Groups, layer: int) -> dict[str, Any]:
             group: None if of_group(table, groups, group) is None else [at[n] for n in names]
             for group, names in groups.items()
         },
-        "titles": {score: TITLES[score] for score in (MAIN, *(s for s in TITLES if s != MAIN))},
+        "titles": {
+            score: title
+            for score, title in sorted(TITLES.items(), key=lambda item: item[0] != MAIN)
+            if score in table.pairs or score in table.pivoted
+        },
         "pairs": {score: pack(table.pairs[score]) for score in SCORES},
         "pivoted": {name: _plain(values, 3) for name, values in table.pivoted.items()},
         "health": {name: _plain(values, 5) for name, values in table.health.items()},

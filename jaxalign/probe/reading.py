@@ -17,7 +17,7 @@ import numpy as np
 
 from jaxalign.data.languages import language_name, resource_class
 from jaxalign.errors import UserError
-from jaxalign.probe.table import PIVOTED, Table, mean_of
+from jaxalign.probe.table import Table, mean_of
 
 MAIN = "margin"
 MISSING = "\u2013"
@@ -29,6 +29,10 @@ TITLES = {
     "mexa": "MEXA",
     "cka": "CKA",
     "neighbours": "shared neighbours",
+    "nasca": "NASCA",
+    "navca": "NAVCA",
+    "dali": "DALI",
+    "dali_strong": "DALI, strong",
 }
 Groups = dict[str, tuple[str, ...]]
 
@@ -79,7 +83,7 @@ def curve_of(
     """
     names = np.array(table.languages)
     inside = np.isin(names, list(languages or names)) & (names != table.pivot)
-    if score in PIVOTED:
+    if score in table.pivoted:
         return mean_of(table.pivoted[score][system, pooling][:, inside], 1)
     values = table.pairs[score][system, pooling]
     if languages is None:

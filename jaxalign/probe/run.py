@@ -17,7 +17,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from jaxalign.base import Base, load_base, weights_digest
+from jaxalign.base import Base, System, load_base, weights_digest
 from jaxalign.data.languages import find_language
 from jaxalign.errors import UserError
 from jaxalign.hf.load import fingerprint
@@ -25,11 +25,13 @@ from jaxalign.multihost import is_main
 from jaxalign.probe.cka import linear_cka, products
 from jaxalign.probe.collapse import collapse
 from jaxalign.probe.corpus import Parallel, read_parallel
+from jaxalign.probe.items import Items, measure_items, read_items
 from jaxalign.probe.mexa import mexa
 from jaxalign.probe.neighbours import overlap
+from jaxalign.probe.neurons import measure_neurons
 from jaxalign.probe.retrieval import retrieval
 from jaxalign.probe.states import store_states
-from jaxalign.probe.table import HEALTH, PIVOTED, SCORES, Table
+from jaxalign.probe.table import ASKED, HEALTH, PIVOTED, SCORES, Table
 from jaxalign.probe.vectors import shuffled_pairs
 from jaxalign.settings import Config
 
@@ -54,6 +56,8 @@ def probe(
     pivot: str = "en",
     dtype: str = "float32",
     width: int | None = None,
+    neurons: int = 0,
+    items: str = "",
 ) -> Table:
     """Measures every layer of every system on parallel text.
 
@@ -68,15 +72,19 @@ def probe(
       pivot: the language that MEXA, CKA and neighbours compare with.
       dtype: of the vectors on disk, float32 or float16.
       width: principal directions kept for retrieval; None: exact.
+      neurons: sentences whose feed-forward neurons are compared, too; 0: none.
+      items: task items in several languages for DALI, see `read_items`; empty: none.
 
     Raises:
       UserError: bad text, adapters or settings.
     """
     corpora = read_parallel(parallel, languages, rows, pivot)
-    pivot = find_language(pivot, sorted({name for c in corpora for name in c.languages}))
+    have = sorted({name for corpus in corpora for name in corpus.languages})
     return measure_corpora(
-        config, corpora, systems, out, poolings=poolings, pivot=pivot, dtype=dtype, width=width
-    )
+        config, corpora, systems, out, poolings=poolings, pivot=find_language(pivot, have),
+        dtype=dtype, width=width, neurons=neurons,
+        items=read_items(items, have) if items else None,
+    )  # fmt: skip
 
 
 def measure_corpora(
@@ -89,24 +97,36 @@ def measure_corpora(
     pivot: str = "en",
     dtype: str = "float32",
     width: int | None = None,
+    neurons: int = 0,
+    items: Items | None = None,
 ) -> Table:
-    """As `probe`, on text that is already read."""
+    """As `probe`, on text and items that are already read."""
     check_systems(systems)
     base = load_base(config)
     parts = []
+    asked: list[dict[str, dict[str, np.ndarray]]] = []  # of each system: score -> language -> [L+1]
     with Progress(
         TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(),
         TimeRemainingColumn(), disable=not is_main() or not Console().is_terminal,
     ) as bar:  # fmt: skip
-        task = bar.add_task("states", total=_sentences(corpora) * len(systems))
+        more = sum(min(neurons, len(corpus)) * len(corpus.sentences) for corpus in corpora)
+        more += sum(len(options) for rows in (items or {}).values() for options in rows)
+        task = bar.add_task("states", total=(_sentences(corpora) + more) * len(systems))
 
         def sentences(count: int) -> None:
             bar.advance(task, count)
 
-        stored = [
-            _states(config, base, system, corpora, Path(out), poolings, dtype, sentences)
-            for system in systems
-        ]
+        stored = []
+        for system in systems:
+            weights = base.wear(system.adapter) if system.adapter else base.bare()
+            stored.append(
+                _states(config, base, system, weights, corpora, Path(out), poolings, dtype,
+                        sentences)
+            )  # fmt: skip
+            asked.append(
+                _asked(base, weights, corpora, pivot, neurons, items, config.generate.batch,
+                       sentences)
+            )  # fmt: skip
         layers = base.spec.layers + 1
         task = bar.add_task("layers", total=len(systems) * len(corpora) * len(poolings) * layers)
         for number, corpus in enumerate(corpora):
@@ -119,7 +139,7 @@ def measure_corpora(
                     lambda: bar.advance(task),
                 )
             )
-    return _join(config.model.path, systems, tuple(poolings), pivot, corpora, parts)
+    return _join(config.model.path, systems, tuple(poolings), pivot, corpora, parts, asked)
 
 
 @dataclass(frozen=True)
@@ -161,6 +181,7 @@ def _states(
     config: Config,
     base: Base,
     system: Probed,
+    weights: System,
     corpora: Sequence[Parallel],
     out: Path,
     poolings: Sequence[str],
@@ -168,11 +189,10 @@ def _states(
     report: Callable[[int], None],
 ) -> list[dict[str, np.ndarray]]:
     """Per corpus: pooling -> [L+1, G, N, D] on disk."""
-    weights = base.wear(system.adapter) if system.adapter else base.bare()
     identity = {
         "base": fingerprint(config.model.path, config.model.revision),
         "adapter": weights_digest(system.adapter) if system.adapter else "",
-        "weights": config.model.dtype,
+        "weights": config.model.stored,
     }
     return [
         store_states(
@@ -188,6 +208,29 @@ def _states(
         )
         for corpus in corpora
     ]
+
+
+def _asked(
+    base: Base,
+    weights: System,
+    corpora: Sequence[Parallel],
+    pivot: str,
+    neurons: int,
+    items: Items | None,
+    batch: int,
+    report: Callable[[int], None],
+) -> dict[str, dict[str, np.ndarray]]:
+    """Score -> language -> [L+1], of what was asked for beyond the states."""
+    found: dict[str, dict[str, np.ndarray]] = {}
+    for corpus in corpora:
+        if neurons and pivot in corpus.sentences:
+            for score, rows in measure_neurons(
+                base, weights, corpus, pivot, neurons, batch, report
+            ).items():
+                found.setdefault(score, {}).update(rows)
+    if items:
+        found |= measure_items(base, weights, items, pivot, batch, report)
+    return found
 
 
 @dataclass
@@ -251,6 +294,7 @@ def _join(
     pivot: str,
     corpora: Sequence[Parallel],
     parts: Sequence[_Part],
+    asked: Sequence[dict[str, dict[str, np.ndarray]]],
 ) -> Table:
     """One table of all corpora: a direction is measured in one of them."""
     languages = tuple(sorted({name for part in parts for name in part.languages}))
@@ -266,6 +310,15 @@ def _join(
             whole[index] = np.where(np.isnan(new), whole[index], new)
         return whole
 
+    def spread(score: str) -> np.ndarray:
+        """[S, P, L+1, G]: what was asked for has one pooling of its own, repeated for all."""
+        layers = first.pairs[SCORES[0]].shape[2]
+        whole = np.full((len(systems), len(poolings), layers, len(languages)), np.nan)
+        for system, found in enumerate(asked):
+            for language, course in found[score].items():
+                whole[system, :, :, languages.index(language)] = course
+        return whole
+
     weights = [len(corpus) for corpus in corpora]
     return Table(
         model=model,
@@ -276,7 +329,8 @@ def _join(
         pivot=pivot,
         sentences={n: len(c) for c in corpora for n in c.languages},
         pairs={score: lay(score, "pairs", 2) for score in SCORES},
-        pivoted={name: lay(name, "pivoted", 1) for name in PIVOTED},
+        pivoted={name: lay(name, "pivoted", 1) for name in PIVOTED}
+        | {name: spread(name) for name in ASKED if name in asked[0]},
         health={
             name: np.average([part.health[name] for part in parts], axis=0, weights=weights)
             for name in HEALTH

@@ -44,6 +44,7 @@ def pooled_states(
     batch_size: int = 32,
     report: Callable[[int], None] | None = None,
     buckets: Sequence[int] = (),
+    what: str = "states",
 ) -> dict[str, np.ndarray]:
     """Vectors of every text at every layer asked for.
 
@@ -57,9 +58,11 @@ def pooled_states(
       batch_size: texts of one pass.
       report: called with the number of texts of every finished batch.
       buckets: padded lengths; empty: chosen from these texts.
+      what: `states`, or `neurons`: the activations of the gates in the feed-forward network of
+        these blocks (layer 0 has none; None: all blocks).
 
     Returns:
-      Pooling -> [layers, texts, D] float32.
+      Pooling -> [layers, texts, D] float32, or [layers, texts, F] of neurons.
 
     Raises:
       UserError: a pooling or layer that does not exist, no texts.
@@ -69,11 +72,14 @@ def pooled_states(
         raise UserError(f"poolings are {', '.join(POOLINGS)}; not {unknown[:1]}")
     if not texts:
         raise UserError("no texts: there is nothing to take states of")
-    taps = tuple(range(base.spec.layers + 1) if layers is None else layers)
+    neurons = what == "neurons"
+    taps = tuple(range(neurons, base.spec.layers + 1) if layers is None else layers)
     for tap in taps:
         check_tap(base.spec, tap, "layer")
+    if neurons and 0 in taps:
+        raise UserError("layer 0 is the embeddings, which have no neurons; give 1 or more")
     ids, _ = encode_texts(texts, base.tokenizer, min(LONGEST, base.spec.max_position))
-    shape = (len(taps), len(texts), base.spec.dim)
+    shape = (len(taps), len(texts), base.spec.ffn if neurons else base.spec.dim)
     found = {name: np.empty(shape, np.float32) for name in poolings}
     waiting: list[tuple[list[int], jax.Array]] = []
 
@@ -88,7 +94,7 @@ def pooled_states(
     with jax.set_mesh(system.mesh):
         for rows, tokens, mask in _batches(ids, batch_size, buckets):
             vectors = _pooled(system.decoder, system.params, system.lora, tokens, mask, taps,
-                              tuple(poolings))  # fmt: skip
+                              tuple(poolings), "neurons" if neurons else "pooled")  # fmt: skip
             waiting.append((rows, vectors))
             if len(waiting) > 2:  # the device works while the host stores
                 fetch()
@@ -159,7 +165,7 @@ def store_states(
     return dict(arrays)
 
 
-@partial(jax.jit, static_argnums=(0, 5, 6))
+@partial(jax.jit, static_argnums=(0, 5, 6, 7))
 def _pooled(
     decoder: Decoder,
     params: Any,
@@ -168,9 +174,12 @@ def _pooled(
     mask: jax.Array,  # [B, T] int32
     taps: tuple[int, ...],
     poolings: tuple[str, ...],
-) -> jax.Array:  # [taps, P, B, D] float32
+    sows: str,
+) -> jax.Array:  # [taps, P, B, D or F] float32
     weights = jnp.stack([pooling_weights(mask, name) for name in poolings])
-    out = decoder.forward(params, lora, tokens, stop=max(taps), taps=taps, pool_weights=weights)
+    out = decoder.forward(
+        params, lora, tokens, stop=max(taps), taps=taps, pool_weights=weights, sows=sows
+    )
     # Letters that no mesh axis splits: every process reads all vectors.
     return constrain(jnp.stack([out.pooled[tap] for tap in taps]), "- - - -")
 

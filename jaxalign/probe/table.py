@@ -13,6 +13,7 @@ import numpy as np
 
 SCORES = ("cosine", "csls", "margin")  # retrieval, all ordered pairs
 PIVOTED = ("mexa", "cka", "neighbours")  # each language with the pivot
+ASKED = ("nasca", "navca", "dali", "dali_strong")  # likewise, only where asked for
 HEALTH = ("norm", "spread", "cosine", "dimension", "isoscore", "sentence", "shuffled")
 
 
@@ -36,7 +37,7 @@ class Table:
     pivot: str
     sentences: dict[str, int]  # language -> number of sentences
     pairs: dict[str, np.ndarray]  # SCORES -> [S, P, L+1, G, G] in 0..1, row finds column
-    pivoted: dict[str, np.ndarray]  # PIVOTED -> [S, P, L+1, G] in 0..1
+    pivoted: dict[str, np.ndarray]  # PIVOTED, ASKED -> [S, P, L+1, G] in 0..1
     health: dict[str, np.ndarray]  # HEALTH -> [S, P, L+1]: means over languages
     warnings: dict[str, list[str]] = field(default_factory=dict)  # system -> sentences
     notes: tuple[str, ...] = ()

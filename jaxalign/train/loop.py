@@ -26,7 +26,9 @@ import jax
 from jaxalign.config import to_yaml
 from jaxalign.data.loader import prefetch
 from jaxalign.errors import UserError
-from jaxalign.hf.save import save_base, save_peft
+from jaxalign.hf.peft import save_peft
+from jaxalign.hf.peft_config import vllm_limits
+from jaxalign.hf.save import save_base
 from jaxalign.multihost import barrier, is_main
 from jaxalign.settings import Config, flatten
 from jaxalign.sharding import put_batch
@@ -123,7 +125,7 @@ def _train(run: Run, title: str, judge: Judge | None) -> Result:
                     store.save(step, state, _meta(run, step, progress), best=True)
                 if config.train.patience and progress.waited >= config.train.patience:
                     stopped = "patience"
-            if asked():
+            if asked(step):
                 stopped = "signal"
             if last or stopped != "finished" or _due(step, config.checkpoint.every):
                 store.save(step, state, _meta(run, step, progress))
@@ -185,7 +187,7 @@ def _resume(run: Run, store: Checkpoints) -> tuple[TrainState, Progress, int]:
 
 
 # A resumed run must not differ in these; other changes are the user's to make.
-FIXED = ("trainable", "lora.", "seed", "batch.", "align.every", "model.dtype")
+FIXED = ("trainable", "lora.", "seed", "batch.", "align.every", "model.dtype", "model.quantize")
 
 
 def _check_same(run: Run, meta: dict) -> None:
@@ -195,11 +197,11 @@ def _check_same(run: Run, meta: dict) -> None:
             f"{output} was trained on another base model (it was {meta['model']}, now "
             f"{run.config.model.path}); use that base, or another output"
         )
-    then = dict(flatten(meta["config"]))
-    for key, now in flatten(dataclasses.asdict(run.config)):
-        if key.startswith(FIXED) and key in then and then[key] != now:
+    now = dict(flatten(dataclasses.asdict(run.config)))
+    for key, then in flatten(meta["config"]):
+        if key.startswith(FIXED) and now.get(key, "nothing") != then:
             raise UserError(
-                f"{output} was trained with {key}={then[key]}, now it is {now}; "
+                f"{output} was trained with {key}={then}, now it is {now.get(key, 'nothing')}; "
                 "set it back, or choose another output"
             )
 
@@ -265,6 +267,8 @@ def _open_log(run: Run, start: int, title: str) -> Log:
     )
     for name, stream in run.train.items():
         log.message(f"{name}: {stream.report}; padded lengths {list(stream.buckets)}")
+    for limit in vllm_limits(run.adapter) if run.adapter else ():
+        log.message(f"lora: {limit}")
     return log
 
 
@@ -315,15 +319,21 @@ def _closing(log: Log, store: Checkpoints) -> Iterator[None]:
 
 
 @contextmanager
-def _stop_signal() -> Iterator[Any]:
-    """Turns SIGTERM (a preempted machine) into a last checkpoint."""
+def _stop_signal() -> Iterator[Callable[[int], bool]]:
+    """Turns SIGTERM (a preempted machine) into a last checkpoint: asked after every step."""
+    if jax.process_count() > 1:
+        # One process hears it first, and all must leave at the same step: JAX agrees on one.
+        from jax.experimental import multihost_utils
+
+        yield multihost_utils.reached_preemption_sync_point
+        return
     seen: list[float] = []
     try:
         before = signal.signal(signal.SIGTERM, lambda *_: seen.append(time.monotonic()))
     except ValueError:  # not the main thread: the caller handles signals
-        yield lambda: False
+        yield lambda step: False
         return
     try:
-        yield lambda: bool(seen)
+        yield lambda step: bool(seen)
     finally:
         signal.signal(signal.SIGTERM, before)

@@ -9,6 +9,7 @@ mistake costs seconds and not an hour.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ from jaxalign.data.chat import load_tokenizer
 from jaxalign.data.loader import Stream, pair_stream, task_stream
 from jaxalign.errors import UserError
 from jaxalign.hf.load import abstract_params, fingerprint, load_params, load_spec
-from jaxalign.hf.save import load_peft
+from jaxalign.hf.peft import load_peft
 from jaxalign.model.decoder import Decoder
 from jaxalign.model.spec import ModelSpec, check_tap, parameter_count
 from jaxalign.objectives import resolve
@@ -165,6 +166,7 @@ def prepare(config: Config) -> Run:
         held,
         shard_tree(mesh, abstract_params(spec, held)),
         config.model.revision,
+        config.model.quantize,
     )
 
     def create(trained: Any) -> TrainState:
@@ -174,7 +176,8 @@ def prepare(config: Config) -> Run:
         trained, frozen = params, None
     else:
         key = jax.random.fold_in(jax.random.key(config.seed), 1)
-        trained = start or jax.jit(partial(lora_adapter.init, adapter, spec))(key)
+        fresh = jax.jit(partial(lora_adapter.init, adapter, spec))
+        trained = start or fresh(key, params if adapter.dora else None)
         frozen = params
     shardings = shard_tree(mesh, jax.eval_shape(create, trained))
     trained = jax.device_put(trained, shardings.trained)
@@ -232,11 +235,17 @@ def _adapter(config: Config, spec: ModelSpec) -> tuple[Lora | None, Any]:
         targets=config.lora.targets,
         layers=config.lora.layers,
         scaling=config.lora.scaling,
+        variant=config.lora.variant,
+        ranks=config.lora.ranks,
+        alphas=config.lora.alphas,
     )
     if not config.lora.start:
         return wanted, None
     factors, found = load_peft(config.lora.start, spec)
-    for field in ("r", "alpha", "targets", "rank_stabilised"):
+    if not wanted.parts:
+        # Words cannot tell every pattern that PEFT can; without any, the adapter's own go on.
+        wanted = dataclasses.replace(wanted, parts=found.parts)
+    for field in ("r", "alpha", "targets", "layers", "rank_stabilised", "dora", "parts"):
         if getattr(found, field) != getattr(wanted, field):
             raise UserError(
                 f"lora.start: the adapter in {config.lora.start} has {field} "

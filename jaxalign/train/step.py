@@ -85,7 +85,8 @@ def task_phase(
         )
         pooled = {tap: vectors[0] for tap, vectors in out.pooled.items()}
         assert out.hidden is not None  # the pass did not stop early
-        return TaskStates(out.hidden, decoder.head(params), pooled)
+        cap = decoder.spec.logit_soft_cap
+        return TaskStates(out.hidden, decoder.head(params), pooled, cap)
 
     return Phase(states, terms)
 

@@ -7,7 +7,7 @@ import pytest
 
 from jaxalign.adapters.lora import Lora, init
 from jaxalign.config import load
-from jaxalign.hf.save import save_peft
+from jaxalign.hf.peft import save_peft
 from tests.tiny import ASSETS, SPEC, base  # noqa: F401  (a fixture)
 
 

@@ -8,7 +8,7 @@ import pytest
 from jaxalign.adapters.lora import Lora
 from jaxalign.generate import Decoding, generate
 from jaxalign.hf.load import load_params, load_spec
-from jaxalign.hf.save import save_peft
+from jaxalign.hf.peft import save_peft
 from jaxalign.model.decoder import Decoder
 from tests.hf.conftest import TARGETS, hf_model, random_lora
 

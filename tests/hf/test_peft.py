@@ -12,8 +12,10 @@ from jaxalign.adapters.lora import Lora
 from jaxalign.errors import UserError
 from jaxalign.hf.load import load_spec
 from jaxalign.hf.names import adapter_rows
-from jaxalign.hf.save import load_peft, save_base, save_peft
+from jaxalign.hf.peft import load_peft, save_peft
+from jaxalign.hf.save import save_base
 from jaxalign.sharding import make_mesh, replicated
+from tests.adapters.variants import VARIANTS, random_tree
 from tests.hf.conftest import (
     LLAMA,
     TARGETS,
@@ -61,6 +63,54 @@ def test_there_and_back(tmp_path, targets, layers):
     save_peft(tmp_path / "b", again, LLAMA, found, base_name="some/base")
     for name in ("adapter_config.json", "adapter_model.safetensors"):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_every_variant_there_and_back(tmp_path, name):
+    adapter = VARIANTS[name]
+    lora = random_tree(adapter, LLAMA)
+    save_peft(tmp_path / "a", lora, LLAMA, adapter)
+    again, found = load_peft(tmp_path / "a", LLAMA)
+    assert_same_tree(lora, again)
+    assert found == adapter
+    save_peft(tmp_path / "b", again, LLAMA, found)
+    for file in ("adapter_config.json", "adapter_model.safetensors"):
+        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
+
+
+def test_what_is_written_of_ranks_and_targets(tmp_path):
+    def written(name):
+        adapter = VARIANTS[name]
+        save_peft(tmp_path / name, random_tree(adapter, LLAMA), LLAMA, adapter)
+        return json.loads((tmp_path / name / "adapter_config.json").read_text())
+
+    config = written("patterns")
+    assert (config["r"], config["lora_alpha"]) == (6, 8)  # vLLM compares r with its limit
+    assert config["target_modules"] == ["q_proj", "v_proj", "o_proj", "up_proj", "down_proj"]
+    assert config["rank_pattern"] == {
+        "q_proj": 2,
+        "v_proj": 4,
+        "layers.0.self_attn.o_proj": 1,
+        "layers.1.self_attn.o_proj": 2,
+        "layers.2.self_attn.o_proj": 3,
+        "down_proj": 4,
+    }
+    assert config["alpha_pattern"] == {
+        "layers.0.mlp.down_proj": 4,
+        "layers.2.mlp.down_proj": 12,
+    }
+    config = written("uneven")
+    assert config["layers_to_transform"] is None
+    assert config["target_modules"] == [
+        "model.layers.0.self_attn.q_proj",
+        "model.layers.1.self_attn.q_proj",
+        "model.layers.1.mlp.gate_proj",
+        "down_proj",
+    ]
+    tensors = load_file(tmp_path / "uneven" / "adapter_model.safetensors")
+    assert len(tensors) == 2 * 6
+    stem = "base_model.model.model.layers.1.mlp.gate_proj"
+    assert tensors[f"{stem}.lora_B.weight"].shape == (48, 3)
 
 
 def test_only_the_chosen_layers_are_stored(tmp_path):
@@ -196,20 +246,19 @@ def test_ours_loads_what_peft_saves(tmp_path):
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("use_dora", True),
-        ("rank_pattern", {"q_proj": 16}),
-        ("alpha_pattern", {"q_proj": 16}),
         ("modules_to_save", ["lm_head"]),
         ("bias", "lora_only"),
         ("lora_bias", True),
         ("fan_in_fan_out", True),
         ("layer_replication", [[0, 2]]),
         ("init_lora_weights", "pissa"),
+        ("init_lora_weights", "olora"),
+        ("init_lora_weights", "loftq"),
     ],
 )
 def test_variants(adapter, edit_json, key, value):
     edit_json(adapter / "adapter_config.json", **{key: value})
-    assert f"adapter_config.json: {key}={value!r} is not supported; only plain LoRA" in refusal(
+    assert f"adapter_config.json: {key}={value!r} is not supported; only LoRA and DoRA" in refusal(
         adapter
     )
 
@@ -220,7 +269,7 @@ def test_other_methods_and_bad_ranks(adapter, edit_json):
     edit_json(adapter / "adapter_config.json", peft_type="LORA", r="8")
     assert "r should be a positive whole number, found '8'" in refusal(adapter)
     edit_json(adapter / "adapter_config.json", r=16)
-    assert "has shape [4, 32], but r=16 and this base ask for [16, 32]" in refusal(adapter)
+    assert "has shape [4, 32], but rank 16 and this base ask for [16, 32]" in refusal(adapter)
 
 
 def test_missing_and_pickled_files(adapter, tmp_path):
@@ -238,8 +287,10 @@ def test_another_base(adapter):
     shallower = dataclasses.replace(LLAMA, layers=2)
     assert "is for layer 2 (from 0), but this base has 2 layers" in refusal(adapter, shallower)
     deeper = dataclasses.replace(LLAMA, layers=4)
-    # Three adapted layers of four are a legal subset: nothing in the files tells them apart.
-    assert load_peft(adapter, deeper)[1].layers == (1, 2, 3)
+    assert (
+        "takes in model.layers.3.self_attn.q_proj, but the adapter holds no tensors for it; the "
+        "file is incomplete, or the adapter was trained on another base"
+    ) in refusal(adapter, deeper)
 
 
 def test_unknown_module(adapter):
@@ -256,21 +307,82 @@ def test_missing_factor(adapter, factor):
     assert f"tensor {name} is missing; an adapter needs both factors" in refusal(adapter)
 
 
-def test_missing_module_and_layers(adapter, edit_json):
+def test_tensors_and_configuration_disagree(adapter, edit_json):
+    config = adapter / "adapter_config.json"
+
     def drop(tensors):
         for name in [name for name in tensors if "up_proj" in name]:
             del tensors[name]
 
     respoil(adapter, drop)
-    assert "target_modules names up_proj, but the adapter holds no tensors" in refusal(adapter)
-    edit_json(adapter / "adapter_config.json", target_modules="all-linear")
+    missing = "takes in model.layers.0.mlp.up_proj, but the adapter holds no tensors for it"
+    assert missing in refusal(adapter)
+    edit_json(config, target_modules="all-linear")
+    assert missing in refusal(adapter)
+    edit_json(config, target_modules=r".*_proj", exclude_modules=["mlp.up_proj"])
     assert "up" not in load_peft(adapter, LLAMA)[1].targets
-    edit_json(adapter / "adapter_config.json", layers_to_transform=[0, 1])
-    assert "layers_to_transform is [0, 1], but the adapter holds tensors for layers [0, 1, 2]" in (
+    edit_json(config, target_modules=["q_proj"], exclude_modules=None)
+    assert "leaves out model.layers.0.self_attn.k_proj, but the adapter holds tensors" in (
         refusal(adapter)
     )
+    named = [f"{name}_proj" for name in TARGETS if name != "up"]
+    edit_json(config, target_modules=named, layers_to_transform=[0, 1])
+    assert (
+        "layers_to_transform=[0, 1] leaves out model.layers.2.self_attn.q_proj, but the adapter "
+        "holds tensors for it; the two files do not belong together"
+    ) in refusal(adapter)
     respoil(adapter, lambda tensors: tensors.clear())
     assert "the adapter holds no tensors" in refusal(adapter)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("target_modules", None, "target_modules should be a list of modules, a pattern or all-l"),
+        ("target_modules", "(q_proj", "target_modules: '(q_proj' is no regular expression"),
+        ("rank_pattern", {"(q": 2}, "rank_pattern: '(.*\\\\.)?((q)$' is no regular expression"),
+        ("rank_pattern", {"q_proj": 0}, "rank_pattern['q_proj'] should be a positive whole number"),
+        ("alpha_pattern", {"q_proj": "2"}, "alpha_pattern['q_proj'] should be a number, found '2'"),
+        ("alpha_pattern", [2], "alpha_pattern should map modules to numbers, found [2]"),
+        ("lora_alpha", True, "lora_alpha should be a number, found True"),
+    ],
+)
+def test_configurations_that_say_nothing(adapter, edit_json, key, value, said):
+    edit_json(adapter / "adapter_config.json", **{key: value})
+    assert said in refusal(adapter)
+
+
+def test_a_pattern_and_a_list_of_layers(adapter, edit_json):
+    edit_json(adapter / "adapter_config.json", target_modules=".*", layers_to_transform=[0])
+    assert "layers_to_transform goes with a list of target_modules" in refusal(adapter)
+
+
+def test_ranks_that_the_tensors_do_not_have(adapter, edit_json):
+    edit_json(adapter / "adapter_config.json", rank_pattern={"q_proj": 2})
+    assert "q_proj.lora_A.weight has shape [4, 32], but rank 2 and this base ask for [2, 32]" in (
+        refusal(adapter)
+    )
+
+
+def test_magnitudes(tmp_path, edit_json):
+    dora = VARIANTS["dora"]
+    save_peft(tmp_path / "a", random_tree(dora, LLAMA), LLAMA, dora)
+    edit_json(tmp_path / "a" / "adapter_config.json", use_dora=False)
+    assert "use_dora is not set, but tensor" in refusal(tmp_path / "a")
+    edit_json(tmp_path / "a" / "adapter_config.json", use_dora=True)
+    name = "base_model.model.model.layers.1.mlp.up_proj.lora_magnitude_vector"
+    respoil(tmp_path / "a", lambda tensors: tensors.pop(name))
+    assert f"tensor {name} is missing; an adapter needs both factors and the magnitudes" in (
+        refusal(tmp_path / "a")
+    )
+
+
+def test_numbers_beyond_a_rank_are_a_bug_of_the_caller(tmp_path):
+    adapter = VARIANTS["patterns"]
+    lora = random_tree(adapter, LLAMA)
+    lora["blocks"]["attention"]["q"]["a"][0, 0, -1] = 1
+    with pytest.raises(ValueError, match="blocks/attention/q/a holds numbers beyond rank 2"):
+        save_peft(tmp_path / "a", lora, LLAMA, adapter)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])

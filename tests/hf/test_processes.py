@@ -10,7 +10,8 @@ import pytest
 
 from jaxalign.adapters.lora import Lora
 from jaxalign.hf.load import load_params
-from jaxalign.hf.save import load_peft, save_base, save_peft
+from jaxalign.hf.peft import load_peft, save_peft
+from jaxalign.hf.save import save_base
 from tests.hf.conftest import LLAMA, assert_same_tree, random_lora, random_params
 
 REPO = Path(__file__).resolve().parents[2]
@@ -23,7 +24,8 @@ import jax, jax.numpy as jnp
 port, process, folder = sys.argv[1], int(sys.argv[2]), Path(sys.argv[3])
 jax.distributed.initialize(f'localhost:{port}', 2, process)
 from jaxalign.hf.load import abstract_params, load_params, load_spec
-from jaxalign.hf.save import load_peft, save_base, save_peft
+from jaxalign.hf.peft import load_peft, save_peft
+from jaxalign.hf.save import save_base
 from jaxalign.sharding import make_mesh, shard_tree
 spec = load_spec(folder / 'model')
 mesh = make_mesh(1, 2, 2)

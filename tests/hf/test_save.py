@@ -103,13 +103,13 @@ def test_an_interrupted_save_changes_nothing(tmp_path, before, monkeypatch):
         save_base(folder, random_params(LLAMA), LLAMA)
     calls = []
 
-    def save_file(tensors, file, metadata):
+    def write_file(file, tensors):
         calls.append(file)
         file.write_bytes(b"half")
         if len(calls) == 2:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr("jaxalign.hf.save.save_file", save_file)
+    monkeypatch.setattr("jaxalign.hf.stream.write_file", write_file)
     with pytest.raises(KeyboardInterrupt):
         save_base(folder, random_params(LLAMA, seed=1), LLAMA, max_shard_bytes=20_000)
     left = ["m"] if before == "an older save" else []

@@ -124,9 +124,9 @@ def test_parameter_counts_are_the_published_ones():
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"model_type": "gemma2"}, "model_type 'gemma2' is not supported; supported: llama, qwen2"),
+        ({"model_type": "bloom"}, "model_type 'bloom' is not supported; supported: llama, qwen2"),
         ({"model_type": None}, "supported: llama, qwen2"),
-        ({"hidden_act": "gelu"}, "hidden_act 'gelu' is not supported; supported: silu"),
+        ({"hidden_act": "gelu"}, "hidden_act 'gelu' is not supported; supported: silu, gelu"),
         (
             {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}},
             "rope type 'yarn' is not supported; supported: default, linear, llama3",
@@ -147,12 +147,24 @@ def test_refusals(change, sentence):
     assert sentence in str(error.value)
 
 
-@pytest.mark.parametrize(
-    "change", [{"use_sliding_window": True}, {"layer_types": ["sliding_attention"]}]
-)
-def test_sliding_windows_are_refused_where_they_are_used(change):
-    with pytest.raises(UserError, match="sliding-window attention is not supported"):
-        ModelSpec.from_hf(QWEN25_7B | change)
+def test_windows_of_qwen2():
+    config = QWEN25_7B | {"use_sliding_window": True, "max_window_layers": 26}
+    spec = ModelSpec.from_hf(config)
+    assert spec.windows == (0,) * 26 + (131072,) * 2
+    assert ModelSpec.from_hf(spec.to_hf()) == spec
+    assert ModelSpec.from_hf(config | {"max_window_layers": 28}).windows == ()
+    types = ["full_attention", "sliding_attention"] * 14
+    spec = ModelSpec.from_hf(config | {"layer_types": types})
+    assert spec.windows == (0, 131072) * 14
+    assert ModelSpec.from_hf(spec.to_hf()) == spec
+
+
+def test_windows_that_llama_has_not():
+    types = ["full_attention"] * 31 + ["sliding_attention"]
+    with pytest.raises(UserError, match="is not supported in the llama family"):
+        ModelSpec.from_hf(LLAMA31_8B | {"layer_types": types, "sliding_window": 8})
+    with pytest.raises(UserError, match="no sliding_window is used"):
+        ModelSpec.from_hf(QWEN25_7B | {"layer_types": types[-28:]})
 
 
 def test_taps():

@@ -30,11 +30,11 @@ def case(seed: int = 0):
     return hidden, head, SimpleNamespace(answer_at=answer_at, answers=answers)
 
 
-def evaluate(hidden, head, batch):
+def evaluate(hidden, head, batch, cap=0.0):
     """The Loss and the gradients of its sum by hidden and head."""
 
     def total(hidden, head):
-        loss = language_model(TaskStates(hidden, head, {}), batch)
+        loss = language_model(TaskStates(hidden, head, {}, cap), batch)
         return loss.sum, loss
 
     step = jax.jit(jax.value_and_grad(total, argnums=(0, 1), has_aux=True))
@@ -42,7 +42,7 @@ def evaluate(hidden, head, batch):
     return loss, gradients
 
 
-def reference(hidden, head, batch):
+def reference(hidden, head, batch, cap=0.0):
     """(sum, count, hits, gradient by hidden, gradient by head), token by token in float64."""
     hidden, head = hidden.astype(np.float64), head.astype(np.float64)
     total, count, hits = 0.0, 0, 0
@@ -52,10 +52,12 @@ def reference(hidden, head, batch):
             if answer == -100:
                 continue
             logits = head @ hidden[b, place]
+            slope = 1 - np.tanh(logits / cap) ** 2 if cap else 1.0
+            logits = cap * np.tanh(logits / cap) if cap else logits
             probabilities = np.exp(logits) / np.exp(logits).sum()
             total -= np.log(probabilities[answer])
             count, hits = count + 1, hits + (logits.argmax() == answer)
-            error = probabilities - np.eye(VOCAB)[answer]
+            error = (probabilities - np.eye(VOCAB)[answer]) * slope
             by_hidden[b, place] += error @ head
             by_head += np.outer(error, hidden[b, place])
     return total, count, hits, by_hidden, by_head
@@ -65,12 +67,13 @@ def reference(hidden, head, batch):
 CHUNKS = [1 << 24, 3 * ROWS * VOCAB, 2 * ROWS * VOCAB + 5, ROWS * VOCAB, 1]
 
 
+@pytest.mark.parametrize("cap", [0.0, 2.0])
 @pytest.mark.parametrize("limit", CHUNKS)
-def test_value_and_gradient(monkeypatch, limit):
+def test_value_and_gradient(monkeypatch, limit, cap):
     monkeypatch.setattr(MODULE, "CHUNK_LOGITS", limit)
     hidden, head, batch = case()
-    total, count, hits, by_hidden, by_head = reference(hidden, head, batch)
-    loss, gradients = evaluate(hidden, head, batch)
+    total, count, hits, by_hidden, by_head = reference(hidden, head, batch, cap)
+    loss, gradients = evaluate(hidden, head, batch, cap)
     np.testing.assert_allclose(loss.sum, total, rtol=1e-5)
     assert loss.count == count == 9
     assert loss.logs["accuracy"] == hits

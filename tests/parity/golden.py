@@ -11,7 +11,7 @@ import numpy as np
 from jaxalign.data.batch import NO_TARGET, PairBatch, TaskBatch
 from jaxalign.hf.load import load_params, load_spec
 from jaxalign.hf.names import adapter_rows, get_leaf, sizes
-from jaxalign.hf.save import load_peft
+from jaxalign.hf.peft import load_peft
 from jaxalign.model.decoder import Decoder
 
 REPO = Path(__file__).resolve().parents[2]

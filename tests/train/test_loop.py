@@ -13,7 +13,7 @@ import pytest
 
 from jaxalign.errors import UserError
 from jaxalign.hf.load import load_params
-from jaxalign.hf.save import load_peft
+from jaxalign.hf.peft import load_peft
 from jaxalign.train import loop, setup
 from jaxalign.train.loop import train
 

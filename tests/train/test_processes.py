@@ -2,9 +2,12 @@
 
 import json
 import os
+import re
+import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -12,13 +15,13 @@ import pytest
 
 from jaxalign.config import to_yaml
 from jaxalign.hf.load import load_spec
-from jaxalign.hf.save import load_peft
+from jaxalign.hf.peft import load_peft
 
 REPO = Path(__file__).resolve().parents[2]
 
 
-def run(configs, tmp_path, devices):
-    """Runs one process per config, all in one cluster; returns their outputs."""
+def start(configs, tmp_path, devices):
+    """Starts one process per config, all in one cluster."""
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         port = probe.getsockname()[1]
@@ -46,6 +49,11 @@ def run(configs, tmp_path, devices):
                 text=True,
             )
         )
+    return started
+
+
+def finish(started):
+    """Their outputs, once all have ended well."""
     outputs = [process.communicate(timeout=500)[0] for process in started]
     for process, output in zip(started, outputs, strict=True):
         assert process.returncode == 0, output
@@ -57,8 +65,8 @@ def test_two_processes_train_as_one(configure, tmp_path):
     words = ("lora.dropout=0.0", "train.steps=4", "train.eval_every=2")
     one = configure(*words, f"output={tmp_path / 'one'}")
     two = configure(*words, f"output={tmp_path / 'two'}")
-    run([one], tmp_path, devices=4)
-    outputs = run([two, two], tmp_path, devices=2)
+    finish(start([one], tmp_path, devices=4))
+    outputs = finish(start([two, two], tmp_path, devices=2))
     assert "written" in outputs[0] and "written" not in outputs[1]
 
     def events(config):
@@ -76,3 +84,24 @@ def test_two_processes_train_as_one(configure, tmp_path):
     first, second = (load_peft(f"{c.output}/adapter", spec)[0] for c in (one, two))
     for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True):
         np.testing.assert_allclose(a, b, atol=2e-6, rtol=0)
+
+
+@pytest.mark.slow
+def test_all_processes_stop_at_the_step_after_one_was_asked(configure, tmp_path):
+    out = tmp_path / "run"
+    config = configure("lora.dropout=0.0", "train.steps=100000", "train.log_every=1",
+                       "checkpoint.every=100000", f"output={out}")  # fmt: skip
+    started = start([config, config], tmp_path, devices=2)
+    try:
+        deadline = time.monotonic() + 300
+        while not (out / "log.jsonl").is_file() or not (out / "log.jsonl").read_text():
+            assert time.monotonic() < deadline, "no step in five minutes"
+            assert all(process.poll() is None for process in started)
+            time.sleep(0.5)
+        started[1].send_signal(signal.SIGTERM)
+        outputs = finish(started)
+    finally:
+        for process in started:
+            process.kill()
+    (stopped,) = re.findall(r"stopped on request at step (\d+)", outputs[0])
+    assert (out / "checkpoints" / stopped).is_dir(), sorted((out / "checkpoints").iterdir())

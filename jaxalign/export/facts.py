@@ -1,0 +1,300 @@
+"""What a run's own records say about it, for the model card: settings, data, scores.
+
+Every line comes from the configuration saved with the checkpoint, from the data files as they lie,
+or from an evaluation of these very weights; where one of them is missing, so is the line.
+
+    facts = card_facts(source, 'adapter', path='runs/own/export/peft', template='base')
+    model_card(facts)                                    # README.md
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jaxalign.adapters import lora as lora_adapter
+from jaxalign.data import sources, tasks
+from jaxalign.data.chat import instruction
+from jaxalign.data.languages import base_language
+from jaxalign.data.pairs import to_pair
+from jaxalign.errors import UserError
+from jaxalign.export.scores import scores_of
+from jaxalign.export.source import Source
+from jaxalign.hf.card import Data, Facts
+from jaxalign.hf.peft_config import VLLM_RANKS, vllm_limits
+from jaxalign.model.spec import parameter_count
+from jaxalign.settings import AlignConfig, Config, TaskConfig
+
+CODE = re.compile(r"[a-z]{2,3}")
+HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+KINDS = {
+    "rows": "rows with prompts of their own",
+    "slots": "slot filling",
+    "intent": "intent classification",
+    "intent_slots": "intents and slots",
+    "translation": "translation",
+    "ner": "named entities as JSON",
+}
+PROMPTS = {
+    "chat": "the tokenizer's chat template",
+    "llama3_paper": (
+        "the paper's layout for Llama 3 (a newline after each end of turn), here as the chat "
+        "template of these files"
+    ),
+}
+
+
+def card_facts(source: Source, kind: str, path: str, template: str, dtype: str = "") -> Facts:
+    """Everything known about an export.
+
+    Args:
+        source: what is exported.
+        kind: adapter or model.
+        path: the folder or hub name it will be loaded from; its last part is the title.
+        template: the chat template beside it: base (the base's own), own, none.
+        dtype: of a model's weights.
+    """
+    config, adapter = source.config, source.adapter
+    hub = source.base if _on_hub(source.base) else ""
+    found = list(streams(config)) if config else []
+    systems = {system for stream in found for system in stream.systems}
+    return Facts(
+        title=Path(path).name if path != "." else source.name,
+        kind=kind,
+        path=path,
+        base=hub,
+        base_folder="" if hub else Path(source.base).name,
+        languages=tuple(sorted({code for stream in found for code in stream.codes})),
+        datasets=tuple(dict.fromkeys(_hub_sets(config))) if config else (),
+        tags=_tags(source, config),
+        summary=_summary(config) if config else "",
+        training=tuple(_training(source, config, dtype)),
+        data=tuple(stream.data for stream in found),
+        scores=scores_of(source),
+        prompts=_prompts(config, template) if config else "",
+        system=systems.pop() if len(systems) == 1 else "",
+        template=template,
+        served_rank=next((r for r in VLLM_RANKS if adapter and r >= adapter.r), None),
+        limits=tuple(vllm_limits(adapter)) if adapter else (),
+        dtype=dtype,
+        aligned="yes" if config and _is_aligned(config) else "no",
+    )
+
+
+# Settings -----------------------------------------------------------------------------------------
+
+
+def _training(source: Source, config: Config | None, dtype: str) -> Iterator[tuple[str, str]]:
+    """Rows of the table: what was trained, on what, how long."""
+    adapter = source.adapter
+    if adapter:
+        what = "DoRA" if adapter.dora else "LoRA"
+        scaling = "alpha / sqrt(r)" if adapter.rank_stabilised else "alpha / r"
+        own = ", some projections their own" if adapter.parts else ""
+        yield what, f"r {adapter.r}, alpha {adapter.alpha:g}{own}; scale {scaling}"
+        yield "projections", ", ".join(adapter.targets)
+        yield (
+            "blocks",
+            block_range(adapter.layers) if adapter.layers else f"all {source.spec.layers}",
+        )
+        yield "dropout", f"{adapter.dropout:g}"
+        yield "trained parameters", f"{lora_adapter.count(adapter, source.spec):,}"
+    else:
+        yield "trained", f"all {parameter_count(source.spec):,} parameters"
+    if dtype:
+        yield "weights", dtype
+    if source.saved:
+        best = " (the best by validation)" if source.saved.best else ""
+        yield "updates", f"{source.saved.step:,}{best}"
+    if not config:
+        return
+    if config.task.weight > 0:
+        yield "task objective", _objective(config.task, {})
+    if config.align.weight > 0:
+        yield "alignment objective", _objective(config.align, _alignment(config.align))
+        yield "aligned layer", f"{config.align.layer} of {source.spec.layers} (its output)"
+    for extra in config.objectives:
+        options = "".join(f", {key} {value}" for key, value in extra.options.items())
+        words = f"{extra.objective}, weight {extra.weight:g}{options}"
+        yield f"more in the {extra.phase} phase", words
+    if config.task.weight > 0 and config.align.weight > 0:
+        yield "turns", TURNS[config.align.every]
+    yield from _hyper_parameters(config)
+
+
+TURNS = {
+    "microbatch": "task and alignment by micro-batch",
+    "step": "task and alignment by update",
+    "joint": "task and alignment in every update",
+}
+
+
+def _hyper_parameters(config: Config) -> Iterator[tuple[str, str]]:
+    optim, batch = config.optim, config.batch
+    yield "learning rate", f"{optim.learning_rate:g}, {optim.schedule}"
+    warm = f"{optim.warmup_steps} updates" if optim.warmup_steps else f"{optim.warmup_ratio:g}"
+    yield "warm-up", warm if optim.warmup_steps else f"{warm} of the updates"
+    yield (
+        "AdamW",
+        f"betas {optim.beta1:g} and {optim.beta2:g}, eps {optim.eps:g}, weight decay "
+        f"{optim.weight_decay:g}, gradients clipped at {optim.clip_norm:g}",
+    )
+    sizes = []
+    if config.task.weight > 0:
+        sizes.append(f"{batch.size} rows of at most {batch.max_length} tokens")
+    if config.align.weight > 0:
+        sizes.append(f"{batch.pairs} pairs of at most {batch.pair_max_length}")
+    yield "micro-batch", "; ".join(sizes)
+    yield "micro-batches per update", str(batch.accumulate)
+    yield "base in training", config.model.stored
+    yield "seed", str(config.seed)
+
+
+def _objective(part: TaskConfig | AlignConfig, own: dict[str, Any]) -> str:
+    options = own | part.options
+    words = "".join(f", {key} {value}" for key, value in options.items())
+    return f"{part.objective}, weight {part.weight:g}{words}"
+
+
+def _alignment(align: AlignConfig) -> dict[str, Any]:
+    """The settings that the built-in alignment reads; any other objective has its options."""
+    if align.objective != "contrastive":
+        return {}
+    among = f"{align.group} consecutive pairs" if align.negatives == "group" else "the micro-batch"
+    found = {
+        "temperature": f"{align.temperature:g}",
+        "direction": align.direction.replace("_", "-"),
+        "negatives among": among,
+        "pooling": align.pooling,
+    }
+    if align.detach != "none":
+        found["no gradient through the"] = align.detach
+    if align.control != "none":
+        found["control run with pairs"] = align.control
+    return found
+
+
+def _is_aligned(config: Config) -> bool:
+    return config.align.weight > 0 and config.align.objective == "contrastive"
+
+
+def _summary(config: Config) -> str:
+    on = []
+    if config.task.weight > 0:
+        on.append(f"fine-tuned for {KINDS.get(config.task.kind, config.task.kind)}")
+    if config.align.weight > 0:
+        on.append(f"aligned across languages at layer {config.align.layer}")
+    return " and ".join(on)
+
+
+def _tags(source: Source, config: Config | None) -> tuple[str, ...]:
+    kind = ("dora" if source.adapter.dora else "lora",) if source.adapter else ()
+    crossing = ("cross-lingual-transfer",) if config and config.align.weight > 0 else ()
+    return (*kind, *crossing)
+
+
+def _prompts(config: Config, template: str) -> str:
+    if config.task.weight <= 0:
+        return ""
+    if config.task.kind == "rows":
+        return "Prompts were the rows' own prefixes; no chat template was applied in training."
+    return f"Prompts were built by {PROMPTS[config.prompt.template]}." if template != "none" else ""
+
+
+def block_range(layers: Sequence[int]) -> str:
+    """'1 to 16' of consecutive numbers, else '1, 5, 9'; '' of none."""
+    if len(layers) > 2 and layers[-1] - layers[0] == len(layers) - 1:
+        return f"{layers[0]} to {layers[-1]}"
+    return ", ".join(map(str, layers))
+
+
+# Data ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Stream:
+    """A stream that was on: what the card shows of it, and what its rows tell."""
+
+    data: Data
+    codes: frozenset[str]  # of its languages
+    systems: frozenset[str]  # the system turns of its rows
+
+
+def streams(config: Config) -> Iterator[Stream]:
+    """The streams of a run, with what their files hold now; a file that is gone tells nothing."""
+    parts: tuple[tuple[str, TaskConfig | AlignConfig], ...] = (
+        ("task", config.task),
+        ("pairs", config.align),
+    )
+    for name, part in parts:
+        if part.weight <= 0 or not part.train:
+            continue
+        rows = _rows(part)
+        if isinstance(part, TaskConfig):
+            directed = part.kind == "translation"
+            named = [(row.language, _sides(row.language, directed)) for row in rows]
+            systems = frozenset(instruction(row, config.prompt.system) for row in rows)
+        else:
+            directed, systems = False, frozenset()
+            named = [(row.language, (row.source_language, row.target_language)) for row in rows]
+        counts = Counter(language for language, _ in named if language)
+        if part.languages:  # the training saw these only, and made sure that each has rows
+            counts = Counter(dict.fromkeys(part.languages, 0))
+            named = [(language, _sides(language, directed)) for language in part.languages]
+        yield Stream(
+            Data(
+                name,
+                tuple(map(_shown, part.train)),
+                ", ".join(map(_counted, sorted(counts.items()))),
+            ),
+            frozenset(filter(CODE.fullmatch, map(base_language, {c for _, s in named for c in s}))),
+            systems - {""},
+        )
+
+
+def _rows(part: TaskConfig | AlignConfig) -> list[Any]:
+    """Its examples or pairs; none where they are not files, or not these files any more."""
+    if any(_scheme(one) for one in part.train):
+        return []  # not worth a download
+    try:
+        records = sources.read_all(part.train, part.columns)
+        if isinstance(part, TaskConfig):
+            return [tasks.render(part.kind, record) for record in records]
+        return [to_pair(record) for record in records]
+    except (UserError, OSError):
+        return []
+
+
+def _sides(language: str, directed: bool) -> tuple[str, ...]:
+    """The two languages of the direction 'de-en', or the one of 'de-st' and 'zh-CN'."""
+    return tuple(language.split("-", 1)) if directed else (language,)
+
+
+def _counted(item: tuple[str, int]) -> str:
+    language, rows = item
+    return f"{language} {rows:,}" if rows else language
+
+
+def _hub_sets(config: Config) -> Iterator[str]:
+    for part in (config.task, config.align):
+        for one in part.train if part.weight > 0 else ():
+            if _scheme(one) == "hf":
+                yield re.split("[:@]", one.removeprefix("hf:"))[0]
+
+
+def _scheme(source: str) -> str:
+    kind = source.partition(":")[0]
+    return kind if kind in sources.SCHEMES else ""
+
+
+def _shown(source: str) -> str:
+    """A data source without the folders of this machine."""
+    return source if _scheme(source) or not Path(source).is_absolute() else Path(source).name
+
+
+def _on_hub(base: str) -> bool:
+    return bool(HUB_NAME.fullmatch(base)) and not Path(base).exists()

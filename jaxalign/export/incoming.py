@@ -1,0 +1,239 @@
+"""`jaxalign import`: an adapter trained elsewhere is checked against its base and made ours.
+
+`--adapter` and `lora.start` take a PEFT folder or a hub name as it is. An import tells what is in
+it, mends spellings of its tensors' names, and leaves a folder that evaluation, probe, merge and
+export take like a run's own, with the settings to go on training from it.
+
+    import_adapter('danniliu/llama3-8b-slots', 'meta-llama/Meta-Llama-3-8B-Instruct', 'runs/theirs')
+"""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+
+from jaxalign.adapters import lora as lora_adapter
+from jaxalign.adapters.lora import Lora
+from jaxalign.data.chat import load_tokenizer
+from jaxalign.errors import UserError
+from jaxalign.export.facts import block_range
+from jaxalign.export.folder import check_target, fresh_folder
+from jaxalign.export.run import TEMPLATE_FILE, find_template, set_template
+from jaxalign.export.source import CONFIG_FILE, Source, read_adapter, small_files
+from jaxalign.hf.files import locate, open_index, read_json
+from jaxalign.hf.load import load_spec
+from jaxalign.hf.peft import save_peft
+from jaxalign.hf.save import TOKENIZER_FILES, copy_files
+from jaxalign.hf.stream import Pending, write_file
+from jaxalign.model.spec import ModelSpec
+
+# Spellings of the same tensors: a state_dict saved by hand keeps the adapter's name in it, some
+# tools leave PEFT's prefix out.
+SPELLINGS = (
+    (re.compile(r"\.(lora_[AB]|lora_magnitude_vector)\.default(?=\.weight$|$)"), r".\1"),
+    (re.compile(r"^(?=model\.layers\.)"), "base_model.model."),
+)
+STEM = "adapter_model"
+
+
+@dataclass(frozen=True)
+class Found:
+    """What an adapter turned out to be."""
+
+    path: str
+    base: str
+    named_base: str  # as its configuration has it
+    adapter: Lora
+    weights: Mapping[str, Any]
+    stored: tuple[str, ...]  # dtypes in the file
+    tensors: int
+    renamed: int
+    idle: tuple[int, ...]  # blocks whose factors b are all zero: they change nothing
+
+
+def import_adapter(path: str, base: str, out: str, existing: str = "refuse") -> Found:
+    """Checks, normalises, writes `OUT/adapter` and `OUT/continue.yaml`, prints what was found.
+
+    Args:
+        path: PEFT folder or hub name.
+        base: the model it sits on: folder or hub name.
+        out: the folder to make.
+        existing: what becomes of a folder there that is not empty: refuse or replace.
+
+    Raises:
+        UserError: not an adapter that fits this base, or a folder that cannot be written.
+    """
+    check_target(Path(out), existing)
+    folder, where = locate(path), small_files(base)
+    spec = load_spec(where)
+    found = inspect(folder, path, base, spec)
+    tokenizer = next((one for one in (folder, where) if any(one.glob("tokenizer*"))), None)
+    if tokenizer:
+        _check_vocabulary(path, tokenizer, spec)
+    must_stay = [Path.cwd(), Path.home(), folder, where]
+    with fresh_folder(Path(out), existing, must_stay) as new:
+        adapter = new / "adapter"
+        save_peft(adapter, found.weights, spec, found.adapter, base_name=base)
+        if tokenizer:
+            copy_files(tokenizer, adapter, TOKENIZER_FILES)
+        template = find_template(_source(found, folder, where, spec))
+        if template.kind != "none":
+            set_template(adapter, template)
+        (new / "continue.yaml").write_text(settings(found, out), "utf-8")
+    whose = {folder: "its own", where: "the base's", None: "none"}[tokenizer]
+    _show(found, spec, whose, template.kind, out)
+    return found
+
+
+def inspect(folder: Path, path: str, base: str, spec: ModelSpec) -> Found:
+    """What the adapter in this folder is, checked against the base.
+
+    Raises:
+        UserError: not an adapter, not for this base, incomplete, or not finite.
+    """
+    named = str(read_json(folder / CONFIG_FILE).get("base_model_name_or_path") or "")
+    index = open_index(folder, STEM)
+    spelled = {name: _spelled(name) for name in index}
+    renamed = sum(name != new for name, new in spelled.items())
+    if renamed:
+        with tempfile.TemporaryDirectory() as work:
+            tensors = [
+                Pending(spelled[name], one.shape, one.dtype, partial(np.asarray, one.view()))
+                for name, one in index.items()
+            ]
+            write_file(Path(work, f"{STEM}.safetensors"), tensors)
+            copy_files(folder, Path(work), (CONFIG_FILE,))
+            try:
+                weights, adapter = read_adapter(Path(work), spec, base)
+            except UserError as error:
+                raise UserError(str(error).replace(work, str(folder))) from error
+    else:
+        weights, adapter = read_adapter(folder, spec, base)
+    return Found(
+        path=path,
+        base=base,
+        named_base=named,
+        adapter=adapter,
+        weights=weights,
+        stored=tuple(sorted({one.dtype.name for one in index.values()})),
+        tensors=len(index),
+        renamed=renamed,
+        idle=tuple(_idle(weights, adapter, spec)),
+    )
+
+
+def settings(found: Found, out: str) -> str:
+    """YAML with which `jaxalign train` goes on from the imported adapter."""
+    from omegaconf import OmegaConf
+
+    adapter = found.adapter
+    layers = ",".join(map(str, adapter.layers)) or "all"
+    tree = {
+        "output": f"{out}/continued",
+        "model": {"path": found.base},
+        "lora": {
+            "r": adapter.r,
+            "alpha": adapter.alpha,
+            "dropout": adapter.dropout,
+            "targets": list(adapter.targets),
+            "layers": layers,
+            "scaling": "rank_stabilised" if adapter.rank_stabilised else "standard",
+            "variant": "dora" if adapter.dora else "lora",
+            "start": f"{out}/adapter",
+        },
+    }
+    return (
+        f"# To go on training from {found.path}: name the data, as in\n"
+        f"# jaxalign train {out}/continue.yaml task.train=[...] align.train=[...]\n"
+        + OmegaConf.to_yaml(OmegaConf.create(tree))
+    )
+
+
+def _spelled(name: str) -> str:
+    for pattern, new in SPELLINGS:
+        name = pattern.sub(new, name)
+    return name
+
+
+def _idle(weights: Mapping[str, Any], adapter: Lora, spec: ModelSpec) -> Iterator[int]:
+    for block in sorted({block for _, block in adapter.table(spec.layers)}):
+        factors = [site for sites in weights["blocks"].values() for site in sites.values()]
+        if not any(np.asarray(one["b"][block - 1]).any() for one in factors):
+            yield block
+
+
+def _check_vocabulary(path: str, tokenizer: Path, spec: ModelSpec) -> None:
+    size = len(load_tokenizer(str(tokenizer)))
+    if size > spec.vocab:
+        raise UserError(
+            f"{path}: its tokenizer knows {size} tokens, the base only {spec.vocab}; it was "
+            "trained on a base with more embeddings, give that as --base"
+        )
+
+
+def _same(one: str, other: str) -> bool:
+    """Whether two names are of one base: the same hub name, or the same folder."""
+    return one == other or Path(one).expanduser().resolve() == Path(other).expanduser().resolve()
+
+
+def _source(found: Found, folder: Path, where: Path, spec: ModelSpec) -> Source:
+    return Source(
+        run=found.path,
+        name=Path(found.path).name,
+        base=found.base,
+        revision=None,
+        folder=where,
+        spec=spec,
+        adapter=found.adapter,
+        weights=found.weights,
+        files=folder if (folder / TEMPLATE_FILE).is_file() else None,
+    )
+
+
+def _show(found: Found, spec: ModelSpec, tokenizer: str, template: str, out: str) -> None:
+    adapter = found.adapter
+    console = Console(soft_wrap=True, highlight=False)
+    scaling = "alpha / sqrt(r)" if adapter.rank_stabilised else "alpha / r"
+    scale = f"{adapter.scale:g}" if adapter.even else "by projection"
+    own = " (some projections their own)" if adapter.parts else ""
+    rows = {
+        "adapter": found.path,
+        "base": found.base,
+        "names as its base": found.named_base or "nothing",
+        "method": "DoRA" if adapter.dora else "LoRA",
+        "targets": " ".join(adapter.targets),
+        "rank": f"{adapter.r}{own}",
+        "scale": f"{scale} ({scaling}, alpha {adapter.alpha:g})",
+        "blocks": block_range(adapter.layers) or f"all {spec.layers}",
+        "trained parameters": f"{lora_adapter.count(adapter, spec):,}",
+        "tensors": f"{found.tensors}, stored as {', '.join(found.stored)}, written as float32",
+        "tokenizer": tokenizer,
+        "chat template": {"base": "the base's", "own": "its own", "none": "none"}[template],
+    }
+    for name, value in rows.items():
+        console.print(f"{name:20}{value}", markup=False)
+    if found.renamed:
+        console.print(f"{found.renamed} tensors were renamed to PEFT's spelling")
+    if found.idle:
+        console.print(
+            f"in blocks {block_range(found.idle)} every lora_B is zero: it changes nothing there",
+            style="yellow",
+        )
+    if found.named_base and not _same(found.named_base, found.base):
+        console.print(
+            f"it names {found.named_base} as its base; the shapes fit {found.base}, but an adapter "
+            "means little on weights it was not trained on",
+            style="yellow",
+        )
+    console.print(
+        f"written: {out}/adapter, for --adapter, jaxalign merge and jaxalign export; "
+        f"{out}/continue.yaml, to go on training"
+    )

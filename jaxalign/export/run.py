@@ -1,0 +1,270 @@
+"""`jaxalign export`: a run or an adapter becomes what PyTorch, vLLM or JAX load.
+
+export(Order('runs/own'))                                   # runs/own/export/peft
+export(Order('runs/own', form='merged', dtype='bfloat16', verify='yes'))
+export(Order('runs/own', push='me/slots-cy', visibility='private'))
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from rich.console import Console
+
+from jaxalign.data.chat import load_tokenizer
+from jaxalign.data.template import training_template
+from jaxalign.errors import UserError
+from jaxalign.export.facts import card_facts
+from jaxalign.export.folder import check_target, fresh_folder
+from jaxalign.export.push import check_hub, push
+from jaxalign.export.source import (
+    CONFIG_FILE,
+    DIVERGED,
+    Source,
+    holds_weights,
+    open_source,
+    whole_base,
+)
+from jaxalign.export.verify import BOUNDS, in_memory, verify
+from jaxalign.hf.card import model_card
+from jaxalign.hf.files import open_index, read_json, write_json
+from jaxalign.hf.peft import save_peft
+from jaxalign.hf.save import (
+    GENERATION_FILE,
+    TOKENIZER_FILES,
+    assemble,
+    copy_files,
+    merged_tensors,
+    tree_tensors,
+    write_model,
+)
+from jaxalign.hf.stream import Pending, finite
+
+TEMPLATE_FILE = "chat_template.jinja"
+UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
+
+
+@dataclass(frozen=True)
+class Order:
+    """What is wanted."""
+
+    run: str  # output folder of a training, PEFT folder or hub name
+    form: str = "peft"  # peft | merged | orbax
+    step: str = ""  # of a training: a number, best, latest; '': the best, if there is one
+    out: str = ""  # '': beside the run
+    base: str = ""  # in place of the one that the run or adapter names
+    dtype: str = ""  # of a model's weights; '': the base's
+    max_shard_size: str = "5GB"
+    existing: str = "refuse"  # where `out` is not empty: refuse | replace
+    verify: str = "no"  # yes | no
+    push: str = ""  # hub repository to upload to
+    visibility: str = "default"  # of a new repository: private | default
+
+
+@dataclass(frozen=True)
+class Template:
+    """The chat template that goes along."""
+
+    text: str
+    kind: str  # base: the base's own | own: another | none
+
+
+def export(order: Order) -> Path:
+    """Writes what is ordered and prints what it was.
+
+    Returns:
+        The folder that was written.
+
+    Raises:
+        UserError: anything in the run, the base, the folder or the hub that cannot work.
+    """
+    console = Console(soft_wrap=True, highlight=False)
+    shard_bytes = parse_size(order.max_shard_size)
+    if order.form not in WRITERS:
+        raise UserError(f"--format {order.form}: choose among {', '.join(WRITERS)}")
+    if order.dtype and order.dtype not in BOUNDS:
+        raise UserError(f"--dtype {order.dtype}: choose among {', '.join(BOUNDS)}")
+    out = Path(order.out) if order.out else default_out(order.run, order.form)
+    check_target(out, order.existing)
+    if order.push:
+        check_hub(order.push)
+    source = open_source(order.run, order.step, order.base)
+    if source.adapter is None and order.form == "peft":
+        raise UserError(f"{order.run} trained all weights, there is no adapter; --format merged")
+    if order.dtype and order.form == "peft":
+        raise UserError("--dtype: an adapter is always float32; it is for merged and orbax")
+    must_stay = [Path.cwd(), Path.home(), source.folder, *([source.files] if source.files else [])]
+    if "://" not in order.run and Path(order.run).is_dir():
+        must_stay.append(Path(order.run))
+    with fresh_folder(out, order.existing, must_stay) as folder:
+        dtype = WRITERS[order.form](source, folder, order.dtype, shard_bytes)
+        template = find_template(source)
+        if template.kind != "none":
+            set_template(folder, template)
+        facts = card_facts(
+            source,
+            "adapter" if order.form == "peft" else "model",
+            path=order.push or str(out),
+            template=template.kind,
+            dtype="" if order.form == "peft" else dtype,
+        )
+        (folder / "README.md").write_text(model_card(facts), "utf-8")
+        if order.push and not facts.base:
+            _forget_place(folder / CONFIG_FILE)
+        if order.verify == "yes":
+            console.print(str(verify(source, folder, order.form, dtype, in_memory(source))))
+    size = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
+    console.print(f"{describe(source)}: written to {out} ({order.form}, {size / 1e6:,.1f} MB)")
+    if order.push:
+        console.print(f"pushed: {push(out, order.push, order.visibility)}")
+        console.print("README.md names no licence: choose one on that page")
+    return out
+
+
+def default_out(run: str, form: str) -> Path:
+    """RUN/export/FORMAT, or beside an adapter folder; a hub name's adapter comes here."""
+    if "://" in run:
+        raise UserError(f"--out: {run} is in the cloud; name a local folder to export to")
+    folder = Path(run.rstrip("/"))
+    if folder.is_dir() and not (folder / "adapter_config.json").is_file():
+        return folder / "export" / form
+    name = f"{folder.name}_{form}"
+    return folder.parent / name if folder.is_dir() else Path(name)
+
+
+def parse_size(text: str) -> int:
+    """Bytes of '5GB', '500MB' or a plain number.
+
+    Raises:
+        UserError: neither, or less than a byte.
+    """
+    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMG]?B?)", text.strip().upper())
+    size = int(float(found[1]) * UNITS.get(found[2], 0)) if found else 0
+    if size < 1:
+        raise UserError(f"--max-shard-size {text}: write a size such as 5GB or 500MB")
+    return size
+
+
+def describe(source: Source) -> str:
+    """A few words about what is exported."""
+    adapter, saved = source.adapter, source.saved
+    what = f"{'DoRA' if adapter.dora else 'LoRA'} r {adapter.r}" if adapter else "all weights"
+    if saved is None:
+        return f"{source.name}, {what}"
+    return f"{source.name}, step {saved.step:,}{' (best)' if saved.best else ''}, {what}"
+
+
+def _forget_place(file: Path) -> None:
+    """A base that lies on this machine is named without its place: nobody else has that."""
+    if file.is_file():
+        config = read_json(file)
+        name = Path(config["base_model_name_or_path"]).name
+        write_json(file, config | {"base_model_name_or_path": name})
+
+
+# Forms --------------------------------------------------------------------------------------------
+
+
+def _peft(source: Source, folder: Path, dtype: str, shard_bytes: int) -> str:
+    assert source.adapter is not None  # checked by `export`
+    save_peft(folder, source.weights, source.spec, source.adapter, base_name=source.base)
+    own = source.files if source.files and any(source.files.glob("tokenizer*")) else None
+    copy_files(own or source.folder, folder, TOKENIZER_FILES)
+    return "float32"
+
+
+def _merged(source: Source, folder: Path, dtype: str, shard_bytes: int) -> str:
+    tensors = model_tensors(source, dtype)
+    config = read_json(source.folder / "config.json")
+    kinds = {tensor.dtype.name for tensor in tensors}
+    if len(kinds) == 1:
+        # Transformers 5 calls it dtype; 4 knows only the longer name, and 5 reads that too.
+        config["dtype" if "dtype" in config else "torch_dtype"] = kinds.copy().pop()
+    write_model(folder, tensors, config, max_shard_bytes=shard_bytes)
+    copy_files(source.folder, folder, (*TOKENIZER_FILES, GENERATION_FILE))
+    return coarsest(kinds)
+
+
+def _orbax(source: Source, folder: Path, dtype: str, shard_bytes: int) -> str:
+    import orbax.checkpoint as ocp
+
+    tensors = model_tensors(source, dtype)
+    params = assemble(tensors, source.spec)
+    folder.mkdir()
+    with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as writer:
+        writer.save(folder / "params", args=ocp.args.StandardSave(params))
+    write_json(folder / "config.json", read_json(source.folder / "config.json"))
+    copy_files(source.folder, folder, (*TOKENIZER_FILES, GENERATION_FILE))
+    return coarsest({tensor.dtype.name for tensor in tensors})
+
+
+WRITERS: dict[str, Callable[[Source, Path, str, int], str]] = {
+    "peft": _peft,
+    "merged": _merged,
+    "orbax": _orbax,
+}
+
+
+def model_tensors(source: Source, dtype: str = "") -> list[Pending]:
+    """The whole model, tensor by tensor: the base with the adapter, or all trained weights.
+
+    Args:
+        source: what is exported.
+        dtype: of every tensor; empty: that of the base's tensors.
+    """
+    kind: Any = jnp.dtype(dtype) if dtype else None
+    if source.adapter is None:
+        kind = kind or stored_dtype(source)
+        tensors = tree_tensors(source.weights, source.spec, kind, order="leaves")
+        return [finite(tensor, DIVERGED) for tensor in tensors]
+    tensors = merged_tensors(whole_base(source), source.spec, source.weights, source.adapter, kind)
+    advice = "the base's files are broken, or --dtype cannot hold such numbers"
+    return [finite(tensor, advice) for tensor in tensors]
+
+
+def stored_dtype(source: Source) -> np.dtype:
+    """What the base's weights are stored as; by its config.json where they are not here."""
+    if holds_weights(source.folder):
+        return open_index(source.folder, "model")["model.embed_tokens.weight"].dtype
+    config = read_json(source.folder / "config.json")
+    return jnp.dtype(config.get("dtype") or config.get("torch_dtype") or "float32")
+
+
+def coarsest(names: set[str]) -> str:
+    """The dtype among these that rounds most."""
+    return max(names, key=lambda name: BOUNDS.get(name, 0.0))
+
+
+# Templates ----------------------------------------------------------------------------------------
+
+
+def find_template(source: Source) -> Template:
+    """The chat template of the training: the configuration's, the adapter folder's, the base's."""
+    base, wanted = None, None
+    if any(source.folder.glob("tokenizer*")):
+        tokenizer = load_tokenizer(str(source.folder))
+        base = training_template(tokenizer, "chat")
+        if source.config and source.config.task.kind != "rows":
+            wanted = training_template(tokenizer, source.config.prompt.template)
+    if wanted is None and source.files and (source.files / TEMPLATE_FILE).is_file():
+        wanted = (source.files / TEMPLATE_FILE).read_text("utf-8")
+    text = wanted or base
+    if not text:
+        return Template("", "none")
+    return Template(text, "base" if text == base else "own")
+
+
+def set_template(folder: Path, template: Template) -> None:
+    """Writes the template where new and old versions of transformers look for it."""
+    (folder / TEMPLATE_FILE).write_text(template.text, "utf-8")
+    file = folder / "tokenizer_config.json"
+    if template.kind == "own" and file.is_file():
+        config = read_json(file)
+        if "chat_template" in config:
+            write_json(file, config | {"chat_template": template.text})

@@ -1,0 +1,291 @@
+"""What is exported: the weights of a run or of an adapter folder, and the base they belong to.
+
+source = open_source('runs/own')                 # its best checkpoint, or the newest
+source.adapter, source.weights                   # what they are, and the tree of arrays
+source.spec, source.base, source.config          # config: None where nothing tells how it was
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+
+import jax
+import numpy as np
+
+from jaxalign.adapters import lora as lora_adapter
+from jaxalign.adapters.lora import Lora
+from jaxalign.config import load
+from jaxalign.errors import UserError
+from jaxalign.export.checkpoint import Saved, find, steps
+from jaxalign.hf.files import locate, read_json
+from jaxalign.hf.load import abstract_params, fingerprint, load_spec
+from jaxalign.hf.peft import load_peft
+from jaxalign.model.spec import ModelSpec
+from jaxalign.settings import Config
+from jaxalign.sharding import path_name
+
+CONFIG_FILE = "adapter_config.json"
+SMALL_FILES = ("*.json", "tokenizer*", "*.model", "*.txt", "*.jinja")
+DIVERGED = "the training that wrote it diverged, take an earlier step"
+
+
+@dataclass(frozen=True)
+class Source:
+    """Weights that leave the house, and where they come from."""
+
+    run: str  # as it was given
+    name: str  # what to call it
+    base: str  # folder or hub name
+    revision: str | None
+    folder: Path  # of the base; without weights where the hub has them and nobody asked yet
+    spec: ModelSpec
+    adapter: Lora | None  # None: all weights were trained
+    weights: Any  # the adapter's tree (NumPy), or all weights, read when asked for
+    config: Config | None = None  # of the training, where it is known
+    saved: Saved | None = None  # the checkpoint; None: an adapter folder
+    files: Path | None = None  # the adapter folder
+
+    @property
+    def home(self) -> Path | None:
+        """The local folder of the run, which may hold an evaluation; None: there is none."""
+        for folder in (Path(self.run), Path(self.run).absolute().parent):
+            if (folder / "config.yaml").is_file():
+                return folder
+        return None
+
+
+def whole_base(source: Source) -> Path:
+    """The base's folder with its weights, checked: complete, and the base of the training.
+
+    Raises:
+        UserError: a file or tensor is missing or misshapen, or it is another base.
+    """
+    folder = locate(source.base, source.revision)
+    found = fingerprint(folder)
+    if source.saved and found != source.saved.meta["base"]:
+        raise _another_base(source.saved, source.base)
+    return folder
+
+
+def open_source(run: str, step: str = "", base: str = "") -> Source:
+    """The weights of a training's output folder, or of a PEFT folder or hub name.
+
+    Args:
+        run: where they are.
+        step: of a training: a number, best or latest; see `checkpoint.find`.
+        base: in place of the base that the run or the adapter names.
+
+    Raises:
+        UserError: nothing there, not that step, another base, or weights that are not finite.
+    """
+    run = run.rstrip("/")
+    trained = "://" in run or (Path(run).is_dir() and any(steps(run).values()))
+    if trained:
+        return _of_checkpoint(find(run, step), base)
+    if step:
+        raise UserError(f"--step: {run} holds no checkpoints to choose from")
+    inner = Path(run) / "adapter"
+    if Path(run).is_dir() and not (Path(run) / CONFIG_FILE).is_file():
+        if not (inner / CONFIG_FILE).is_file():
+            find(run)  # says what is missing
+        return _of_folder(run, inner, base)
+    return _of_folder(run, locate(run), base)
+
+
+def small_files(path: str, revision: str | None = None) -> Path:
+    """A folder with a model's configuration and tokenizer; weights only where they lie there."""
+    if Path(path).expanduser().is_dir():
+        return locate(path)
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(
+            snapshot_download(
+                path, revision=revision, allow_patterns=list(SMALL_FILES), ignore_patterns=["*/*"]
+            )
+        )
+    except Exception:
+        return locate(path, revision)  # tells what is wrong
+
+
+def holds_weights(folder: Path) -> bool:
+    """Whether a model's folder has safetensors in it."""
+    return any(folder.glob("model*.safetensors*"))
+
+
+def config_of(meta: dict[str, Any]) -> Config:
+    """The configuration that was saved with a checkpoint.
+
+    Settings of another version of this package, which mean nothing here, are passed over.
+    """
+    from omegaconf import OmegaConf
+
+    def known(given: dict[str, Any], default: dict[str, Any]) -> dict[str, Any]:
+        return {
+            key: known(value, default[key]) if isinstance(value, dict) and default[key] else value
+            for key, value in given.items()
+            if key in default
+        }
+
+    settings = known(meta["config"], dataclasses.asdict(Config()))
+    merged = OmegaConf.merge(OmegaConf.structured(Config), settings)
+    return cast(Config, OmegaConf.to_object(merged))
+
+
+def adapter_of(config: Config, spec: ModelSpec) -> Lora | None:
+    """What a run with this configuration trains beside the base; None: the base itself."""
+    if config.trainable == "full":
+        return None
+    settings = dataclasses.asdict(config.lora)
+    start = settings.pop("start")
+    adapter = Lora.parse(spec, **settings)
+    if not start or adapter.parts:
+        return adapter
+    # Settings cannot tell every pattern of ranks that PEFT can; without any, training goes on with
+    # those of the adapter it started from.
+    try:
+        return dataclasses.replace(adapter, parts=load_peft(start, spec)[1].parts)
+    except UserError as error:
+        raise UserError(
+            f"lora.start: {error}; the adapter that the run began with tells its ranks, put it back"
+        ) from error
+
+
+def _of_checkpoint(saved: Saved, base: str) -> Source:
+    config = config_of(saved.meta)
+    named = config.model.path
+    path = base or named
+    revision = None if base else config.model.revision
+    try:
+        folder = small_files(path, revision)
+        spec = load_spec(folder)
+    except UserError as error:
+        raise UserError(f"the base of {saved.run}: {error}; name it by --base MODEL") from error
+    if holds_weights(folder) and fingerprint(folder) != saved.meta["base"]:
+        raise _another_base(saved, path)
+    adapter = adapter_of(config, spec)
+    _check_shapes(saved, adapter, spec, path)
+    return Source(
+        run=saved.run,
+        name=_name(saved.run),
+        base=path,
+        revision=revision,
+        folder=folder,
+        spec=spec,
+        adapter=adapter,
+        weights=_adapter_tree(saved, adapter, spec) if adapter else saved.lazy(),
+        config=config,
+        saved=saved,
+    )
+
+
+def _of_folder(run: str, folder: Path, base: str) -> Source:
+    named = str(read_json(folder / CONFIG_FILE).get("base_model_name_or_path") or "")
+    path = base or named
+    if not path:
+        raise UserError(f"{folder / CONFIG_FILE}: names no base; give it by --base MODEL")
+    try:
+        where = small_files(path)
+        spec = load_spec(where)
+    except UserError as error:
+        raise UserError(f"the base of {run}: {error}; name it by --base MODEL") from error
+    weights, adapter = read_adapter(folder, spec, path)
+    return Source(
+        run=run,
+        name=_name(run),
+        base=path,
+        revision=None,
+        folder=where,
+        spec=spec,
+        adapter=adapter,
+        weights=weights,
+        config=_recorded(folder),
+        files=folder,
+    )
+
+
+def _recorded(folder: Path) -> Config | None:
+    """The settings that a training wrote beside its adapter, if it was one and they still load."""
+    record = folder.parent / "config.yaml"
+    if folder.name != "adapter" or not record.is_file():
+        return None
+    try:
+        return load(record).config
+    except UserError:
+        return None  # of another version
+
+
+def read_adapter(folder: Path, spec: ModelSpec, base: str) -> tuple[dict[str, Any], Lora]:
+    """A PEFT folder's tree and what it is; an adapter that does not fit tells whose it is.
+
+    Raises:
+        UserError: as `load_peft`, with the base that the adapter names.
+    """
+    named = str(read_json(folder / CONFIG_FILE).get("base_model_name_or_path") or "")
+    try:
+        return load_peft(folder, spec)
+    except UserError as error:
+        if not named or named == base:
+            raise
+        raise UserError(f"{error} (it names {named} as its base, not {base})") from error
+
+
+def _another_base(saved: Saved, path: str) -> UserError:
+    named = saved.meta.get("model")
+    return UserError(
+        f"{saved.run} was trained on another base than {path} (it was {named}, with other "
+        "weights); give that base by --base MODEL"
+    )
+
+
+def _check_shapes(saved: Saved, adapter: Lora | None, spec: ModelSpec, base: str) -> None:
+    """The stored tree must be what this configuration trains on this base."""
+    params = abstract_params(spec, np.float32)
+    if adapter is None:
+        expected: Any = params
+    else:
+        start = partial(lora_adapter.init, adapter, spec)
+        expected = jax.eval_shape(start, jax.random.key(0), params)
+    theirs, ours = (
+        {path_name(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+        for tree in (saved.shapes, expected)
+    )
+    for name in ours | theirs:
+        if ours.get(name) != theirs.get(name):
+            raise UserError(
+                f"{saved.run}: {name} of checkpoint {saved.step} is "
+                f"{_shape(theirs.get(name))}, {base} asks for {_shape(ours.get(name))}; it was "
+                f"trained on another base ({saved.meta.get('model')})"
+            )
+
+
+def _shape(shape: tuple[int, ...] | None) -> str:
+    return "absent" if shape is None else str(list(shape))
+
+
+def _adapter_tree(saved: Saved, adapter: Lora, spec: ModelSpec) -> dict[str, Any]:
+    """The stored factors, finite, and zero where there is no adapter (as a PEFT folder has it)."""
+    tree = jax.tree.map(np.array, saved.tree())
+    adapted = adapter.table(spec.layers)
+    for sites in tree["blocks"].values():
+        for target, factors in sites.items():
+            for block in range(1, spec.layers + 1):
+                if (target, block) not in adapted:
+                    for leaf in factors.values():
+                        leaf[block - 1] = 0
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        if not np.isfinite(leaf).all():
+            raise UserError(
+                f"{saved.run}: {path_name(path)} of checkpoint {saved.step} holds NaN or infinity; "
+                f"{DIVERGED}"
+            )
+    return tree
+
+
+def _name(run: str) -> str:
+    parts = [part for part in Path(run).absolute().parts if part not in ("adapter", "/")]
+    return parts[-1] if parts else "export"

@@ -1,0 +1,317 @@
+"""Weights chosen by a validation score: every candidate is merged in memory and judged.
+
+The base is loaded once. Scores are those of the evaluation, or the task's loss on the same rows.
+
+    found = search(config, paths, Recipe('delta'), [[0, 0.25, 0.5, 0.75, 1]], 'runs/merged')
+    found.candidates[found.best].weights       # runs/merged/adapter, search.json, search.png
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from jaxalign.adapters.lora import Lora
+from jaxalign.base import Base, System, decoding_of, load_base, name_of
+from jaxalign.data.loader import task_stream
+from jaxalign.data.sources import nearest
+from jaxalign.errors import UserError
+from jaxalign.evaluate.compare import ALL
+from jaxalign.evaluate.gold import Golds, kind_of, read_golds
+from jaxalign.evaluate.progress import Progress
+from jaxalign.evaluate.report import label
+from jaxalign.evaluate.run import score
+from jaxalign.hf.files import write_json
+from jaxalign.merge.algebra import Merged, Recipe, check, combine
+from jaxalign.merge.draw import draw
+from jaxalign.merge.grid import Weights, combinations, free
+from jaxalign.merge.run import Source, check_out, read_adapters, show, warn, write_adapter
+from jaxalign.model.decoder import Decoder
+from jaxalign.multihost import barrier, is_main
+from jaxalign.objectives import resolve
+from jaxalign.settings import Config
+from jaxalign.sharding import put_batch, shard_tree
+from jaxalign.train.step import Term, make_eval_step, task_phase
+
+LOSS = "loss"
+Scores = dict[str, dict[str, float]]  # measure -> language -> value
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One choice of weights and how it scored."""
+
+    weights: Weights
+    scores: Scores
+
+
+@dataclass(frozen=True)
+class Search:
+    """All that was tried; `as_json` is its JSON."""
+
+    adapters: list[str]
+    method: str
+    metric: str
+    groups: dict[str, list[str]]  # name -> languages; the last is 'all'
+    candidates: list[Candidate]
+
+    def of_group(self, candidate: Candidate, group: str) -> float:
+        """The metric's mean over a group's languages."""
+        found = candidate.scores[self.metric]
+        return float(np.mean([found[language] for language in self.groups[group]]))
+
+    @property
+    def best(self) -> int:
+        """The candidate with the best mean over all languages; the first of equals."""
+        values = [self.of_group(candidate, ALL) for candidate in self.candidates]
+        return int(np.argmin(values) if self.metric == LOSS else np.argmax(values))
+
+    @property
+    def free(self) -> list[int]:
+        """The adapters whose weights tell the candidates apart."""
+        return free([candidate.weights for candidate in self.candidates])
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain dicts, lists and numbers."""
+        return dataclasses.asdict(self) | {"best": self.best}
+
+
+def search(
+    config: Config,
+    paths: Sequence[str],
+    recipe: Recipe,
+    grids: Sequence[Sequence[float]],
+    out: str,
+    *,
+    metric: str = "",
+    data: Sequence[str] = (),
+    existing: str = "refuse",
+) -> Search | None:
+    """Judges every candidate and writes the best as an adapter, with a table and a picture.
+
+    Args:
+      config: the base (`model.*`), the task, and how it is decoded and scored.
+      paths: PEFT folders or hub names over that base.
+      recipe: how each candidate is merged.
+      grids: see `combinations`.
+      out: folder of `adapter`, search.json and search.png.
+      metric: a measure of the task's kind, or `loss`; empty: the kind's main score.
+      data: rows to judge by; empty: `task.valid`. Not `evaluate.data`: weights that were chosen on
+        test rows say nothing about other rows.
+      existing: what to do where `out` is not empty, `refuse` or `replace`.
+
+    Returns:
+      What was found on the first process, None on the others.
+
+    Raises:
+      UserError: anything in the settings, the data, the adapters or the grids that cannot work.
+    """
+    candidates = combinations(grids, len(paths))
+    check_out(out, paths, existing)
+    judged = _validation(config, data)
+    golds = read_golds(judged)
+    metric = _check_metric(judged, golds, metric)
+    base = load_base(config)
+    sources = read_adapters(paths, base.spec)
+    console = Console(quiet=not is_main())
+    warn(sources, config.model.path, console)
+    for weights in candidates:
+        if any(weights):
+            check(_weighed(sources, weights), base.spec, recipe)
+    judge = _Loss(base, judged, golds) if metric == LOSS else _Answers(base, judged, golds)
+    found: list[Candidate] = []
+    with Progress("candidates", len(candidates) * judge.rows, config.log.progress) as bar:
+        for weights in candidates:
+            merged = _merged(sources, weights, base, recipe)
+            found.append(Candidate(weights, judge(merged, bar)))
+    result = Search(_names(paths), recipe.method, metric, _groups(config, golds), found)
+    barrier("searched")
+    best = found[result.best].weights
+    merged = _merged(sources, best, base, recipe)
+    if merged:
+        folder = f"{out}/adapter"
+        write_adapter(merged, sources, best, base.spec, recipe, folder, config.model.path)
+    if not is_main():
+        return None
+    Path(out).mkdir(parents=True, exist_ok=True)
+    write_json(Path(out, "search.json"), result.as_json())
+    draw(result, Path(out, "search.png"))
+    console.print(_table(result))
+    if merged:
+        show(merged, sources, best, recipe, f"{out}/adapter", console)
+    else:
+        console.print("the bare base (every weight 0) is the best, so no adapter is written")
+    console.print(f"written: {out}/search.json, {out}/search.png", highlight=False)
+    return result
+
+
+# Candidates ---------------------------------------------------------------------------------------
+
+
+def _weighed(sources: Sequence[Source], weights: Weights) -> list:
+    return [source.weighted(weight) for source, weight in zip(sources, weights, strict=True)]
+
+
+def _merged(
+    sources: Sequence[Source], weights: Weights, base: Base, recipe: Recipe
+) -> Merged | None:
+    """None where every weight is 0: the bare base."""
+    return combine(_weighed(sources, weights), base.spec, recipe) if any(weights) else None
+
+
+def _names(paths: Sequence[str]) -> list[str]:
+    """Short names, numbered where two would be the same."""
+    names = [name_of(path) for path in paths]
+    return [
+        name if names.count(name) == 1 else f"{name} {names[: at + 1].count(name)}"
+        for at, name in enumerate(names)
+    ]
+
+
+# Judging ------------------------------------------------------------------------------------------
+
+
+class _Answers:
+    """Scores what a candidate writes."""
+
+    def __init__(self, base: Base, config: Config, golds: Golds) -> None:
+        self.base, self.config, self.golds = base, config, golds
+        self.prompts, _ = base.encode([gold.example for rows in golds.values() for gold in rows])
+        self.rows = len(self.prompts)
+
+    def __call__(self, merged: Merged | None, bar: Progress) -> Scores:
+        base = self.base
+        system: System = base.attach(merged.lora, merged.adapter) if merged else base.bare()
+        answers: list[list[int]] = [[] for _ in self.prompts]
+        for rows, written in system.chunks(
+            self.prompts, decoding_of(self.config), self.config.generate.batch
+        ):
+            bar.advance(len(rows), sum(map(len, written)))
+            for row, ids in zip(rows, written, strict=True):
+                answers[row] = ids
+        texts = iter(base.decode(answers))
+        scored = score(
+            self.config,
+            self.golds,
+            {language: [next(texts) for _ in rows] for language, rows in self.golds.items()},
+        )
+        scores: Scores = {}
+        for language, found in scored.items():
+            for measure in found.measures:
+                scores.setdefault(measure.name, {})[language] = measure.value
+        return scores
+
+
+class _Loss:
+    """The task's loss, by language: no text is generated."""
+
+    def __init__(self, base: Base, config: Config, golds: Golds) -> None:
+        self.base, self.config = base, config
+        self.streams = {
+            language: task_stream(_of_language(config, language), base.tokenizer, "valid")
+            for language in golds
+        }
+        self.rows = sum(len(stream.rows) for stream in self.streams.values())
+        self.steps: dict[Lora | None, Any] = {}  # one program for all candidates of a shape
+
+    def _step(self, adapter: Lora | None) -> Any:
+        if adapter not in self.steps:
+            task, model = self.config.task, self.config.model
+            decoder = Decoder(self.base.spec, adapter, attention=model.attention)
+            term = Term(task.objective, partial(resolve(task.objective), **task.options))
+            packed = self.config.batch.pack == "segments"
+            self.steps[adapter] = make_eval_step(task_phase(decoder, (term,), packed=packed))
+        return self.steps[adapter]
+
+    def __call__(self, merged: Merged | None, bar: Progress) -> Scores:
+        base = self.base
+        step, lora = self._step(merged.adapter if merged else None), None
+        if merged:
+            lora = jax.device_put(merged.lora, shard_tree(base.mesh, merged.lora))
+        means = {}
+        with jax.set_mesh(base.mesh):
+            for language, stream in self.streams.items():
+                total, count = 0.0, 0.0
+                for number in range(stream.epoch_batches):
+                    batch = stream.batch(number, jax.process_index(), jax.process_count())
+                    losses, _ = step(lora, base.params, put_batch(base.mesh, batch))
+                    (loss,) = losses.values()
+                    total, count = total + float(loss.sum), count + float(loss.count)
+                    bar.advance(stream.real_rows(number), 0)
+                means[language] = total / max(count, 1.0)
+        return {LOSS: means}
+
+
+def _of_language(config: Config, language: str) -> Config:
+    """Only the rows of one language; `und` are those that name none."""
+    languages = ["" if language == "und" else language]
+    return dataclasses.replace(config, task=dataclasses.replace(config.task, languages=languages))
+
+
+def _validation(config: Config, data: Sequence[str]) -> Config:
+    """The configuration whose evaluation and validation rows are those to judge by."""
+    rows = list(data) or config.task.valid
+    if not rows:
+        raise UserError("task.valid is empty; name the rows to choose weights by: --data FILE")
+    judged = dataclasses.replace(
+        config.evaluate,
+        data=rows,
+        columns=config.evaluate.columns if data else config.task.columns,
+        groups={},  # they may name languages that only the test has
+    )
+    return dataclasses.replace(
+        config, evaluate=judged, task=dataclasses.replace(config.task, valid=rows)
+    )
+
+
+def _check_metric(config: Config, golds: Golds, metric: str) -> str:
+    """The measure's name, before anything is computed."""
+    nothing = score(config, golds, {language: [""] * len(rows) for language, rows in golds.items()})
+    known = [measure.name for measure in next(iter(nothing.values())).measures]
+    if metric and metric not in (*known, LOSS):
+        raise UserError(
+            f"--metric: {metric!r} is not measured for {kind_of(config)}; choose among "
+            f"{', '.join([*known, LOSS])}{nearest(metric, [*known, LOSS])}"
+        )
+    return metric or known[0]
+
+
+def _groups(config: Config, golds: Golds) -> dict[str, list[str]]:
+    """The groups of `evaluate.groups` as far as there are rows, and all languages."""
+    groups = {
+        name: [language for language in named if language in golds]
+        for name, named in config.evaluate.groups.items()
+    }
+    return {name: inside for name, inside in groups.items() if inside} | {ALL: list(golds)}
+
+
+# Telling ------------------------------------------------------------------------------------------
+
+
+def _table(found: Search) -> Table:
+    what = "loss" if found.metric == LOSS else label(found.metric)
+    table = Table(title=f"{what} by weights ({found.method})", title_justify="left", box=None,
+                  header_style="bold")  # fmt: skip
+    for name in found.adapters:
+        table.add_column(name, justify="right")
+    for group, languages in found.groups.items():
+        table.add_column(f"{group} ({len(languages)})", justify="right")
+    digits = 3 if found.metric == LOSS else 1
+    for number, candidate in enumerate(found.candidates):
+        values = [found.of_group(candidate, group) for group in found.groups]
+        table.add_row(
+            *(f"{weight:g}" for weight in candidate.weights),
+            *("-" if math.isnan(value) else f"{value:.{digits}f}" for value in values),
+            style="bold" if number == found.best else "",
+        )
+    return table

@@ -1,0 +1,98 @@
+"""Rotary positions in a `config.json`, as transformers 4 and 5 spell them.
+
+Transformers 4 keeps `rope_theta` and `rope_scaling` apart at the top level; transformers 5 keeps
+both in `rope_parameters`, by layer type where layers differ.
+
+    theta, scaling = read_rope(config)        # 500000.0, RopeScaling('llama3', 8.0, ...)
+    read_local_theta(config)                  # Gemma 3: 10000.0 in layers with a window
+    rope_to_hf(scaling)                       # {'rope_type': 'llama3', 'factor': 8.0, ...}
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from jaxalign.errors import UserError
+from jaxalign.model.spec.keys import positive
+
+ROPES = ("default", "linear", "llama3")
+
+
+@dataclass(frozen=True)
+class RopeScaling:
+    """How rotary frequencies are stretched for contexts longer than the pre-training ones."""
+
+    kind: str  # linear | llama3
+    factor: float
+    low_freq_factor: float = 0.0  # llama3 only, as are the next two
+    high_freq_factor: float = 0.0
+    original_max_position: int = 0
+
+
+def read_rope(config: Mapping[str, Any]) -> tuple[float, RopeScaling | None]:
+    """Theta and scaling; of the layers that see everything, where layers differ.
+
+    Raises:
+        UserError: a scaling that is not supported, or one that lacks a number.
+    """
+    facts = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    facts = facts.get("full_attention", facts)
+    theta = float(facts.get("rope_theta") or config.get("rope_theta") or 10000.0)
+    kind = _kind(facts, ROPES)
+    partial = facts.get("partial_rotary_factor") or config.get("partial_rotary_factor") or 1.0
+    if partial != 1.0:
+        raise UserError(
+            f"config.json: partial_rotary_factor {partial} is not supported; supported: 1.0"
+        )
+    if kind == "default":
+        return theta, None
+    scaling = RopeScaling(kind, _number(facts, "factor"))
+    if kind == "llama3":
+        scaling = RopeScaling(
+            kind,
+            scaling.factor,
+            low_freq_factor=_number(facts, "low_freq_factor"),
+            high_freq_factor=_number(facts, "high_freq_factor"),
+            original_max_position=int(_number(facts, "original_max_position_embeddings")),
+        )
+    return theta, scaling
+
+
+def read_local_theta(config: Mapping[str, Any]) -> float:
+    """Theta of the layers with a window, which stretch nothing.
+
+    Raises:
+        UserError: they do.
+    """
+    facts = (config.get("rope_parameters") or {}).get("sliding_attention") or {}
+    _kind(facts, ("default",))
+    return float(facts.get("rope_theta") or config["rope_local_base_freq"])
+
+
+def rope_to_hf(scaling: RopeScaling | None) -> dict[str, Any] | None:
+    """`rope_scaling`."""
+    if scaling is None:
+        return None
+    facts: dict[str, Any] = {"rope_type": scaling.kind, "factor": scaling.factor}
+    if scaling.kind == "llama3":
+        facts |= {
+            "low_freq_factor": scaling.low_freq_factor,
+            "high_freq_factor": scaling.high_freq_factor,
+            "original_max_position_embeddings": scaling.original_max_position,
+        }
+    return facts
+
+
+def _kind(facts: Mapping[str, Any], supported: tuple[str, ...]) -> str:
+    kind = facts.get("rope_type") or facts.get("type") or "default"
+    if kind not in supported:
+        raise UserError(
+            f"config.json: rope type {kind!r} is not supported; supported: {', '.join(supported)}"
+        )
+    return kind
+
+
+def _number(facts: Mapping[str, Any], key: str) -> float:
+    return positive(facts, key, of="rope scaling ")

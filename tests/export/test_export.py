@@ -1,0 +1,264 @@
+"""What leaves is what was trained: bits of adapters, sums of merged weights, dtypes, files."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+
+from jaxalign.adapters.lora import merge
+from jaxalign.export.run import Order, default_out, export, parse_size
+from jaxalign.export.source import adapter_of, open_source
+from jaxalign.hf.files import open_index
+from jaxalign.hf.load import load_params, load_spec
+from jaxalign.hf.peft import load_peft, save_peft
+from jaxalign.sharding import make_mesh, shard_tree
+from jaxalign.train.loop import train
+from tests.hf.conftest import assert_same_tree
+
+
+def names(folder):
+    return {path.relative_to(folder).as_posix() for path in Path(folder).rglob("*")}
+
+
+def stored(folder):
+    return {name: np.array(one.view()) for name, one in open_index(Path(folder), "model").items()}
+
+
+# --- adapters -----------------------------------------------------------------------------------
+
+
+def test_an_adapter_keeps_its_bits(run, base):
+    out, trained = run()
+    folder = export(Order(out))
+    assert folder == Path(out, "export", "peft")
+    lora, adapter = load_peft(folder, load_spec(base))
+    assert_same_tree(trained, lora)
+    assert (adapter.r, adapter.alpha, adapter.dropout) == (4, 16.0, 0.1)
+    assert names(folder) == {
+        "adapter_config.json", "adapter_model.safetensors", "README.md", "chat_template.jinja",
+        "tokenizer.json", "tokenizer_config.json",
+    }  # fmt: skip
+    config = json.loads((folder / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == base
+
+
+@pytest.mark.slow
+def test_a_trained_run_exports_what_it_wrote_itself(configure, capsys):
+    config = configure("train.steps=3", "train.eval_every=2", "lora.layers=1..2")
+    result = train(config)
+    folder = export(Order(config.output))
+    assert f"step {result.best_step}" in capsys.readouterr().out
+    written = Path(result.adapter, "adapter_model.safetensors").read_bytes()
+    assert (folder / "adapter_model.safetensors").read_bytes() == written
+    other = export(Order(config.output, step="latest", out=f"{config.output}/other"))
+    if result.best_step != result.step:
+        assert (other / "adapter_model.safetensors").read_bytes() != written
+
+
+def test_steps(run, configure, told):
+    config = configure()
+    out, first = run(step=2, seed=1)
+    spec = load_spec(config.model.path)
+    _, second = run(step=4, seed=2)
+    assert_same_tree(second, open_source(out).weights)
+    assert_same_tree(first, open_source(out, "2").weights)
+    assert "no best checkpoint" in told("export", out, "--step", "best")
+    _, best = run(step=3, seed=3, kind="best")
+    for step, expected in (("", best), ("best", best), ("3", best), ("latest", second)):
+        assert_same_tree(expected, open_source(out, step).weights)
+    for step in ("7", "newest", "-1"):
+        error = told("export", out, f"--step={step}")
+        assert f"no checkpoint '{step}'; there are 2, 3, 4, latest and best" in error
+    assert adapter_of(config, spec) == open_source(out).adapter
+
+
+def test_an_adapter_folder_and_a_run_without_checkpoints(run, base, tmp_path, told):
+    out, trained = run()
+    spec = load_spec(base)
+    save_peft(f"{out}/adapter", trained, spec, open_source(out).adapter, base_name=base)
+    inner = export(Order(f"{out}/adapter"))
+    assert inner == Path(out, "adapter_peft")
+    assert_same_tree(trained, load_peft(inner, spec)[0])
+    (Path(out) / "checkpoints").rename(tmp_path / "elsewhere")
+    alone = export(Order(out))
+    assert alone == Path(out, "export", "peft")
+    assert (alone / "adapter_model.safetensors").read_bytes() == (
+        inner / "adapter_model.safetensors"
+    ).read_bytes()
+    assert "holds no checkpoints to choose from" in told("export", out, "--step", "4", "--force")
+
+
+def test_weights_that_were_saved_on_a_mesh(run, configure):
+    """Eight devices hold the arrays in pieces; they come back whole and without a mesh."""
+    config = configure("trainable=full")
+    params = load_params(config.model.path, load_spec(config.model.path), jnp.float32)
+    params = jax.device_put(params, shard_tree(make_mesh(1, 4, 2), params))
+    assert not params["blocks"]["mlp"]["up"]["kernel"].is_fully_replicated
+    out, trained = run("trainable=full", trained=params)
+    assert_same_tree(trained, jax.tree.map(np.asarray, open_source(out).weights))
+
+
+# --- whole models -------------------------------------------------------------------------------
+
+
+def test_merged_weights_are_the_sum_rounded_once(run, llama_base):
+    out, trained = run(f"model.path={llama_base}", "lora.layers=2..3", "lora.targets=[q,down]")
+    folder = export(Order(out, form="merged", max_shard_size="40KB"))
+    before, after = stored(llama_base), stored(folder)
+    assert before.keys() == after.keys()
+    changed = set()
+    for name, weight in after.items():
+        assert weight.dtype == ml_dtypes.bfloat16, name
+        if not np.array_equal(weight, before[name]):
+            changed.add(name)
+    spec = load_spec(llama_base)
+    expected = set()
+    for block in (2, 3):
+        stem = f"model.layers.{block - 1}"
+        expected |= {f"{stem}.self_attn.q_proj.weight", f"{stem}.mlp.down_proj.weight"}
+        a, b = (trained["blocks"]["mlp"]["down"][key][block - 1] for key in "ab")
+        whole = before[f"{stem}.mlp.down_proj.weight"].astype(np.float64).T + 4.0 * (
+            a.astype(np.float64) @ b.astype(np.float64)
+        )
+        near = after[f"{stem}.mlp.down_proj.weight"].astype(np.float64).T
+        # Half a unit in the last of eight places, and the float32 of the sum.
+        assert np.all(np.abs(near - whole) <= np.abs(whole) * 2.0**-8 + 1e-6)
+        a, b = (trained["blocks"]["attention"]["q"][key][block - 1] for key in "ab")
+        update = (a @ b.reshape(4, -1)).T
+        near = after[f"{stem}.self_attn.q_proj.weight"].astype(np.float32)
+        base_weight = before[f"{stem}.self_attn.q_proj.weight"].astype(np.float32)
+        np.testing.assert_allclose(near, base_weight + 4.0 * update, rtol=2.0**-8, atol=1e-6)
+    assert changed == expected
+    assert spec.layers == 3
+    files = names(folder)
+    assert {"model.safetensors.index.json", "config.json", "generation_config.json"} <= files
+    assert {"README.md", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"} <= files
+    assert sum(name.endswith(".safetensors") for name in files) > 3
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("lora.scaling=rank_stabilised", "lora.ranks={down: 2, q: 8}", "lora.alphas={v: 3}"),
+        ("lora.variant=dora", "lora.layers=1,3"),
+    ],
+    ids=["uneven", "dora"],
+)
+def test_merging_by_tensor_is_merging_as_a_whole(run, llama_base, words):
+    out, _ = run(f"model.path={llama_base}", *words)
+    source = open_source(out)
+    folder = export(Order(out, form="merged"))
+    params = load_params(llama_base, source.spec, jnp.bfloat16)
+    whole = merge(params, source.weights, source.adapter)
+    ours = load_params(folder, source.spec, jnp.bfloat16)
+    assert_same_tree(jax.tree.map(np.asarray, whole), jax.tree.map(np.asarray, ours))
+    bare = load_params(llama_base, source.spec, jnp.bfloat16)
+    assert not np.array_equal(
+        np.asarray(ours["blocks"]["mlp"]["down"]["kernel"]),
+        np.asarray(bare["blocks"]["mlp"]["down"]["kernel"]),
+    )
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_another_dtype(run, llama_base, dtype):
+    out, _ = run(f"model.path={llama_base}")
+    folder = export(Order(out, form="merged", dtype=dtype))
+    kinds = {weight.dtype.name for weight in stored(folder).values()}
+    assert kinds == {dtype}
+    config = json.loads((folder / "config.json").read_text())
+    assert config["torch_dtype"] == dtype
+    source = open_source(out)
+    wide = load_params(llama_base, source.spec, jnp.float32)
+    whole = jax.tree.map(lambda leaf: np.asarray(leaf).astype(dtype),
+                         merge(wide, source.weights, source.adapter))  # fmt: skip
+    ours = load_params(folder, source.spec, getattr(jnp, dtype))
+    assert_same_tree(whole, jax.tree.map(np.asarray, ours))
+
+
+def test_all_weights_trained(run, llama_base, told):
+    out, trained = run(f"model.path={llama_base}", "trainable=full")
+    folder = export(Order(out, form="merged"))
+    spec = load_spec(llama_base)
+    ours = load_params(folder, spec, jnp.bfloat16)
+    rounded = jax.tree.map(lambda leaf: leaf.astype(ml_dtypes.bfloat16), trained)
+    assert_same_tree(rounded, jax.tree.map(np.asarray, ours))
+    exact = export(Order(out, form="merged", dtype="float32", out=f"{out}/exact"))
+    ours = load_params(exact, spec, jnp.float32)
+    assert_same_tree(trained, jax.tree.map(np.asarray, ours))
+    assert "trained all weights, there is no adapter" in told("export", out)
+
+
+@pytest.mark.parametrize("what", ["lora", "full"])
+def test_a_tree_for_jax(run, llama_base, what):
+    import orbax.checkpoint as ocp
+
+    out, _ = run(f"model.path={llama_base}", f"trainable={what}")
+    folder = export(Order(out, form="orbax"))
+    merged = export(Order(out, form="merged"))
+    spec = load_spec(folder)
+    with ocp.StandardCheckpointer() as reader:
+        tree = reader.restore((folder / "params").absolute())
+    expected = load_params(merged, spec, jnp.bfloat16)
+    assert_same_tree(jax.tree.map(np.asarray, expected), jax.tree.map(np.asarray, dict(tree)))
+    assert {"config.json", "tokenizer.json", "README.md"} <= names(folder)
+
+
+def test_transformers_loads_it_and_agrees_with_peft(run, llama_base):
+    torch = pytest.importorskip("torch")
+    peft = pytest.importorskip("peft")
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    out, _ = run(f"model.path={llama_base}")
+    adapter, merged = export(Order(out)), export(Order(out, form="merged", dtype="float32"))
+    model, report = AutoModelForCausalLM.from_pretrained(
+        merged, output_loading_info=True, dtype="auto"
+    )
+    assert not any(report.values()), report
+    assert model.dtype == torch.float32
+    assert model.generation_config.eos_token_id == [3, 0]
+    bare = AutoModelForCausalLM.from_pretrained(llama_base, dtype=torch.float32)
+    tokens = AutoTokenizer.from_pretrained(adapter).apply_chat_template(
+        [{"role": "user", "content": "wake me up"}], return_tensors="pt", return_dict=False
+    )
+    with torch.no_grad():
+        alone = bare(tokens).logits.clone()
+        beside = peft.PeftModel.from_pretrained(bare, adapter)(tokens).logits
+        assert (model(tokens).logits - beside).abs().max() < 1e-4
+        assert (beside - alone).abs().max() > 0.1
+
+
+# --- the small things ---------------------------------------------------------------------------
+
+
+def test_sizes():
+    assert parse_size("5GB") == 5_000_000_000
+    assert parse_size("1.5 mb") == 1_500_000
+    assert parse_size("700") == 700
+
+
+def test_where_it_goes(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "adapter_config.json").write_text("{}")
+    assert default_out(f"{tmp_path}/run/", "peft") == tmp_path / "run" / "export" / "peft"
+    assert default_out(f"{tmp_path}/adapter", "merged") == tmp_path / "adapter_merged"
+    assert default_out("someone/adapter", "merged") == Path("adapter_merged")
+
+
+def test_a_checkpoint_of_another_version(run, configure):
+    """Settings that this version does not know mean nothing to an export."""
+    from jaxalign.export.source import config_of
+
+    config = configure()
+    meta = {"config": dataclasses.asdict(config)}
+    meta["config"]["later"] = {"thing": 1}
+    meta["config"]["lora"]["novelty"] = 3
+    del meta["config"]["generate"]
+    again = config_of(meta)
+    assert again.lora == config.lora
+    assert again.task.train == config.task.train

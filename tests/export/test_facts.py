@@ -1,0 +1,207 @@
+"""What the card of a run says is in the run's records; scores only of the very weights."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import yaml
+
+from jaxalign.adapters.lora import Lora, Part
+from jaxalign.base import weights_digest
+from jaxalign.export.facts import block_range, card_facts, streams
+from jaxalign.export.run import Order, export
+from jaxalign.export.source import open_source
+from jaxalign.hf.load import load_spec
+from jaxalign.hf.peft import save_peft
+
+
+def card_of(folder):
+    text = Path(folder, "README.md").read_text("utf-8")
+    _, head, body = text.split("---\n", 2)
+    return yaml.safe_load(head), body
+
+
+def test_a_run_s_card(run, rows, base):
+    out, _ = run("align.weight=0.3", "align.every=joint", "lora.layers=1..2")
+    front, body = card_of(export(Order(out)))
+    assert front["language"] == sorted(front["language"])
+    assert "en" in front["language"] and len(front["language"]) > 1
+    assert "base_model" not in front  # a local folder is no name on the hub
+    assert front["tags"] == ["lora", "cross-lingual-transfer", "jaxalign"]
+    assert "license" not in front
+    assert (
+        "LoRA adapter of a local base, `base`, fine-tuned for intents and slots and aligned" in body
+    )
+    for line in (
+        "| LoRA | r 4, alpha 16; scale alpha / r |",
+        "| blocks | 1, 2 |",
+        "| updates | 4 |",
+        "| task objective | language_model, weight 1 |",
+        "| alignment objective | contrastive, weight 0.3, temperature 0.1, direction one-way, "
+        "negatives among 32 consecutive pairs, pooling mean |",
+        "| aligned layer | 2 of 3 (its output) |",
+        "| turns | task and alignment in every update |",
+        "| learning rate | 0.01, constant |",
+        "| micro-batch | 8 rows of at most 128 tokens; 8 pairs of at most 48 |",
+        "| seed | 1 |",
+        "| task | `task.jsonl` | en 64 |",
+    ):
+        assert line in body, line
+    assert "`pairs.jsonl` |" in body
+    assert str(rows) not in body and str(Path(base).parent) not in body  # no place of this machine
+    assert "Prompts were built by the tokenizer's chat template." in body
+    assert "## Scores" not in body and "## Citation" in body
+
+
+def test_a_run_without_alignment(run):
+    out, _ = run("align.weight=0")
+    front, body = card_of(export(Order(out)))
+    assert front["tags"] == ["lora", "jaxalign"] and front["language"] == ["en"]
+    for word in ("align", "pairs", "turns"):
+        assert word not in body.split("## Use")[0], word
+    assert "Citation" not in body
+
+
+def test_a_merged_model_s_card(run, llama_base):
+    out, _ = run(f"model.path={llama_base}", "prompt.template=llama3_paper", "trainable=full")
+    front, body = card_of(export(Order(out, form="merged")))
+    assert front["library_name"] == "transformers"
+    assert "| weights | bfloat16 |" in body and "| trained | all " in body
+    assert "the paper's layout for Llama 3" in body and "PeftModel" not in body
+
+
+def test_an_adapter_of_unknown_origin(run, base, tmp_path):
+    """Nothing tells how it was trained: defaults of settings are not facts."""
+    out, trained = run()
+    save_peft(tmp_path / "a", trained, load_spec(base), open_source(out).adapter, base_name=base)
+    _, body = card_of(export(Order(str(tmp_path / "a"))))
+    assert "| LoRA | r 4" in body
+    for word in ("learning rate", "objective", "layer", "seed", "updates", "## Data", "Citation"):
+        assert word not in body, word
+
+
+def test_languages(configure, jsonl):
+    task = jsonl("t.jsonl", [
+        {"lang": lang, "utterance": "a", "intent": "b", "slots": []}
+        for lang in ("de-st", "zh-CN", "de-st", "eng_Latn")
+    ])  # fmt: skip
+    pairs = jsonl("p.jsonl", [
+        {"text0": "a", "text1": "b", "lang0": "de-st", "lang1": "en"},
+        {"text0": "a", "text1": "b", "lang0": "cy", "lang1": "en"},
+    ])  # fmt: skip
+    config = configure(f"task.train=[{task}]", f"align.train=[{pairs}]")
+    first, second = streams(config)
+    assert first.data.languages == "de-st 2, eng_Latn 1, zh-CN 1"
+    assert first.codes == {"de", "zh", "en"}
+    assert second.data.languages == "cy-en 1, de-st-en 1" and second.codes == {"de", "en", "cy"}
+    config = configure(f"task.train=[{task}]", "task.languages=[de-st]", "align.weight=0")
+    (only,) = streams(config)
+    assert only.data.languages == "de-st" and only.codes == {"de"}
+
+
+def test_directions_and_data_that_is_gone(configure, jsonl):
+    task = jsonl("t.jsonl", [{"src": "a", "tgt": "b", "src_lang": "de", "tgt_lang": "cs"}])
+    config = configure("task.kind=translation", f"task.train=[{task}]", "align.weight=0",
+                       "prompt.system=null")  # fmt: skip
+    (found,) = streams(config)
+    assert found.codes == {"de", "cs"} and found.data.languages == "de-cs 1"
+    assert found.systems == {
+        "Translate the user's text from German into Czech. Write the translation only."
+    }
+    Path(task).unlink()
+    (found,) = streams(config)
+    assert (found.codes, found.data.languages, found.systems) == (set(), "", set())
+    config.task.train = ["hf:someone/data:subset@train"]
+    (found,) = streams(config)
+    assert found.data.files == ("hf:someone/data:subset@train",) and not found.codes
+
+
+def test_data_sets_of_the_hub(run):
+    out, _ = run()
+    source = open_source(out)
+    source.config.task.train = ["hf:someone/data:subset@train", "hf:someone/data@test"]
+    facts = card_facts(source, "adapter", "x", "base")
+    assert facts.datasets == ("someone/data",)
+
+
+def test_what_vllm_takes(run):
+    out, _ = run()
+    source = open_source(out)
+    for adapter, rank in (
+        (Lora(r=4), 8),
+        (Lora(r=16), 16),
+        (Lora(r=20), 32),
+        (Lora(r=600), None),
+        (Lora(r=8, dora=True), None),
+        (Lora(r=8, parts=(Part("q", 1, 2, 16.0),)), None),
+    ):
+        facts = card_facts(dataclasses.replace(source, adapter=adapter), "adapter", "x", "base")
+        assert bool(facts.limits) == (rank is None), adapter
+        assert rank is None or facts.served_rank == rank
+
+
+# --- scores -------------------------------------------------------------------------------------
+
+
+def evaluation(out, digest, name="aligned"):
+    folder = Path(out, "evaluation")
+    for label, of in ((name, digest), ("sft", "0" * 16)):
+        (folder / label).mkdir(parents=True, exist_ok=True)
+        line = json.dumps({"made_by": {"base": "b", "adapter_weights": of}})
+        (folder / label / "answers.jsonl").write_text(line + "\n")
+    score = {"std": None, "seeds": [1.0], "rows": 9}
+    groups = {
+        system: {group: score | {"mean": mean} for group in ("seen", "all")}
+        for system, mean in (("sft", 50.04), ("aligned", 61.26))
+    }
+    report = {
+        "systems": ["sft", "aligned"],
+        "seeds": {"sft": 1, "aligned": 1},
+        "groups": {"seen": ["en"], "all": ["en", "cy"]},
+        "measures": {"slot_f1": {"groups": groups}},
+    }
+    (folder / "report.json").write_text(json.dumps(report))
+
+
+def test_scores_of_these_weights(run, base):
+    out, trained = run("lora.layers=1..2")
+    source = open_source(out)
+    save_peft(f"{out}/adapter", trained, load_spec(base), source.adapter, base_name=base)
+    evaluation(out, weights_digest(f"{out}/adapter"))
+    _, body = card_of(export(Order(out)))
+    assert "|  | languages | **aligned** | sft |" in body
+    assert "| slot F1, %, seen | en | 61.3 | 50.0 |" in body
+    assert "| slot F1, %, all | en cy | 61.3 | 50.0 |" in body
+    assert "**aligned** is this adapter" in body
+    # The adapter folder of the run is the same adapter.
+    _, body = card_of(export(Order(f"{out}/adapter")))
+    assert "## Scores" in body
+
+
+def test_a_numbered_seed(run, base):
+    out, trained = run()
+    save_peft(f"{out}/adapter", trained, load_spec(base), open_source(out).adapter, base_name=base)
+    evaluation(out, weights_digest(f"{out}/adapter"), name="aligned_2")
+    assert "**aligned** is this adapter" in card_of(export(Order(out)))[1]
+
+
+def test_no_scores_of_other_weights(run, base):
+    out, trained = run()
+    spec, adapter = load_spec(base), open_source(out).adapter
+    evaluation(out, "f" * 16)
+    assert "## Scores" not in card_of(export(Order(out)))[1]  # there is no adapter to compare with
+    save_peft(f"{out}/adapter", trained, spec, adapter, base_name=base)
+    assert "## Scores" not in card_of(export(Order(out, existing="replace")))[1]
+    evaluation(out, weights_digest(f"{out}/adapter"))
+    assert "## Scores" in card_of(export(Order(out, existing="replace")))[1]
+    run(step=6, seed=9)  # another step is exported than was evaluated
+    assert "## Scores" not in card_of(export(Order(out, existing="replace")))[1]
+    Path(out, "evaluation", "report.json").write_text("{")
+    export(Order(out, step="4", existing="replace"))
+
+
+def test_ranges():
+    assert block_range((1, 2, 3)) == "1 to 3"
+    assert block_range((1, 2)) == "1, 2"
+    assert block_range((2, 4, 5)) == "2, 4, 5"
+    assert block_range(()) == ""

@@ -1,0 +1,79 @@
+"""Every family writes what transformers writes, past its windows: with columns and without."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxalign.adapters.lora import Lora
+from jaxalign.generate import Decoding, generate, run
+from jaxalign.hf.peft import save_peft
+from jaxalign.model.decoder import Decoder
+from tests.generate.test_transformers import BEAM, NEW, by_transformers
+from tests.hf.conftest import TARGETS, random_lora
+from tests.hf.families import EACH, WINDOW, saved
+
+ADAPTER = Lora(4, 8.0, 0.1, TARGETS)
+LENGTHS = (30, 12, 9, 3)
+NEVER = (-1, -2)
+
+
+@pytest.fixture(scope="module")
+def pair(request, tmp_path_factory):
+    """transformers' model with an adapter, ours, prompts and their greedy answers."""
+    from peft import PeftModel
+
+    folder = tmp_path_factory.mktemp(request.param)
+    model, spec, params = saved(request.param, folder / "base")
+    lora = jax.tree.map(lambda leaf: jnp.asarray(leaf * 0.1), random_lora(spec))
+    save_peft(folder / "adapter", lora, spec, ADAPTER)
+    model = PeftModel.from_pretrained(model, folder / "adapter").eval()
+    numbers = np.random.default_rng(EACH.index(request.param))
+    prompts = [numbers.integers(4, spec.vocab, length).tolist() for length in LENGTHS]
+    return model, (Decoder(spec, ADAPTER), params, lora), prompts
+
+
+def decode(ours, prompts, decoding, way, monkeypatch):
+    """Answers by either way to decode: that of one CPU device, that of meshes and accelerators."""
+    if way == "stack":
+        monkeypatch.setattr(run, "suits", lambda params: False)
+    return generate(*ours, prompts, decoding, stop_ids=NEVER, batch_size=4)
+
+
+def both_ways(*fast: tuple[str, str], slow: tuple[str, ...]):
+    """(model, way) pairs; all of the `slow` models by either way, where they are not fast."""
+    rest = [(name, way) for name in slow for way in ("columns", "stack")]
+    later = [pytest.param(*one, marks=pytest.mark.slow) for one in rest if one not in fast]
+    return pytest.mark.parametrize(("pair", "way"), [*fast, *later], indirect=["pair"])
+
+
+@pytest.mark.torch
+@both_ways(("gemma3", "columns"), slow=EACH)
+def test_greedy(pair, way, monkeypatch):
+    model, ours, prompts = pair
+    expected = by_transformers(model, prompts, ())
+    assert max(LENGTHS) > WINDOW > min(LENGTHS) and NEW > 2 * WINDOW
+    assert decode(ours, prompts, Decoding(NEW), way, monkeypatch) == expected
+
+
+@pytest.mark.torch
+@both_ways(slow=("gemma2", "gemma3", "olmo2"))
+def test_beam(pair, way, monkeypatch):
+    model, ours, prompts = pair
+    expected = by_transformers(model, prompts, (), **BEAM)
+    assert decode(ours, prompts, Decoding(NEW, "beam"), way, monkeypatch) == expected
+
+
+@pytest.mark.torch
+@both_ways(slow=("gemma3",))
+def test_a_longer_cache_keeps_the_windows(pair, way, monkeypatch):
+    """Slots behind a padded prompt, in a cache that grows: windows count tokens, not slots."""
+    _, (decoder, params, lora), prompts = pair
+    answers = decode((decoder, params, lora), prompts, Decoding(60), way, monkeypatch)
+    rows = [[*prompt, *answer] for prompt, answer in zip(prompts, answers, strict=True)]
+    width = max(map(len, rows))
+    tokens = np.array([row + [0] * (width - len(row)) for row in rows])
+    logits = decoder.logits(params, decoder.forward(params, lora, tokens).hidden)
+    for row, prompt, answer in zip(logits, prompts, answers, strict=True):
+        best = np.asarray(row).argmax(-1)[len(prompt) - 1 : len(prompt) - 1 + len(answer)]
+        assert best.tolist() == answer

@@ -1,0 +1,108 @@
+"""The card says what is known and nothing else, in the hub's own form."""
+
+import yaml
+
+from jaxalign.hf.card import PAPER, Data, Facts, Scores, model_card, table
+
+FULL = Facts(
+    "slots",
+    "adapter",
+    path="me/slots",
+    base="meta-llama/Meta-Llama-3-8B-Instruct",
+    languages=("cy", "no"),
+    datasets=("someone/pairs",),
+    tags=("lora",),
+    summary="fine-tuned for slot filling",
+    training=(("LoRA", "r 8"), ("a|b", "c")),
+    data=(Data("task", ("train.jsonl", "hf:someone/pairs"), "cy 10"),),
+    scores=Scores(("", "**slots**"), (("slot F1, %, all", "55.5 ± 0.3"),), ("a note",)),
+    prompts="Prompts were built by the tokenizer's chat template.",
+    system="Find the slots.\nAll of them.",
+    template="own",
+    served_rank=8,
+    aligned="yes",
+)
+
+
+def front(card):
+    _, head, body = card.split("---\n", 2)
+    return yaml.safe_load(head), body
+
+
+def test_front_matter_in_the_forms_of_the_hub():
+    found, _ = front(model_card(FULL))
+    assert found == {
+        "base_model": "meta-llama/Meta-Llama-3-8B-Instruct",
+        "library_name": "peft",
+        "pipeline_tag": "text-generation",
+        "language": ["cy", "no"],  # not False: YAML's no
+        "datasets": ["someone/pairs"],
+        "tags": ["lora", "jaxalign"],
+    }
+
+
+def test_the_hub_s_own_reader():
+    from huggingface_hub import ModelCard
+
+    card = ModelCard(model_card(FULL))
+    assert card.data.base_model == FULL.base
+    assert card.data.library_name == "peft"
+    assert card.data.language == ["cy", "no"]
+    assert card.data.license is None
+
+
+def test_a_model_is_of_transformers():
+    found, body = front(model_card(Facts("m", "model", path="me/m", base="x/y", template="base")))
+    assert found["library_name"] == "transformers"
+    assert found["base_model_relation"] == "finetune"
+    assert "peft" not in body and "vllm serve me/m\n" in body
+
+
+def test_body():
+    _, body = front(model_card(FULL))
+    assert body.count("\n# ") == 1 and "\n# slots\n" in body
+    assert "LoRA adapter of [meta-llama/Meta-Llama-3-8B-Instruct](" in body
+    assert "| a\\|b | c |" in body
+    assert "| task | `train.jsonl`, `hf:someone/pairs` | cy 10 |" in body
+    assert "55.5 ± 0.3" in body and "a note" in body
+    assert "> Find the slots.\n> All of them." in body
+    assert 'PeftModel.from_pretrained(model, "me/slots")' in body
+    assert "--max-lora-rank 8" in body and "--chat-template chat_template.jinja" in body
+    assert PAPER in body
+    for heading in ("Training", "Data", "Scores", "Prompts", "Use", "Citation"):
+        assert body.count(f"\n## {heading}\n") == 1
+
+
+def test_what_is_unknown_is_left_out():
+    found, body = front(model_card(Facts("x", "adapter", served_rank=8)))
+    assert found == {
+        "library_name": "peft",
+        "pipeline_tag": "text-generation",
+        "tags": ["jaxalign"],
+    }
+    for heading in ("Training", "Data", "Scores", "Prompts", "Citation"):
+        assert f"## {heading}" not in body
+    for word in ("None", "unknown", "nan", "layer", "apply_chat_template", "chat_template.jinja"):
+        assert word not in body
+    assert "PATH/TO/THE/BASE" in body
+
+
+def test_an_adapter_that_vllm_does_not_serve():
+    limits = ("vLLM refuses DoRA; merge it", "and so on")
+    _, body = front(model_card(Facts("x", "adapter", served_rank=8, limits=limits)))
+    assert "vllm serve" not in body
+    assert "vLLM refuses DoRA; merge it.\n\nand so on." in body
+
+
+def test_the_code_in_it_is_code():
+    import re
+
+    for facts in (FULL, Facts("m", "model", template="base")):
+        blocks = re.findall(r"```python\n(.*?)```", model_card(facts), re.S)
+        assert blocks
+        for block in blocks:
+            compile(block, "card", "exec")
+
+
+def test_tables():
+    assert table(("a", "b"), [("1", "2|3")]) == "| a | b |\n| --- | --- |\n| 1 | 2\\|3 |"

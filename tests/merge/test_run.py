@@ -1,0 +1,231 @@
+"""The command: what it writes, prints and refuses."""
+
+import json
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from jaxalign.adapters.lora import Lora
+from jaxalign.cli import main
+from jaxalign.hf.load import load_params, load_spec
+from jaxalign.hf.peft import load_peft, save_peft
+from jaxalign.hf.save import save_base
+from jaxalign.merge.algebra import METHODS
+from jaxalign.merge.run import serving
+from tests.hf.conftest import LLAMA, random_params
+from tests.merge.conftest import KINDS, assert_same_updates, part, tree, weighted_sum
+
+
+def refusal(capsys, *words) -> str:
+    """What the command prints where it refuses."""
+    assert main(["merge", *map(str, words)]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("jaxalign: ") and told.count("\n") == 1
+    return told.strip()
+
+
+def run(*words):
+    assert main(["merge", *map(str, words)]) == 0
+
+
+class Found:
+    """What a written folder holds."""
+
+    def __init__(self, folder):
+        self.lora, self.adapter = load_peft(folder, LLAMA)
+
+
+def test_two_adapters(folders, tmp_path, capsys):
+    (folders["plain"] / "chat_template.jinja").write_text("{{ messages }}")
+    run(folders["plain"], folders["upper"], "--weights=-0.5,1.5", "--out", tmp_path / "out")
+    parts = [part("plain", -0.5), part("upper", 1.5)]
+    assert_same_updates(Found(tmp_path / "out"), weighted_sum(parts))
+    config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
+    assert config["r"] == config["lora_alpha"] == 7
+    assert config["base_model_name_or_path"] == str(tmp_path / "model")
+    assert not config["use_rslora"] and not config.get("rank_pattern")
+    record = json.loads((tmp_path / "out" / "merge.json").read_text())
+    assert record["method"] == "delta" and record["relative_error"] == 0
+    assert [one["weight"] for one in record["adapters"]] == [-0.5, 1.5]
+    assert record["adapters"][0]["digest"] != record["adapters"][1]["digest"]
+    assert (tmp_path / "out" / "chat_template.jinja").read_text() == "{{ messages }}"
+    told = " ".join(capsys.readouterr().out.split())
+    assert "rank 7 is none of vLLM's --max-lora-rank (1, 8, 16, 32, 64, 128, 256, 320, 512)" in told
+    assert "serve it with 8, which pads it" in told and "--method svd" not in told
+    assert "warning" not in told
+
+
+def test_one_adapter_is_copied_bit_by_bit(folders, tmp_path):
+    for kind, folder in folders.items():
+        out = tmp_path / f"{kind}_again"
+        run(folder, "--out", out)
+        ours = (out / "adapter_model.safetensors").read_bytes()
+        assert ours == (folder / "adapter_model.safetensors").read_bytes()
+        config = (out / "adapter_config.json").read_text()
+        assert config == (folder / "adapter_config.json").read_text()
+
+
+def test_what_a_rank_costs_is_told(folders, tmp_path, capsys):
+    run(folders["plain"], folders["upper"], "--weights", "1,1", "--method", "svd", "--rank", 2,
+        "--out", tmp_path / "out")  # fmt: skip
+    record = json.loads((tmp_path / "out" / "merge.json").read_text())
+    lost = whole = 0.0
+    for (target, block), delta in weighted_sum([part("plain"), part("upper")]).items():
+        s = np.linalg.svd(delta, compute_uv=False)
+        error = np.sqrt(np.sum(s[2:] ** 2) / np.sum(s**2))
+        assert record["modules"][target][str(block)] == pytest.approx(error, abs=1e-6)
+        lost, whole = lost + np.sum(s[2:] ** 2), whole + np.sum(s**2)
+    assert record["relative_error"] == pytest.approx(np.sqrt(lost / whole), abs=1e-6)
+    told = capsys.readouterr().out
+    assert f"(Frobenius norm): {np.sqrt(lost / whole):.2%}" in told
+    assert "left out by rank" in told and "worst block" in told
+
+
+@pytest.mark.parametrize("method", sorted(METHODS))
+def test_every_method_writes_and_help_names_it(folders, tmp_path, method, capsys):
+    words = ["--density", 0.5] if "density" in METHODS[method].reads else []
+    run(folders["plain"], folders["equal"], "--weights", "0.5,0.5", "--method", method, *words,
+        "--out", tmp_path / "out")  # fmt: skip
+    assert Found(tmp_path / "out").adapter.scale == 1
+    with pytest.raises(SystemExit):
+        main(["merge", "--help"])
+    assert method in capsys.readouterr().out
+
+
+def test_into_the_base(folders, tmp_path, capsys):
+    base, out = tmp_path / "model", tmp_path / "merged"
+    (base / "tokenizer_config.json").write_text("{}")
+    run(folders["plain"], folders["upper"], "--weights", "0.6,-0.4", "--into-base", base,
+        "--out", out)  # fmt: skip
+    spec = load_spec(out)
+    assert (spec.dim, spec.layers) == (LLAMA.dim, LLAMA.layers)
+    ours, plain = (load_params(folder, LLAMA, np.float32) for folder in (out, base))
+    for (target, block), delta in weighted_sum([part("plain", 0.6), part("upper", -0.4)]).items():
+        site = "attention" if target in "qkvo" else "mlp"
+        kernel, before = (
+            np.asarray(tree["blocks"][site][target]["kernel"][block - 1]) for tree in (ours, plain)
+        )
+        np.testing.assert_allclose(kernel - before, delta.reshape(kernel.shape), atol=1e-6)
+    np.testing.assert_array_equal(ours["embed"], plain["embed"])
+    assert (out / "tokenizer_config.json").is_file()
+    assert "0.6 x" in capsys.readouterr().out
+
+
+def test_a_stored_dtype_is_kept(folders, tmp_path):
+    import jax.numpy as jnp
+
+    base, out = tmp_path / "half", tmp_path / "merged"
+    save_base(base, random_params(LLAMA, jnp.bfloat16), LLAMA)
+    run(folders["plain"], "--into-base", base, "--out", out)
+    assert json.loads((out / "config.json").read_text())["torch_dtype"] == "bfloat16"
+    assert load_params(out, LLAMA, jnp.bfloat16)["embed"].dtype == jnp.bfloat16
+
+
+def test_doubts_are_told(folders, tmp_path, capsys):
+    lora, adapter = load_peft(folders["upper"], LLAMA)
+    save_peft(tmp_path / "other", lora, LLAMA, adapter, base_name="some/other-base",
+              texts={"chat_template.jinja": "b"})  # fmt: skip
+    (folders["plain"] / "chat_template.jinja").write_text("a")
+    run(folders["plain"], tmp_path / "other", "--weights", "1,1", "--out", tmp_path / "out")
+    told = " ".join(capsys.readouterr().out.split())
+    assert f"names some/other-base as its base, {folders['plain']} {tmp_path / 'model'}" in told
+    assert "different chat templates" in told
+    assert (tmp_path / "out" / "chat_template.jinja").read_text() == "a"
+
+
+def test_force_replaces(folders, tmp_path, capsys):
+    out = tmp_path / "out"
+    run(folders["plain"], "--out", out)
+    told = refusal(capsys, folders["equal"], "--out", out)
+    assert told == f"jaxalign: --out: {out} is not empty; choose a new folder, or add --force"
+    run(folders["equal"], "--out", out, "--force")
+    assert Found(out).adapter == KINDS["equal"][0]
+    stranger = tmp_path / "stranger"
+    stranger.mkdir()
+    (stranger / "thesis.tex").write_text("years")
+    told = refusal(capsys, folders["plain"], "--out", stranger, "--force")
+    assert "holds other files and no adapter_config.json" in told
+    assert (stranger / "thesis.tex").read_text() == "years"
+
+
+def spoiled(folders, change):
+    file = folders["upper"] / "adapter_model.safetensors"
+    tensors = load_file(file)
+    change(tensors)
+    save_file(tensors, file, metadata={"format": "pt"})
+
+
+def test_a_factor_that_is_not_finite(folders, tmp_path, capsys):
+    name = "base_model.model.model.layers.1.mlp.up_proj.lora_B.weight"
+    spoiled(folders, lambda tensors: tensors[name].__setitem__((0, 0), np.nan))
+    told = refusal(capsys, folders["plain"], folders["upper"], "--weights", "1,1",
+                   "--out", tmp_path / "out")  # fmt: skip
+    assert name in told and "NaN or infinity" in told
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_adapter_for_another_base(folders, tmp_path, capsys):
+    import dataclasses
+
+    wide = dataclasses.replace(LLAMA, dim=64)
+    adapter = Lora(4, 8.0, 0.0, ("q", "v"))
+    save_peft(tmp_path / "wide", tree(adapter, 1, spec=wide), wide, adapter, base_name="wide/base")
+    told = refusal(capsys, folders["plain"], tmp_path / "wide", "--weights", "1,1",
+                   "--out", tmp_path / "out")  # fmt: skip
+    assert "layers.0.self_attn.q_proj.lora_A.weight has shape [4, 64]" in told
+    assert "[4, 32]" in told and "another base" in told
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--weights", "1"], "--weights: 1 for 2 adapters; give one number for each, as in 1,1"),
+        (["--weights", "1,2,3"], "--weights: 3 for 2 adapters"),
+        ([], "--weights is missing: 1,1 adds two updates, 0.5,0.5 averages them"),
+        (["--weights", "a,b"], "--weights: cannot read 'a,b'; write numbers as in 0.6,0.4"),
+        (["--weights", "0,0"], "--weights: all are 0"),
+        (["--weights", "nan,1"], "--weights: nan for"),
+        (["--weights", "1,1", "--method", "svd", "--rank", "9"], "the exact sum has rank 7"),
+        (["--weights", "1,1", "--method", "ties", "--density", "1.5"], "--density: 1.5 is no"),
+        (["--weights", "1,1", "--method", "avrage"], "--method: 'avrage' is unknown"),
+        (["--weights", "1,1", "--base", "nowhere/at/all"], "nowhere/at/all"),
+        (["--weights", "1,1", "--grid", "0,1"], "belong to --search CONFIG"),
+        (["--weights", "1,1", "align.layer=2"], "belong to --search CONFIG"),
+        (["--weights", "1,1", "--search", "x.yaml"], "leave out --weights, --base and --into-base"),
+    ],
+)  # fmt: skip
+def test_commands_that_cannot_be_followed(folders, tmp_path, capsys, words, message):
+    told = refusal(capsys, folders["plain"], folders["upper"], *words, "--out", tmp_path / "out")
+    assert message in told
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_adapter_is_not_written_onto_itself(folders, capsys):
+    told = refusal(capsys, folders["plain"], "--out", folders["plain"], "--force")
+    assert "is one of the adapters; choose a folder of its own" in told
+
+
+def test_a_base_that_nobody_names(folders, tmp_path, capsys):
+    lora, adapter = load_peft(folders["upper"], LLAMA)
+    save_peft(tmp_path / "anonymous", lora, LLAMA, adapter)
+    told = refusal(capsys, tmp_path / "anonymous", "--out", tmp_path / "out")
+    assert "names no base; give it by --base MODEL" in told
+    save_peft(tmp_path / "lost", lora, LLAMA, adapter, base_name=str(tmp_path / "gone"))
+    told = refusal(capsys, tmp_path / "lost", "--out", tmp_path / "out")
+    assert "the base that it names cannot be read" in told and "--base MODEL" in told
+    run(tmp_path / "lost", "--base", tmp_path / "model", "--out", tmp_path / "out")
+    config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == str(tmp_path / "model")
+
+
+@pytest.mark.parametrize(
+    ("rank", "words"),
+    [
+        (16, "vLLM serves it with --max-lora-rank 16"),
+        (24, "serve it with 32, which pads it, or cut it by --method svd --rank 16"),
+        (600, "vLLM serves ranks up to 512, and this one is 600"),
+    ],
+)
+def test_what_vllm_needs(rank, words):
+    assert words in serving(Lora(rank, float(rank)))

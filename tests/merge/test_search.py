@@ -1,0 +1,242 @@
+"""Weights chosen by a score: the grid, the candidates, the table, the picture, the best one."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from jaxalign.base import load_base
+from jaxalign.cli import main
+from jaxalign.errors import UserError
+from jaxalign.evaluate.run import Entrant, evaluate, score
+from jaxalign.hf.peft import load_peft
+from jaxalign.merge import search as searching
+from jaxalign.merge.algebra import Recipe
+from jaxalign.merge.draw import draw
+from jaxalign.merge.grid import combinations, free
+from jaxalign.merge.run import merge
+from jaxalign.merge.search import Candidate, Search, search
+from tests.evaluate.conftest import rows_of
+from tests.tiny import SPEC
+
+
+@pytest.fixture(autouse=True)
+def one_device(monkeypatch):
+    import jax
+
+    from jaxalign import base
+    from jaxalign.sharding import make_mesh
+
+    monkeypatch.setattr(
+        base, "make_mesh", lambda *axes: make_mesh(*axes, devices=jax.devices()[:1])
+    )
+
+
+@pytest.fixture
+def paths(adapters):
+    return [f"{adapters}/a1", f"{adapters}/a2"]
+
+
+@pytest.fixture
+def validated(judged, golds):
+    """The judging configuration with rows to validate on."""
+    return lambda *words: judged(
+        f"task.valid=[{golds}/test.*.jsonl]",
+        "evaluate.groups={mine: [en], other: [de, cy]}",
+        "batch.size=8",
+        "batch.max_length=128",
+        "batch.buckets=[128]",
+        "prompt.system=''",
+        *words,
+    )
+
+
+# --- the grid -----------------------------------------------------------------------------------
+
+
+def test_a_line_of_weights():
+    assert combinations([[0, 0.25, 0.5, 1]], 2) == [(0, 1), (0.5, 0.5), (1, 0)]
+    assert combinations([[0, 0.5, 1]], 3) == [
+        (0, 0, 1), (0, 0.5, 0.5), (0, 1, 0), (0.5, 0, 0.5), (0.5, 0.5, 0), (1, 0, 0),
+    ]  # fmt: skip
+    tenths = combinations([[n / 10 for n in range(11)]], 2)
+    assert len(tenths) == 11 and all(abs(sum(weights) - 1) < 1e-9 for weights in tenths)
+
+
+def test_all_combinations():
+    assert combinations([[1], [0, 0.5, 0.5]], 2) == [(1, 0), (1, 0.5)]
+    assert combinations([[0, 0.5, 1.5]], 1) == [(0,), (0.5,), (1.5,)]
+    assert len(combinations([[0, 1], [0, 1, 2]], 2)) == 6
+
+
+def test_what_tells_candidates_apart():
+    assert free(combinations([[0, 0.5, 1]], 2)) == [0]
+    assert free(combinations([[1], [0, 0.5, 1]], 2)) == [1]
+    assert free(combinations([[0, 1], [0, 1]], 2)) == [0, 1]
+    assert free(combinations([[0, 0.5, 1]], 3)) == [0, 1, 2]
+    assert free([(0.5, 0.5)]) == []
+
+
+@pytest.mark.parametrize(
+    ("grids", "message"),
+    [
+        ([[0.3, 0.5]], "--grid: no 3 of 0.3, 0.5 sum to 1"),
+        ([[0, 1], [0, 1]], "--grid: given 2 times for 3 adapters"),
+        ([[0, float("nan")]], "--grid: a value is not a number"),
+    ],
+)
+def test_grids_that_cannot_be(grids, message):
+    with pytest.raises(UserError) as error:
+        combinations(grids, 3)
+    assert message in str(error.value)
+
+
+# --- the search ---------------------------------------------------------------------------------
+
+
+def test_candidates_write_what_their_merged_adapters_write(
+    validated, judged, paths, tmp_path, capsys, monkeypatch
+):
+    loaded, written = [], []
+    monkeypatch.setattr(searching, "load_base", lambda c: loaded.append(c) or load_base(c))
+    monkeypatch.setattr(
+        searching, "score", lambda *given: written.append(given[2]) or score(*given)
+    )
+    grids, words = [[0.4, 0.6]], ("evaluate.rows=3", "generate.batch=8")
+    found = search(validated(*words), paths, Recipe("delta"), grids, str(tmp_path / "out"))
+    assert len(loaded) == 1
+    assert [one.weights for one in found.candidates] == [(0.4, 0.6), (0.6, 0.4)]
+    assert found.metric == "slot_f1" and found.adapters == ["a1", "a2"]
+    assert found.groups == {"mine": ["en"], "other": ["de"], "all": ["de", "en"]}
+    # The same answers as by merging into a folder and evaluating that.
+    merge(paths, [0.4, 0.6], Recipe("delta"), str(tmp_path / "merged"))
+    entrant = [Entrant("m", str(tmp_path / "merged"))]
+    evaluate(judged(*words, "prompt.system=''"), entrant, str(tmp_path / "evaluation"))
+    rows = rows_of(tmp_path / "evaluation" / "m" / "predictions.jsonl")
+    _, first, second = written  # the empty answers by which the measures are known come before
+    assert [row["answer"] for row in rows] == [*first["de"], *first["en"]]
+    assert first != second
+    # What is best is written, as a folder and in full.
+    record = json.loads((tmp_path / "out" / "adapter" / "merge.json").read_text())
+    best = found.candidates[found.best].weights
+    assert tuple(one["weight"] for one in record["adapters"]) == best
+    assert load_peft(tmp_path / "out" / "adapter", SPEC)[1].r == 8
+    content = json.loads((tmp_path / "out" / "search.json").read_text())
+    assert content["best"] == found.best
+    assert content["candidates"][1]["scores"] == found.candidates[1].scores
+    assert (tmp_path / "out" / "search.png").read_bytes()[:4] == b"\x89PNG"
+    told = capsys.readouterr().out
+    assert "slot F1, % by weights (delta)" in told and "0.4" in told and "mine (1)" in told
+
+
+@pytest.mark.parametrize(("metric", "best"), [("loss", 1), ("bleu", 0)])
+def test_best_is_the_mean_over_languages(metric, best):
+    scores = [{"de": 3.0, "en": 2.0, "cy": 1.0}, {"de": 1.0, "en": 2.0, "cy": 1.5},
+              {"de": 0.5, "en": 2.5, "cy": 1.5}]  # fmt: skip
+    candidates = [Candidate((n, 1 - n), {metric: found}) for n, found in enumerate(scores)]
+    groups = {"two": ["de", "cy"], "all": ["de", "en", "cy"]}
+    found = Search(["a", "b"], "delta", metric, groups, candidates)
+    assert found.best == best  # the first of equals
+    assert found.of_group(candidates[0], "two") == 2.0
+    assert found.as_json()["best"] == best
+
+
+def test_loss_is_the_tasks_validation_loss(validated, paths, tmp_path):
+    """Against the log probabilities of the answers, row by row, from the model's logits."""
+    import jax
+
+    from jaxalign.data.loader import task_stream
+    from jaxalign.model.decoder import Decoder
+
+    config = validated()
+    found = search(
+        config, paths, Recipe("delta"), [[1], [0, 1]], str(tmp_path / "out"), metric="loss"
+    )
+    assert [one.weights for one in found.candidates] == [(1, 0), (1, 1)]
+    values = [found.of_group(one, "all") for one in found.candidates]
+    assert found.best == int(np.argmin(values)) and values[0] != values[1]
+
+    model = load_base(config)
+    lora, adapter = load_peft(paths[0], SPEC)
+    one = dataclasses.replace(config, task=dataclasses.replace(config.task, languages=["de"]))
+    stream = task_stream(one, model.tokenizer, "valid")
+    rows = [row.tokens for row in stream.rows]
+    tokens = np.zeros((len(rows), max(map(len, rows))), np.int32)  # padding comes behind
+    for line, row in zip(tokens, rows, strict=True):
+        line[: len(row)] = row
+    decoder = Decoder(SPEC, adapter)
+    hidden = decoder.forward(model.params, lora, tokens).hidden
+    logs = np.asarray(jax.nn.log_softmax(decoder.logits(model.params, hidden)))
+    picked = [
+        logs[at, place - 1, row.tokens[place]]
+        for at, row in enumerate(stream.rows)
+        for place in range(row.first, len(row.tokens))
+    ]
+    assert found.candidates[0].scores["loss"]["de"] == pytest.approx(-np.mean(picked), rel=1e-4)
+
+
+def test_the_bare_base_can_win(validated, paths, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(
+        searching._Loss,
+        "__call__",
+        lambda self, merged, bar: {"loss": {"de": bool(merged), "en": 0}},
+    )
+    found = search(
+        validated(), paths[:1], Recipe(), [[1, 0, 0.5]], str(tmp_path / "out"), metric="loss"
+    )
+    assert found.candidates[found.best].weights == (0,)
+    assert "the bare base (every weight 0) is the best" in capsys.readouterr().out
+    assert not (tmp_path / "out" / "adapter").exists()
+
+
+def test_command(validated, golds, paths, tmp_path, capsys):
+    from jaxalign.config import to_yaml
+
+    file = tmp_path / "own.yaml"
+    file.write_text(to_yaml(validated()))
+    words = ["merge", *paths, "--search", str(file), "--grid", "0,1", "--metric", "loss",
+             "--out", str(tmp_path / "out")]  # fmt: skip
+    assert main([*words, "--data", f"{golds}/test.de.jsonl", "log.progress=none"]) == 0
+    found = json.loads((tmp_path / "out" / "search.json").read_text())
+    assert found["groups"] == {"other": ["de"], "all": ["de"]} and found["metric"] == "loss"
+    assert [one["weights"] for one in found["candidates"]] == [[0, 1], [1, 0]]
+    assert main(words) == 2
+    assert "is not empty" in capsys.readouterr().err
+    assert main([*words, "--force"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "options", "message"),
+    [
+        (["task.valid=[]"], {}, "task.valid is empty; name the rows to choose weights by: --data"),
+        ([], {"metric": "slot_f2"}, "--metric: 'slot_f2' is not measured for intent_slots"),
+        ([], {"data": ["nowhere.jsonl"]}, "nowhere.jsonl"),
+    ],
+)
+def test_searches_that_cannot_be(validated, paths, tmp_path, words, options, message):
+    with pytest.raises(UserError) as error:
+        search(validated(*words), paths, Recipe(), [[0, 1]], str(tmp_path / "out"), **options)
+    assert message in str(error.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_pictures_of_lines_and_rankings(tmp_path):
+    rng = np.random.default_rng(0)
+
+    def result(grids, number):
+        candidates = [
+            Candidate(weights, {"loss": {"de": rng.random(), "en": rng.random()}})
+            for weights in combinations(grids, number)
+        ]
+        groups = {"supervised": ["en"], "all": ["de", "en"]}
+        return Search(["task", "align", "more"][:number], "delta", "loss", groups, candidates)
+
+    for name, found in {
+        "line": result([[0, 0.5, 1]], 2),
+        "one": result([[0, 0.5, 1]], 1),
+        "plane": result([[0, 1], [0, 0.5, 1]], 2),
+        "three": result([[0, 0.5, 1]], 3),
+    }.items():
+        draw(found, tmp_path / f"{name}.png")
+        assert (tmp_path / f"{name}.png").stat().st_size > 5000
