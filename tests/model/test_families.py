@@ -57,7 +57,7 @@ def wrapped(model, folder):
     with torch.no_grad():
         for name, parameter in theirs.named_parameters():
             if "lora_" in name:
-                parameter.normal_(std=0.2)
+                parameter.normal_(std=0.12)
     theirs.save_pretrained(folder / "adapter")
     return theirs.eval(), folder / "adapter"
 
