@@ -113,8 +113,8 @@ def small_files(path: str, revision: str | None = None) -> Path:
 
 
 def holds_weights(folder: Path) -> bool:
-    """Whether a model's folder has safetensors in it."""
-    return any(folder.glob("model*.safetensors*"))
+    """Whether a model's folder has weights in it, not only an index of them."""
+    return any(folder.glob("model*.safetensors"))
 
 
 def config_of(meta: dict[str, Any]) -> Config:

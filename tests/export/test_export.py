@@ -103,6 +103,33 @@ def test_weights_that_were_saved_on_a_mesh(run, configure):
     assert_same_tree(trained, jax.tree.map(np.asarray, open_source(out).weights))
 
 
+def test_an_adapter_needs_no_weights_of_the_base(run, llama_base, tmp_path, monkeypatch):
+    """A base on the hub: its weights are fetched for a merge, not for an adapter."""
+    import huggingface_hub
+
+    out, trained = run(f"model.path={llama_base}")
+    asked = []
+
+    def download(name, allow_patterns, **how):
+        asked.append(name)
+        kept = [p for pattern in allow_patterns for p in Path(llama_base).glob(pattern)]
+        folder = tmp_path / str(len(asked))
+        folder.mkdir()
+        for path in set(kept):
+            (folder / path.name).symlink_to(path)
+        return str(folder)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    folder = export(Order(out, base="lab/base"))
+    assert asked == ["lab/base"] and not list((tmp_path / "1").glob("*.safetensors"))
+    assert list((tmp_path / "1").glob("*.index.json"))
+    assert_same_tree(trained, load_peft(folder, load_spec(llama_base))[0])
+    assert "base_model: lab/base" in (folder / "README.md").read_text()
+    merged = export(Order(out, base="lab/base", form="merged"))
+    assert list((tmp_path / "3").glob("*.safetensors"))
+    assert stored(merged).keys() == stored(llama_base).keys()
+
+
 # --- whole models -------------------------------------------------------------------------------
 
 
