@@ -47,7 +47,7 @@ from jaxalign.hf.save import (
 from jaxalign.hf.stream import Pending, finite
 
 TEMPLATE_FILE = "chat_template.jinja"
-UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
+UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}  # as the hub counts
 
 
 @dataclass(frozen=True)
@@ -90,6 +90,8 @@ def export(order: Order) -> Path:
         raise UserError(f"--format {order.form}: choose among {', '.join(WRITERS)}")
     if order.dtype and order.dtype not in BOUNDS:
         raise UserError(f"--dtype {order.dtype}: choose among {', '.join(BOUNDS)}")
+    if order.dtype and order.form == "peft":
+        raise UserError("--dtype: an adapter is always float32; it is for merged and orbax")
     out = Path(order.out) if order.out else default_out(order.run, order.form)
     check_target(out, order.existing)
     if order.push:
@@ -97,8 +99,6 @@ def export(order: Order) -> Path:
     source = open_source(order.run, order.step, order.base)
     if source.adapter is None and order.form == "peft":
         raise UserError(f"{order.run} trained all weights, there is no adapter; --format merged")
-    if order.dtype and order.form == "peft":
-        raise UserError("--dtype: an adapter is always float32; it is for merged and orbax")
     must_stay = [Path.cwd(), Path.home(), source.folder, *([source.files] if source.files else [])]
     if "://" not in order.run and Path(order.run).is_dir():
         must_stay.append(Path(order.run))
@@ -144,8 +144,8 @@ def parse_size(text: str) -> int:
     Raises:
         UserError: neither, or less than a byte.
     """
-    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMG]?B?)", text.strip().upper())
-    size = int(float(found[1]) * UNITS.get(found[2], 0)) if found else 0
+    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMG]?)B?", text.strip().upper())
+    size = int(float(found[1]) * UNITS[found[2]]) if found else 0
     if size < 1:
         raise UserError(f"--max-shard-size {text}: write a size such as 5GB or 500MB")
     return size

@@ -266,6 +266,7 @@ def test_sizes():
     assert parse_size("5GB") == 5_000_000_000
     assert parse_size("1.5 mb") == 1_500_000
     assert parse_size("700") == 700
+    assert parse_size("2G") == 2_000_000_000
 
 
 def test_where_it_goes(tmp_path):
