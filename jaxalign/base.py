@@ -7,6 +7,7 @@ system.write(prompts, decoding, batch_size=32)
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -150,7 +151,7 @@ def load_base(config: Config) -> Base:
         raise UserError("model.path is empty; name a folder in Hugging Face layout or a hub model")
     spec = load_spec(config.model.path, config.model.revision)
     tokenizer = load_tokenizer(config.model.path, config.model.revision)
-    mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
+    mesh = make_mesh(*dataclasses.astuple(config.mesh))
     dtype = jnp.dtype(config.model.dtype)
     params = load_params(
         config.model.path,

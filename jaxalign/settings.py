@@ -25,8 +25,8 @@ class ModelConfig:
     revision: str | None = None  # hub branch, tag or commit
     dtype: str = "bfloat16"  # of the frozen weights and the activations: bfloat16 | float32
     quantize: str = "none"  # of the frozen projections' weights: none | int8 | int4 | nf4
-    remat: str = "full"  # what the backward pass recomputes: none | dots | full
-    attention: str = "auto"  # auto | reference | xla
+    remat: str = "full"  # what the backward pass recomputes: none | dots | names | offload | full
+    attention: str = "auto"  # auto: the platform's kernel, else reference | splash | cudnn
 
     @property
     def stored(self) -> str:
@@ -151,6 +151,7 @@ class TrainConfig:
     patience: int = 5  # evaluations without improvement; 0: never stop early
     log_every: int = 10
     cosine_every: int = 0  # updates between measurements of cos(task, align gradients); 0: never
+    warm_up: str = "lazy"  # compile a program at its first use | ahead: all before the first update
 
 
 @dataclass
@@ -202,6 +203,7 @@ class MeshConfig:
     data: int = 1
     fsdp: int = -1
     tensor: int = 1
+    seq: int = 1  # devices among which the tokens of a row are split
 
 
 @dataclass
@@ -211,6 +213,8 @@ class LogConfig:
     progress: str = "auto"  # auto (a bar on a terminal) | none
     tensorboard: bool = False
     wandb: str | None = None  # project name
+    profile: list[int] = field(default_factory=list)  # [10, 3]: trace of updates 10 to 12
+    time_every: int = 0  # updates between those that time their two phases apart; 0: never
 
 
 @dataclass
@@ -240,8 +244,8 @@ CHOICES = {
     "trainable": ("lora", "full"),
     "model.dtype": ("bfloat16", "float32"),
     "model.quantize": ("none", "int8", "int4", "nf4"),
-    "model.remat": ("none", "dots", "full"),
-    "model.attention": ("auto", "reference", "xla"),
+    "model.remat": ("none", "dots", "names", "offload", "full"),
+    "model.attention": ("auto", "reference", "splash", "cudnn"),
     "lora.scaling": ("standard", "rank_stabilised"),
     "lora.variant": ("lora", "dora"),
     "prompt.template": ("chat", "llama3_paper"),
@@ -259,6 +263,7 @@ CHOICES = {
     "optim.average": ("tokens", "microbatch"),
     "optim.missing": ("zero", "skip"),
     "train.goal": ("min", "max"),
+    "train.warm_up": ("lazy", "ahead"),
     "generate.method": ("greedy", "sample", "beam"),
     "generate.adapter": ("unmerged", "merged"),
     "generate.long": ("refuse", "cut"),
@@ -290,6 +295,7 @@ LOWEST = {
     "train.patience": 0,
     "train.log_every": 1,
     "train.cosine_every": 0,
+    "log.time_every": 0,
     "checkpoint.every": 1,
     "checkpoint.keep": 1,
     "optim.clip_norm": 0.0,
@@ -339,6 +345,11 @@ def check(config: Config) -> None:
         raise UserError(
             "generate.adapter: an adapter cannot be merged into a quantised base; set "
             "generate.adapter=unmerged or model.quantize=none"
+        )
+    if config.log.profile and (len(config.log.profile) != 2 or min(config.log.profile) < 1):
+        raise UserError(
+            f"log.profile: {config.log.profile} should be the first update and how many, both 1 or "
+            "more, as in [10,3]"
         )
     for extra in config.objectives:
         if extra.phase not in ("task", "align"):

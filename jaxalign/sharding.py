@@ -4,7 +4,7 @@ Arrays are described by the house's letters (`'L D N H'`, `'B T D'`); the tables
 mesh axes a letter is split, once for weights and once for activations. A dimension that its mesh
 axes do not divide stays whole.
 
-    mesh = make_mesh(data=1, fsdp=-1, tensor=1)
+    mesh = make_mesh(data=1, fsdp=-1, tensor=1, seq=1)
     with jax.set_mesh(mesh):
         shardings = shard_tree(mesh, params)            # a NamedSharding for every weight
         x = constrain(x, 'B T D')                        # inside a jitted function
@@ -25,18 +25,21 @@ from jaxalign.errors import UserError
 
 Array = jax.Array | np.ndarray  # what a pass takes: NumPy batches are put on devices on the way
 
-AXES = ("data", "fsdp", "tensor")
+AXES = ("data", "fsdp", "tensor", "seq")
 
-# The vocabulary is split over every model axis: logits then exist only as [tokens, V / devices].
-WEIGHTS = {"D": ("fsdp",), "N": ("tensor",), "K": ("tensor",), "F": ("tensor",)}
-VOCABULARY = {"V": ("fsdp", "tensor")}
+# Devices that share a sequence share its weights, too.
+WEIGHTS = {"D": ("fsdp", "seq"), "N": ("tensor",), "K": ("tensor",), "F": ("tensor",)}
+VOCABULARY = {"V": ("fsdp", "tensor", "seq")}
 ACTIVATIONS = {
     "B": ("data", "fsdp"),
+    "T": ("seq",),
     "N": ("tensor",),
     "K": ("tensor",),
     "F": ("tensor",),
-    "V": ("tensor",),
 }
+# Against a vocabulary split over every model axis: logits exist only as [tokens, V / devices].
+LOGITS = {"B": ("data",), "V": ("fsdp", "tensor", "seq")}
+TABLES = {"activations": ACTIVATIONS, "logits": LOGITS}
 
 # Path of a weight -> its letters. Adapters (a, b) are small and stay whole on every device.
 LETTERS = {
@@ -68,25 +71,17 @@ LETTERS = {
 }
 
 
-def make_mesh(data: int = 1, fsdp: int = -1, tensor: int = 1, devices: Any = None) -> Mesh:
-    """The device mesh with axes (data, fsdp, tensor); one size may be -1 and takes the rest."""
+def make_mesh(
+    data: int = 1, fsdp: int = -1, tensor: int = 1, seq: int = 1, devices: Any = None
+) -> Mesh:
+    """The device mesh with axes (data, fsdp, tensor, seq); one size may be -1: it takes the rest.
+
+    Raises:
+      UserError: sizes whose product is not the number of devices.
+    """
     devices = jax.devices() if devices is None else devices
-    sizes = [data, fsdp, tensor]
-    for axis, size in zip(AXES, sizes, strict=True):
-        if size < 1 and size != -1:
-            raise UserError(f"mesh.{axis}: {size} should be 1 or more, or -1 for the rest")
-    if sizes.count(-1) > 1:
-        raise UserError("mesh: only one of data, fsdp and tensor may be -1")
-    if -1 in sizes:
-        known = math.prod(size for size in sizes if size != -1)
-        sizes[sizes.index(-1)] = max(len(devices) // known, 1)
-    if math.prod(sizes) != len(devices):
-        shape = " x ".join(f"{axis} {size}" for axis, size in zip(AXES, sizes, strict=True))
-        raise UserError(
-            f"mesh: {shape} needs {math.prod(sizes)} devices and {len(devices)} are here; "
-            "set one of mesh.data, mesh.fsdp, mesh.tensor to -1"
-        )
-    types = (AxisType.Auto,) * 3
+    sizes = mesh_sizes(data, fsdp, tensor, seq, len(devices))
+    types = (AxisType.Auto,) * len(AXES)
     # TPU slices, and GPU nodes without NVLink between them: fast within, slow across.
     slices = len({getattr(device, "slice_index", 0) for device in devices})
     if slices == 1:
@@ -101,11 +96,35 @@ def make_mesh(data: int = 1, fsdp: int = -1, tensor: int = 1, devices: Any = Non
     return Mesh(array, AXES, axis_types=types)
 
 
+def mesh_sizes(data: int, fsdp: int, tensor: int, seq: int, devices: int) -> list[int]:
+    """The sizes of the axes over so many devices, -1 resolved; errors as of `make_mesh`."""
+    sizes = [data, fsdp, tensor, seq]
+    for axis, size in zip(AXES, sizes, strict=True):
+        if size < 1 and size != -1:
+            raise UserError(f"mesh.{axis}: {size} should be 1 or more, or -1 for the rest")
+    if sizes.count(-1) > 1:
+        raise UserError("mesh: only one of data, fsdp, tensor and seq may be -1")
+    if -1 in sizes:
+        known = math.prod(size for size in sizes if size != -1)
+        sizes[sizes.index(-1)] = max(devices // known, 1)
+    if math.prod(sizes) != devices:
+        shape = " x ".join(
+            f"{axis} {size}"
+            for axis, size in zip(AXES, sizes, strict=True)
+            if axis != "seq" or size != 1
+        )
+        raise UserError(
+            f"mesh: {shape} needs {math.prod(sizes)} devices and {devices} are here; "
+            "set one of mesh.data, mesh.fsdp, mesh.tensor to -1"
+        )
+    return sizes
+
+
 def split_slices(sizes: Sequence[int], slices: int) -> list[int]:
-    """How many slices lie along each axis of the mesh (data, fsdp, tensor): the outer ones first.
+    """How many slices lie along each axis of the mesh: the outer ones, data and fsdp, first.
 
     Raises:
-      UserError: the tensor axis, which communicates within every layer, would cross slices.
+      UserError: tensor or seq, which communicate within every layer, would cross slices.
     """
     across, left = [], slices
     for size in sizes[:2]:
@@ -116,7 +135,7 @@ def split_slices(sizes: Sequence[int], slices: int) -> list[int]:
             f"mesh: data {sizes[0]} x fsdp {sizes[1]} cannot be laid over {slices} slices (TPU "
             f"slices, or GPU nodes); set mesh.data={slices} mesh.fsdp=-1 mesh.tensor=1"
         )
-    return [*across, 1]
+    return [*across, *[1] * (len(sizes) - 2)]
 
 
 def letters_of(path: str) -> str | None:
@@ -153,12 +172,37 @@ def path_name(path: tuple) -> str:
     return "/".join(str(getattr(key, "key", getattr(key, "idx", key))) for key in path)
 
 
-def constrain(x: jax.Array, letters: str) -> jax.Array:
-    """`x`, kept split as its letters say. Without it the partitioner replicates work."""
+def constrain(x: jax.Array, letters: str, table: str = "activations") -> jax.Array:
+    """`x`, kept split as its letters say. Without it the partitioner replicates work.
+
+    Args:
+      table: `activations`, or `logits` for what stands against a split vocabulary.
+    """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
         return x
-    return jax.lax.with_sharding_constraint(x, _spec(letters, x.shape, mesh, ACTIVATIONS))
+    return jax.lax.with_sharding_constraint(x, activation_spec(letters, x.shape, mesh, table))
+
+
+def activation_spec(letters: str, shape: tuple[int, ...], mesh: Any, table: str = "") -> P:
+    """How an array of these letters is split; see `constrain`."""
+    spec = _spec(letters, shape, mesh, TABLES[table or "activations"])
+    if table == "logits" and spec[letters.split().index("V")] is None:
+        # A vocabulary that cannot be split is whole everywhere: rows stay where they are.
+        return _spec(letters, shape, mesh, ACTIVATIONS)
+    return spec
+
+
+def devices() -> int:
+    """Devices of the mesh in use; 1 where none is."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return 1 if mesh.empty else mesh.size
+
+
+def platform() -> str:
+    """`tpu`, `gpu` or `cpu`: of the mesh in use, which need not be of this machine."""
+    device = getattr(jax.sharding.get_abstract_mesh(), "abstract_device", None)
+    return getattr(device, "platform", None) or jax.default_backend()
 
 
 def batch_sharding(mesh: Mesh, stacked: bool = False) -> NamedSharding:

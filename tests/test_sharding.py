@@ -58,22 +58,22 @@ def specs(mesh, spec=SPEC) -> dict[str, P]:
 )
 def test_mesh(asked, found):
     mesh = make_mesh(*asked)
-    assert mesh.axis_names == ("data", "fsdp", "tensor")
-    assert tuple(mesh.shape.values()) == found
+    assert mesh.axis_names == ("data", "fsdp", "tensor", "seq")
+    assert tuple(mesh.shape.values()) == (*found, 1)
     assert {device.id for device in mesh.devices.flat} == {device.id for device in jax.devices()}
 
 
 def test_mesh_of_some_devices():
     devices = jax.devices()[:4]
-    mesh = make_mesh(1, -1, 2, devices)
-    assert tuple(mesh.shape.values()) == (1, 2, 2)
+    mesh = make_mesh(1, -1, 2, devices=devices)
+    assert tuple(mesh.shape.values()) == (1, 2, 2, 1)
     assert set(mesh.devices.flat) == set(devices)
 
 
 @pytest.mark.parametrize(
     ("asked", "sentence"),
     [
-        ((-1, -1, 1), "only one of data, fsdp and tensor may be -1"),
+        ((-1, -1, 1), "only one of data, fsdp, tensor and seq may be -1"),
         ((1, 4, 1), "data 1 x fsdp 4 x tensor 1 needs 4 devices and 8 are here"),
         ((4, 4, 1), "needs 16 devices and 8 are here"),
         ((3, -1, 1), "data 3 x fsdp 2 x tensor 1 needs 6 devices and 8 are here"),

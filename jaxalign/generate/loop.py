@@ -24,7 +24,7 @@ from jaxalign.generate.single import Single
 from jaxalign.model.attention import causal
 from jaxalign.model.decoder import Decoder
 from jaxalign.model.layers import Cache
-from jaxalign.sharding import constrain
+from jaxalign.sharding import constrain, platform
 
 WRITERS: dict[str, type[Single] | type[Beams]] = {
     "greedy": Single,
@@ -76,7 +76,7 @@ def start(
     params = weights.params
     # XLA writes bfloat16 in place on GPU and TPU, but on a CPU by way of a float32 copy of the
     # whole array, for every token; there the cache is float32 and holds the same numbers.
-    dtype = jnp.float32 if jax.default_backend() == "cpu" else params["embed"].dtype
+    dtype = jnp.float32 if platform() == "cpu" else params["embed"].dtype
     hidden, prompt = decoder.extend(
         params,
         weights.lora,

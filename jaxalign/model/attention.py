@@ -1,4 +1,4 @@
-"""Attention behind one signature: who sees whom, and how it is computed.
+"""Attention: who sees whom, and how it is computed.
 
 A query sees the keys of its own segment up to its own place. Rows that are only padded on the
 right need no segments: no real token ever looks right, so causality alone is exact. A layer with a
@@ -6,18 +6,40 @@ window sees only the latest of them.
 
     mask = causal(T, segments)                     # [B or 1, T, T] bool
     mask &= near(places, places, window=512)
-    y = attend(q, k, v, mask, backend='auto')      # [B, T, N, H]
+    y = attend(q, k, v, mask, backend='reference') # [B, T, N, H]
+    y = attend(q, k, v, mask, 'auto', sight=Sight(segments))
+
+The reference reads the mask. A kernel reads the same facts from `sight` and never forms the
+[T, S] scores; where there is none (a cache), or where a kernel cannot take the shapes and `auto`
+chose it, the reference does the work.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 
 from jaxalign.errors import UserError
-from jaxalign.sharding import Array
+from jaxalign.model import cudnn, splash
+from jaxalign.sharding import Array, platform
+
+KERNELS = {"splash": splash, "cudnn": cudnn}
+FASTEST = {"tpu": "splash", "gpu": "cudnn"}  # platform -> kernel
+
+
+@partial(
+    jax.tree_util.register_dataclass, data_fields=("segments", "kind"), meta_fields=("windows",)
+)
+@dataclass(frozen=True)
+class Sight:
+    """Who sees whom in a pass over whole causal rows, as a kernel wants to know it."""
+
+    segments: Array | None = None  # [B, T] int, 0 for padding; None: one text a row
+    windows: tuple[int, ...] = (0,)  # the windows that layers have; 0: none
+    kind: Array | int = 0  # which of them this layer has
 
 
 def causal(length: int, segments: Array | None = None) -> jax.Array:
@@ -58,17 +80,34 @@ def attend(
     backend: str = "auto",
     scale: float | None = None,
     cap: float = 0.0,
+    sight: Sight | None = None,
 ) -> jax.Array:  # [B, T, N, H]
     """Softmax attention with grouped heads; softmax in float32.
 
     Args:
+      backend: `reference`; `splash` (TPU) or `cudnn` (GPU); `auto`: the kernel of this platform
+        where it can, else the reference.
       scale: of the scores; None: 1/sqrt(H).
       cap: of the scores, see `soft_cap`.
+      sight: what the mask says, for kernels.
 
     Raises:
-      UserError: a backend that cannot cap them.
+      UserError: a kernel asked for by name that cannot take these shapes.
     """
-    return BACKENDS[backend](q, k, v, mask, q.shape[-1] ** -0.5 if scale is None else scale, cap)
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    name = FASTEST.get(platform(), "reference") if backend == "auto" else backend
+    if name == "reference" or sight is None:
+        return _reference(q, k, v, mask, scale, cap)
+    kernel = KERNELS[name]
+    refusal = kernel.refusal(q, k, sight.windows, cap)
+    if refusal and backend == "auto":
+        return _reference(q, k, v, mask, scale, cap)
+    if refusal:
+        raise UserError(f"model.attention={name} {refusal}; use model.attention=auto")
+    runs = [partial(kernel.attend, window=window, scale=scale, cap=cap) for window in sight.windows]
+    if len(runs) == 1:
+        return runs[0](q, k, v, sight.segments)
+    return jax.lax.switch(sight.kind, runs, q, k, v, sight.segments)
 
 
 # The backward pass computes the [T, S] scores again instead of keeping them for every layer.
@@ -91,16 +130,3 @@ def _reference(
     out = jnp.einsum("BKQS,BKSH->BKQH", weights, v)
     out = out.reshape(batch, groups, -1, length, width).transpose(0, 3, 1, 2, 4)
     return out.reshape(batch, length, heads, width)
-
-
-def _xla(
-    q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array, scale: float, cap: float
-) -> jax.Array:
-    if cap:
-        raise UserError(
-            "model.attention=xla cannot cap the scores of attention, as this model does; use auto"
-        )
-    return jax.nn.dot_product_attention(q, k, v, mask=mask[:, None], scale=scale)
-
-
-BACKENDS = {"auto": _reference, "reference": _reference, "xla": _xla}

@@ -21,15 +21,26 @@ import jax
 import jax.numpy as jnp
 
 from jaxalign.adapters.lora import Lora, per_block
-from jaxalign.model.attention import causal, near, soft_cap
+from jaxalign.model import splash
+from jaxalign.model.attention import Sight, causal, near, soft_cap
 from jaxalign.model.layers import Block, Cache, Context, pool, rms_norm
 from jaxalign.model.rotary import rotary
 from jaxalign.model.spec import ModelSpec, check_tap
 from jaxalign.sharding import Array, constrain
 
+# What a backward pass needs of a block and what is dear to compute again (`layers.py` names them).
+SMALL = ("queries", "keys", "values", "mixed", "residual", splash.SAVED)
+WIDE = ("gate", "up")  # [B, T, F]: most of the memory
 REMAT = {
     "none": jax.checkpoint_policies.everything_saveable,
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "names": jax.checkpoint_policies.save_only_these_names(*SMALL, *WIDE),
+    "offload": jax.checkpoint_policies.save_and_offload_only_these_names(
+        names_which_can_be_saved=SMALL,
+        names_which_can_be_offloaded=WIDE,
+        offload_src="device",
+        offload_dst="pinned_host",
+    ),
     "full": jax.checkpoint_policies.nothing_saveable,
 }
 EVERYTHING = 1 << 30  # a window that no text fills
@@ -50,7 +61,8 @@ class Decoder:
     Attributes:
       spec: the model's shape.
       adapter: the LoRA beside it, or None.
-      remat: what the backward pass recomputes: none, dots (keeps matrix products), full.
+      remat: what the backward pass recomputes: none; dots (keeps matrix products); names (keeps
+        what `SMALL` and `WIDE` name); offload (the same, the wide ones in the host's memory); full.
       attention: backend of `jaxalign.model.attention`.
       train_base: whether gradients flow into `params`. A frozen stack is scanned by layer index,
         so that a pass over k of L blocks never copies the weights it slices; a trained one is
@@ -118,6 +130,7 @@ class Decoder:
             causal(tokens.shape[1], segments),
             pool_weights if taps else None,
             places=(place, place),  # in one segment as far apart as positions
+            sight=Sight(segments, self.spec.kinds),
         )
         x = self.embed(params, tokens)
         pooled = {0: _expose(x, context, sows)} if 0 in taps else {}
@@ -215,12 +228,13 @@ class Decoder:
         pool_weights: Any = None,
         slot: Any = None,
         places: Any = None,
+        sight: Sight | None = None,
     ) -> Context:
         """What the layers share; cos and sin lie in a stack where windows differ in theta."""
         kinds = self.spec.kinds if self.spec.local_rope_theta else self.spec.kinds[:1]
         tables = [rotary(self.spec, positions, window) for window in kinds]
         cos, sin = tables[0] if len(kinds) == 1 else map(jnp.stack, zip(*tables, strict=True))
-        return Context(cos, sin, mask, pool_weights, slot, places=places)
+        return Context(cos, sin, mask, pool_weights, slot, places=places, sight=sight)
 
     def _own(self, context: Context, layer: jax.Array | int) -> Context:
         """The part of this layer, from 0: what it sees and how it rotates; one scan runs all."""
@@ -232,6 +246,10 @@ class Decoder:
         kind: Any = 0
         if len(spec.kinds) > 1:
             kind = jnp.array([spec.kinds.index(window) for window in spec.windows])[layer]
+            if context.sight is not None:
+                context = dataclasses.replace(
+                    context, sight=dataclasses.replace(context.sight, kind=kind)
+                )
         if turns:
             context = dataclasses.replace(context, cos=context.cos[kind], sin=context.sin[kind])
         if narrows:

@@ -20,9 +20,10 @@ import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from jaxalign.adapters.lora import Lora
-from jaxalign.model.attention import attend
+from jaxalign.model.attention import Sight, attend
 from jaxalign.model.quantised import Quantised
 from jaxalign.model.rotary import rotate
 from jaxalign.model.spec import NORMS, QK_NORMS, ModelSpec
@@ -45,6 +46,7 @@ class Context:
     slot: jax.Array | int | None = None  # where this call writes into the cache
     layer: jax.Array | None = None  # whose part of the cache it is
     places: tuple[jax.Array, jax.Array] | None = None  # of queries [.., T] and keys [.., S]
+    sight: Sight | None = None  # what the mask says of whole causal rows
 
 
 @flax.struct.dataclass
@@ -263,12 +265,16 @@ class Attention(nn.Module):
             keys = RMSNorm(spec, keys.shape[-axes:], name=name.format("k"))(keys)
         queries = constrain(rotate(queries, context.cos, context.sin), "B T N H")
         keys = constrain(rotate(keys, context.cos, context.sin), "B T K H")
+        queries, keys = checkpoint_name(queries, "queries"), checkpoint_name(keys, "keys")
+        values = checkpoint_name(values, "values")
         if cache is not None:
             cache = cache.write(context, keys, values)
             if context.mask.shape[-1] > x.shape[1]:  # else there is nothing before these tokens
                 keys, values = cache.read(context, x.dtype)
         how = {"scale": spec.score_scale, "cap": spec.attn_soft_cap}
-        mixed = attend(queries, keys, values, context.mask, self.backend, **how)
+        sight = context.sight
+        mixed = attend(queries, keys, values, context.mask, self.backend, sight=sight, **how)
+        mixed = checkpoint_name(mixed, "mixed")
         (y,) = project(mixed, [o], self.adapter, Dropout(rate))
         return y, cache
 
@@ -288,6 +294,7 @@ class Mlp(nn.Module):
         down = Projection((spec.ffn,), (spec.dim,), spec.mlp_bias, name="down")
         rate = self.adapter.dropout if self.adapter else 0.0
         gated, raised = project(x, [gate, up], self.adapter, Dropout(rate))
+        gated, raised = checkpoint_name(gated, "gate"), checkpoint_name(raised, "up")
         if neurons is not None:
             fired = pool(ACTIVATIONS[spec.activation](gated), neurons)
             self.sow("intermediates", "neurons", fired, reduce_fn=lambda _, new: new)
@@ -309,6 +316,7 @@ class Block(nn.Module):
         attention = Attention(self.spec, self.adapter, self.backend, name="attention")
         mixed, cache = attention(self._norm(x, "attention", "before"), context, cache)
         x = constrain(x + self._norm(mixed, "attention", "after"), "B T D")
+        x = checkpoint_name(x, "residual")
         mlp = Mlp(self.spec, self.adapter, name="mlp")
         neurons = context.pool if self.sows == "neurons" else None
         mixed = mlp(self._norm(x, "mlp", "before"), neurons)

@@ -226,6 +226,7 @@ def make_train_step(
     average: str = "tokens",
     rate: optax.Schedule | None = None,
     shardings: Any = None,
+    options: dict[str, str] | None = None,
 ) -> TrainStep:
     """The update: (state, frozen, batches, key) -> (state, metrics); the state is donated.
 
@@ -236,17 +237,20 @@ def make_train_step(
     Args:
       shardings: of the state, in and out: left to the compiler, the state could come out split
         otherwise than it went in, and the second step would compile again.
+      options: for the compiler (`jaxalign.compiler`).
     """
     trained_shardings = None if shardings is None else (shardings.trained, None)
 
-    @partial(jax.jit, static_argnums=0, out_shardings=trained_shardings)
+    compiled = partial(jax.jit, compiler_options=options)
+
+    @partial(compiled, static_argnums=0, out_shardings=trained_shardings)
     def gradient_step(name: str, state: TrainState, frozen: Any, batches: Any, key: Any) -> Any:
         if key is not None:
             key = jax.random.fold_in(jax.random.fold_in(key, state.step), PHASES.index(name))
         return phase_gradient(phases[name], state.trained, frozen, batches, key, average)
 
     @partial(
-        jax.jit,
+        compiled,
         static_argnums=2,
         donate_argnums=0,
         out_shardings=None if shardings is None else (shardings, None),
@@ -263,13 +267,13 @@ def make_train_step(
     return TrainStep(gradient_step, apply_step)
 
 
-def make_eval_step(phase: Phase) -> Callable:
+def make_eval_step(phase: Phase, options: dict[str, str] | None = None) -> Callable:
     """The jitted evaluation of one batch: (trained, frozen, batch) -> (losses, states).
 
     Dropout is off. States are the pooled vectors of either side for `align`, empty for `task`.
     """
 
-    @jax.jit
+    @partial(jax.jit, compiler_options=options)
     def eval_step(trained: Any, frozen: Any, batch: Any) -> Any:
         states = phase.states(trained, frozen, batch, None)
         losses = {term.name: term.objective(states, batch) for term in phase.terms}

@@ -174,6 +174,28 @@ def test_runs_and_learns_as_the_widened_weights_do(small, kind, name, remat):
         np.testing.assert_allclose(left, right, atol=1e-6 * float(np.abs(right).max()), rtol=1e-5)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_dora_begins_at_the_rounded_columns(small, kind, folder):
+    """Lengths of the stored weights, not of the wide ones: a fresh DoRA changes nothing."""
+    adapter, params = Lora(4, 8.0, 0.0, ("o", "down"), dora=True), small[kind]
+    lora = jax.jit(partial(init, adapter, SPEC))(jax.random.key(1), params)
+    wide, rounded = load_params(folder, SPEC, jnp.float32), wide_again(params)
+    for part, name, inputs in (("attention", "o", (1, 2)), ("mlp", "down", (1,))):
+        m, ours, theirs = (
+            np.asarray(tree["blocks"][part][name][leaf])
+            for tree, leaf in ((lora, "m"), (rounded, "kernel"), (wide, "kernel"))
+        )
+        np.testing.assert_allclose(m, np.sqrt(np.square(ours).sum(inputs)), rtol=1e-6)
+        assert np.abs(m / np.sqrt(np.square(theirs).sum(inputs)) - 1).max() > 1e-4
+
+    @partial(jax.jit, static_argnums=0)
+    def run(adapter, lora, params):
+        return Decoder(SPEC, adapter).forward(params, lora, TOKENS).hidden
+
+    bare, fresh = run(None, None, params), run(adapter, lora, params)
+    np.testing.assert_allclose(fresh, bare, atol=1e-5 * float(jnp.abs(bare).max()), rtol=0)
+
+
 def test_not_far_from_the_base():
     """On the demo's base, which has learnt something: a random one forgives less."""
     folder = ASSETS / "base"
@@ -194,7 +216,7 @@ def test_not_far_from_the_base():
     assert max(error.values()) < 0.1
 
 
-@pytest.mark.parametrize("remat", ["none", "dots", "full"])
+@pytest.mark.parametrize("remat", ["none", "dots", "names", "full"])
 def test_nothing_wide_is_kept(small, remat):
     """What the backward pass keeps of the weights is what is stored, not what it is widened to."""
     lora = random_tree(VARIANTS["lora"], SPEC)

@@ -103,7 +103,7 @@ def test_logits_of_a_chunk_are_all_that_exists(monkeypatch, chunked):
     program = str(jax.make_jaxpr(gradient)(hidden, head))
     shapes = {width: f"f32[{ROWS},{width},{VOCAB}]" in program for width in (2, ANSWERS)}
     assert shapes == {2: chunked, ANSWERS: not chunked}
-    # Were chunks not recomputed, the backward pass would keep all three of them.
+    # The backward pass keeps none of them.
     assert f"f32[{ANSWERS // 2},{ROWS},2,{VOCAB}]" not in program
 
 

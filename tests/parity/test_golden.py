@@ -129,7 +129,7 @@ def test_alignment_of_every_setting(case):
 
 
 @cases
-@pytest.mark.parametrize("remat", ["none", "full"])
+@pytest.mark.parametrize("remat", ["none", "names", "full"])
 def test_gradients(case, remat):
     inputs, expected = case.arrays("probe_inputs.npz"), case.arrays("expected_grads.npz")
     for name in sorted({key.split("/")[0] for key in expected}):

@@ -7,7 +7,14 @@ import pytest
 from jaxalign.sharding import make_mesh, put_batch, shard_tree
 from jaxalign.train import setup
 
-MESHES = {"8x1": (8, 1, 1), "1x8": (1, 8, 1), "4x2": (4, 2, 1), "2x2x2": (2, 2, 2)}
+MESHES = {
+    "8x1": (8, 1, 1, 1),
+    "1x8": (1, 8, 1, 1),
+    "4x2": (4, 2, 1, 1),
+    "2x2x2": (2, 2, 2, 1),
+    "2x1x1x4": (2, 1, 1, 4),
+    "1x2x2x2": (1, 2, 2, 2),
+}
 
 
 def gradients(config, shape, monkeypatch):
@@ -25,7 +32,7 @@ def gradients(config, shape, monkeypatch):
         # Base weights really are split, or the test would prove little.
         kernel = run.frozen["blocks"]["mlp"]["up"]["kernel"]
         whole = kernel.addressable_shards[0].data.size == kernel.size
-        assert whole == (shape[1] * shape[2] == 1)
+        assert whole == (np.prod(shape[1:]) == 1)
     return found
 
 
@@ -47,7 +54,7 @@ def test_meshes_agree_with_one_device(configure, monkeypatch, alone, mesh, negat
 
     monkeypatch.setattr(setup.lora_adapter, "init", warm)
     if negatives not in alone:
-        alone[negatives] = gradients(config, (1, 1, 1), monkeypatch)
+        alone[negatives] = gradients(config, (1, 1, 1, 1), monkeypatch)
     ours = gradients(config, MESHES[mesh], monkeypatch)
     for phase, (gradient, metrics) in alone[negatives].items():
         for name, value in metrics.items():

@@ -61,12 +61,22 @@ def finish(started):
 
 
 @pytest.mark.slow
-def test_two_processes_train_as_one(configure, tmp_path):
+@pytest.mark.parametrize(
+    ("devices", "mesh"),
+    [
+        (2, ()),
+        # As two slices of four chips lie: data between them, everything else within.
+        (4, ("mesh.data=2", "mesh.fsdp=4")),
+        (4, ("mesh.data=2", "mesh.fsdp=2", "mesh.seq=2")),
+    ],
+    ids=["2 x 2", "2 x 4", "2 x 4, seq"],
+)
+def test_two_processes_train_as_one(configure, tmp_path, devices, mesh):
     words = ("lora.dropout=0.0", "train.steps=4", "train.eval_every=2")
     one = configure(*words, f"output={tmp_path / 'one'}")
-    two = configure(*words, f"output={tmp_path / 'two'}")
-    finish(start([one], tmp_path, devices=4))
-    outputs = finish(start([two, two], tmp_path, devices=2))
+    two = configure(*words, *mesh, f"output={tmp_path / 'two'}")
+    finish(start([one], tmp_path, devices=1))
+    outputs = finish(start([two, two], tmp_path, devices=devices))
     assert "written" in outputs[0] and "written" not in outputs[1]
 
     def events(config):

@@ -1,0 +1,47 @@
+"""cuDNN's flash attention on NVIDIA GPUs, as `jax.nn.dot_product_attention` calls it.
+
+Chosen by `model.attention=auto` on a GPU; splits over a mesh by rows and heads on its own.
+
+    y = attend(q, k, v, segments, window=0, scale=0.1, cap=0.0)     # [B, T, N, H]
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+
+def refusal(q: jax.Array, k: jax.Array, windows: tuple[int, ...], cap: float) -> str:
+    """Why the kernel cannot take these shapes; empty where it can."""
+    if cap:
+        return "cannot cap the scores of attention, as this model does"
+    if q.dtype not in (jnp.bfloat16, jnp.float16):
+        return f"takes bfloat16, not {q.dtype}"
+    if q.shape[-1] % 8 or q.shape[-1] > 128:
+        return f"takes heads of up to 128 numbers, a multiple of 8, not {q.shape[-1]}"
+    return ""
+
+
+def attend(
+    q: jax.Array,  # [B, T, N, H]
+    k: jax.Array,  # [B, T, K, H]
+    v: jax.Array,  # [B, T, K, H]
+    segments: jax.Array | None,  # [B, T] int
+    *,
+    window: int,
+    scale: float,
+    cap: float,
+) -> jax.Array:  # [B, T, N, H]
+    """Causal attention within segments; a query sees the last `window` tokens (0: all)."""
+    mask = None if segments is None else (segments[:, :, None] == segments[:, None, :])[:, None]
+    return jax.nn.dot_product_attention(
+        q,
+        k,
+        v,
+        mask=mask,
+        scale=scale,
+        is_causal=True,
+        # A window of w tokens holds the query itself and w - 1 before it.
+        local_window_size=(window - 1, 0) if window else None,
+        implementation="cudnn",
+    )

@@ -1,0 +1,56 @@
+"""What the backward pass keeps under each policy, and that none changes a gradient."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxalign.adapters.lora import Lora
+from jaxalign.model.decoder import REMAT, Decoder
+from tests.adapters.variants import random_tree
+from tests.hf.conftest import LLAMA
+
+ADAPTER = Lora(r=4, alpha=8.0)
+ROWS, LENGTH = 3, 16
+TOKENS = jnp.arange(ROWS * LENGTH).reshape(ROWS, LENGTH) % LLAMA.vocab
+D, F = LLAMA.dim, LLAMA.ffn
+PROJECTED = (LLAMA.heads + 2 * LLAMA.kv_heads) * LLAMA.head_dim
+MIXED = LLAMA.heads * LLAMA.head_dim
+
+
+@pytest.fixture(scope="module")
+def weights():
+    return Decoder(LLAMA).init(jax.random.key(0)), random_tree(ADAPTER, LLAMA)
+
+
+def loss(remat, params):
+    decoder = Decoder(LLAMA, ADAPTER, remat)
+    return lambda lora: jnp.sin(decoder.forward(params, lora, TOKENS).hidden).mean()
+
+
+def kept(remat, weights) -> int:
+    """Numbers kept for each token of each block, beside what is there anyway."""
+    params, lora = weights
+    _, back = jax.vjp(loss(remat, params), lora)
+    stacks = [leaf.shape for leaf in jax.tree.leaves(back)]
+    tokens = (LLAMA.layers, ROWS, LENGTH)
+    return sum(int(np.prod(shape[3:])) for shape in stacks if shape[:3] == tokens)
+
+
+def test_what_is_kept(weights):
+    found = {remat: kept(remat, weights) for remat in REMAT}
+    assert found["full"] == D  # what entered the block
+    # queries, keys, values, the mix of attention, the residual after it; gate and up
+    assert found["names"] == D + PROJECTED + MIXED + D + 2 * F
+    assert found["offload"] == found["names"]  # in another memory
+    assert found["full"] < found["dots"] < found["names"]
+
+
+@pytest.mark.parametrize("remat", [name for name in REMAT if name != "none"])
+def test_gradients_are_the_same(weights, remat):
+    params, lora = weights
+    expected = jax.jit(jax.grad(loss("none", params)))(lora)
+    found = jax.jit(jax.grad(loss(remat, params)))(lora)
+    for ours, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        assert np.abs(theirs).max() > 0
+        np.testing.assert_allclose(ours, theirs, atol=1e-5 * float(np.abs(theirs).max()))
