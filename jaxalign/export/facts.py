@@ -24,13 +24,12 @@ from jaxalign.data.pairs import to_pair
 from jaxalign.errors import UserError
 from jaxalign.export.scores import scores_of
 from jaxalign.export.source import Source
-from jaxalign.hf.card import Data, Facts
-from jaxalign.hf.peft_config import VLLM_RANKS, vllm_limits
+from jaxalign.hf.card import Data, Facts, hub_name
+from jaxalign.hf.peft_config import vllm_limits, vllm_rank
 from jaxalign.model.spec import parameter_count
 from jaxalign.settings import AlignConfig, Config, TaskConfig
 
 CODE = re.compile(r"[a-z]{2,3}")
-HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 KINDS = {
     "rows": "rows with prompts of their own",
     "slots": "slot filling",
@@ -59,7 +58,7 @@ def card_facts(source: Source, kind: str, path: str, template: str, dtype: str =
         dtype: of a model's weights.
     """
     config, adapter = source.config, source.adapter
-    hub = source.base if _on_hub(source.base) else ""
+    hub = hub_name(source.base)
     found = list(streams(config)) if config else []
     systems = {system for stream in found for system in stream.systems}
     return Facts(
@@ -78,7 +77,7 @@ def card_facts(source: Source, kind: str, path: str, template: str, dtype: str =
         prompts=_prompts(config, template) if config else "",
         system=systems.pop() if len(systems) == 1 else "",
         template=template,
-        served_rank=next((r for r in VLLM_RANKS if adapter and r >= adapter.r), None),
+        served_rank=vllm_rank(adapter.r) if adapter else None,
         limits=tuple(vllm_limits(adapter)) if adapter else (),
         dtype=dtype,
         aligned="yes" if config and _is_aligned(config) else "no",
@@ -294,7 +293,3 @@ def _scheme(source: str) -> str:
 def _shown(source: str) -> str:
     """A data source without the folders of this machine."""
     return source if _scheme(source) or not Path(source).is_absolute() else Path(source).name
-
-
-def _on_hub(base: str) -> bool:
-    return bool(HUB_NAME.fullmatch(base)) and not Path(base).exists()

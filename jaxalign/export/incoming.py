@@ -27,8 +27,8 @@ from jaxalign.errors import UserError
 from jaxalign.export.facts import block_range
 from jaxalign.export.folder import check_target, fresh_folder
 from jaxalign.export.run import TEMPLATE_FILE, find_template, set_template
-from jaxalign.export.source import CONFIG_FILE, Source, read_adapter, small_files
-from jaxalign.hf.files import locate, open_index, read_json
+from jaxalign.export.source import CONFIG_FILE, Source, read_adapter
+from jaxalign.hf.files import locate, open_index, read_json, small_files
 from jaxalign.hf.load import load_spec
 from jaxalign.hf.peft import save_peft
 from jaxalign.hf.save import TOKENIZER_FILES, copy_files

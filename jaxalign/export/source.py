@@ -21,7 +21,7 @@ from jaxalign.adapters.lora import Lora
 from jaxalign.config import load
 from jaxalign.errors import UserError
 from jaxalign.export.checkpoint import Saved, find, steps
-from jaxalign.hf.files import locate, read_json
+from jaxalign.hf.files import locate, read_json, small_files
 from jaxalign.hf.load import abstract_params, fingerprint, load_spec
 from jaxalign.hf.peft import load_peft
 from jaxalign.model.spec import ModelSpec
@@ -29,7 +29,6 @@ from jaxalign.settings import Config
 from jaxalign.sharding import path_name
 
 CONFIG_FILE = "adapter_config.json"
-SMALL_FILES = ("*.json", "tokenizer*", "*.model", "*.txt", "*.jinja")
 DIVERGED = "the training that wrote it diverged, take an earlier step"
 
 
@@ -94,22 +93,6 @@ def open_source(run: str, step: str = "", base: str = "") -> Source:
             find(run)  # says what is missing
         return _of_folder(run, inner, base)
     return _of_folder(run, locate(run), base)
-
-
-def small_files(path: str, revision: str | None = None) -> Path:
-    """A folder with a model's configuration and tokenizer; weights only where they lie there."""
-    if Path(path).expanduser().is_dir():
-        return locate(path)
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(
-            snapshot_download(
-                path, revision=revision, allow_patterns=list(SMALL_FILES), ignore_patterns=["*/*"]
-            )
-        )
-    except Exception:
-        return locate(path, revision)  # tells what is wrong
 
 
 def holds_weights(folder: Path) -> bool:

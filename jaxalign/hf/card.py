@@ -1,4 +1,4 @@
-"""The model card of an export: README.md with the front matter that the hub reads.
+"""The model card of an export or a merge: README.md with the front matter that the hub reads.
 
 Only what is known is written: a field that is empty leaves no line, no heading and no guess. The
 licence is the user's to choose.
@@ -9,8 +9,10 @@ licence is the user's to choose.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 PAPER = """\
@@ -23,6 +25,7 @@ PAPER = """\
   doi       = {10.18653/v1/2025.acl-long.778},
 }"""  # noqa: E501
 LIBRARIES = {"adapter": "peft", "model": "transformers"}
+_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,14 @@ class Data:
     part: str  # what it was for: task, pairs
     files: tuple[str, ...]
     languages: str = ""  # 'en 1200, de 300' or 'en, de'
+
+
+@dataclass(frozen=True)
+class Merge:
+    """How several adapters became one, or went into their base."""
+
+    adapters: tuple[tuple[str, str, str], ...]  # name, weight, rank
+    settings: tuple[tuple[str, str], ...]  # rows of a table
 
 
 @dataclass(frozen=True)
@@ -58,6 +69,7 @@ class Facts:
     summary: str = ""  # the sentence after 'A LoRA adapter for BASE'
     training: tuple[tuple[str, str], ...] = ()  # rows of a table
     data: tuple[Data, ...] = ()
+    merge: Merge | None = None
     scores: Scores | None = None
     prompts: str = ""  # how prompts looked in training
     system: str = ""  # the system turn that all of them had
@@ -71,6 +83,11 @@ class Facts:
 def model_card(facts: Facts) -> str:
     """README.md: front matter, then the body in Markdown."""
     return "\n\n".join([_front_matter(facts), *_body(facts)]) + "\n"
+
+
+def hub_name(base: str) -> str:
+    """The base as the hub calls it; empty where it is a folder of this machine."""
+    return base if _HUB_NAME.fullmatch(base) and not Path(base).exists() else ""
 
 
 def _front_matter(facts: Facts) -> str:
@@ -103,6 +120,10 @@ def _body(facts: Facts) -> Iterator[str]:
         yield table(
             head, [(d.part, ", ".join(map(_code, d.files)), d.languages) for d in facts.data]
         )
+    if facts.merge:
+        yield "## Merge"
+        yield table(("adapter", "weight", "rank"), facts.merge.adapters)
+        yield table(("", ""), facts.merge.settings)
     if facts.scores:
         yield "## Scores"
         yield table(facts.scores.head, facts.scores.rows)

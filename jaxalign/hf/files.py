@@ -4,6 +4,7 @@ Reading goes through our own header index and short-lived memory maps: any slice
 bfloat16 too, without torch and without the whole file becoming resident.
 
     folder = locate('meta-llama/Llama-3.2-1B')           # or a local folder, returned as it is
+    folder = small_files('meta-llama/Llama-3.2-1B')      # for config and tokenizer alone
     index = open_index(folder, 'model')
     index['model.norm.weight'].shape, index['model.norm.weight'].dtype
     half = index['model.norm.weight'].view()[:1024]
@@ -35,7 +36,8 @@ DTYPES = {
     "F16": np.dtype(np.float16),
     "BF16": np.dtype(ml_dtypes.bfloat16),
 }
-_DOWNLOADS = ["*.json", "*.safetensors", "tokenizer*", "*.model", "*.txt", "*.jinja"]
+_SMALL = ("*.json", "tokenizer*", "*.model", "*.txt", "*.jinja")
+_ALL = (*_SMALL, "*.safetensors")
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
@@ -78,6 +80,19 @@ def locate(path: str | Path, revision: str | None = None) -> Path:
     Raises:
         UserError: no such folder, and the hub cannot give it either.
     """
+    return _found(path, revision, _ALL)
+
+
+def small_files(path: str | Path, revision: str | None = None) -> Path:
+    """As `locate`, for configuration and tokenizer: weights are there only where they lie already.
+
+    Raises:
+        UserError: as `locate`.
+    """
+    return _found(path, revision, _SMALL)
+
+
+def _found(path: str | Path, revision: str | None, wanted: tuple[str, ...]) -> Path:
     folder = Path(path).expanduser()
     if folder.is_dir():
         return folder
@@ -91,7 +106,7 @@ def locate(path: str | Path, revision: str | None = None) -> Path:
     try:
         return Path(
             snapshot_download(
-                str(path), revision=revision, allow_patterns=_DOWNLOADS, ignore_patterns=["*/*"]
+                str(path), revision=revision, allow_patterns=list(wanted), ignore_patterns=["*/*"]
             )
         )
     except GatedRepoError as error:

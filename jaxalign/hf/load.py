@@ -23,7 +23,7 @@ import jax
 import numpy as np
 
 from jaxalign.errors import UserError
-from jaxalign.hf.files import DTYPES, StoredTensor, locate, open_index, read_json
+from jaxalign.hf.files import DTYPES, StoredTensor, locate, open_index, read_json, small_files
 from jaxalign.hf.names import TARGETS, Row, base_rows, get_leaf, input_axes, set_leaf, sizes
 from jaxalign.model.quantised import quantise, quantise_on
 from jaxalign.model.spec import ModelSpec
@@ -38,12 +38,12 @@ def load_spec(path: str | Path, revision: str | None = None) -> ModelSpec:
     """The facts of the model in this folder or hub repository.
 
     The stop ids of `generation_config.json` join those of `config.json`: instruction-tuned models
-    often name their end-of-turn token only there.
+    often name their end-of-turn token only there. From the hub no weights are fetched for it.
 
     Raises:
         UserError: no such folder, no config.json, or a model that is not supported.
     """
-    folder = locate(path, revision)
+    folder = small_files(path, revision)
     config = read_json(folder / "config.json")
     try:
         spec = ModelSpec.from_hf(config)

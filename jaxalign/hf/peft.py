@@ -25,7 +25,14 @@ from jaxalign.errors import UserError
 from jaxalign.hf.files import DTYPES, StoredTensor, locate, open_index, write_json
 from jaxalign.hf.names import TARGETS, Row, adapter_rows, peft_module, set_leaf, sizes
 from jaxalign.hf.peft_config import PeftConfig, module_name, write_config
-from jaxalign.hf.save import METADATA, checked_leaf, to_host, writing
+from jaxalign.hf.save import (
+    METADATA,
+    TOKENIZER_FILES,
+    checked_leaf,
+    copy_files,
+    to_host,
+    writing,
+)
 from jaxalign.model.spec import ModelSpec
 
 
@@ -37,6 +44,7 @@ def save_peft(
     *,
     base_name: str = "",
     texts: Mapping[str, str] | None = None,
+    tokenizer_from: str | Path | None = None,
 ) -> None:
     """Write an adapter that PEFT loads: adapter_config.json and adapter_model.safetensors.
 
@@ -47,6 +55,7 @@ def save_peft(
         adapter: what the tree is; only what it adapts is stored, at each projection's own rank.
         base_name: folder or hub name of the base, for whoever loads the adapter.
         texts: more files to write in the same step (name to content), such as a model card.
+        tokenizer_from: a folder whose tokenizer is copied along; `texts` replace its files.
 
     Raises:
         UserError: `folder` holds something that is not an adapter.
@@ -69,6 +78,8 @@ def save_peft(
         if target_folder:
             save_file(tensors, target_folder / "adapter_model.safetensors", metadata=METADATA)
             write_json(target_folder / "adapter_config.json", config)
+            if tokenizer_from:
+                copy_files(Path(tokenizer_from), target_folder, TOKENIZER_FILES)
             for name, content in (texts or {}).items():
                 (target_folder / name).write_text(content, encoding="utf-8")
 

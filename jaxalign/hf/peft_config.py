@@ -205,6 +205,11 @@ def write_config(adapter: Lora, spec: ModelSpec, base_name: str = "") -> dict[st
     }
 
 
+def vllm_rank(rank: int) -> int | None:
+    """The smallest of vLLM's --max-lora-rank that serves this rank; None where none does."""
+    return next((served for served in VLLM_RANKS if served >= rank), None)
+
+
 def vllm_limits(adapter: Lora) -> list[str]:
     """What vLLM refuses of an adapter, or gets wrong without a word; empty where it serves it.
 

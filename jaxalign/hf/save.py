@@ -79,6 +79,7 @@ def write_model(
     *,
     max_shard_bytes: int = SHARD_BYTES,
     tokenizer_from: str | Path | None = None,
+    texts: Mapping[str, str] | None = None,
 ) -> None:
     """Write a model whose tensors are made one after the other.
 
@@ -88,6 +89,7 @@ def write_model(
         config: the content of config.json.
         max_shard_bytes: a new file begins where the next tensor would pass this.
         tokenizer_from: a folder whose tokenizer and generation settings are copied along.
+        texts: more files to write in the same step (name to content), such as a model card.
 
     Raises:
         UserError: `folder` holds something that is not a model.
@@ -100,6 +102,8 @@ def write_model(
         if tokenizer_from:
             source = locate(tokenizer_from)
             copy_files(source, target, (*TOKENIZER_FILES, GENERATION_FILE))
+        for name, content in (texts or {}).items():
+            (target / name).write_text(content, encoding="utf-8")
 
 
 def tree_tensors(

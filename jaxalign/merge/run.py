@@ -22,11 +22,12 @@ from rich.table import Table
 from jaxalign.adapters.lora import Lora
 from jaxalign.base import weights_digest
 from jaxalign.errors import UserError
-from jaxalign.hf.files import locate, read_json
+from jaxalign.hf.card import model_card
+from jaxalign.hf.files import locate, read_json, small_files
 from jaxalign.hf.load import fingerprint, load_spec
 from jaxalign.hf.names import TARGETS, sizes
 from jaxalign.hf.peft import load_peft, save_peft
-from jaxalign.hf.peft_config import VLLM_RANKS, vllm_limits
+from jaxalign.hf.peft_config import VLLM_RANKS, vllm_limits, vllm_rank
 from jaxalign.hf.save import merged_tensors, write_model
 from jaxalign.hf.stream import Pending
 from jaxalign.merge.algebra import (
@@ -39,6 +40,7 @@ from jaxalign.merge.algebra import (
     combine,
     whole_updates,
 )
+from jaxalign.merge.card import base_template, merge_facts
 from jaxalign.model.spec import ModelSpec
 from jaxalign.multihost import barrier, is_main
 
@@ -97,12 +99,12 @@ def merge(
     console = Console(quiet=not is_main())
     warn(sources, into or base, console)
     if into:
-        _into_base(parts, spec, recipe, into, out)
+        _into_base(sources, weights, spec, recipe, into, out)
         console.print(f"{_sum_of(paths, weights)} by {recipe.method}, added to {into}: {out}",
                       highlight=False)  # fmt: skip
     else:
         merged = combine(parts, spec, recipe)
-        write_adapter(merged, sources, weights, spec, recipe, out, name)
+        write_adapter(merged, sources, weights, spec, recipe, out, name, small_files(name))
         show(merged, sources, weights, recipe, out, console)
     barrier("merged")
 
@@ -197,8 +199,12 @@ def write_adapter(
     recipe: Recipe,
     out: str,
     base: str,
+    base_files: Path,
 ) -> None:
-    """The PEFT folder, with `merge.json` (how it was made) and the first chat template."""
+    """The PEFT folder, with `merge.json` (how it was made), a card and what prompts need.
+
+    That is the tokenizer of the base, from `base_files`, and the first adapter's chat template.
+    """
     record = {
         "method": recipe.method,
         "adapters": [
@@ -218,21 +224,64 @@ def write_adapter(
     template = next((source.template for source in sources if source.template), "")
     if template:
         texts[TEMPLATE] = template
-    save_peft(out, merged.lora, spec, merged.adapter, base_name=base, texts=texts)
+    facts = merge_facts(
+        out,
+        base,
+        _parts(sources, weights),
+        recipe,
+        merged,
+        template="own" if template else base_template(base_files),
+    )
+    texts["README.md"] = model_card(facts)
+    save_peft(
+        out,
+        merged.lora,
+        spec,
+        merged.adapter,
+        base_name=base,
+        texts=texts,
+        tokenizer_from=base_files,
+    )
 
 
 def _into_base(
-    parts: Sequence[Weighted], spec: ModelSpec, recipe: Recipe, base: str, out: str
+    sources: Sequence[Source],
+    weights: Sequence[float],
+    spec: ModelSpec,
+    recipe: Recipe,
+    base: str,
+    out: str,
 ) -> None:
     """Writes the base with the update added, tensor by tensor, in the dtype they are stored in."""
     fingerprint(base)  # complete and known, before anything is written
+    parts = [source.weighted(weight) for source, weight in zip(sources, weights, strict=True)]
+    merged = None
     if METHODS[recipe.method].low or recipe.rank is not None:
         merged = combine(parts, spec, recipe)
         tensors = merged_tensors(base, spec, merged.lora, merged.adapter)
     else:
         tensors = _whole_tensors(base, spec, whole_updates(parts, spec, recipe))
     dtype = next(tensor.dtype for tensor in tensors)
-    write_model(out, tensors, spec.to_hf() | {"torch_dtype": dtype.name}, tokenizer_from=base)
+    facts = merge_facts(
+        out,
+        base,
+        _parts(sources, weights),
+        recipe,
+        merged,
+        kind="model",
+        template=base_template(locate(base)),
+    )
+    write_model(
+        out,
+        tensors,
+        spec.to_hf() | {"torch_dtype": dtype.name},
+        tokenizer_from=base,
+        texts={"README.md": model_card(facts)},
+    )
+
+
+def _parts(sources: Sequence[Source], weights: Sequence[float]) -> list[tuple[str, float, Lora]]:
+    return [(one.path, weight, one.adapter) for one, weight in zip(sources, weights, strict=True)]
 
 
 def _whole_tensors(
@@ -290,7 +339,7 @@ def serving(adapter: Lora) -> str:
     if limits := vllm_limits(adapter):
         return "; ".join(limits)
     rank = adapter.r
-    enough = min(served for served in VLLM_RANKS if served >= rank)
+    enough = vllm_rank(rank)
     if enough == rank:
         return f"vLLM serves it with --max-lora-rank {rank}"
     told = (

@@ -31,7 +31,7 @@ from jaxalign.evaluate.gold import Golds, kind_of, read_golds
 from jaxalign.evaluate.progress import Progress
 from jaxalign.evaluate.report import label
 from jaxalign.evaluate.run import score
-from jaxalign.hf.files import write_json
+from jaxalign.hf.files import small_files, write_json
 from jaxalign.merge.algebra import Merged, Recipe, check, combine
 from jaxalign.merge.draw import draw
 from jaxalign.merge.grid import Weights, combinations, free
@@ -140,7 +140,8 @@ def search(
     merged = _merged(sources, best, base, recipe)
     if merged:
         folder = f"{out}/adapter"
-        write_adapter(merged, sources, best, base.spec, recipe, folder, config.model.path)
+        files = small_files(config.model.path, config.model.revision)
+        write_adapter(merged, sources, best, base.spec, recipe, folder, config.model.path, files)
     if not is_main():
         return None
     Path(out).mkdir(parents=True, exist_ok=True)

@@ -2,7 +2,7 @@
 
 import yaml
 
-from jaxalign.hf.card import PAPER, Data, Facts, Scores, model_card, table
+from jaxalign.hf.card import PAPER, Data, Facts, Merge, Scores, hub_name, model_card, table
 
 FULL = Facts(
     "slots",
@@ -102,6 +102,23 @@ def test_the_code_in_it_is_code():
         assert blocks
         for block in blocks:
             compile(block, "card", "exec")
+
+
+def test_a_merge():
+    rows = (("me/task", "0.6", "8"), ("runs/align/adapter", "-0.4", "4"))
+    merge = Merge(rows, (("method", "svd"), ("rank", "8")))
+    _, body = front(model_card(Facts("m", "adapter", base="x/y", summary="made", merge=merge)))
+    assert "(https://huggingface.co/x/y), made.\n" in body
+    assert body.count("\n## Merge\n") == 1 and "## Training" not in body
+    assert "| me/task | 0.6 | 8 |\n| runs/align/adapter | -0.4 | 4 |\n\n" in body
+    assert "| method | svd |\n| rank | 8 |" in body
+
+
+def test_names_of_the_hub(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "base").mkdir(parents=True)
+    assert hub_name("meta-llama/Meta-Llama-3-8B") == "meta-llama/Meta-Llama-3-8B"
+    assert hub_name("runs/base") == hub_name("a/b/c") == hub_name(str(tmp_path)) == ""
 
 
 def test_tables():

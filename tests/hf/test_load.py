@@ -195,6 +195,10 @@ def test_hub_name_goes_to_the_hub_with_only_the_needed_files(model, monkeypatch)
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
     assert load_spec("someone/some-model", revision="v2") == LLAMA
     assert (asked["name"], asked["revision"]) == ("someone/some-model", "v2")
+    facts = asked["allow_patterns"]
+    assert "*.json" in facts and not any("safetensors" in pattern for pattern in facts)
+    load_params("someone/some-model", LLAMA, jnp.float32, revision="v3")
+    assert (asked["name"], asked["revision"]) == ("someone/some-model", "v3")
     assert "*.safetensors" in asked["allow_patterns"]
     assert not any("bin" in pattern or "pth" in pattern for pattern in asked["allow_patterns"])
 

@@ -50,6 +50,14 @@ def test_two_adapters(folders, tmp_path, capsys):
     assert [one["weight"] for one in record["adapters"]] == [-0.5, 1.5]
     assert record["adapters"][0]["digest"] != record["adapters"][1]["digest"]
     assert (tmp_path / "out" / "chat_template.jinja").read_text() == "{{ messages }}"
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "LoRA adapter of a local base, `model`, made of 2 adapters." in card
+    assert "base_model" not in card and "tags:\n- lora\n- merge\n" in card
+    assert "| adapter | weight | rank |\n| --- | --- | --- |\n| plain | -0.5 | 4 |" in card
+    assert "| upper | 1.5 | 3 |" in card and "| method | delta |\n| rank | 7 |" in card
+    assert "--max-lora-rank 8 " in card and "--chat-template chat_template.jinja" in card
+    for word in ("density", "seed", "left out", "Training", "Data", "None"):
+        assert word not in card
     told = " ".join(capsys.readouterr().out.split())
     assert "rank 7 is none of vLLM's --max-lora-rank (1, 8, 16, 32, 64, 128, 256, 320, 512)" in told
     assert "serve it with 8, which pads it" in told and "--method svd" not in told
@@ -79,6 +87,9 @@ def test_what_a_rank_costs_is_told(folders, tmp_path, capsys):
     assert record["relative_error"] == pytest.approx(np.sqrt(lost / whole), abs=1e-6)
     told = capsys.readouterr().out
     assert f"(Frobenius norm): {np.sqrt(lost / whole):.2%}" in told
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "| method | svd |\n| rank | 2 |" in card
+    assert f"| left out by the rank | {np.sqrt(lost / whole):.2%} of the update" in card
     assert "left out by rank" in told and "worst block" in told
 
 
@@ -110,6 +121,73 @@ def test_into_the_base(folders, tmp_path, capsys):
     np.testing.assert_array_equal(ours["embed"], plain["embed"])
     assert (out / "tokenizer_config.json").is_file()
     assert "0.6 x" in capsys.readouterr().out
+    card = (out / "README.md").read_text()
+    assert "Model of a local base, `model`, with 2 adapters added." in card
+    assert "| plain | 0.6 | 4 |\n| upper | -0.4 | 3 |" in card and "| method | delta |" in card
+    assert "library_name: transformers" in card and "lora" not in card
+    # No template is known: the tokenizer has none.
+    assert "apply_chat_template" not in card
+
+
+def test_whole_updates_into_the_base_and_their_dice_are_on_the_card(folders, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    settings = {"chat_template": "{{ messages }}"}
+    (tmp_path / "model" / "tokenizer_config.json").write_text(json.dumps(settings))
+    run("plain", "equal", "--weights", "1,0", "--method", "dare", "--density", 0.3, "--seed", 7,
+        "--into-base", "model", "--out", "out")  # fmt: skip
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "`model`, with one adapter added." in card and "| equal | 0 | 4 |" in card
+    assert "| method | dare |\n| density | 0.3 |\n| seed | 7 |\n" in card
+    assert "| rank |" not in card.replace("| weight | rank |", "")  # nothing was cut
+    assert 'from_pretrained("out"' in card and "apply_chat_template" in card
+
+
+@pytest.fixture
+def hub(folders, tmp_path, monkeypatch):
+    """The base as `lab/base` on the hub; what was asked for, one folder with just that each."""
+    folder, asked = tmp_path / "model", []
+    (folder / "tokenizer_config.json").write_text("{}")
+    (folder / "chat_template.jinja").write_text("the base's")
+
+    def download(name, allow_patterns, **how):
+        assert name == "lab/base"
+        asked.append(tmp_path / "hub" / str(len(asked)))
+        asked[-1].mkdir(parents=True)
+        for path in {path for pattern in allow_patterns for path in folder.glob(pattern)}:
+            (asked[-1] / path.name).symlink_to(path)
+        return str(asked[-1])
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    return asked
+
+
+def fetched(hub):
+    """Whether weights have come from the hub."""
+    return any(any(folder.glob("*.safetensors")) for folder in hub)
+
+
+def test_a_base_on_the_hub_is_fetched_where_its_weights_are_needed(folders, hub, tmp_path, capsys):
+    lora, adapter = load_peft(folders["upper"], LLAMA)
+    save_peft(tmp_path / "named", lora, LLAMA, adapter, base_name="lab/base")
+    words = (tmp_path / "named", folders["plain"], "--weights", "1,1")
+    run(*words, "--out", tmp_path / "out")
+    assert hub and not fetched(hub)
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "base_model: lab/base\n" in card and "| named | 1 | 3 |" in card
+    assert (tmp_path / "out" / "tokenizer_config.json").is_file()
+    assert (tmp_path / "out" / "chat_template.jinja").read_text() == "the base's"
+    # An adapter's own template is what its prompts looked like.
+    (folders["plain"] / "chat_template.jinja").write_text("its own")
+    run(*words, "--out", tmp_path / "own")
+    assert (tmp_path / "own" / "chat_template.jinja").read_text() == "its own"
+    # A mistake costs no download of weights either.
+    into = ("--into-base", "lab/base", "--out", tmp_path / "model_out")
+    refusal(capsys, *words, "--method", "svd", "--rank", 99, *into)
+    assert not fetched(hub)
+    run(*words, *into)
+    assert fetched(hub)
+    card = (tmp_path / "model_out" / "README.md").read_text()
+    assert "base_model: lab/base\nbase_model_relation: finetune\n" in card
 
 
 def test_a_stored_dtype_is_kept(folders, tmp_path):

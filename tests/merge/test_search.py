@@ -119,6 +119,8 @@ def test_candidates_write_what_their_merged_adapters_write(
     assert first != second
     # What is best is written, as a folder and in full.
     record = json.loads((tmp_path / "out" / "adapter" / "merge.json").read_text())
+    assert "\n## Merge\n" in (tmp_path / "out" / "adapter" / "README.md").read_text()
+    assert (tmp_path / "out" / "adapter" / "tokenizer.json").is_file()
     best = found.candidates[found.best].weights
     assert tuple(one["weight"] for one in record["adapters"]) == best
     assert load_peft(tmp_path / "out" / "adapter", SPEC)[1].r == 8

@@ -1,0 +1,93 @@
+"""What is known of a merge, for its model card: the method, the adapters and weights, the base.
+
+How each adapter was trained stays with that adapter; of it the card has the name and the rank.
+
+    facts = merge_facts('runs/both', base, [('runs/task/adapter', 0.6, lora), ...], recipe, merged)
+    texts = {'README.md': model_card(facts)}
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from jaxalign.adapters.lora import Lora
+from jaxalign.base import name_of
+from jaxalign.hf.card import Facts, Merge, hub_name
+from jaxalign.hf.files import read_json
+from jaxalign.hf.peft_config import vllm_limits, vllm_rank
+from jaxalign.merge.algebra import METHODS, Merged, Recipe
+
+Part = tuple[str, float, Lora]  # as it was given, its weight, what it is
+
+
+def merge_facts(
+    out: str,
+    base: str,
+    parts: Sequence[Part],
+    recipe: Recipe,
+    merged: Merged | None,
+    *,
+    kind: str = "adapter",
+    template: str = "none",
+) -> Facts:
+    """Everything known about a merge.
+
+    Args:
+      out: the folder that is written.
+      base: folder or hub name.
+      parts: the adapters.
+      recipe: how they were combined.
+      merged: the adapter that came out; None: whole updates, cut to no rank, went into the base.
+      kind: adapter, or model where the base has it inside.
+      template: the chat template beside the weights, see `Facts`.
+    """
+    hub = hub_name(base)
+    used = sum(weight != 0 for _, weight, _ in parts)
+    number = "one adapter" if used == 1 else f"{used} adapters"
+    lora = merged.adapter if merged and kind == "adapter" else None
+    return Facts(
+        title=Path(out).name,
+        kind=kind,
+        path=out,
+        base=hub,
+        base_folder="" if hub else Path(base).name,
+        tags=(*(("dora" if lora.dora else "lora",) if lora else ()), "merge"),
+        summary=f"made of {number}" if lora else f"with {number} added",
+        merge=Merge(
+            tuple((_shown(path), f"{weight:g}", str(one.r)) for path, weight, one in parts),
+            tuple(_settings(recipe, merged, lora)),
+        ),
+        template=template,
+        served_rank=vllm_rank(lora.r) if lora else None,
+        limits=tuple(vllm_limits(lora)) if lora else (),
+    )
+
+
+def base_template(folder: Path) -> str:
+    """Whether the tokenizer in a base's folder has a chat template: base (it does) or none."""
+    settings = folder / "tokenizer_config.json"
+    written = settings.is_file() and read_json(settings).get("chat_template")
+    return "base" if written or (folder / "chat_template.jinja").is_file() else "none"
+
+
+def _settings(
+    recipe: Recipe, merged: Merged | None, lora: Lora | None
+) -> Iterator[tuple[str, str]]:
+    reads = METHODS[recipe.method].reads
+    yield "method", recipe.method
+    if merged and (lora or "rank" in reads):
+        yield "rank", str(merged.adapter.r)
+    if lora:
+        yield "projections", ", ".join(lora.targets)
+    if "density" in reads:
+        yield "density", f"{recipe.density:g}"
+    if "seed" in reads:
+        yield "seed", str(recipe.seed)
+    if merged and merged.lost:
+        yield "left out by the rank", f"{merged.error:.2%} of the update (Frobenius norm)"
+
+
+def _shown(path: str) -> str:
+    """An adapter without the folders of this machine."""
+    return name_of(path) if Path(path).is_absolute() else path
