@@ -100,7 +100,7 @@ def attend(
         return _reference(q, k, v, mask, scale, cap)
     kernel = KERNELS[name]
     refusal = kernel.refusal(q, k, sight.windows, cap)
-    if refusal and backend == "auto":
+    if backend == "auto" and (refusal or q.shape[1] < kernel.LEAST):
         return _reference(q, k, v, mask, scale, cap)
     if refusal:
         raise UserError(f"model.attention={name} {refusal}; use model.attention=auto")

@@ -10,6 +10,8 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+LEAST = 0  # tokens of a row from which the kernel is worth it
+
 
 def refusal(q: jax.Array, k: jax.Array, windows: tuple[int, ...], cap: float) -> str:
     """Why the kernel cannot take these shapes; empty where it can."""

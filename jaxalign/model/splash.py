@@ -18,6 +18,7 @@ from jax.sharding import PartitionSpec as P
 
 from jaxalign.sharding import activation_spec, platform
 
+LEAST = 256  # tokens of a row from which the kernel gains more than its layouts cost
 LANES = 128  # queries and keys come in multiples of it
 BLOCK = 512  # queries, and keys, that one visit of the kernel holds
 SAVED = "splash"  # checkpoint name of the kernel's output and its normalisers
@@ -87,17 +88,21 @@ def flops(name: str, shapes: list[list[int]]) -> float | None:
 
     Args:
       name: the kernel's in a compiled program: `splash_mha_fwd_residuals.1`.
-      shapes: of its operands; the first of four axes are queries [B, N, T, H] and keys.
+      shapes: of its operands; behind tables of blocks come queries [B, N, T, H] and keys, where a
+        single row has no axis B.
     """
     found = re.match(r"splash_m[hq]a_(fwd|dq|dkv)", name)
     if not found:
         return None
-    queries, keys = [shape for shape in shapes if len(shape) == 4][:2]
-    rows, heads, length, width = queries
+    arrays = [shape for shape in shapes if len(shape) > 2 and shape[-1] % 64 == 0]
+    if len(arrays) < 2:
+        return None
+    (*rows, heads, length, width), keys = arrays[:2]
     side = math.gcd(BLOCK, length)
-    blocks = keys[2] // side
+    blocks = keys[-2] // side
     seen = (blocks + 1) / (2 * blocks)  # of all pairs of blocks: those up to the diagonal
-    return PRODUCTS[found[1]] * 2.0 * rows * heads * length * keys[2] * width * seen
+    products = 2.0 * math.prod(rows) * heads * length * keys[-2] * width
+    return PRODUCTS[found[1]] * products * seen
 
 
 def _rows(

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from jaxalign.errors import UserError
-from jaxalign.model import splash
+from jaxalign.model import attention, splash
 from jaxalign.model.attention import Sight, attend, causal, near
 from jaxalign.sharding import make_mesh
 
@@ -105,6 +105,16 @@ def test_splash_on_a_mesh(axes):
         np.testing.assert_allclose(ours, theirs, atol=2e-5)
 
 
+@pytest.mark.parametrize(("length", "kernel"), [(128, False), (200, False), (256, True)])
+def test_auto_takes_the_kernel_where_it_gains(monkeypatch, length, kernel):
+    called = []
+    monkeypatch.setattr(attention, "platform", lambda: "tpu")
+    monkeypatch.setattr(splash, "attend", lambda q, *_, **__: called.append(q.shape) or q)
+    q, k, v, _ = arrays(length=length)
+    attend(q, k, v, causal(length), "auto", sight=Sight())
+    assert bool(called) == kernel
+
+
 def test_auto_is_the_reference_here():
     if jax.default_backend() != "cpu":
         pytest.skip("chooses a kernel on an accelerator")
@@ -159,8 +169,9 @@ def test_flops_of_a_call():
     # Four blocks of 512 queries see 1 + 2 + 3 + 4 of 16 pairs of blocks.
     queries, keys = [2, 32, 2048, 128], [2, 8, 2048, 128]
     whole = 2 * 2 * 32 * 2048 * 2048 * 128
-    assert (
-        splash.flops("splash_mha_fwd_residuals.3", [[4, 4], queries, keys]) == 2 * whole * 10 / 16
-    )
+    fwd = splash.flops("splash_mha_fwd_residuals.3", [[4, 4], queries, keys])
+    assert fwd == 2 * whole * 10 / 16
     assert splash.flops("splash_mha_dkv_no_residuals", [queries, keys]) == 4 * whole * 10 / 16
+    one = splash.flops("splash_mha_fwd_residuals.3", [[1, 4, 4], queries[1:], keys[1:]])
+    assert one == fwd / 2
     assert splash.flops("other_kernel", [queries, keys]) is None
