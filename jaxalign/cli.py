@@ -7,6 +7,7 @@
     jaxalign merge A B --weights 0.6,0.4 --out merged
     jaxalign export runs/demo --format merged --verify
     jaxalign import HUB_NAME --base MODEL --out runs/theirs
+    jaxalign plan configs/llama3_8b_slots_align.yaml --topology v5e:4x4
     jaxalign data show configs/demo.yaml
     jaxalign config configs/demo.yaml
     jaxalign demo
@@ -26,6 +27,8 @@ from typing import Any
 
 from jaxalign import __version__
 from jaxalign.errors import UserError
+from jaxalign.paths import check_local
+from jaxalign.programs import keep_programs
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -36,7 +39,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         _parser().error(f"unrecognized option {next(w for w in rest if w.startswith('-'))}")
     args.settings = [*getattr(args, "settings", []), *rest]
     try:
-        args.run(args)
+        check_local(getattr(args, "out", ""), "--out")
+        return args.run(args) or 0
     except UserError as error:
         if args.debug:
             raise
@@ -46,7 +50,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("jaxalign: interrupted; the same command goes on from the last checkpoint",
               file=sys.stderr)  # fmt: skip
         return 130
-    return 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -70,7 +73,9 @@ def _parser() -> argparse.ArgumentParser:
         added.add_argument("settings", nargs="*", metavar="key=value", help="as in align.layer=16")
         return added
 
-    configured(command("train", _train, "train an adapter (or a whole model)"))
+    train = configured(command("train", _train, "train an adapter (or a whole model)"))
+    train.add_argument("--profile", default="", metavar="START:N",
+                       help="trace N updates from START on, as log.profile=[START,N]")  # fmt: skip
     data = command("data", _none, "look at the data of a run").add_subparsers(
         metavar="WHAT", required=True
     )
@@ -158,6 +163,20 @@ def _parser() -> argparse.ArgumentParser:
     take.add_argument("--base", required=True, metavar="MODEL", help="what it was trained on")
     take.add_argument("--out", required=True, help="folder to write")
     take.add_argument("--force", action="store_true", help="replace what is in --out")
+    plan = configured(command("plan", _plan, "compile a run for machines that are not there"))
+    plan.add_argument("--topology", required=True, metavar="CHIP:SHAPE",
+                      help="as in v5e:4x4, v5p:2x2x2 or h100:8")  # fmt: skip
+    plan.add_argument("--slices", type=int, default=1, metavar="N",
+                      help="TPU slices of that shape, or GPU nodes (default 1)")  # fmt: skip
+    plan.add_argument("--phases", default="", metavar="NAME,NAME",
+                      help="of task, align, update, task_eval, align_eval, prompt, token "
+                      "(default all; with --search task,align)")  # fmt: skip
+    plan.add_argument("--search", action="store_true",
+                      help="try meshes, remat, micro-batches and an int8 base")  # fmt: skip
+    plan.add_argument("--tries", type=int, default=8, metavar="N",
+                      help="candidates that --search compiles (default 8)")  # fmt: skip
+    plan.add_argument("--price", type=float, metavar="USD", help="dollars a chip-hour")
+    plan.add_argument("--json", default="", metavar="FILE", help="everything, as JSON")
     configured(command("config", _config, "print every setting with its origin"))
     demo = command("demo", _demo, "train the embedded small model with and without alignment")
     demo.add_argument("--out", default="runs/demo", help="folder (default runs/demo)")
@@ -170,13 +189,14 @@ def _none(args: argparse.Namespace) -> None:
     raise UserError("say what: jaxalign data show CONFIG")
 
 
-def _train(args: argparse.Namespace) -> None:
+def _train(args: argparse.Namespace) -> int:
     from jaxalign.config import load
 
-    config = load(args.config, args.settings).config
+    config = load(args.config, [*args.settings, *_profile_words(args.profile)]).config
     from jaxalign import multihost
 
     multihost.start()
+    keep_programs()
     from jaxalign.evaluate.during import sample_judge
     from jaxalign.settings import AUTO
     from jaxalign.train.loop import train
@@ -194,6 +214,19 @@ def _train(args: argparse.Namespace) -> None:
             print(f"{name:44s} {value:10.4f}")
         how = {"finished": "finished", "patience": "stopped early", "signal": "stopped on request"}
         print(f"{how[result.stopped]} at step {result.step}; written: {result.adapter}")
+    return result.exit_code
+
+
+def _profile_words(given: str) -> list[str]:
+    if not given:
+        return []
+    start, colon, number = given.partition(":")
+    if not (colon and all(n.isascii() and n.isdigit() and int(n) for n in (start, number))):
+        raise UserError(
+            f"--profile: {given!r} should be START:N, two whole numbers of 1 or more: 10:3 traces "
+            "the updates 10 to 12"
+        )
+    return [f"log.profile=[{start},{number}]"]
 
 
 class _Entrant(argparse.Action):
@@ -212,9 +245,11 @@ def _evaluate(args: argparse.Namespace) -> None:
     from jaxalign.config import load
 
     config = load(args.config, args.settings).config
+    out = check_local(args.out or f"{config.output}/evaluation", "--out")
     from jaxalign import multihost
 
     multihost.start()
+    keep_programs()
     from jaxalign.base import name_of
     from jaxalign.evaluate.run import Entrant, evaluate
 
@@ -225,16 +260,19 @@ def _evaluate(args: argparse.Namespace) -> None:
     # What comes first is what the rest is compared with: one fine-tuned model with another, or
     # a single one with the base it came from.
     entrants = given + bare if len({entrant.name for entrant in given}) > 1 else bare + given
-    evaluate(config, entrants, args.out or f"{config.output}/evaluation")
+    evaluate(config, entrants, out)
 
 
 def _generate(args: argparse.Namespace) -> None:
     from jaxalign.config import load
 
     config = load(args.config, args.settings).config
+    if not args.prompt:  # whose answers are printed
+        check_local(args.out or config.output, "--out")
     from jaxalign import multihost
 
     multihost.start()
+    keep_programs()
     from jaxalign.evaluate.write import write
 
     write(config, args.adapter, args.prompt, args.data, args.out)
@@ -249,6 +287,7 @@ def _probe(args: argparse.Namespace) -> None:
     from jaxalign import multihost
 
     multihost.start()
+    keep_programs()
     from rich.console import Console
 
     from jaxalign.base import name_of
@@ -373,6 +412,26 @@ def _show(args: argparse.Namespace) -> None:
             show(found.rows[: args.rows], tokenizer)
 
 
+def _plan(args: argparse.Namespace) -> int:
+    from jaxalign.config import load
+
+    config = load(args.config, args.settings).config
+    from jaxalign.plan.command import Order, run
+
+    return run(
+        Order(
+            config=config,
+            topology=args.topology,
+            slices=args.slices,
+            phases=tuple(name for name in args.phases.split(",") if name),
+            search=args.search,
+            tries=args.tries,
+            price=args.price,
+            json=args.json,
+        )
+    )
+
+
 def _config(args: argparse.Namespace) -> None:
     from rich.console import Console
     from rich.table import Table
@@ -389,6 +448,7 @@ def _config(args: argparse.Namespace) -> None:
 
 
 def _demo(args: argparse.Namespace) -> None:
+    keep_programs()
     from jaxalign.demo.run import demo
 
     demo(args.out, args.seeds, args.settings)

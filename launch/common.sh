@@ -75,7 +75,7 @@ read_words() {
     for place in "${!WORDS[@]}"; do
         word=${WORDS[place]}
         [[ $word != *$'\n'* ]] || die "a line break in '${word%%$'\n'*}...' cannot be sent on"
-        [[ $word != output=*://* ]] || refuse_remote "$word"
+        [[ $word != output=*://* ]] || check_remote "${word#output=}"
         if [[ -z $CONFIG_AT && $word == *.y*ml && $word != *=* && $word != -* ]]; then
             CONFIG=$word CONFIG_AT=$place
         fi
@@ -88,12 +88,22 @@ read_words() {
     [[ -z $CONFIG || -f $CONFIG ]] || die "$CONFIG: no such file"
     local output
     output="$(yaml_output)"
-    [[ $output != *://* ]] || has_output || refuse_remote "output: $output in $CONFIG"
+    [[ $output != *://* ]] || has_output || check_remote "$output"
 }
 
-refuse_remote() {
-    die "$1: jaxalign keeps only checkpoints at such an address, the adapter and the log would stay" \
-        "on the machine; name a folder (launch/tpu and launch/gke mount a bucket: --bucket)"
+# A training writes to gs:// by itself; whatever else is refused by jaxalign, but on machines that
+# cost money.
+check_remote() {
+    [[ $1 == gs://?*/?* ]] ||
+        die "output=$1: name a folder, or gs://BUCKET/FOLDER of Google Cloud Storage"
+    case ${WORDS[0]} in
+        evaluate | generate)
+            local word
+            for word in "${WORDS[@]}"; do [[ $word != --out && $word != --out=* ]] || return 0; done
+            die "output=$1: ${WORDS[0]} writes to folders only; give it --out FOLDER, or mount the" \
+                "bucket (launch/tpu and launch/gke: --bucket)"
+            ;;
+    esac
 }
 
 has_output() {
@@ -115,7 +125,7 @@ keep_results() {
     local output word
     output="$(yaml_output)"
     for word in "${WORDS[@]}"; do [[ $word != output=* ]] || output=${word#output=}; done
-    [[ $output != /* ]] || return 0
+    [[ $output != /* && $output != gs://* ]] || return 0
     if [[ $2 ]]; then
         ! has_output || die "output=$output lies on the machine's own disk; name a folder in $MOUNT"
         WORDS+=("output=$MOUNT/$1")

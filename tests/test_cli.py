@@ -120,3 +120,15 @@ def test_help_needs_no_jax():
     )
     assert done.returncode == 0, done.stderr
     assert "train" in done.stdout
+
+
+@pytest.mark.parametrize(("stopped", "code"), [("finished", 0), ("patience", 0), ("signal", 143)])
+def test_a_run_that_was_stopped_is_none_that_ended(monkeypatch, tmp_path, configure, stopped, code):
+    """A cluster starts again what ended with 128 + SIGTERM, and takes 0 for done."""
+    from jaxalign.train import loop
+
+    file = tmp_path / "config.yaml"
+    file.write_text(to_yaml(configure()), "utf-8")
+    result = loop.Result("runs/adapter", step=3, best_step=None, stopped=stopped)
+    monkeypatch.setattr(loop, "train", lambda config, judge: result)
+    assert main(["train", str(file)]) == code

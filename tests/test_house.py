@@ -11,7 +11,17 @@ import jaxalign
 
 HOUSE = Path(jaxalign.__file__).parent
 FLOORS = (
-    {"errors", "settings", "config", "multihost", "model.spec"},
+    {
+        "errors",
+        "settings",
+        "config",
+        "multihost",
+        "paths",
+        "programs",
+        "chips",
+        "compiler",
+        "model.spec",
+    },
     {"sharding", "objectives", "data"},
     {"adapters", "model"},
     {"hf", "train", "generate", "base"},

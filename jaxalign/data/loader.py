@@ -13,6 +13,7 @@ alone, so a resumed run, another host or a second look sees the same one. Grain'
 from __future__ import annotations
 
 import abc
+import bisect
 import functools
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -144,6 +145,17 @@ class Stream(abc.ABC, Generic[Row, Batch]):
         mine = slice(process_index * share, (process_index + 1) * share)
         parts = [self._collate(slots[mine], length) for slots in chosen]
         return type(parts[0])(*(np.stack(arrays) for arrays in zip(*parts, strict=True)))
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """The buckets that a micro-batch can need: none beyond the longest row's."""
+        longest = max((self._length((i,)) for i in range(len(self.rows))), default=0)
+        return self.buckets[: bisect.bisect_left(self.buckets, longest) + 1]
+
+    def blank(self, length: int, number: int, process_count: int = 1) -> Batch:
+        """`number` stacked micro-batches without rows: the shapes in which this length T comes."""
+        part = self._collate([()] * (self.size // process_count), length)
+        return type(part)(*(np.stack([array] * number) for array in part))
 
     def real_rows(self, index: int) -> int:
         """Rows in micro-batch `index` over all hosts; fewer than B in a last validation batch."""

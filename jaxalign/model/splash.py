@@ -141,8 +141,12 @@ def _kernel(
         causal = LocalMask(shape, (window - 1, 0), 0, shard_count=place_ways)
     side = math.gcd(BLOCK, length // place_ways)
     sizes = BlockSizes(
-        **dict.fromkeys(("block_q", "block_kv", "block_q_dkv", "block_kv_dkv"), side),
-        **dict.fromkeys(("block_q_dq", "block_kv_dq"), side),
+        block_q=side,
+        block_kv=side,
+        block_q_dkv=side,
+        block_kv_dkv=side,
+        block_q_dq=side,
+        block_kv_dq=side,
     )
     return make_splash_mha(
         MultiHeadMask([causal] * heads),

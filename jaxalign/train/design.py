@@ -10,7 +10,6 @@ weights and data; `jaxalign.plan` compiles it as it is, for machines that are no
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -19,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import AbstractMesh, Mesh
+from jax.stages import Wrapped
 
 from jaxalign import compiler
 from jaxalign.adapters import lora as lora_adapter
@@ -60,7 +60,7 @@ class Design:
     optimiser: optax.GradientTransformation
     step: TrainStep
     held: Any  # dtype in which the weights of the base are kept
-    evaluate: dict[str, Callable]  # phase -> the jitted evaluation of one batch
+    evaluate: dict[str, Wrapped]  # phase -> the jitted evaluation of one batch
     frozen: Any  # the base, or None under full fine-tuning
     state: TrainState
     shardings: TrainState  # of the state
@@ -125,7 +125,7 @@ def design(config: Config, spec: ModelSpec, adapter: Lora | None, mesh: Mesh, to
     )
     held = jnp.dtype(jnp.float32) if full else dtype
     base = abstract_params(spec, held, config.model.quantize)
-    base = _placed(base, shard_tree(mesh, base))
+    base = placed(base, shard_tree(mesh, base))
     trained = base
     if adapter is not None:
         init = partial(lora_adapter.init, adapter, spec)
@@ -154,12 +154,12 @@ def design(config: Config, spec: ModelSpec, adapter: Lora | None, mesh: Mesh, to
         ),
         evaluate={name: make_eval_step(phase, asked) for name, phase in phases.items()},
         frozen=None if full else base,
-        state=_placed(state, shardings),
+        state=placed(state, shardings),
         shardings=shardings,
     )
 
 
-def _placed(tree: Any, shardings: Any) -> Any:
+def placed(tree: Any, shardings: Any) -> Any:
     """The same shapes, each with its sharding."""
     return jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),

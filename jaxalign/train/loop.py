@@ -14,7 +14,6 @@ from __future__ import annotations
 import dataclasses
 import signal
 import time
-from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -30,16 +29,20 @@ from jaxalign.hf.peft import save_peft
 from jaxalign.hf.peft_config import vllm_limits
 from jaxalign.hf.save import save_base
 from jaxalign.multihost import barrier, is_main
+from jaxalign.paths import Desk
 from jaxalign.settings import Config, flatten
 from jaxalign.sharding import put_batch
 from jaxalign.train.checkpoint import Checkpoints
-from jaxalign.train.metrics import Log, training_flops
+from jaxalign.train.flops import training_flops
+from jaxalign.train.memory import telling_memory
+from jaxalign.train.metrics import Log
+from jaxalign.train.pace import Work
 from jaxalign.train.setup import Run, prepare
 from jaxalign.train.state import TrainState
 from jaxalign.train.step import combine
 from jaxalign.train.validate import validate
-
-IN_FLIGHT = 2  # updates dispatched ahead of the device
+from jaxalign.train.warm import warm_up
+from jaxalign.train.watch import Watch
 
 
 @dataclass
@@ -51,6 +54,12 @@ class Result:
     best_step: int | None  # of the exported weights, where validation chose them
     metrics: dict[str, float] = field(default_factory=dict)  # the last (or best) validation
     stopped: str = "finished"  # finished | patience | signal
+
+    @property
+    def exit_code(self) -> int:
+        """143 after a stop on request, as of a program that SIGTERM ended: a cluster takes 0 for a
+        finished run and starts no other try."""
+        return 128 + signal.SIGTERM if self.stopped == "signal" else 0
 
 
 @dataclass
@@ -86,72 +95,97 @@ def train(config: Config, title: str = "training", judge: Judge | None = None) -
     Raises:
       UserError: anything the user can mend; see `setup.prepare` and `Checkpoints`.
     """
-    run = prepare(config)
-    if judge and not run.valid and config.train.metric == "eval/loss":
-        raise UserError(
-            "train.metric: eval/loss needs validation rows; name task.valid, or choose a score of "
-            "the sample, as in train.metric=eval/slot_f1 train.goal=max"
-        )
-    with jax.set_mesh(run.mesh):
-        return _train(run, title, judge)
+    with (
+        Desk(config.output) as desk,
+        telling_memory(desk.folder),
+        Watch(config, desk.folder) as watch,
+    ):
+        run = prepare(config)
+        if judge and not run.valid and config.train.metric == "eval/loss":
+            raise UserError(
+                "train.metric: eval/loss needs validation rows; name task.valid, or choose a score "
+                "of the sample, as in train.metric=eval/slot_f1 train.goal=max"
+            )
+        with jax.set_mesh(run.mesh):
+            return _train(run, title, judge, desk, watch)
 
 
-def _train(run: Run, title: str, judge: Judge | None) -> Result:
+def _train(run: Run, title: str, judge: Judge | None, desk: Desk, watch: Watch) -> Result:
     config = run.config
-    store = Checkpoints(config.output, config.checkpoint.keep)
+    store = Checkpoints(desk.output, config.checkpoint.keep)
     state, progress, start = _resume(run, store)
-    log = _open_log(run, start, title)
+    log = _open_log(run, desk, start, title)
     key = jax.random.fold_in(jax.random.key(config.seed), 2) if _drops(run) else None
-    in_flight: deque[Any] = deque()
+    if config.train.warm_up == "ahead":
+        with watch.pause("compile"):
+            log.message(f"all programs compiled in {warm_up(run, state, key):.1f} s")
     stopped = "finished"
     step = start
     with _stop_signal() as asked, _closing(log, store):
-        for batches, tokens, flops in _batches(run, start):
-            state, metrics = run.step(state, run.frozen, batches, key)
+        for batches, work in watch.inputs(_batches(run, start)):
+            with watch.update(run.step, step + 1, work) as update:
+                state, metrics = update(state, run.frozen, batches, key)
             step += 1
-            log.update(step, metrics, tokens, flops)
-            in_flight.append(metrics["grad_norm"])
-            if len(in_flight) > IN_FLIGHT:
-                in_flight.popleft().block_until_ready()
+            watch.dispatched(metrics["grad_norm"], work)
+            log.update(step, metrics, work, watch.timings())
             _check_first(run, step, start, metrics)
             if _due(step, config.train.cosine_every):
                 log.event("gradients", step, _compare_gradients(run, state, step))
 
             last = step == run.total
             if (run.valid or judge) and (last or _due(step, config.train.eval_every)):
-                values = validate(run, state) | (judge(run, state) if judge else {})
+                with watch.pause("evaluate"):
+                    values = validate(run, state) | (judge(run, state) if judge else {})
                 log.event("eval", step, values)
+                log.event("goodput", step, watch.goodput())
                 if progress.see(_watched(config, values), config.train.goal, values):
-                    store.save(step, state, _meta(run, step, progress), best=True)
+                    with watch.pause("save"):
+                        store.save(step, state, _meta(run, step, progress), best=True)
                 if config.train.patience and progress.waited >= config.train.patience:
                     stopped = "patience"
-            if asked(step):
+            if asked(step) and not last and stopped == "finished":
                 stopped = "signal"
             if last or stopped != "finished" or _due(step, config.checkpoint.every):
-                store.save(step, state, _meta(run, step, progress))
+                with watch.pause("save"):
+                    store.save(step, state, _meta(run, step, progress))
+                    desk.publish()
             if stopped != "finished":
                 break
         log.drain()
-        store.wait()
-        return _finish(run, store, state, step, progress, stopped)
+        with watch.pause("save"):
+            store.wait()
+            result = _finish(run, desk, store, state, step, progress, stopped)
+        log.event("goodput", step, watch.goodput())
+        log.message(watch.sentence())
+        return result
 
 
-def _batches(run: Run, start: int) -> Iterator[tuple[dict, int, float]]:
-    """Per update: its device batches, their tokens (padding counted) and least FLOPs."""
+def _batches(run: Run, start: int) -> Iterator[tuple[dict, dict[str, Work]]]:
+    """Per update: its device batches, and what each phase has to do."""
     host = jax.process_index(), jax.process_count()
 
     def item(update: int) -> dict:
         return {name: run.train[name].stack(r, *host) for name, r in run.turns(update).items()}
 
     for batches in prefetch(item, start, run.total):
-        tokens, flops = 0, 0.0
-        for name, batch in batches.items():
-            shape = batch[0].shape  # [M, B, T] of this host
-            sides, blocks = (1, None) if name == "task" else (2, run.config.align.layer)
-            count = shape[0] * shape[1] * shape[2] * sides * host[1]
-            tokens += count
-            flops += training_flops(run.spec, count, shape[2], blocks)
-        yield put_batch(run.mesh, batches, stacked=True), tokens, flops
+        work = {name: _work(run, name, batch) for name, batch in batches.items()}
+        yield put_batch(run.mesh, batches, stacked=True), work
+
+
+def _work(run: Run, name: str, batch: Any) -> Work:
+    """Tokens of all hosts, padding counted, and least FLOPs."""
+    micro, rows, length = batch[0].shape  # of this host
+    rows *= micro * jax.process_count()
+    adapter = run.trained_count if run.adapter else 0
+    if name == "task":
+        answers = rows * batch.answers.shape[-1]
+        tokens = rows * length
+        least = training_flops(run.spec, tokens, length, adapter=adapter, answers=answers)
+    else:
+        tokens, depth = 2 * rows * length, run.config.align.layer
+        below = adapter * depth // run.spec.layers
+        least = training_flops(run.spec, tokens, length, depth, below)
+    return Work(tokens, least)
 
 
 def _compare_gradients(run: Run, state: TrainState, step: int) -> dict[str, Any]:
@@ -197,11 +231,14 @@ def _check_same(run: Run, meta: dict) -> None:
             f"{output} was trained on another base model (it was {meta['model']}, now "
             f"{run.config.model.path}); use that base, or another output"
         )
-    now = dict(flatten(dataclasses.asdict(run.config)))
-    for key, then in flatten(meta["config"]):
-        if key.startswith(FIXED) and now.get(key, "nothing") != then:
+    # A setting that an older version did not save yet was at its default.
+    trees = dataclasses.asdict(Config()), meta["config"], dataclasses.asdict(run.config)
+    defaults, then, now = (dict(flatten(tree)) for tree in trees)
+    for key in then | now:
+        was, wanted = (side.get(key, defaults.get(key, "nothing")) for side in (then, now))
+        if key.startswith(FIXED) and was != wanted:
             raise UserError(
-                f"{output} was trained with {key}={then}, now it is {now.get(key, 'nothing')}; "
+                f"{output} was trained with {key}={was}, now it is {wanted}; "
                 "set it back, or choose another output"
             )
 
@@ -217,13 +254,20 @@ def _meta(run: Run, step: int, progress: Progress) -> dict[str, Any]:
 
 
 def _finish(
-    run: Run, store: Checkpoints, state: TrainState, step: int, progress: Progress, stopped: str
+    run: Run,
+    desk: Desk,
+    store: Checkpoints,
+    state: TrainState,
+    step: int,
+    progress: Progress,
+    stopped: str,
 ) -> Result:
     """Exports the best weights (the last ones where nothing was validated)."""
     best = store.best if progress.best is not None else None
     if best is not None and best != step:
         state, _ = store.restore(run.abstract_state, best=True)
-    folder = f"{run.config.output}/{'adapter' if run.adapter else 'model'}"
+    name = "adapter" if run.adapter else "model"
+    folder = desk.folder / name
     if run.adapter:
         save_peft(
             folder,
@@ -236,7 +280,7 @@ def _finish(
     else:
         save_base(folder, state.trained, run.spec, tokenizer_from=run.config.model.path)
     barrier("exported")
-    return Result(folder, step, best, progress.metrics, stopped)
+    return Result(f"{desk.output}/{name}", step, best, progress.metrics, stopped)
 
 
 def _template(run: Run) -> dict[str, str]:
@@ -245,10 +289,10 @@ def _template(run: Run) -> dict[str, str]:
     return {"chat_template.jinja": template} if isinstance(template, str) else {}
 
 
-def _open_log(run: Run, start: int, title: str) -> Log:
+def _open_log(run: Run, desk: Desk, start: int, title: str) -> Log:
     config = run.config
     log = Log(
-        config.output,
+        desk.folder,
         steps=run.total,
         every=config.train.log_every,
         start=start,
@@ -258,8 +302,8 @@ def _open_log(run: Run, start: int, title: str) -> Log:
         settings=dict(flatten(dataclasses.asdict(config))),
         title=title,
     )
-    if is_main() and "://" not in config.output:
-        Path(config.output, "config.yaml").write_text(to_yaml(config), "utf-8")
+    if is_main():
+        Path(desk.folder, "config.yaml").write_text(to_yaml(config), "utf-8")
     log.message(
         f"{run.trained_count:,} trained parameters; {run.total:,} updates"
         + (f", from step {start:,}" if start else "")
@@ -314,8 +358,10 @@ def _closing(log: Log, store: Checkpoints) -> Iterator[None]:
     try:
         yield
     finally:
-        log.close()
-        store.close()
+        try:
+            log.close()
+        finally:
+            store.close()
 
 
 @contextmanager

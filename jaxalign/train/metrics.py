@@ -1,10 +1,9 @@
 """What a run says about itself: JSONL always, a progress bar on a terminal, trackers as extras.
 
-Numbers stay on the device until the step after theirs has been dispatched, so logging never makes
-the accelerator wait.
+Numbers stay on the device until their update is over, so logging never makes the accelerator wait.
 
     log = Log('runs/demo', steps=400)
-    log.update(step, metrics, tokens=8192)
+    log.update(step, metrics, {'task': Work(tokens=8192, flops=1e12)})
     log.event('eval', step, {'eval/loss': 1.2})
 """
 
@@ -13,46 +12,36 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections import deque
+from collections import defaultdict, deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
+from jaxalign.chips import of_kind
 from jaxalign.errors import missing_extra
-from jaxalign.model.spec import ModelSpec, parameter_count
-
-# Peak dense bf16 FLOP/s of one device, by JAX's name of it (vendors' data sheets).
-PEAK_FLOPS = {
-    "TPU v4": 275e12,
-    "TPU v5 lite": 197e12,
-    "TPU v5e": 197e12,
-    "TPU v5": 459e12,
-    "TPU v5p": 459e12,
-    "TPU v6 lite": 918e12,
-    "TPU v6e": 918e12,
-    "NVIDIA A100-SXM4-40GB": 312e12,
-    "NVIDIA A100-SXM4-80GB": 312e12,
-    "NVIDIA H100 80GB HBM3": 989e12,
-    "NVIDIA H200": 989e12,
-}
+from jaxalign.train.pace import Timing, Work
 
 SHOWN = ("task/loss", "align/loss", "align/contrastive/retrieval", "eval/loss")
 
 
-def training_flops(spec: ModelSpec, tokens: int, length: int, blocks: int | None = None) -> float:
-    """Least FLOPs to train an adapter on `tokens` tokens of rows of `length`.
+@dataclass
+class _Window:
+    """The updates behind one line of the log."""
 
-    Forward and the backward pass to the activations: 4 per weight and token (a frozen weight has no
-    gradient of its own), plus causal attention. `blocks`: only the lower ones, without the head.
-    """
-    head = spec.vocab * spec.dim
-    inner = (parameter_count(spec) - head * (1 if spec.tied else 2)) / spec.layers
-    depth = spec.layers if blocks is None else blocks
-    weights = inner * depth + (head if blocks is None else 0)
-    attention = depth * spec.heads * spec.head_dim * length  # causal: half of 2 · 2 · T
-    return tokens * (4 * weights + 4 * attention)
+    since: float
+    steps: list[tuple[int, Any]] = field(default_factory=list)  # (step, metrics on the device)
+    works: list[Work] = field(default_factory=list)
+    timings: list[Timing] = field(default_factory=list)
+    seconds: float = 0.0  # once it is closed
+
+    @property
+    def over(self) -> bool:
+        """Whether the device has computed all of it."""
+        return all(leaf.is_ready() for leaf in jax.tree.leaves(self.steps[-1][1]))
 
 
 class Log:
@@ -72,19 +61,16 @@ class Log:
         title: str = "training",
     ) -> None:
         self._every, self._writes = every, jax.process_index() == 0
-        self._window: list[tuple[int, Any]] = []
-        self._closed: deque[tuple[int, list, float, float, float]] = deque()
-        self._tokens = self._flops = 0.0
-        self._since = time.monotonic()
-        kind = jax.devices()[0].device_kind
-        self._peak = PEAK_FLOPS.get(kind, 0.0) * jax.device_count()
+        self._window = _Window(time.monotonic())
+        self._closed: deque[_Window] = deque()
+        chip = of_kind(jax.devices()[0].device_kind)
+        self._peak = chip.flops * jax.device_count() if chip else 0.0
         self._sinks: list[Any] = []
         self._bar: Any = None
         if not self._writes:
             return
-        if "://" not in str(output):
-            Path(output).mkdir(parents=True, exist_ok=True)
-            self._sinks.append(_Jsonl(Path(output, "log.jsonl"), start))
+        Path(output).mkdir(parents=True, exist_ok=True)
+        self._sinks.append(_Jsonl(Path(output, "log.jsonl"), start))
         if tensorboard:
             self._sinks.append(_tensorboard(str(output)))
         if wandb:
@@ -92,15 +78,32 @@ class Log:
         if progress == "auto":
             self._bar = _Bar(title, steps, start)
 
-    def update(self, step: int, metrics: Any, tokens: int, flops: float) -> None:
-        """Takes one update's metrics (still on the device); step counts from 1."""
-        while self._closed:
-            self._flush(*self._closed.popleft())
-        self._window.append((step, metrics))
-        self._tokens += tokens
-        self._flops += flops
+    def update(
+        self,
+        step: int,
+        metrics: Any,
+        work: Mapping[str, Work],
+        timings: Sequence[Timing] = (),
+    ) -> None:
+        """Takes one update's metrics (still on the device); step counts from 1.
+
+        Args:
+          step: of the update.
+          metrics: what it computes.
+          work: of each phase in it. Tokens per second and MFU of a line are those of all phases
+            over the wall time since the line before.
+          timings: of phases that ran alone or were timed apart; they give `task/mfu`,
+            `align/tokens_per_second` and so on. Where both phases run in every update and
+            `log.time_every` is 0 nobody can tell them apart without holding up the device: there
+            are none, and `mfu` is that of both together.
+        """
+        while self._closed and self._closed[0].over:
+            self._flush(self._closed.popleft())
+        self._window.steps.append((step, metrics))
+        self._window.works += work.values()
+        self._window.timings += timings
         if step % self._every == 0:
-            self._close(step)
+            self._close()
         if self._bar:
             self._bar.advance(step)
 
@@ -119,33 +122,46 @@ class Log:
 
     def drain(self) -> None:
         """Writes what is still on the device, and starts the clock anew."""
-        if self._window:
-            self._close(self._window[-1][0])
+        if self._window.steps:
+            self._close()
         while self._closed:
-            self._flush(*self._closed.popleft())
-        self._since = time.monotonic()
+            self._flush(self._closed.popleft())
+        self._window.since = time.monotonic()
 
     def close(self) -> None:
         """Ends bar and trackers."""
-        self.drain()
-        if self._bar:
-            self._bar.stop()
-        for sink in self._sinks:
-            sink.close()
+        try:
+            self.drain()
+        finally:
+            if self._bar:
+                self._bar.stop()
+            for sink in self._sinks:
+                sink.close()
 
-    def _close(self, step: int) -> None:
+    def _close(self) -> None:
         now = time.monotonic()
-        steps = [metrics for _, metrics in self._window]
-        self._closed.append((step, steps, self._tokens, self._flops, now - self._since))
-        self._window, self._tokens, self._flops, self._since = [], 0.0, 0.0, now
+        self._window.seconds = max(now - self._window.since, 1e-9)
+        self._closed.append(self._window)
+        self._window = _Window(now)
 
-    def _flush(self, step: int, steps: list, tokens: float, flops: float, took: float) -> None:
-        values = mean_metrics(jax.device_get(steps))
-        values["tokens_per_second"] = tokens / max(took, 1e-9)
-        values["seconds_per_step"] = took / len(steps)
+    def _flush(self, window: _Window) -> None:
+        values = mean_metrics(jax.device_get([metrics for _, metrics in window.steps]))
+        values |= self._speed("", window.seconds, window.works)
+        values["seconds_per_step"] = window.seconds / len(window.steps)
+        phases = defaultdict(list)
+        for timing in window.timings:
+            phases[timing.phase].append(timing)
+        for name, timings in phases.items():
+            seconds = sum(timing.seconds for timing in timings)
+            values |= self._speed(f"{name}/", seconds, [timing.work for timing in timings])
+        self._write(window.steps[-1][0], "train", values)
+
+    def _speed(self, prefix: str, seconds: float, works: Sequence[Work]) -> dict[str, float]:
+        found = {f"{prefix}tokens_per_second": sum(work.tokens for work in works) / seconds}
         if self._peak:
-            values["mfu"] = flops / max(took, 1e-9) / self._peak
-        self._write(step, "train", values)
+            flops = sum(work.flops for work in works)
+            found[f"{prefix}mfu"] = flops / seconds / self._peak
+        return found
 
     def _write(self, step: int, event: str, values: dict[str, Any]) -> None:
         plain = {name: _plain(value) for name, value in values.items()}

@@ -267,7 +267,7 @@ def make_train_step(
     return TrainStep(gradient_step, apply_step)
 
 
-def make_eval_step(phase: Phase, options: dict[str, str] | None = None) -> Callable:
+def make_eval_step(phase: Phase, options: dict[str, str] | None = None) -> Wrapped:
     """The jitted evaluation of one batch: (trained, frozen, batch) -> (losses, states).
 
     Dropout is off. States are the pooled vectors of either side for `align`, empty for `task`.

@@ -105,10 +105,10 @@ elif name == "jaxalign":
     part = os.environ.get("PLAY", "")
     rank = os.environ.get("JAX_PROCESS_ID", "0")
     print("hello from jaxalign", rank, flush=True)
-    if part == "sleep" or (part == "one fails" and rank != "1"):
+    if part in ("sleep", "last step") or (part == "one fails" and rank != "1"):
         def stop(*_):
             print("a last checkpoint", rank, flush=True)
-            sys.exit(0)
+            sys.exit(0 if part == "last step" else 143)
 
         signal.signal(signal.SIGTERM, stop)
         (here / f"ready{rank}").touch()

@@ -225,7 +225,7 @@ def test_dry_run_runs_nothing(stand_ins, work):
         (("run", *RUN, "--restarts", "-1", *WORDS), "--restarts: '-1'"),
         (("run", *KIND, *WORDS), "4 machines need a folder"),
         (("run", *RUN, "--", "train", "absent.yaml"), "absent.yaml: no such file"),
-        (("run", *RUN, *WORDS, "output=gs://b/x"), "keeps only checkpoints"),
+        (("run", *RUN, *WORDS, "output=s3://b/x"), "output=s3://b/x: name a folder, or gs://"),
         (("run", *RUN, *WORDS, "a=b\nc"), "a line break"),
         (("logs",), "--name is missing"),
     ],

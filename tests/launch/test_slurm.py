@@ -106,7 +106,7 @@ def test_dry_run_runs_nothing(stand_ins, work):
         (("--nodes", "0", "--gpus-per-node", "8", *WORDS), "--nodes: '0'"),
         ((*RUN, "--process", "core", *WORDS), "--process: 'core'"),
         ((*RUN, "--", "train", "absent.yaml"), "absent.yaml: no such file"),
-        ((*RUN, *WORDS[:-1], "output=gs://b/x"), "keeps only checkpoints"),
+        ((*RUN, *WORDS[:-1], "output=s3://b/x"), "output=s3://b/x: name a folder, or gs://"),
         (RUN, "nothing to run"),
         ((*RUN, "-x"), "-x needs a value"),
     ],

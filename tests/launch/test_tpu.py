@@ -235,7 +235,9 @@ def test_gcloud_says_no(stand_ins, work):
         (("run", *RUN, "--", "trian", "own.yaml"), "'trian' is no command of jaxalign"),
         (("run", *RUN, "--", "train"), "train needs a configuration file"),
         (("run", *RUN, "--", "train", "absent.yaml"), "absent.yaml: no such file"),
-        (("run", *RUN, *WORDS, "output=gs://b/x"), "keeps only checkpoints at such an address"),
+        (("run", *RUN, *WORDS, "output=s3://b/x"), "output=s3://b/x: name a folder, or gs://"),
+        (("run", *RUN, *WORDS, "output=gs://b"), "output=gs://b: name a folder, or gs://BUCKET/"),
+        (("run", *RUN, "--", "evaluate", "own.yaml", "output=gs://b/x"), "writes to folders only"),
         (("run", *RUN, *WORDS, "output=runs/x"), "lies on the machine's own disk"),
         (("run", *BASE, "--accelerator", "v6e-16", *WORDS), "4 machines need a folder"),
         (("status", *BASE, *WORDS), "status takes no words"),
@@ -254,14 +256,15 @@ def test_outputs_that_need_no_bucket(stand_ins, work):
     for words in (
         (*BASE, "--accelerator", "v6e-16", *WORDS, "output=/nfs/own"),
         (*BASE, "--accelerator", "v6e-8", *WORDS),
+        (*BASE, "--accelerator", "v6e-16", *WORDS, "output=gs://my-bucket/own"),
     ):
         done = stand_ins.run("tpu", "run", *words, cwd=work)
         assert done.returncode == 0, done.stderr
         start = command(stand_ins.calls()[-2])
         assert "output=/mnt" not in start
-    (work / "own.yaml").write_text("output: gs://my-bucket/own  # away\n")
+    (work / "own.yaml").write_text("output: s3://my-bucket/own  # away\n")
     done = stand_ins.run("tpu", "run", *RUN, *WORDS, cwd=work)
-    assert done.returncode == 2 and "keeps only checkpoints" in done.stderr
+    assert done.returncode == 2 and "output=s3://my-bucket/own: name a folder" in done.stderr
 
 
 def test_workers_that_really_run_the_command(stand_ins, work):
@@ -296,7 +299,7 @@ def test_workers_that_really_run_the_command(stand_ins, work):
         ]
     ]
     installs = [c["argv"] for c in calls if c["program"] == "uv" and c["argv"][0] == "pip"]
-    assert len(installs) == 2 and installs[0][-1] == ".[tpu]"
+    assert len(installs) == 2 and installs[0][-1] == ".[tpu,gcs]"
 
     # The same command again: nothing is installed twice, the run starts anew.
     done = stand_ins.run("tpu", "run", *run, *WORDS, cwd=work, PLAY="3")

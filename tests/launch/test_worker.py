@@ -108,10 +108,12 @@ def test_stoppable_gives_the_command_s_own_code(stand_ins, tmp_path, code):
     assert done.returncode == code
 
 
-def test_stoppable_ends_with_143_after_the_command_ended_well(stand_ins, tmp_path):
+@pytest.mark.parametrize(("play", "code"), [("sleep", 143), ("last step", 0)])
+def test_stoppable_passes_a_stop_on_and_waits(stand_ins, tmp_path, play, code):
+    """A run that was done when it was asked has ended well: no other try is needed."""
     started = subprocess.Popen(
         [stand_ins.launch / "stoppable", "jaxalign", "train"],
-        env=stand_ins.environment(PLAY="sleep"),
+        env=stand_ins.environment(PLAY=play),
         cwd=tmp_path,
         stdout=subprocess.PIPE,
         text=True,
@@ -120,4 +122,4 @@ def test_stoppable_ends_with_143_after_the_command_ended_well(stand_ins, tmp_pat
     started.terminate()
     output, _ = started.communicate(timeout=20)
     assert "a last checkpoint" in output
-    assert started.returncode == 143
+    assert started.returncode == code

@@ -1,0 +1,157 @@
+"""The output of a run: a folder of this machine, or a bucket (`gs://bucket/run`).
+
+An object in a bucket can neither be appended to nor renamed. So what a run writes beside its
+checkpoints (settings, log, adapter, traces) goes into a folder of this machine and is copied to the
+bucket with every checkpoint and at the end; Orbax writes the checkpoints there by itself.
+
+    with Desk('gs://bucket/run') as desk:        # of 'runs/demo' the folder is runs/demo itself
+        (desk.folder / 'config.yaml').write_text('...')
+        desk.publish()
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import shutil
+import sys
+import tempfile
+import uuid
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from jaxalign.errors import UserError, missing_extra
+
+# Whoever reads a folder looks for one of these first, so they come when the rest is there.
+LAST = ("adapter_config.json", "config.json", "model.safetensors.index.json")
+CHUNK = 16 << 20  # bytes
+
+
+def is_remote(path: str | Path) -> bool:
+    """Whether this is an address such as gs://bucket/run and no path of this machine."""
+    return "://" in str(path)
+
+
+def check_local(path: str, key: str) -> str:
+    """The path again.
+
+    Raises:
+      UserError: it is an address; `key` is what names it.
+    """
+    if is_remote(path):
+        raise UserError(
+            f"{key}: {path} is in the cloud, where only `jaxalign train` writes; name a folder of "
+            "this machine"
+        )
+    return path
+
+
+class Desk:
+    """Where a run writes its files, and how they get to its output.
+
+    Attributes:
+      output: as it was given.
+      folder: of this machine; the output itself, or for a bucket a temporary one.
+    """
+
+    def __init__(self, output: str) -> None:
+        """Opens the output; a bucket is tried with a small object, before anything is trained.
+
+        Raises:
+          UserError: not a bucket that this can write to, or a package is missing.
+        """
+        self.output = output.rstrip("/")
+        self._remote = _open(self.output) if is_remote(output) else None
+        self._sent: dict[Path, tuple[int, int]] = {}
+        self.folder = Path(output)
+        if self._remote is not None:
+            self.folder = Path(tempfile.mkdtemp(prefix="jaxalign-"))
+            log = self.folder / "log.jsonl"  # a resumed run writes on
+            with contextlib.suppress(FileNotFoundError):
+                log.write_bytes((self._remote / log.name).read_bytes())
+                self._sent[log] = _stamp(log)  # only the process that changes it sends it back
+
+    def __enter__(self) -> Desk:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Copies what is left; the copy of this machine goes once all is in the bucket."""
+        if error is None:
+            self._send()
+        elif not self.publish():
+            return
+        if self._remote is not None:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+    def publish(self) -> bool:
+        """Copies what is new; a bucket that does not answer is told and tried again next time."""
+        try:
+            self._send()
+        except UserError as error:
+            print(f"jaxalign: {error}", file=sys.stderr)
+            return False
+        return True
+
+    def _send(self) -> None:
+        if self._remote is None:
+            return
+        files = (file for file in self.folder.rglob("*") if file.is_file())
+        for file in sorted(files, key=lambda file: (file.name in LAST, file)):
+            stamp = _stamp(file)
+            if self._sent.get(file) == stamp:
+                continue
+            try:
+                _put(file, self._remote / file.relative_to(self.folder).as_posix())
+            except Exception as error:  # each backend has errors of its own
+                raise UserError(
+                    f"{self.output}: {file.name} could not be written ({_first_line(error)}); it "
+                    f"lies in {self.folder} on this machine, `gcloud storage cp -r` copies it"
+                ) from error
+            self._sent[file] = stamp
+
+
+def _open(output: str) -> Any:
+    scheme, _, rest = output.partition("://")
+    if scheme != "gs":
+        raise UserError(
+            f"output: {output} is unknown here; name a folder, or gs://BUCKET/FOLDER of Google "
+            "Cloud Storage (other buckets can be mounted as folders)"
+        )
+    if not rest.partition("/")[2]:
+        raise UserError(f"output: {output} names no folder in the bucket; write {output}/NAME")
+    # epath reads and writes by TensorFlow where it is installed, else by gcsfs.
+    if not any(importlib.util.find_spec(name) for name in ("gcsfs", "tensorflow")):
+        raise missing_extra("gcsfs", "gcs")
+    from etils import epath
+
+    folder = epath.Path(output)
+    try:
+        trial = folder / f".jaxalign-{uuid.uuid4()}"  # every process of a run has its own
+        trial.write_text("This folder is written by jaxalign train.\n")
+        trial.unlink()
+    except Exception as error:
+        raise UserError(
+            f"output: {output} cannot be written ({_first_line(error)}); see that the bucket "
+            "exists and that this machine may write to it (gcloud auth application-default login)"
+        ) from error
+    return folder
+
+
+def _put(file: Path, target: Any) -> None:
+    with file.open("rb") as source, target.open("wb") as sink:
+        shutil.copyfileobj(source, sink, CHUNK)
+
+
+def _stamp(file: Path) -> tuple[int, int]:
+    stat = file.stat()
+    return stat.st_mtime_ns, stat.st_size
+
+
+def _first_line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0][:200]

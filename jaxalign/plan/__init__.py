@@ -1,0 +1,1 @@
+"""What a run needs, before the machines for it are rented: see `jaxalign.plan.run`."""

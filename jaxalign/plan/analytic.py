@@ -1,0 +1,170 @@
+"""What a run takes by formula, where no compiler for the chip is at hand: memory alone, no time.
+
+Weights, optimiser, batches and caches follow exactly from shapes and shardings. What lies in memory
+while a program runs is the sum of what the backward pass keeps (as `model.decoder` names it), one
+layer's weights gathered, the widest arrays of a layer and the loss. Against the TPU compiler's
+peak for Llama 3 8B (docs/plan.md) the sum was within PRECISION.
+
+    for program in estimate_all(design(...), CHIPS['h100']):
+        program.peak, program.source                 # bytes of one chip, 'formula'
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+from jaxalign.chips import Chip
+from jaxalign.objectives.language_model import CHUNK_LOGITS
+from jaxalign.plan.programs import PROGRAMS, Job, Program, chosen, job, resident, size
+from jaxalign.train.design import Design
+
+PRECISION = 0.3  # of the peak: what `tests/plan/test_analytic.py` holds it to
+
+# FLOPs of a step over the least, by what is computed twice; measured with the compiler.
+AGAIN = {"none": 1.02, "dots": 1.03, "names": 1.03, "offload": 1.03, "full": 1.36}
+# What `none` and `dots` keep cannot be listed by name. Numbers a token and layer: of D, of all
+# heads' queries (N H), of keys (K H), of F.
+KEPT = {
+    "full": (1, 0, 0, 0),
+    "offload": (2, 3, 2, 0),
+    "names": (2, 3, 2, 2),
+    "dots": (3, 2, 2, 2),
+    "none": (8, 6, 4, 6),
+}
+WORKING = (6, 4, 4, 5)  # the same of one layer, whose backward pass is under way
+COPIES = 3  # of a chunk of logits: themselves, their powers, the slopes
+
+
+def estimate_all(plan: Design, chip: Chip, only: tuple[str, ...] = PROGRAMS) -> Iterator[Program]:
+    """Every program of the run that is named in `only` and that the run has, by formula."""
+    for name in chosen(plan, only):
+        yield estimate(plan, chip, name)
+
+
+def estimate(plan: Design, chip: Chip, name: str) -> Program:
+    """One program by formula."""
+    asked = job(plan, name)
+    arguments = resident(plan) + size(asked.given)
+    kind = "gradient" if name in ("task", "align") else name
+    temporaries = _TEMPORARIES[kind](plan, asked, name)
+    return Program(
+        name=name,
+        what=asked.what,
+        chip=chip,
+        tokens=asked.tokens,
+        arguments=arguments,
+        temporaries=temporaries,
+        peak=arguments + temporaries,
+        least=asked.least / plan.mesh.size,
+        source="formula",
+    )
+
+
+def pace(plan: Design, chip: Chip, names: tuple[str, ...]) -> float:
+    """A number that orders designs by time, in seconds a row; no estimate to be told.
+
+    Work at the chip's peak, and half of what must pass its links: weights gathered twice, sums
+    over `tensor` four times a layer.
+    """
+    total, rows = 0.0, 0
+    for name in names:
+        asked = job(plan, name)
+        work = asked.least / plan.mesh.size * AGAIN[plan.config.model.remat] / chip.flops
+        total += work + 0.5 * _traffic(plan, name) / (chip.link or math.inf)
+        rows += plan.config.batch.size if name == "task" else plan.config.batch.pairs
+    return total / max(rows, 1)
+
+
+def _traffic(plan: Design, name: str) -> float:
+    shape, spec = plan.mesh.shape, plan.spec
+    depth = _depth(plan, name)
+    ways, tensor = shape["fsdp"] * shape["seq"], shape["tensor"]
+    weights = _layer(plan) * depth * (ways - 1) * 2 / ways
+    sums = _tokens(plan, job(plan, name)) * spec.dim * _width(plan) * 4 * depth
+    return weights + sums * 2 * (tensor - 1) / tensor
+
+
+def _width(plan: Design) -> int:
+    """Bytes of an activation."""
+    return 2 if plan.config.model.dtype == "bfloat16" else 4
+
+
+def _depth(plan: Design, name: str) -> int:
+    return plan.config.align.layer if name.startswith("align") else plan.spec.layers
+
+
+def _tokens(plan: Design, asked: Job) -> float:
+    """Of one chip."""
+    shape = plan.mesh.shape
+    return asked.tokens / (shape["data"] * shape["fsdp"] * shape["seq"])
+
+
+def _layer(plan: Design) -> float:
+    """Bytes of one layer's weights as they are stored, whole but for `tensor`."""
+    base = plan.state.trained if plan.frozen is None else plan.frozen
+    ways = plan.mesh.shape["fsdp"] * plan.mesh.shape["seq"]
+    return size(base["blocks"]) * ways / plan.spec.layers
+
+
+def _numbers(plan: Design, counts: tuple[int, ...]) -> float:
+    """Numbers a token on one chip: so many of D, queries, keys and F."""
+    spec, tensor = plan.spec, plan.mesh.shape["tensor"]
+    dim, query, key, ffn = counts
+    queries, keys = spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim
+    return dim * spec.dim + (query * queries + key * keys + ffn * spec.ffn) / tensor
+
+
+def _working(plan: Design, asked: Job) -> float:
+    """One layer at work: its arrays and its weights, gathered."""
+    wide = 0.0
+    if plan.config.model.quantize != "none":
+        wide = 2 * plan.spec.dim * plan.spec.ffn * _width(plan) / plan.mesh.shape["tensor"]
+    arrays = _tokens(plan, asked) * _numbers(plan, WORKING) * _width(plan)
+    return arrays + _layer(plan) + wide
+
+
+def _loss(plan: Design, asked: Job, name: str) -> float:
+    """Logits of one chunk, and the states before them."""
+    if not name.startswith("task"):
+        return 0.0
+    logits = min(CHUNK_LOGITS, asked.tokens * plan.spec.vocab / plan.mesh.size) * 4
+    return COPIES * logits + 3 * _tokens(plan, asked) * plan.spec.dim * _width(plan)
+
+
+def _gradient(plan: Design, asked: Job, name: str) -> float:
+    kept = _numbers(plan, KEPT[plan.config.model.remat]) * _width(plan) * _depth(plan, name)
+    slopes = 2 * size(plan.state.trained)  # the sum so far, and this micro-batch's
+    whole = _tokens(plan, asked) * kept + slopes
+    return whole + max(_working(plan, asked), _loss(plan, asked, name))
+
+
+def _forward(plan: Design, asked: Job, name: str) -> float:
+    return max(_working(plan, asked), _loss(plan, asked, name))
+
+
+def _update(plan: Design, asked: Job, name: str) -> float:
+    return size(plan.state.trained)
+
+
+def _prompt(plan: Design, asked: Job, name: str) -> float:
+    """The cache, and the scores of one layer's reference attention in float32."""
+    cache = size(job(plan, "token").given)
+    rows, width = (int(n) for n in asked.what.split(" x "))
+    heads = plan.spec.heads / plan.mesh.shape["tensor"]
+    ways = plan.mesh.shape["data"] * plan.mesh.shape["fsdp"]
+    return cache + 2 * rows / ways * heads * width**2 * 4 + _working(plan, asked)
+
+
+def _token(plan: Design, asked: Job, name: str) -> float:
+    return _working(plan, asked)
+
+
+_TEMPORARIES = {
+    "gradient": _gradient,
+    "task_eval": _forward,
+    "align_eval": _forward,
+    "update": _update,
+    "prompt": _prompt,
+    "token": _token,
+}

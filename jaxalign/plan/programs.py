@@ -1,0 +1,386 @@
+"""The programs of a run, compiled for machines that are not there, and what each of them takes.
+
+They are the run's own (`train.design`, `generate.loop`), on shapes instead of arrays.
+
+    for program in compile_all(design(config, spec, adapter, mesh, 1000), CHIPS['v5e']):
+        program.peak, program.seconds                # bytes and seconds of one micro-batch
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding
+
+from jaxalign.chips import Chip
+from jaxalign.data.batch import PairBatch, TaskBatch
+from jaxalign.generate import shapes
+from jaxalign.generate.decoding import Decoding
+from jaxalign.generate.loop import Weights, advance, start
+from jaxalign.model import splash
+from jaxalign.plan.cost import Cost, measure
+from jaxalign.plan.hlo import dims
+from jaxalign.sharding import activation_spec, batch_sharding, replicated
+from jaxalign.train.design import Design
+from jaxalign.train.flops import training_flops
+from jaxalign.train.schedule import turns
+
+ALWAYS = ("update", "prompt", "token")  # of every run
+PROGRAMS = ("task", "align", "update", "task_eval", "align_eval", "prompt", "token")
+
+
+@dataclass(frozen=True)
+class Program:
+    """One program; everything is of one chip, and of one micro-batch or call."""
+
+    name: str
+    what: str  # rows x tokens
+    chip: Chip
+    tokens: int = 0  # in all rows, on all chips
+    arguments: float = 0.0  # bytes
+    temporaries: float = 0.0
+    beside: float = 0.0  # what lies in memory meanwhile and is none of its arguments
+    peak: float = 0.0  # of everything
+    least: float = 0.0  # FLOPs that cannot be saved
+    cost: Cost = field(default_factory=Cost)
+    took: float = 0.0  # seconds to compile
+    error: str = ""  # why it cannot run; then nothing else is known but `peak`, perhaps
+    source: str = "compiler"  # or `formula`
+
+    @property
+    def ratio(self) -> float | None:
+        """FLOPs over the least; None where some are not known."""
+        if any(name.startswith("kernel") for name in self.cost.unknown):
+            return None
+        return self.cost.flops / self.least if self.least and self.cost.flops else None
+
+    @property
+    def seconds(self) -> float | None:
+        """The compiler's cycles, kernels at the chip's peak; None where it told too little."""
+        if self.error or self.cost.unknown or not self.chip.clock or not self.cost.cycles:
+            return None
+        return self.cost.cycles / self.chip.clock + self.cost.kernel_flops / self.chip.flops
+
+    @property
+    def roofline(self) -> float:
+        """Seconds that no program can beat: least FLOPs at the peak, arguments read once."""
+        return max(self.least / self.chip.flops, self.arguments / self.chip.bandwidth)
+
+    @property
+    def exposed(self) -> float:
+        """Seconds of traffic beside which nothing is computed, at the links' full speed."""
+        open_ = sum(traffic.bytes - traffic.hidden for traffic in self.cost.collectives.values())
+        return open_ / self.chip.link if self.chip.link else 0.0
+
+    @property
+    def fits(self) -> bool:
+        """Whether one chip's memory is enough."""
+        return not self.error and self.peak <= self.chip.memory
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a program is called with."""
+
+    lower: Callable[[], Any]
+    what: str
+    given: Any  # arrays besides the weights and the state
+    tokens: int = 0
+    times: int = 1  # micro-batches of one call
+    least: float = 0.0  # FLOPs of one of them, on all chips
+
+
+def compile_all(plan: Design, chip: Chip, only: tuple[str, ...] = PROGRAMS) -> Iterator[Program]:
+    """Every program of the run that is named in `only` and that the run has, as it is compiled."""
+    for name in chosen(plan, only):
+        yield _compile(name, job(plan, name), plan, chip)
+
+
+def chosen(plan: Design, only: tuple[str, ...]) -> list[str]:
+    """The programs in `only` that the run has."""
+    return [name for name in only if name.split("_")[0] in (*plan.active, *ALWAYS)]
+
+
+def job(plan: Design, name: str) -> Job:
+    """What this program is called with."""
+    return _JOBS[name](plan)
+
+
+def resident(plan: Design) -> float:
+    """Bytes of one chip that a run occupies from its first to its last update."""
+    return size(plan.frozen) + size(plan.state)
+
+
+def size(tree: Any) -> float:
+    """Bytes that one chip keeps of these arrays."""
+    total = 0.0
+    for leaf in jax.tree.leaves(tree):
+        shape = leaf.sharding.shard_shape(leaf.shape) if leaf.sharding else leaf.shape
+        total += math.prod(shape) * bits(leaf.dtype) / 8
+    return total
+
+
+def bits(dtype: Any) -> int:
+    """Of one number; two of four bits share a byte."""
+    if jnp.issubdtype(dtype, jnp.integer):
+        return jnp.iinfo(dtype).bits
+    return 8 * dtype.itemsize
+
+
+def _compile(name: str, job: Job, plan: Design, chip: Chip) -> Program:
+    began = time.monotonic()
+    common: dict[str, Any] = {"name": name, "what": job.what, "chip": chip, "tokens": job.tokens}
+    whole = resident(plan) + size(job.given)
+    try:
+        compiled = job.lower().compile()
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        took = time.monotonic() - began
+        return Program(**common, peak=wanted(str(error)), error="out of memory", took=took)
+    memory = compiled.memory_analysis()
+    # Only a loop over new tokens stops when it will; one turn of it is what is planned.
+    turns = {"token": 1}.get(name)
+    rate = chip.flops / chip.clock if chip.clock else 0.0
+    found = measure(compiled.as_text(), kernels, turns, rate)
+    cost = Cost(unknown=found.unknown)
+    cost.add(found, 1 / job.times)
+    arguments, temporaries = memory.argument_size_in_bytes, memory.temp_size_in_bytes
+    outputs = memory.output_size_in_bytes - memory.alias_size_in_bytes
+    # Arguments that a program does not read are none of it, and yet somewhere.
+    beside = max(0.0, whole - arguments)
+    peak = getattr(memory, "peak_memory_in_bytes", 0) or arguments + temporaries + outputs
+    return Program(
+        **common,
+        arguments=arguments,
+        temporaries=temporaries,
+        beside=beside,
+        peak=peak + beside,
+        least=job.least / plan.mesh.size,
+        cost=cost,
+        took=time.monotonic() - began,
+    )
+
+
+def wanted(error: str) -> float:
+    """Bytes that a program would have needed, by the compiler's words; 0 where it does not say."""
+    found = re.search(r"Used ([\d.]+)([KMGT]) of|\(([\d.]+)([KMGT])\) exceeds", error)
+    if not found:
+        return 0.0
+    number, unit = (word for word in found.groups() if word)
+    return float(number) * 1024.0 ** " KMGT".index(unit)
+
+
+def kernels(op: Any, operands: list[str]) -> float | None:
+    """FLOPs of the kernels that our programs call, for `cost.measure`."""
+    given = [dims(shape) for shape in operands]
+    if "$fmha" in op.attributes:  # cuDNN's: 2 products on the way up, 5 on the way down, causal
+        rows, length, heads, width = given[0]
+        products = 5 if "Backward" in op.attributes else 2
+        return products * rows * heads * length**2 * width
+    return splash.flops(op.name, given)
+
+
+def lengths(plan: Design, phase: str) -> int:
+    """The longest padded rows of a phase: the last bucket, or the limit where none is set."""
+    batch = plan.config.batch
+    limit = batch.max_length if phase == "task" else batch.pair_max_length
+    return min(limit, max(batch.buckets, default=limit))
+
+
+def micro_batches(plan: Design, phase: str) -> tuple[int, float]:
+    """How many micro-batches of this phase one update takes: at most, and in the mean."""
+    config = plan.config
+    counts = [
+        len(turns(config.align.every, update, config.batch.accumulate, plan.active).get(phase, ()))
+        for update in (0, 1)  # turns repeat after two updates
+    ]
+    return max(counts), sum(counts) / 2
+
+
+def _batch(plan: Design, phase: str, *lead: int) -> TaskBatch | PairBatch:
+    config, length = plan.config, lengths(plan, phase)
+    rows = config.batch.size if phase == "task" else config.batch.pairs
+    sharding = batch_sharding(plan.mesh, stacked=bool(lead))
+    ids: Any = jax.ShapeDtypeStruct((*lead, rows, length), jnp.int32, sharding=sharding)
+    # Every token an answer: what rows really have is known only from the data.
+    return TaskBatch(*[ids] * 5) if phase == "task" else PairBatch(*[ids] * 4)
+
+
+def _least(plan: Design, phase: str, passes: str = "both") -> float:
+    """FLOPs of one micro-batch."""
+    length, config, spec = lengths(plan, phase), plan.config, plan.spec
+    blocks = None if phase == "task" else config.align.layer
+    adapter = round(plan.trained_count * (1 if blocks is None else blocks / spec.layers))
+    adapter = adapter if plan.adapter else 0
+    return training_flops(spec, _tokens(plan, phase), length, blocks, adapter, passes=passes)
+
+
+def _tokens(plan: Design, phase: str) -> int:
+    batch = plan.config.batch
+    rows = batch.size if phase == "task" else 2 * batch.pairs
+    return rows * lengths(plan, phase)
+
+
+def _shape(plan: Design, phase: str) -> str:
+    config = plan.config
+    if phase == "task":
+        return f"{config.batch.size} x {lengths(plan, phase)}"
+    return f"{config.batch.pairs} pairs x {lengths(plan, phase)}, layer {config.align.layer}"
+
+
+def _key(plan: Design) -> Any:
+    if plan.adapter is None or not plan.adapter.dropout:
+        return None
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    return jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=replicated(plan.mesh))
+
+
+def _gradient(plan: Design, phase: str) -> Job:
+    number, _ = micro_batches(plan, phase)
+    batch = _batch(plan, phase, number)
+    first = phase == plan.active[0]
+    return Job(
+        lower=partial(plan.step.gradient.lower, phase, plan.state, plan.frozen, batch, _key(plan)),
+        what=_shape(plan, phase),
+        # The gradient of the phase before waits for this one's.
+        given=(batch, None if first else plan.state.trained),
+        tokens=_tokens(plan, phase),
+        times=number,
+        least=_least(plan, phase),
+    )
+
+
+def _update(plan: Design) -> Job:
+    gradients = dict.fromkeys(plan.active, plan.state.trained)
+    sizes = tuple((phase, micro_batches(plan, phase)[0]) for phase in plan.active)
+    lower = partial(plan.step.apply.lower, plan.state, gradients, sizes)
+    return Job(lower, f"{plan.trained_count:,} trained", gradients)
+
+
+def _evaluation(plan: Design, phase: str) -> Job:
+    batch = _batch(plan, phase)
+    return Job(
+        lower=partial(plan.evaluate[phase].lower, plan.state.trained, plan.frozen, batch),
+        what=_shape(plan, phase),
+        given=batch,
+        tokens=_tokens(plan, phase),
+        least=_least(plan, phase, "forward"),
+    )
+
+
+@dataclass(frozen=True)
+class _Generation:
+    """What the two programs of generation are called with."""
+
+    weights: Weights
+    tokens: Any
+    numbers: dict[str, Any]
+    rule: Decoding
+    new: int
+    slots: int
+
+    @classmethod
+    def of(cls, plan: Design) -> _Generation:
+        generate = plan.config.generate
+        whole = replicated(plan.mesh)
+        give = lambda dtype, *shape: jax.ShapeDtypeStruct(shape, dtype, sharding=whole)  # noqa: E731
+        rule = Decoding(generate.max_new_tokens, generate.method, beams=generate.beams).rule
+        width = shapes.padded(max(lengths(plan, "task") - generate.max_new_tokens, 1))
+        numbers = {
+            "lengths": give(jnp.int32, generate.batch),
+            "numbers": give(jnp.uint32, generate.batch),
+            "stops": give(jnp.int32, len(plan.spec.eos_ids) or 1),
+            "seed": give(jnp.uint32),
+            "few": give(jnp.int32),
+        }
+        base = plan.state.trained if plan.frozen is None else plan.frozen
+        lora = None if plan.frozen is None else plan.state.trained
+        return cls(
+            weights=Weights(base, lora, None),
+            tokens=give(jnp.int32, generate.batch, width),
+            numbers=numbers,
+            rule=rule,
+            new=generate.max_new_tokens,
+            slots=width + generate.max_new_tokens - 1,
+        )
+
+    def cache(self, plan: Design) -> Any:
+        """Keys and values of all rows."""
+        spec, rows = plan.spec, self.tokens.shape[0] * self.rule.rows
+        shape = (spec.layers, rows, spec.kv_heads, self.slots, spec.head_dim)
+        one = _left(plan.mesh, jax.ShapeDtypeStruct(shape, jnp.dtype(plan.config.model.dtype)))
+        return [one, one]
+
+    def least(self, plan: Design, tokens: int, length: int) -> float:
+        adapter = plan.trained_count if plan.adapter else 0
+        rows = self.tokens.shape[0]
+        return training_flops(
+            plan.spec, tokens, length, adapter=adapter, answers=rows, passes="forward"
+        )
+
+
+def _prompt(plan: Design) -> Job:
+    with_, decoder = _Generation.of(plan), plan.decoder
+    given = [with_.numbers[name] for name in ("lengths", "numbers", "stops", "seed")]
+    static = (decoder, with_.rule, with_.new, with_.slots)
+    rows, width = with_.tokens.shape
+    return Job(
+        lower=partial(start.lower, with_.weights, with_.tokens, *given, *static),
+        what=f"{rows} x {width}",
+        given=with_.tokens,
+        tokens=rows * width,
+        least=with_.least(plan, rows * width, width),
+    )
+
+
+def _token(plan: Design) -> Job:
+    with_ = _Generation.of(plan)
+    rows = with_.tokens.shape[0] * with_.rule.rows
+    return Job(
+        lower=partial(_lower_token, plan, with_),
+        what=f"{rows} x 1, {with_.slots} slots",
+        given=with_.cache(plan),
+        tokens=rows,
+        least=with_.least(plan, rows, 2 * with_.slots),
+    )
+
+
+def _lower_token(plan: Design, with_: _Generation) -> Any:
+    decoder = plan.decoder
+    given = [with_.numbers[name] for name in ("lengths", "numbers", "stops", "seed")]
+
+    def begin(weights: Weights, tokens: Any, *given: Any) -> Any:
+        return start(weights, tokens, *given, decoder, with_.rule, with_.new, with_.slots)
+
+    batch = jax.tree.map(
+        partial(_left, plan.mesh), jax.eval_shape(begin, with_.weights, with_.tokens, *given)
+    )
+    few, stops, seed = (with_.numbers[name] for name in ("few", "stops", "seed"))
+    return advance.lower(with_.weights, batch, stops, seed, few, decoder, with_.rule)
+
+
+def _left(mesh: Any, leaf: Any) -> Any:
+    """A leaf of the batch as `start` leaves it: the cache split by rows and heads."""
+    letters = "L B K S H" if leaf.ndim == 5 else " ".join("-" * leaf.ndim)
+    sharding = NamedSharding(mesh, activation_spec(letters, leaf.shape, mesh))
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+
+_JOBS: dict[str, Callable[[Design], Job]] = {
+    "task": partial(_gradient, phase="task"),
+    "align": partial(_gradient, phase="align"),
+    "update": _update,
+    "task_eval": partial(_evaluation, phase="task"),
+    "align_eval": partial(_evaluation, phase="align"),
+    "prompt": _prompt,
+    "token": _token,
+}

@@ -1,0 +1,62 @@
+"""Compiled programs kept on disk, so that the second start of a run compiles nothing.
+
+JAX's own cache does the work and its own variables rule it: JAX_ENABLE_COMPILATION_CACHE=false
+turns it off, JAX_COMPILATION_CACHE_DIR names another folder (of a bucket, too).
+
+    keep_programs()                  # before the first computation
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+LIMIT = 8 << 30  # bytes; what was not used for longest goes first
+# Not on a CPU: XLA keeps code for this machine, which on another kind with the same home folder
+# may end in an illegal instruction; and on many machines it takes what it wrote itself for such
+# code: an error on the screen for each program (JAX 0.10).
+PLATFORMS = ("tpu", "gpu")
+
+
+def default_folder() -> Path:
+    """`$XDG_CACHE_HOME/jaxalign/xla`, or the same under `~/.cache`."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "jaxalign", "xla")
+
+
+def keep_programs() -> Path | None:
+    """Turns JAX's cache on disk on, on TPUs and GPUs; its folder, or None where nothing changed.
+
+    Programs that took a second or more are kept (JAX's default). Where JAX already has a folder
+    this changes nothing; neither in a run of several processes: only the first of them writes, so
+    a folder that the others do not see would leave them compiling alone, and on GPUs compilers that
+    share their autotuning would wait for a process that has loaded its program instead. There
+    JAX_COMPILATION_CACHE_DIR must name a folder that all see.
+    """
+    import jax
+
+    known = jax.config.values  # as attributes they are unknown to type checkers
+    if known["jax_compilation_cache_dir"] or not known["jax_enable_compilation_cache"]:
+        return None
+    if jax.default_backend() not in PLATFORMS or jax.process_count() > 1:
+        return None
+    try:
+        folder = default_folder()
+        # Programs from this folder are run: nobody else may write into it.
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK | os.X_OK):
+            return None
+    except (OSError, RuntimeError):  # no home, or one that cannot be written
+        return None
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    if "JAX_COMPILATION_CACHE_MAX_SIZE" not in os.environ and _can_lock():
+        jax.config.update("jax_compilation_cache_max_size", LIMIT)
+    return folder
+
+
+def _can_lock() -> bool:
+    # JAX can only limit the folder where this package is there; huggingface_hub brings it.
+    try:
+        import filelock  # noqa: F401
+    except ImportError:
+        return False
+    return True
