@@ -103,7 +103,8 @@ def test_images(kind):
               for word in words.split()[:-1] if not word.startswith("--")]  # fmt: skip
     assert copied and all((REPO / name).exists() for name in copied)
     assert not {".", "./"} & set(copied)  # named files only: no secret lies in the way
-    assert ["RUN", f"pip install --no-cache-dir '.[{kind}]'"] in steps
+    extras = {"tpu": "tpu,gcs"}.get(kind, kind)
+    assert ["RUN", f"pip install --no-cache-dir '.[{extras}]'"] in steps
     users = [words for step, words in steps if step == "USER"]
     assert users == ["1000"]
     after = [step for step, _ in steps][[step for step, _ in steps].index("USER") :]

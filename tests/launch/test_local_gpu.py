@@ -58,6 +58,8 @@ def test_a_stop_reaches_all(stand_ins, work, sent):
         cwd=work,
         stdout=subprocess.PIPE,
         text=True,
+        # Started in the background of a script this test would hand down an ignored SIGINT.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     deadline = time.monotonic() + 20
     while not all((stand_ins.folder / f"ready{rank}").exists() for rank in (0, 1)):
