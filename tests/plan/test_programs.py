@@ -1,4 +1,4 @@
-"""Programs of a run, compiled for the devices of this session, and what is read off them."""
+"""Programs of a run, compiled for the devices that are here, and what is read off them."""
 
 import dataclasses
 
