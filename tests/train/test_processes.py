@@ -52,11 +52,11 @@ def start(configs, tmp_path, devices):
     return started
 
 
-def finish(started):
-    """Their outputs, once all have ended well."""
+def finish(started, code=0):
+    """Their outputs, once all have ended with this exit code."""
     outputs = [process.communicate(timeout=500)[0] for process in started]
     for process, output in zip(started, outputs, strict=True):
-        assert process.returncode == 0, output
+        assert process.returncode == code, output
     return outputs
 
 
@@ -109,7 +109,7 @@ def test_all_processes_stop_at_the_step_after_one_was_asked(configure, tmp_path)
             assert all(process.poll() is None for process in started)
             time.sleep(0.5)
         started[1].send_signal(signal.SIGTERM)
-        outputs = finish(started)
+        outputs = finish(started, 128 + signal.SIGTERM)
     finally:
         for process in started:
             process.kill()
