@@ -24,8 +24,10 @@ from jaxalign.demo import ASSETS
 from jaxalign.hf.save import save_base
 from jaxalign.model.decoder import Decoder
 from jaxalign.model.spec import ModelSpec, parameter_count
+from jaxalign.paths import Desk
 from jaxalign.train import loop
 from jaxalign.train.setup import prepare
+from jaxalign.train.watch import Watch
 
 SPEC = ModelSpec(
     family="llama", vocab=4096, dim=256, layers=8, heads=8, kv_heads=4, head_dim=32, ffn=1024,
@@ -85,8 +87,13 @@ def main() -> None:
 def through_loop(run: Any) -> tuple[Timed, float]:
     """The timed step of one run, and when its loop was over, checkpoints on disk."""
     step = Timed(run.step)
-    with jax.set_mesh(run.mesh):
-        loop._train(dataclasses.replace(run, step=step), "overhead", judge=None)
+    timed, config = dataclasses.replace(run, step=step), run.config
+    with (
+        Desk(config.output) as desk,
+        Watch(config, desk.folder) as watch,
+        jax.set_mesh(run.mesh),
+    ):
+        loop._train(timed, "overhead", None, desk, watch)
     return step, time.perf_counter()
 
 
