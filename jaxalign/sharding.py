@@ -184,9 +184,11 @@ def constrain(x: jax.Array, letters: str, table: str = "activations") -> jax.Arr
     return jax.lax.with_sharding_constraint(x, activation_spec(letters, x.shape, mesh, table))
 
 
-def activation_spec(letters: str, shape: tuple[int, ...], mesh: Any, table: str = "") -> P:
+def activation_spec(
+    letters: str, shape: tuple[int, ...], mesh: Any, table: str = "activations"
+) -> P:
     """How an array of these letters is split; see `constrain`."""
-    spec = _spec(letters, shape, mesh, TABLES[table or "activations"])
+    spec = _spec(letters, shape, mesh, TABLES[table])
     if table == "logits" and spec[letters.split().index("V")] is None:
         # A vocabulary that cannot be split is whole everywhere: rows stay where they are.
         return _spec(letters, shape, mesh, ACTIVATIONS)

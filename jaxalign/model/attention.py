@@ -99,7 +99,7 @@ def attend(
     if name == "reference" or sight is None:
         return _reference(q, k, v, mask, scale, cap)
     kernel = KERNELS[name]
-    refusal = kernel.refusal(q, k, sight.windows, cap)
+    refusal = kernel.refusal(q, cap)
     if backend == "auto" and (refusal or q.shape[1] < kernel.LEAST):
         return _reference(q, k, v, mask, scale, cap)
     if refusal:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 LEAST = 0  # tokens of a row from which the kernel is worth it
 
 
-def refusal(q: jax.Array, k: jax.Array, windows: tuple[int, ...], cap: float) -> str:
+def refusal(q: jax.Array, cap: float) -> str:
     """Why the kernel cannot take these shapes; empty where it can."""
     if cap:
         return "cannot cap the scores of attention, as this model does"

@@ -28,7 +28,7 @@ SAVED = "splash"  # checkpoint name of the kernel's output and its normalisers
 PRODUCTS = {"fwd": 2, "dq": 3, "dkv": 4}
 
 
-def refusal(q: jax.Array, k: jax.Array, windows: tuple[int, ...], cap: float) -> str:
+def refusal(q: jax.Array, cap: float) -> str:
     """Why the kernel cannot take these shapes; empty where it can."""
     mesh = jax.sharding.get_abstract_mesh()
     ways = 1 if mesh.empty else mesh.shape["seq"]
@@ -55,7 +55,7 @@ def attend(
     options: dict[str, Any] = {"window": window, "cap": cap, "interpret": platform() != "tpu"}
     if mesh.empty or mesh.size == 1:
         kernel = _kernel(q.shape[1], q.shape[2], 1, 1, **options)
-        return _rows(kernel, q, k, v, segments).swapaxes(1, 2)
+        return _rows(kernel, q, k, v, segments, segments).swapaxes(1, 2)
 
     specs = {
         "q": activation_spec("B N T H", q.shape, mesh),
@@ -70,11 +70,8 @@ def attend(
     keys = None if segments is None else P(specs["q"][0], None)
     own = None if segments is None else specs["segments"]
 
-    def local(kernel: Any, q: Any, k: Any, v: Any, mine: Any, theirs: Any) -> jax.Array:
-        return _rows(kernel, q, k, v, mine, theirs)
-
     mixed = jax.shard_map(
-        local,
+        _rows,
         mesh=mesh,
         in_specs=(kernel_specs, specs["q"], specs["k"], specs["k"], own, keys),
         out_specs=specs["q"],
@@ -106,13 +103,14 @@ def flops(name: str, shapes: list[list[int]]) -> float | None:
 
 
 def _rows(
-    kernel: Any, q: jax.Array, k: jax.Array, v: jax.Array, mine: Any, theirs: Any = None
+    kernel: Any, q: jax.Array, k: jax.Array, v: jax.Array, mine: Any, theirs: Any
 ) -> jax.Array:
+    """[B, N, T, H]: the kernel on every row, with segments of queries (mine), keys (theirs)."""
     from jax.experimental.pallas.ops.tpu.splash_attention import SegmentIds
 
     if mine is None:
         return jax.vmap(lambda q, k, v: kernel(q, k, v))(q, k, v)
-    ids = SegmentIds(mine, mine if theirs is None else theirs)
+    ids = SegmentIds(mine, theirs)
     return jax.vmap(lambda q, k, v, ids: kernel(q, k, v, segment_ids=ids))(q, k, v, ids)
 
 

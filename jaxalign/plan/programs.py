@@ -31,7 +31,6 @@ from jaxalign.plan.hlo import dims
 from jaxalign.sharding import activation_spec, batch_sharding, replicated
 from jaxalign.train.design import Design
 from jaxalign.train.flops import training_flops
-from jaxalign.train.schedule import turns
 
 ALWAYS = ("update", "prompt", "token")  # of every run
 PROGRAMS = ("task", "align", "update", "task_eval", "align_eval", "prompt", "token")
@@ -198,36 +197,22 @@ def lengths(plan: Design, phase: str) -> int:
 
 def micro_batches(plan: Design, phase: str) -> tuple[int, float]:
     """How many micro-batches of this phase one update takes: at most, and in the mean."""
-    config = plan.config
-    counts = [
-        len(turns(config.align.every, update, config.batch.accumulate, plan.active).get(phase, ()))
-        for update in (0, 1)  # turns repeat after two updates
-    ]
+    counts = [len(plan.turns(update).get(phase, ())) for update in (0, 1)]  # then turns repeat
     return max(counts), sum(counts) / 2
 
 
 def _batch(plan: Design, phase: str, *lead: int) -> TaskBatch | PairBatch:
-    config, length = plan.config, lengths(plan, phase)
-    rows = config.batch.size if phase == "task" else config.batch.pairs
+    shape = (*lead, *_size(plan, phase))
     sharding = batch_sharding(plan.mesh, stacked=bool(lead))
-    ids: Any = jax.ShapeDtypeStruct((*lead, rows, length), jnp.int32, sharding=sharding)
+    ids: Any = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=sharding)
     # Every token an answer: what rows really have is known only from the data.
     return TaskBatch(*[ids] * 5) if phase == "task" else PairBatch(*[ids] * 4)
 
 
-def _least(plan: Design, phase: str, passes: str = "both") -> float:
-    """FLOPs of one micro-batch."""
-    length, config, spec = lengths(plan, phase), plan.config, plan.spec
-    blocks = None if phase == "task" else config.align.layer
-    adapter = round(plan.trained_count * (1 if blocks is None else blocks / spec.layers))
-    adapter = adapter if plan.adapter else 0
-    return training_flops(spec, _tokens(plan, phase), length, blocks, adapter, passes=passes)
-
-
-def _tokens(plan: Design, phase: str) -> int:
+def _size(plan: Design, phase: str) -> tuple[int, int]:
+    """Rows (or pairs) of a micro-batch, and their length."""
     batch = plan.config.batch
-    rows = batch.size if phase == "task" else 2 * batch.pairs
-    return rows * lengths(plan, phase)
+    return (batch.size if phase == "task" else batch.pairs), lengths(plan, phase)
 
 
 def _shape(plan: Design, phase: str) -> str:
@@ -238,7 +223,7 @@ def _shape(plan: Design, phase: str) -> str:
 
 
 def _key(plan: Design) -> Any:
-    if plan.adapter is None or not plan.adapter.dropout:
+    if not plan.drops:
         return None
     key = jax.eval_shape(lambda: jax.random.key(0))
     return jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=replicated(plan.mesh))
@@ -253,9 +238,9 @@ def _gradient(plan: Design, phase: str) -> Job:
         what=_shape(plan, phase),
         # The gradient of the phase before waits for this one's.
         given=(batch, None if first else plan.state.trained),
-        tokens=_tokens(plan, phase),
+        tokens=plan.tokens(phase, *_size(plan, phase)),
         times=number,
-        least=_least(plan, phase),
+        least=plan.least_flops(phase, *_size(plan, phase)),
     )
 
 
@@ -272,8 +257,8 @@ def _evaluation(plan: Design, phase: str) -> Job:
         lower=partial(plan.evaluate[phase].lower, plan.state.trained, plan.frozen, batch),
         what=_shape(plan, phase),
         given=batch,
-        tokens=_tokens(plan, phase),
-        least=_least(plan, phase, "forward"),
+        tokens=plan.tokens(phase, *_size(plan, phase)),
+        least=plan.least_flops(phase, *_size(plan, phase), passes="forward"),
     )
 
 

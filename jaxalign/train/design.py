@@ -30,8 +30,9 @@ from jaxalign.model.spec import ModelSpec, check_tap, parameter_count
 from jaxalign.objectives import resolve
 from jaxalign.settings import AUTO, Config
 from jaxalign.sharding import shard_tree
+from jaxalign.train.flops import training_flops
 from jaxalign.train.optim import make_optimiser
-from jaxalign.train.schedule import PHASES, learning_rate, warmup_steps
+from jaxalign.train.schedule import PHASES, learning_rate, turns, warmup_steps
 from jaxalign.train.state import TrainState
 from jaxalign.train.step import (
     Phase,
@@ -76,6 +77,30 @@ class Design:
         if self.adapter is None:
             return parameter_count(self.spec)
         return lora_adapter.count(self.adapter, self.spec)
+
+    @property
+    def drops(self) -> bool:
+        """Whether training draws dropout masks."""
+        return self.adapter is not None and self.adapter.dropout > 0
+
+    def turns(self, update: int) -> dict[str, range]:
+        """Which micro-batches of each stream make up an update."""
+        return turns(self.config.align.every, update, self.config.batch.accumulate, self.active)
+
+    def tokens(self, phase: str, rows: int, length: int) -> int:
+        """Tokens of so many padded task rows, or of both sides of so many pairs."""
+        return rows * length * (1 if phase == "task" else 2)
+
+    def least_flops(
+        self, phase: str, rows: int, length: int, answers: int | None = None, passes: str = "both"
+    ) -> float:
+        """What these rows cost at least; see `training_flops`."""
+        blocks = None if phase == "task" else self.config.align.layer
+        adapter = self.trained_count if self.adapter else 0
+        if blocks is not None:
+            adapter = adapter * blocks // self.spec.layers
+        tokens = self.tokens(phase, rows, length)
+        return training_flops(self.spec, tokens, length, blocks, adapter, answers, passes)
 
 
 def active_phases(config: Config) -> tuple[str, ...]:

@@ -33,7 +33,6 @@ from jaxalign.paths import Desk
 from jaxalign.settings import Config, flatten
 from jaxalign.sharding import put_batch
 from jaxalign.train.checkpoint import Checkpoints
-from jaxalign.train.flops import training_flops
 from jaxalign.train.memory import telling_memory
 from jaxalign.train.metrics import Log
 from jaxalign.train.pace import Work
@@ -115,7 +114,7 @@ def _train(run: Run, title: str, judge: Judge | None, desk: Desk, watch: Watch) 
     store = Checkpoints(desk.output, config.checkpoint.keep)
     state, progress, start = _resume(run, store)
     log = _open_log(run, desk, start, title)
-    key = jax.random.fold_in(jax.random.key(config.seed), 2) if _drops(run) else None
+    key = jax.random.fold_in(jax.random.key(config.seed), 2) if run.drops else None
     if config.train.warm_up == "ahead":
         with watch.pause("compile"):
             log.message(f"all programs compiled in {warm_up(run, state, key):.1f} s")
@@ -176,16 +175,9 @@ def _work(run: Run, name: str, batch: Any) -> Work:
     """Tokens of all hosts, padding counted, and least FLOPs."""
     micro, rows, length = batch[0].shape  # of this host
     rows *= micro * jax.process_count()
-    adapter = run.trained_count if run.adapter else 0
-    if name == "task":
-        answers = rows * batch.answers.shape[-1]
-        tokens = rows * length
-        least = training_flops(run.spec, tokens, length, adapter=adapter, answers=answers)
-    else:
-        tokens, depth = 2 * rows * length, run.config.align.layer
-        below = adapter * depth // run.spec.layers
-        least = training_flops(run.spec, tokens, length, depth, below)
-    return Work(tokens, least)
+    answers = rows * batch.answers.shape[-1] if name == "task" else None
+    least = run.least_flops(name, rows, length, answers)
+    return Work(run.tokens(name, rows, length), least)
 
 
 def _compare_gradients(run: Run, state: TrainState, step: int) -> dict[str, Any]:
@@ -343,10 +335,6 @@ def _watched(config: Config, values: dict[str, float]) -> float:
             f"{', '.join(sorted(values))}"
         )
     return values[config.train.metric]
-
-
-def _drops(run: Run) -> bool:
-    return run.adapter is not None and run.adapter.dropout > 0
 
 
 def _due(step: int, every: int) -> bool:

@@ -28,8 +28,7 @@ from jaxalign.hf.peft import load_peft
 from jaxalign.model.spec import ModelSpec
 from jaxalign.settings import AlignConfig, Config, TaskConfig
 from jaxalign.sharding import make_mesh, shard_tree
-from jaxalign.train.design import Design, active_phases, adapter_of, check_fit, design
-from jaxalign.train.schedule import turns
+from jaxalign.train.design import Design, active_phases, adapter_of, check_fit, design, placed
 from jaxalign.train.state import TrainState
 
 STREAMS: dict[str, Callable[..., Stream]] = {"task": task_stream, "align": pair_stream}
@@ -45,18 +44,10 @@ class Run(Design):
     total: int  # updates
     base: str  # fingerprint of the base
 
-    def turns(self, update: int) -> dict[str, range]:
-        """Which micro-batches of each stream make up an update."""
-        return turns(self.config.align.every, update, self.config.batch.accumulate, self.active)
-
     @property
     def abstract_state(self) -> TrainState:
         """Shapes, dtypes and shardings of the state: what a checkpoint is restored onto."""
-        return jax.tree.map(
-            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-            jax.eval_shape(lambda state: state, self.state),
-            self.shardings,
-        )
+        return placed(self.state, self.shardings)
 
 
 def prepare(config: Config) -> Run:

@@ -18,6 +18,7 @@ import jax
 from jax.stages import Lowered
 
 from jaxalign.sharding import put_batch
+from jaxalign.train.design import placed
 from jaxalign.train.setup import Run
 
 AT_ONCE = 4  # a compilation uses several cores by itself, and gigabytes for a large model
@@ -53,9 +54,5 @@ def _lowered(run: Run, state: Any, key: jax.Array | None) -> Iterator[Lowered]:
                     yield run.step.gradient.lower(name, state, run.frozen, batch, key)
         if sizes not in seen:
             seen.add(sizes)
-            gradients = {name: _like(state.trained) for name in turns}
+            gradients = dict.fromkeys(turns, placed(state.trained, run.shardings.trained))
             yield run.step.apply.lower(state, gradients, sizes)
-
-
-def _like(tree: Any) -> Any:
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree)
