@@ -21,11 +21,10 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from jaxalign import __version__
+from jaxalign import arguments
 from jaxalign.errors import UserError
 from jaxalign.paths import check_local
 from jaxalign.programs import keep_programs
@@ -33,10 +32,11 @@ from jaxalign.programs import keep_programs
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit code."""
-    args, rest = _parser().parse_known_args(argv)
+    parser = arguments.build(COMMANDS)
+    args, rest = parser.parse_known_args(argv)
     # Settings may stand anywhere after the command, also behind an option.
     if any(word.startswith("-") for word in rest):
-        _parser().error(f"unrecognized option {next(w for w in rest if w.startswith('-'))}")
+        parser.error(f"unrecognized option {next(w for w in rest if w.startswith('-'))}")
     args.settings = [*getattr(args, "settings", []), *rest]
     try:
         check_local(getattr(args, "out", ""), "--out")
@@ -50,143 +50,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("jaxalign: interrupted; the same command goes on from the last checkpoint",
               file=sys.stderr)  # fmt: skip
         return 130
-
-
-def _parser() -> argparse.ArgumentParser:
-    common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    parser = argparse.ArgumentParser(
-        prog="jaxalign",
-        description="Fine-tuned LLMs for the languages their task data does not cover.",
-        parents=[common],
-    )
-    parser.add_argument("--version", action="version", version=f"jaxalign {__version__}")
-    commands = parser.add_subparsers(metavar="COMMAND", required=True)
-
-    def command(name: str, run: Callable, text: str, group: argparse._SubParsersAction = commands):
-        added = group.add_parser(name, help=text, description=text, parents=[common])
-        added.set_defaults(run=run)
-        return added
-
-    def configured(added: argparse.ArgumentParser) -> argparse.ArgumentParser:
-        added.add_argument("config", help="YAML file")
-        added.add_argument("settings", nargs="*", metavar="key=value", help="as in align.layer=16")
-        return added
-
-    train = configured(command("train", _train, "train an adapter (or a whole model)"))
-    train.add_argument("--profile", default="", metavar="START:N",
-                       help="trace N updates from START on, as log.profile=[START,N]")  # fmt: skip
-    data = command("data", _none, "look at the data of a run").add_subparsers(
-        metavar="WHAT", required=True
-    )
-    show = configured(command("show", _show, "print rows, coloured by what is trained", data))
-    show.add_argument("--rows", type=int, default=3, help="rows of each stream (default 3)")
-    judge = configured(command("evaluate", _evaluate, "compare systems on what they write"))
-    judge.add_argument("--base", action="store_true",
-                       help="the bare base (and, with evaluate.shots, few-shot)")  # fmt: skip
-    for name, what in (("adapter", "a PEFT folder or hub name"),
-                       ("predictions", "a file of answers, scored without a model")):  # fmt: skip
-        judge.add_argument(
-            f"--{name}", action=_Entrant, dest="entrants", default=[], metavar="[NAME=]PATH",
-            help=f"{what}; the same NAME again: another seed",
-        )  # fmt: skip
-    judge.add_argument("--out", default="", help="folder (default OUTPUT/evaluation)")
-    write = configured(command("generate", _generate, "write answers to rows or prompts"))
-    write.add_argument("--data", action="append", default=[], metavar="SOURCE",
-                       help="rows to answer, gold or not (default evaluate.data)")  # fmt: skip
-    write.add_argument("--prompt", action="append", default=[], metavar="TEXT",
-                       help="a text to answer; printed")  # fmt: skip
-    write.add_argument("--adapter", default="", metavar="PATH", help="a PEFT folder or hub name")
-    write.add_argument("--out", default="", help="JSONL file (default OUTPUT/answers.jsonl)")
-    look = command("probe", _probe, "which layer aligns which languages")
-    look.add_argument("model", help="a folder in Hugging Face layout, a hub name, or a YAML file")
-    look.add_argument("settings", nargs="*", metavar="key=value", help="as in model.dtype=float32")
-    look.add_argument("--parallel", required=True, metavar="SOURCE",
-                      help="LANG.txt files, FLORES folder, XX-YY.tsv, JSONL, hf:NAME")  # fmt: skip
-    look.add_argument("--adapter", action=_Entrant, dest="entrants", default=[],
-                      metavar="[NAME=]PATH", help="compared with the base")  # fmt: skip
-    look.add_argument("--out", default="runs/probe", help="folder (default runs/probe)")
-    look.add_argument("--pooling", default="mean",
-                      help="of mean, last, position, first; several: mean,last")  # fmt: skip
-    look.add_argument("--languages", default="", help="keep only these: en,de,cy")
-    look.add_argument("--rows", type=int, default=0, help="first sentences only (default all)")
-    look.add_argument("--pivot", default="en", help="language the others are compared with (en)")
-    look.add_argument("--neurons", type=int, default=0, metavar="N",
-                      help="NASCA and NAVCA on the first N sentences (the paper: 100)")  # fmt: skip
-    look.add_argument("--items", default="", metavar="SOURCE",
-                      help="task items in several languages: DALI")  # fmt: skip
-    look.add_argument("--scores", default="", metavar="FILE",
-                      help="report.json of evaluate, or {language: score}: correlated")  # fmt: skip
-    look.add_argument("--states", default="float32", choices=("float32", "float16"),
-                      help="of the vectors on disk (default float32)")  # fmt: skip
-    look.add_argument("--width", type=int, default=None, metavar="N",
-                      help="approximate retrieval by N principal directions")  # fmt: skip
-    join = command("merge", _merge, "combine adapters of one base, or write them into it")
-    join.add_argument("adapters", nargs="+", metavar="ADAPTER", help="PEFT folders or hub names")
-    join.add_argument("--out", required=True, help="folder to write")
-    join.add_argument("--weights", default="", metavar="W,W",
-                      help="one for each adapter, as in 0.6,0.4 (or --weights=-1,1)")  # fmt: skip
-    join.add_argument("--method", default="delta",
-                      help="delta (exact), task_arithmetic (the same), svd, average, magnitude, "
-                      "ties, dare, dare_ties")  # fmt: skip
-    join.add_argument("--rank", type=int, help="of the result, for methods that cut it")
-    join.add_argument("--density", type=float, help="share of entries kept: magnitude, ties, dare")
-    join.add_argument("--seed", type=int, default=1, help="of what dare drops (default 1)")
-    join.add_argument("--base", default="", metavar="MODEL",
-                      help="the adapters' base (default: as the first one names it)")  # fmt: skip
-    join.add_argument("--into-base", default="", metavar="MODEL", help="write a whole model")
-    join.add_argument("--search", default="", metavar="CONFIG",
-                      help="choose weights by a score; key=value as in train")  # fmt: skip
-    join.add_argument("--grid", action="append", default=[], metavar="W,W",
-                      help="values whose sums of 1 are tried; or one list an adapter")  # fmt: skip
-    join.add_argument("--metric", default="", help="a score of the task, or loss")
-    join.add_argument("--data", action="append", default=[], metavar="SOURCE",
-                      help="rows to choose weights by (default task.valid)")  # fmt: skip
-    join.add_argument("--force", action="store_true", help="replace what is in --out")
-    out = command("export", _export, "write a run as what PyTorch, vLLM or JAX load")
-    out.add_argument("source", metavar="RUN", help="output of a training, PEFT folder or hub name")
-    out.add_argument("--format", default="peft", choices=("peft", "merged", "orbax"),
-                     help="adapter, whole model, or tree for JAX (default peft)")  # fmt: skip
-    out.add_argument("--step", default="", metavar="N", help="a number, best or latest (default: "
-                     "the best, if there is one)")  # fmt: skip
-    out.add_argument("--out", default="", help="folder to write (default RUN/export/FORMAT)")
-    out.add_argument("--base", default="", metavar="MODEL", help="where the base is now")
-    out.add_argument("--dtype", default="", help="of a model: float32, float16 or bfloat16 "
-                     "(default: the base's)")  # fmt: skip
-    out.add_argument("--max-shard-size", default="5GB", metavar="SIZE", help="(default 5GB)")
-    out.add_argument("--verify", action="store_true", help="read it back, compare the logits")
-    out.add_argument("--push", default="", metavar="NAME", help="upload to this hub repository")
-    out.add_argument("--private", action="store_true", help="make that repository private")
-    out.add_argument("--force", action="store_true", help="replace what is in --out")
-    take = command("import", _import, "check an adapter trained elsewhere and take it in")
-    take.add_argument("adapter", help="a PEFT folder or hub name")
-    take.add_argument("--base", required=True, metavar="MODEL", help="what it was trained on")
-    take.add_argument("--out", required=True, help="folder to write")
-    take.add_argument("--force", action="store_true", help="replace what is in --out")
-    plan = configured(command("plan", _plan, "compile a run for machines that are not there"))
-    plan.add_argument("--topology", required=True, metavar="CHIP:SHAPE",
-                      help="as in v5e:4x4, v5p:2x2x2 or h100:8")  # fmt: skip
-    plan.add_argument("--slices", type=int, default=1, metavar="N",
-                      help="TPU slices of that shape, or GPU nodes (default 1)")  # fmt: skip
-    plan.add_argument("--phases", default="", metavar="NAME,NAME",
-                      help="of task, align, update, task_eval, align_eval, prompt, token "
-                      "(default all; with --search task,align)")  # fmt: skip
-    plan.add_argument("--search", action="store_true",
-                      help="try meshes, remat, micro-batches and an int8 base")  # fmt: skip
-    plan.add_argument("--tries", type=int, default=8, metavar="N",
-                      help="candidates that --search compiles (default 8)")  # fmt: skip
-    plan.add_argument("--price", type=float, metavar="USD", help="dollars a chip-hour")
-    plan.add_argument("--json", default="", metavar="FILE", help="everything, as JSON")
-    configured(command("config", _config, "print every setting with its origin"))
-    demo = command("demo", _demo, "train the embedded small model with and without alignment")
-    demo.add_argument("--out", default="runs/demo", help="folder (default runs/demo)")
-    demo.add_argument("settings", nargs="*", metavar="key=value", help="as in train.steps=100")
-    demo.add_argument("--seeds", type=int, default=1, help="runs of each kind (default 1)")
-    return parser
-
-
-def _none(args: argparse.Namespace) -> None:
-    raise UserError("say what: jaxalign data show CONFIG")
 
 
 def _train(args: argparse.Namespace) -> int:
@@ -227,18 +90,6 @@ def _profile_words(given: str) -> list[str]:
             "the updates 10 to 12"
         )
     return [f"log.profile=[{start},{number}]"]
-
-
-class _Entrant(argparse.Action):
-    """Collects --adapter and --predictions in the order of the command line."""
-
-    def __call__(self, parser: Any, args: Any, value: Any, option: str | None = None) -> None:
-        name, equals, path = str(value).partition("=")
-        kind = str(option).lstrip("-")
-        args.entrants = [
-            *getattr(args, "entrants", []),
-            (name if equals else "", path or name, kind),
-        ]
 
 
 def _evaluate(args: argparse.Namespace) -> None:
@@ -452,6 +303,21 @@ def _demo(args: argparse.Namespace) -> None:
     from jaxalign.demo.run import demo
 
     demo(args.out, args.seeds, args.settings)
+
+
+COMMANDS: arguments.Runs = {
+    "train": _train,
+    "evaluate": _evaluate,
+    "generate": _generate,
+    "probe": _probe,
+    "merge": _merge,
+    "export": _export,
+    "import": _import,
+    "plan": _plan,
+    "data show": _show,
+    "config": _config,
+    "demo": _demo,
+}
 
 
 if __name__ == "__main__":

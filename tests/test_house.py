@@ -26,7 +26,7 @@ FLOORS = (
     {"adapters", "model"},
     {"hf", "train", "generate", "base"},
     {"probe", "evaluate", "merge", "export", "plan", "demo"},
-    {"cli", "__main__"},
+    {"cli", "arguments", "__main__"},
 )
 # Beyond the floors: room -> rooms on its own or a lower floor that it must not see.
 APART = {
@@ -38,7 +38,17 @@ APART = {
     "generate": {"config", "settings", "train"},
     "base": {"train"},
 }
-LIGHT = ("errors", "settings", "config", "multihost", "model.spec", "cli", "__main__", "data.batch")
+LIGHT = (
+    "errors",
+    "settings",
+    "config",
+    "multihost",
+    "model.spec",
+    "cli",
+    "arguments",
+    "__main__",
+    "data.batch",
+)
 
 
 def name_of(file: Path) -> str:

@@ -27,7 +27,7 @@ LANGUAGE_NAMES = dict(
         mn=Mongolian mr=Marathi ms=Malay mt=Maltese my=Burmese nb=Norwegian ne=Nepali nl=Dutch
         no=Norwegian pa=Punjabi pl=Polish pt=Portuguese ro=Romanian ru=Russian sk=Slovak
         sl=Slovenian so=Somali sq=Albanian sr=Serbian sv=Swedish sw=Swahili ta=Tamil te=Telugu
-        th=Thai tl=Filipino tr=Turkish uk=Ukrainian ur=Urdu uz=Uzbek vi=Vietnamese yo=Yoruba
+        th=Thai fil=Filipino tr=Turkish uk=Ukrainian ur=Urdu uz=Uzbek vi=Vietnamese yo=Yoruba
         zh=Chinese zu=Zulu
         """,
     )
@@ -39,7 +39,7 @@ LANGUAGE_NAMES = dict(
 CLASSES = {
     1: "az cy gu hy jv km kn mk ml mn my nb ne no so sq te",
     2: "am ga ha is mr mt pa sw yo zu",
-    3: "af be bg bn bs da el et gl he id ka kk lt lv ms ro sk sl ta th tl uk ur uz",
+    3: "af be bg bn bs da el et gl he id ka kk lt lv ms ro sk sl ta th fil uk ur uz",
     4: "ca cs eu fa fi hi hr hu it ko nl pl pt ru sr sv tr vi",
     5: "ar de en es fr ja zh",
 }

@@ -27,7 +27,7 @@ from jaxalign.model.attention import Sight, attend
 from jaxalign.model.quantised import Quantised
 from jaxalign.model.rotary import rotate
 from jaxalign.model.spec import NORMS, QK_NORMS, ModelSpec
-from jaxalign.sharding import constrain
+from jaxalign.sharding import constrain, letters_of
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "silu": nn.silu,
@@ -154,9 +154,15 @@ class Projection(nn.Module):
         if not isinstance(self.kernel, Quantised):
             return jax.lax.dot_general(x, self.kernel, axes)
 
-        # Kept for the backward pass as it is stored, and widened again there.
+        # Kept for the backward pass as it is stored, and widened again there. What was split for
+        # storage is gathered as it is stored: wide, it would be two to four times the bytes.
+        letters = letters_of("/".join((*self.path, "kernel")))
+        assert letters is not None  # the table of sharding has every projection
+        letters = letters.removeprefix("L ")
+
         @partial(jax.checkpoint, prevent_cse=False)
         def widened(x: jax.Array, kernel: Quantised) -> jax.Array:
+            kernel = jax.tree.map(lambda leaf: constrain(leaf, letters), kernel)
             return jax.lax.dot_general(x, kernel.widen(x.dtype), axes)
 
         return widened(x, self.kernel)

@@ -21,7 +21,7 @@ import numpy as np
 from jaxalign.data.languages import language_name
 from jaxalign.errors import UserError
 from jaxalign.evaluate.draw import PALETTE
-from jaxalign.probe.reading import MAIN, Groups, curve_of, of_group, order_of
+from jaxalign.probe.reading import MAIN, Groups, curve_of, order_of
 from jaxalign.probe.run import choose_layer
 from jaxalign.probe.table import Table
 from jaxalign.probe.tasks import Relation
@@ -54,8 +54,8 @@ def curves(table: Table, path: Path, groups: Groups) -> None:
         layers = np.arange(table.layers + 1)
         colours = [INK, *(PALETTE[n % len(PALETTE)] for n in range(len(groups) - 1))]
         for s, style in enumerate(styles(len(table.systems))):
-            for group, colour in zip(groups, colours, strict=True):
-                values = curve_of(table, MAIN, s, 0, of_group(table, groups, group))
+            for names, colour in zip(groups.values(), colours, strict=True):
+                values = curve_of(table, MAIN, s, 0, names)
                 axes.plot(layers, 100 * values, ls=style, color=colour, lw=1.6, ms=2.6, marker="o")
         for s, style in enumerate(styles(len(table.systems))):
             control = 100 * table.health["shuffled"][s, 0]

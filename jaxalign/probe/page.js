@@ -31,17 +31,12 @@
   };
   const layers = [...Array(L).keys()];
 
-  // As curve_of in reading.py: members null means all directions.
+  // As curve_of in reading.py: directions from and to the members; with the pivot, the others.
+  const languages = [...Array(G).keys()];
   function curve(score, s, p, members) {
-    const others = (members ?? D.codes.map((_, g) => g)).filter((g) => g !== D.pivot);
-    if (!RETRIEVAL.includes(score))
-      return layers.map((l) => mean(others.map((g) => D.pivoted[score][s][p][l][g])));
-    if (members === null) {
-      const size = G * G;
-      return layers.map((l) => mean(pairs[score].subarray(((s * P + p) * L + l) * size, ((s * P + p) * L + l + 1) * size)));
-    }
-    return layers.map((l) => (mean(others.map((g) => pair(score, s, p, l, g, D.pivot)))
-      + mean(others.map((g) => pair(score, s, p, l, D.pivot, g)))) / 2);
+    return layers.map((l) => mean(RETRIEVAL.includes(score)
+      ? members.flatMap((a) => languages.flatMap((b) => [pair(score, s, p, l, a, b), pair(score, s, p, l, b, a)]))
+      : members.filter((g) => g !== D.pivot).map((g) => D.pivoted[score][s][p][l][g])));
   }
   const share = (x, digits = 1) => (Number.isNaN(x) ? "not measured" : `${(100 * x).toFixed(digits)} %`);
   const show = (score, x) => (score === "cka" ? (Number.isNaN(x) ? "not measured" : x.toFixed(3)) : share(x));
@@ -93,7 +88,7 @@
   }
   function toggle(button, key, one) {
     if (picked.has(key)) picked.delete(key);
-    else picked.set(key, { ...one, id: key, colour: one.members === null ? "var(--ink)" : freeColour() });
+    else picked.set(key, { ...one, id: key, colour: one.members.length === G ? "var(--ink)" : freeColour() });
     const on = picked.has(key);
     button.setAttribute("aria-pressed", on);
     button.style.setProperty("--own", on ? picked.get(key).colour : "");
@@ -156,7 +151,7 @@
     drawCross();
     const pivot = D.names[D.pivot];
     $("curve-words").textContent = retrieval
-      ? `Share of sentences whose translation comes first (${D.titles[score]}). All: mean over all directions; groups and languages: from and to ${pivot}.`
+      ? `Share of sentences whose translation comes first (${D.titles[score]}). Mean over all directions from and to a language, or a group's languages.`
       : `${D.titles[score]} with ${pivot}, mean over languages.`;
     box.setAttribute("aria-label", `${D.titles[score]} by layer`);
     box.setAttribute("aria-valuemax", D.layers);
@@ -445,8 +440,8 @@
   options("system", D.systems.map((name, s) => [s, name]));
   Object.assign($("layer"), { max: D.layers, value: D.chosen });
   for (const [group, members] of Object.entries(D.groups)) {
-    const count = members === null ? G : members.length;
-    const button = chip(`group ${group}`, { label: count > 1 ? `${group} (${count})` : group, members });
+    const label = members.length > 1 ? `${group} (${members.length})` : group;
+    const button = chip(`group ${group}`, { label, members });
     $("groups").append(button);
   }
   D.names.forEach((_, g) => { if (g !== D.pivot) $("languages").append(chip(`language ${g}`, { label: names[g], members: [g] })); });

@@ -28,7 +28,6 @@ from jaxalign.probe.reading import (
     Line,
     curve_of,
     lines_of,
-    of_group,
     order_of,
     percent,
     points,
@@ -78,9 +77,8 @@ METHODS = {
     "the sentence's: its share in a two-way analysis of variance over languages and sentences.",
     "Resource class": "Joshi et al. 2020, The State and Fate of Linguistic Diversity and Inclusion "
     "in the NLP World: 5 has the most data, 1 the least that has any; low-resource is 0 to 2 here.",
-    "Averages": "All: the mean over all directions. A group or a language in a curve: over its "
-    "directions from and to the pivot. In the table of languages: over all directions from and to "
-    "it. Nothing is averaged where nothing was measured.",
+    "Averages": "A language's retrieval is the mean over all directions from and to it, a group's "
+    "the mean of its languages'. Nothing is averaged where nothing was measured.",
 }
 
 
@@ -145,10 +143,7 @@ def _data(table: Table, groups: Groups, layer: int) -> dict[str, Any]:
         "layers": table.layers,
         "chosen": layer,
         "order": order_of(table, 0, layer),
-        "groups": {
-            group: None if of_group(table, groups, group) is None else [at[n] for n in names]
-            for group, names in groups.items()
-        },
+        "groups": {group: [at[name] for name in names] for group, names in groups.items()},
         "titles": {
             score: title
             for score, title in sorted(TITLES.items(), key=lambda item: item[0] != MAIN)

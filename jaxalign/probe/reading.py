@@ -78,24 +78,13 @@ def curve_of(
 ) -> np.ndarray:
     """[L+1]: as `Table.curve`, for any score.
 
-    Retrieval: all directions, or those between these languages and the pivot. MEXA, CKA and
-    neighbours: mean over the (these) languages, the pivot left out.
+    MEXA, CKA and whatever else compares with the pivot: mean over the (these) languages, the pivot
+    left out.
     """
-    names = np.array(table.languages)
-    inside = np.isin(names, list(languages or names)) & (names != table.pivot)
-    if score in table.pivoted:
-        return mean_of(table.pivoted[score][system, pooling][:, inside], 1)
-    values = table.pairs[score][system, pooling]
-    if languages is None:
-        return mean_of(values, (1, 2))
-    at = table.languages.index(table.pivot)
-    both = np.stack([mean_of(values[:, inside, at], 1), mean_of(values[:, at, inside], 1)])
-    return both.mean(axis=0)
-
-
-def of_group(table: Table, groups: Groups, group: str) -> tuple[str, ...] | None:
-    """The group's languages as `curve_of` wants them: None for all."""
-    return None if groups[group] == table.languages else groups[group]
+    if score not in table.pivoted:
+        return table.curve(score, system, pooling, languages)
+    inside = table.chosen(languages) & (np.array(table.languages) != table.pivot)
+    return mean_of(table.pivoted[score][system, pooling][:, inside], 1)
 
 
 def lines_of(table: Table, layer: int) -> list[Line]:

@@ -123,6 +123,8 @@ def measure_corpora(
                 _states(config, base, system, weights, corpora, Path(out), poolings, dtype,
                         sentences)
             )  # fmt: skip
+            if bar.disable and is_main():  # a log, where the bar would not move
+                print(f"{system.name}: {_sentences(corpora):,} sentences read", flush=True)
             asked.append(
                 _asked(base, weights, corpora, pivot, neurons, items, config.generate.batch,
                        sentences)

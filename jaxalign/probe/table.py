@@ -7,6 +7,7 @@ table.best('margin', 0, 0)                     # the layer where that is largest
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -47,23 +48,21 @@ class Table:
         """L: blocks of the model; layer 0 is the embeddings."""
         return next(iter(self.pairs.values())).shape[2] - 1
 
-    def chosen(self, languages: tuple[str, ...] | None = None) -> np.ndarray:
+    def chosen(self, languages: Sequence[str] | None = None) -> np.ndarray:
         """[G] bool: which languages are meant."""
         return np.array([languages is None or name in languages for name in self.languages])
 
     def curve(
-        self, score: str, system: int, pooling: int, languages: tuple[str, ...] | None = None
+        self, score: str, system: int, pooling: int, languages: Sequence[str] | None = None
     ) -> np.ndarray:
-        """[L+1]: mean over the directions between these languages, or these and the pivot.
+        """[L+1]: mean over all directions, or over those from and to these languages.
 
-        With languages given, the directions are those from or to the pivot.
+        A direction between two of them counts for both, so that the curve of a group is the mean
+        of its languages' and that of all lies among the groups'.
         """
         values = self.pairs[score][system, pooling]  # [L+1, G, G]
-        if languages is None:
-            return mean_of(values, (1, 2))
-        others = self.chosen(languages) & (np.array(self.languages) != self.pivot)
-        at = self.languages.index(self.pivot)
-        return mean_of(np.stack([values[:, others, at], values[:, at, others]]), (0, 2))
+        both = np.concatenate([values, values.swapaxes(1, 2)], axis=2)
+        return mean_of(both[:, self.chosen(languages)], (1, 2))
 
     def by_language(self, score: str, system: int, pooling: int, layer: int) -> np.ndarray:
         """[G]: mean over the directions from and to each language."""

@@ -50,6 +50,11 @@ def test_resource_classes():
     assert resource_class("cy") == resource_class("cym_Latn") == 1
     assert resource_class("zh-TW") == resource_class("zho_Hant") == 5
     assert resource_class("en-cy") == resource_class("cy-en") == 1
+    assert resource_class("tl-PH") == resource_class("fil") == 3
     assert resource_class("de-st") is None
     assert resource_class("tlh") is None
     assert set(CLASS_OF) == set(LANGUAGE_NAMES)
+
+
+def test_tables_are_read_by_the_plain_code():
+    assert [code for code in {**LANGUAGE_NAMES, **CLASS_OF} if base_language(code) != code] == []

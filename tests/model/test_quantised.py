@@ -26,6 +26,7 @@ from jaxalign.model.quantised import (
     quantise,
     widen,
 )
+from jaxalign.plan.cost import measure
 from jaxalign.sharding import make_mesh, shard_tree
 from jaxalign.train import setup
 from jaxalign.train.loop import train
@@ -253,6 +254,21 @@ def test_split_over_a_mesh(small, folder, kind, mesh):
     with jax.set_mesh(mesh):
         theirs = run(params, jax.device_put(lora, shard_tree(mesh, lora)))
     np.testing.assert_allclose(theirs, alone, atol=2e-5 * float(jnp.abs(alone).max()), rtol=0)
+
+
+def test_weights_travel_as_they_are_stored(folder):
+    mesh, tokens, sent = make_mesh(1, 8), jnp.arange(512).reshape(8, 64) % 50, {}
+    wide = shard_tree(mesh, abstract_params(SPEC, jnp.float32))
+
+    def loss(params, x):
+        return Decoder(SPEC).forward(params, None, tokens).hidden.sum() + x
+
+    with jax.set_mesh(mesh):
+        for kind in ("none", "int8"):
+            params = load_params(folder, SPEC, jnp.float32, wide, quantize=kind)
+            text = jax.jit(loss).lower(params, 0.0).compile().as_text()
+            sent[kind] = measure(text).collectives["all-gather"].bytes
+    assert sent["int8"] < 0.35 * sent["none"]
 
 
 def test_generation(small):
