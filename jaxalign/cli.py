@@ -142,11 +142,13 @@ def _probe(args: argparse.Namespace) -> None:
     from rich.console import Console
 
     from jaxalign.base import name_of
+    from jaxalign.probe.heap import keep_freed_memory
     from jaxalign.probe.report import show, write
     from jaxalign.probe.run import Probed, probe
     from jaxalign.probe.tasks import read_scores, relations
 
     given = [Probed(name or name_of(path), path) for name, path, _ in args.entrants]
+    keep_freed_memory()
     table = probe(
         config,
         args.parallel,

@@ -14,10 +14,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -84,15 +86,13 @@ def make_mesh(
     types = (AxisType.Auto,) * len(AXES)
     # TPU slices, and GPU nodes without NVLink between them: fast within, slow across.
     slices = len({getattr(device, "slice_index", 0) for device in devices})
-    if slices == 1:
-        return jax.make_mesh(sizes, AXES, axis_types=types, devices=devices)
-    from jax.experimental import mesh_utils  # jax.make_mesh refuses more than one slice
-
     across = split_slices(sizes, slices)
     within = [size // share for size, share in zip(sizes, across, strict=True)]
-    array = mesh_utils.create_hybrid_device_mesh(
-        within, across, devices, allow_split_physical_axes=True
-    )
+    # An axis may be half a side of a slice, as 4 of 8 x 8 chips is; `jax.make_mesh` only lets v5e.
+    make: Any = mesh_utils.create_device_mesh
+    if slices > 1:
+        make = partial(mesh_utils.create_hybrid_device_mesh, dcn_mesh_shape=across)
+    array = make(within, devices=devices, allow_split_physical_axes=True)
     return Mesh(array, AXES, axis_types=types)
 
 

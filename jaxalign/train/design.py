@@ -158,7 +158,7 @@ def design(config: Config, spec: ModelSpec, adapter: Lora | None, mesh: Mesh, to
     state = jax.eval_shape(partial(TrainState.create, optimiser=optimiser), trained)
     shardings = shard_tree(mesh, state)
     shapes_only = isinstance(mesh, AbstractMesh)  # to look at, not to compile
-    asked = None if shapes_only else compiler.options(mesh.devices.flat[0].platform)
+    asked = None if shapes_only else compiler.options(mesh.devices.flat[0])
     return Design(
         config=config,
         mesh=mesh,

@@ -64,6 +64,13 @@ def test_a_small_model(tmp_path):
     assert found["token"]["ratio"] == pytest.approx(1, abs=0.1)
 
 
+def test_a_mesh_may_split_a_side_of_the_slice(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(SMALL), "utf-8")
+    words = ("mesh.tensor=2", "align.weight=0")
+    found = plan(tmp_path, "v6e:4x4", "update", *words, model=str(tmp_path))
+    assert found["plan"]["mesh"] == {"data": 1, "fsdp": 8, "tensor": 2, "seq": 1}
+
+
 def test_what_does_not_fit_is_a_verdict(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(SMALL | {"vocab_size": 16384000}), "utf-8")
     found = plan(tmp_path, "v5e:1x1", "update", "trainable=full", "align.weight=0",
