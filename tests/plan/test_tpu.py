@@ -83,8 +83,8 @@ def test_what_does_not_fit_is_a_verdict(tmp_path):
 def test_llama_3_8b(tmp_path):
     found = plan(tmp_path, "v5e:4x4", "task,align")
     task, align = found["task"], found["align"]
-    assert task["peak"] == pytest.approx(5.08e9, rel=0.05)
-    assert align["peak"] == pytest.approx(5.09e9, rel=0.05)
+    assert task["peak"] == pytest.approx(5.17e9, rel=0.05)
+    assert align["peak"] == pytest.approx(5.16e9, rel=0.05)
     assert 1 <= task["ratio"] <= 1.03
     assert 1 <= align["ratio"] <= 1.03
     # Half of the blocks and no head: at most 0.52 of a whole forward and backward pass.
@@ -95,7 +95,8 @@ def test_llama_3_8b(tmp_path):
     assert traffic(align) <= 14.5e9
     hidden = task["collectives"]["all-gather"]
     assert hidden["hidden"] >= 0.9 * hidden["bytes"]
-    assert task["seconds"] <= 0.325
+    assert task["seconds"] <= 0.275
+    assert align["seconds"] <= 0.253
     assert not task["unknown"] and not align["unknown"]
 
 
