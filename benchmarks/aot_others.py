@@ -9,9 +9,9 @@ project's environment, with the TPU compiler that `jaxalign[tpu]` pins, so that 
     uv pip install 'google-tunix==0.1.7' pathwaysutils 'jax[tpu]==0.10.2'    # all that Tunix needs
     uv pip install --no-deps -e .                                            # reads the program
 
-    python benchmarks/aot_others.py maxtext --rows 32 --length 512 --whole-gathers
-    python benchmarks/aot_others.py maxtext --remat minimal --whole-gathers
-    python benchmarks/aot_others.py tunix --remat DECODER --whole-gathers --hlo tunix.txt
+    python benchmarks/aot_others.py maxtext --rows 32 --length 512
+    python benchmarks/aot_others.py maxtext --remat minimal --options ours
+    python benchmarks/aot_others.py tunix --remat DECODER --options whole --hlo tunix.txt
 
 What stands in for a machine: weights are shapes (`nnx.eval_shape`), data is never read, nothing is
 saved, and `jax.devices()` names the chips that the program is for, as both projects ask it.
@@ -33,6 +33,7 @@ from typing import Any
 from unittest import mock
 
 from jaxalign.chips import CHIPS
+from jaxalign.compiler import options
 from jaxalign.model.spec import ModelSpec
 from jaxalign.plan.cost import measure
 from jaxalign.plan.hlo import dims
@@ -57,8 +58,13 @@ SPEC = ModelSpec.from_hf(
         "eos_token_id": 128001,
     }
 )
-# Gathers weights whole, not piece by piece within a product: what our own programs ask for.
-WHOLE = {"xla_jf_spmd_threshold_for_windowed_einsum_mib": "1000000"}
+# Of the compiler: its defaults; weights gathered whole, not piece by piece within a product; all
+# that our own programs ask for.
+OPTIONS: dict[str, Callable[[], dict[str, str] | None]] = {
+    "default": lambda: None,
+    "whole": lambda: {"xla_jf_spmd_threshold_for_windowed_einsum_mib": "1000000"},
+    "ours": lambda: options(_chips()[0]),
+}
 
 
 def main() -> None:
@@ -69,14 +75,14 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=512, help="tokens of a row")
     parser.add_argument("--layers", type=int, default=SPEC.layers, help="fewer: a quick look")
     parser.add_argument("--remat", default="", help="the project's word; default: its own default")
-    parser.add_argument("--whole-gathers", action="store_true", help="no windowed einsum")
+    parser.add_argument("--options", default="default", choices=OPTIONS, help="of the compiler")
     parser.add_argument("--hlo", type=Path, help="where the optimised program is written")
     args = parser.parse_args()
     os.environ.update(QUIET, JAX_PLATFORMS="cpu")
     began = time.monotonic()
     lowered = PROJECTS[args.project](args)
     traced = time.monotonic() - began
-    compiled = lowered.compile(compiler_options=WHOLE if args.whole_gathers else None)
+    compiled = lowered.compile(compiler_options=OPTIONS[args.options]())
     text = compiled.as_text()
     if args.hlo:
         args.hlo.write_text(text)

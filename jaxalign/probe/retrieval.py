@@ -12,9 +12,9 @@ What it costs: N^2 D multiplications for each of the G (G - 1) / 2 pairs. The la
 an 8B model (36 x 988 x 4096) take 5.0e12 floating-point operations a layer, 1.7e14 for 33 layers.
 Nothing exact was found that is cheaper: the states fill all 4096 dimensions, and what principal
 directions leave out bounds a cosine only to about 0.05 where they keep 95 %. So the time is that of
-the matrix product. Measured on two busy cores (AVX2, 39 GFLOP/s in float32): 132 s a layer in full,
-2.4 GiB; `width=256` took 55 s at a higher load, and there the passes over the blocks (neighbours,
-maxima) cost more than the product. The exact table of all layers is work for an accelerator.
+the matrix product: 100 s a layer on two cores (AVX2) with another program beside, 2.4 GiB. With
+`width=256` the passes over the blocks (neighbours, maxima) cost more than the product: about half.
+The exact table of all layers is work for an accelerator.
 """
 
 from __future__ import annotations
