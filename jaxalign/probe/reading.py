@@ -89,8 +89,7 @@ def curve_of(
 
 def lines_of(table: Table, layer: int) -> list[Line]:
     """One line per language, the weakest of the last system first, the unmeasured last."""
-    margin = table.pairs[MAIN][:, 0]  # [S, L+1, G, G]
-    by = mean_of(np.concatenate([margin, np.swapaxes(margin, -1, -2)], axis=-1), -1)  # [S, L+1, G]
+    by = mean_of(table.ends(MAIN)[:, 0], -1)  # [S, L+1, G]
     found = []
     for g, language in enumerate(table.languages):
         course = by[-1, :, g]

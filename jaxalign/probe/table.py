@@ -60,14 +60,17 @@ class Table:
         A direction between two of them counts for both, so that the curve of a group is the mean
         of its languages' and that of all lies among the groups'.
         """
-        values = self.pairs[score][system, pooling]  # [L+1, G, G]
-        both = np.concatenate([values, values.swapaxes(1, 2)], axis=2)
-        return mean_of(both[:, self.chosen(languages)], (1, 2))
+        ends = self.ends(score)[system, pooling]
+        return mean_of(ends[:, self.chosen(languages)], (1, 2))
+
+    def ends(self, score: str) -> np.ndarray:
+        """[S, P, L+1, G, 2 G]: for each language the directions from it, then those to it."""
+        values = self.pairs[score]
+        return np.concatenate([values, np.swapaxes(values, -1, -2)], axis=-1)
 
     def by_language(self, score: str, system: int, pooling: int, layer: int) -> np.ndarray:
         """[G]: mean over the directions from and to each language."""
-        values = self.pairs[score][system, pooling, layer]
-        return mean_of(np.stack([values, values.T]), (0, 2))
+        return mean_of(self.ends(score)[system, pooling, layer], 1)
 
     def best(self, score: str, system: int, pooling: int) -> int:
         """The layer with the highest mean over all directions; the lowest of equals."""
