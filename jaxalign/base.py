@@ -24,9 +24,10 @@ from jaxalign.data.chat import encode_prompts, load_tokenizer
 from jaxalign.data.tasks import Example
 from jaxalign.errors import UserError
 from jaxalign.generate import Decoding, answer_chunks, stop_ids
-from jaxalign.hf.files import locate
+from jaxalign.hf.find import locate
 from jaxalign.hf.load import abstract_params, load_params, load_spec
 from jaxalign.hf.peft import load_peft
+from jaxalign.hf.tensors import weights_in
 from jaxalign.model.decoder import Decoder
 from jaxalign.model.spec import ModelSpec
 from jaxalign.settings import Config
@@ -167,9 +168,11 @@ def load_base(config: Config) -> Base:
 def weights_digest(adapter: str) -> str:
     """A short name for what an adapter folder holds: another content, another name."""
     folder, digest = locate(adapter), hashlib.sha256()
-    for name in ("adapter_config.json", "adapter_model.safetensors"):
-        if (folder / name).is_file():
-            digest.update((folder / name).read_bytes())
+    config, weights = folder / "adapter_config.json", weights_in(folder)
+    if config.is_file():
+        digest.update(config.read_bytes())
+    if stored := weights.get("adapter_model.safetensors"):
+        digest.update(stored.read(0, stored.size))
     return digest.hexdigest()[:16]
 
 

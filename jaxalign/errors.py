@@ -13,3 +13,8 @@ class UserError(ValueError):
 def missing_extra(package: str, extra: str) -> UserError:
     """The sentence for an optional package that is not installed."""
     return UserError(f"{package} is missing; install it with: pip install 'jaxalign[{extra}]'")
+
+
+def first_line(error: BaseException) -> str:
+    """Another library's error in short: its kind and the first line of what it says."""
+    return f"{type(error).__name__}: {error}".splitlines()[0][:200]

@@ -21,7 +21,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from jaxalign.errors import UserError, missing_extra
+from jaxalign.errors import UserError, first_line, missing_extra
 
 # Whoever reads a folder looks for one of these first, so they come when the rest is there.
 LAST = ("adapter_config.json", "config.json", "model.safetensors.index.json")
@@ -110,7 +110,7 @@ class Desk:
                 _put(file, self._remote / file.relative_to(self.folder).as_posix())
             except Exception as error:  # each backend has errors of its own
                 raise UserError(
-                    f"{self.output}: {file.name} could not be written ({_first_line(error)}); it "
+                    f"{self.output}: {file.name} could not be written ({first_line(error)}); it "
                     f"lies in {self.folder} on this machine, `gcloud storage cp -r` copies it"
                 ) from error
             self._sent[file] = stamp
@@ -137,7 +137,7 @@ def _open(output: str) -> Any:
         trial.unlink()
     except Exception as error:
         raise UserError(
-            f"output: {output} cannot be written ({_first_line(error)}); see that the bucket "
+            f"output: {output} cannot be written ({first_line(error)}); see that the bucket "
             "exists and that this machine may write to it (gcloud auth application-default login)"
         ) from error
     return folder
@@ -151,7 +151,3 @@ def _put(file: Path, target: Any) -> None:
 def _stamp(file: Path) -> tuple[int, int]:
     stat = file.stat()
     return stat.st_mtime_ns, stat.st_size
-
-
-def _first_line(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}".splitlines()[0][:200]

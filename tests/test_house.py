@@ -17,6 +17,7 @@ FLOORS = (
         "config",
         "multihost",
         "paths",
+        "bucket",
         "programs",
         "chips",
         "compiler",

@@ -18,9 +18,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from jaxalign.bucket import copied
 from jaxalign.data.batch import Encoded, EncodedPair
 from jaxalign.data.tasks import Example
 from jaxalign.errors import UserError
+from jaxalign.paths import is_remote
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -34,7 +36,7 @@ LLAMA3_TOKENS = ("<|start_header_id|>", "<|end_header_id|>", LLAMA3_END)
 
 
 def load_tokenizer(path: str, revision: str | None = None) -> PreTrainedTokenizerBase:
-    """The tokenizer of a folder or hub name, with a pad token.
+    """The tokenizer of a folder, hub name or gs:// address, with a pad token.
 
     A tokenizer without a pad token pads with its end token, as the paper's code does for Llama 3;
     padding is masked everywhere, so the choice changes no number.
@@ -44,10 +46,11 @@ def load_tokenizer(path: str, revision: str | None = None) -> PreTrainedTokenize
     """
     from transformers import AutoTokenizer
 
+    folder = copied(path) if is_remote(path) else path
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path, revision=revision or "main")
+        tokenizer = AutoTokenizer.from_pretrained(folder, revision=revision or "main")
     except Exception as error:  # OSError, ValueError, hub errors: all say "no tokenizer here"
-        what = "holds no tokenizer" if Path(path).is_dir() else "is no folder and no hub name"
+        what = "holds no tokenizer" if Path(folder).is_dir() else "is no folder and no hub name"
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(f"{path} {what} that transformers can load: {reason}") from error
     if tokenizer.pad_token_id is None:

@@ -28,11 +28,13 @@ from jaxalign.export.facts import block_range
 from jaxalign.export.folder import check_target, fresh_folder
 from jaxalign.export.run import TEMPLATE_FILE, find_template, set_template
 from jaxalign.export.source import CONFIG_FILE, Source, read_adapter
-from jaxalign.hf.files import locate, open_index, read_json, small_files
+from jaxalign.hf.files import read_json
+from jaxalign.hf.find import locate, small_files
 from jaxalign.hf.load import load_spec
 from jaxalign.hf.peft import save_peft
 from jaxalign.hf.save import TOKENIZER_FILES, copy_files
 from jaxalign.hf.stream import Pending, write_file
+from jaxalign.hf.tensors import open_index
 from jaxalign.model.spec import ModelSpec
 
 # Spellings of the same tensors: a state_dict saved by hand keeps the adapter's name in it, some

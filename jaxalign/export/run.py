@@ -33,7 +33,7 @@ from jaxalign.export.source import (
 )
 from jaxalign.export.verify import BOUNDS, in_memory, verify
 from jaxalign.hf.card import model_card
-from jaxalign.hf.files import open_index, read_json, write_json
+from jaxalign.hf.files import read_json, write_json
 from jaxalign.hf.peft import save_peft
 from jaxalign.hf.save import (
     GENERATION_FILE,
@@ -45,6 +45,7 @@ from jaxalign.hf.save import (
     write_model,
 )
 from jaxalign.hf.stream import Pending, finite
+from jaxalign.hf.tensors import open_index
 
 TEMPLATE_FILE = "chat_template.jinja"
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}  # as the hub counts

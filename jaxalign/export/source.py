@@ -21,7 +21,8 @@ from jaxalign.adapters.lora import Lora
 from jaxalign.config import load
 from jaxalign.errors import UserError
 from jaxalign.export.checkpoint import Saved, find, steps
-from jaxalign.hf.files import locate, read_json, small_files
+from jaxalign.hf.files import read_json
+from jaxalign.hf.find import locate, small_files
 from jaxalign.hf.load import abstract_params, fingerprint, load_spec
 from jaxalign.hf.peft import load_peft
 from jaxalign.model.spec import ModelSpec

@@ -23,15 +23,16 @@ import jax
 import numpy as np
 
 from jaxalign.errors import UserError
-from jaxalign.hf.files import DTYPES, StoredTensor, locate, open_index, read_json, small_files
+from jaxalign.hf.files import read_json
+from jaxalign.hf.find import locate, small_files
+from jaxalign.hf.leaf import load_leaf
 from jaxalign.hf.names import TARGETS, Row, base_rows, get_leaf, input_axes, set_leaf, sizes
+from jaxalign.hf.tensors import DTYPES, StoredTensor, open_index
 from jaxalign.model.quantised import quantise, quantise_on
 from jaxalign.model.spec import ModelSpec
 
 # More readers hide the latency of network disks, but each keeps one mapped tensor resident.
 _READERS = 4
-# A transposed copy in strips of this many rows stays within the processor's cache.
-_STRIP = 16
 
 
 def load_spec(path: str | Path, revision: str | None = None) -> ModelSpec:
@@ -103,7 +104,7 @@ def load_params(
     with ThreadPoolExecutor(_READERS) as readers:
         for row in base_rows(spec):
             sharding = shardings if shared else get_leaf(shardings, row.path)
-            leaf: Any = _load_leaf(row, index, spec, np.dtype(dtype), sharding, readers)
+            leaf: Any = load_leaf(row, index, spec, np.dtype(dtype), sharding, readers)
             if quantize != "none" and row in TARGETS.values():
                 leaf = quantise_on(leaf, quantize, input_axes(row), sharding)
             set_leaf(params, row.path, leaf)
@@ -132,53 +133,6 @@ def fingerprint(path: str | Path, revision: str | None = None) -> str:
         digest.update(f"{name} {tensor.dtype_name} {tensor.shape}".encode())
         digest.update(tensor.sample())
     return digest.hexdigest()
-
-
-def _load_leaf(
-    row: Row,
-    index: dict[str, StoredTensor],
-    spec: ModelSpec,
-    dtype: np.dtype,
-    sharding: jax.sharding.Sharding,
-    readers: ThreadPoolExecutor,
-) -> jax.Array:
-    size = sizes(spec)
-    shape = row.shape(size)
-    pieces: dict[tuple, np.ndarray] = {}  # devices that hold the same piece share one host copy
-
-    def piece(where: tuple[slice, ...] | None) -> np.ndarray:
-        assert where is not None
-        bounds = tuple(axis.indices(length)[:2] for axis, length in zip(where, shape, strict=True))
-        if bounds not in pieces:
-            pieces[bounds] = read(bounds)
-        return pieces[bounds]
-
-    def read(bounds: tuple[tuple[int, int], ...]) -> np.ndarray:
-        out = np.empty([stop - start for start, stop in bounds], dtype)
-        inner = tuple(slice(*pair) for pair in bounds[row.stacked :])
-
-        def fill(target: np.ndarray, layer: int) -> None:
-            _copy(target, row.to_ours(index[row.name(layer)].view(), size)[inner])
-
-        if row.stacked:
-            list(readers.map(fill, out, range(*bounds[0])))
-        else:
-            fill(out, 0)
-        return out
-
-    array = jax.make_array_from_callback(shape, sharding, piece, dtype=dtype)
-    # Wait for the transfer: the host copy of this leaf must go before the next one is made.
-    return array.block_until_ready()
-
-
-def _copy(target: np.ndarray, source: np.ndarray) -> None:
-    """Fill `target`, converting; in strips, because a transposed source is slow to walk whole."""
-    if source.ndim < 2:
-        target[...] = source
-        return
-    for start in range(0, target.shape[-1], _STRIP):
-        strip = (..., slice(start, start + _STRIP))
-        target[strip] = source[strip]
 
 
 def _expected_names(spec: ModelSpec) -> dict[str, Row]:

@@ -65,6 +65,21 @@ class Row:
         split = tensor.reshape([size[letter] for letter in letters])  # one axis per letter
         return split.transpose([letters.index(letter) for letter in ours])
 
+    @property
+    def outer(self) -> int:
+        """The axis of our layout (without L) along which a tensor's file holds row after row."""
+        hf, ours = self._layout
+        return ours.index(hf[0][0])
+
+    def step(self, size: Mapping[str, int]) -> int:
+        """How many rows of the file make one step along axis `outer`."""
+        return math.prod(size[letter] for letter in self._layout[0][0][1:])
+
+    def rows_to_ours(self, rows: np.ndarray, size: Mapping[str, int]) -> np.ndarray:
+        """As `to_ours`, of whole steps of the HF tensor's rows."""
+        steps = len(rows) // self.step(size)
+        return self.to_ours(rows, {**size, self._layout[0][0][0]: steps})
+
     def to_hf(self, array: np.ndarray, size: Mapping[str, int]) -> np.ndarray:
         """One layer of our leaf in the HF layout, contiguous."""
         hf, ours = self._layout

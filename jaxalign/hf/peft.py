@@ -22,7 +22,8 @@ from safetensors.numpy import save_file
 
 from jaxalign.adapters.lora import Lora
 from jaxalign.errors import UserError
-from jaxalign.hf.files import DTYPES, StoredTensor, locate, open_index, write_json
+from jaxalign.hf.files import write_json
+from jaxalign.hf.find import locate
 from jaxalign.hf.names import TARGETS, Row, adapter_rows, peft_module, set_leaf, sizes
 from jaxalign.hf.peft_config import PeftConfig, module_name, write_config
 from jaxalign.hf.save import (
@@ -33,6 +34,7 @@ from jaxalign.hf.save import (
     to_host,
     writing,
 )
+from jaxalign.hf.tensors import DTYPES, StoredTensor, open_index
 from jaxalign.model.spec import ModelSpec
 
 

@@ -24,10 +24,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxalign.adapters.lora import Lora, merge
-from jaxalign.hf.files import StoredTensor, atomic_folder, locate, open_index, write_json
+from jaxalign.hf.files import atomic_folder, write_json
+from jaxalign.hf.find import locate
 from jaxalign.hf.names import TARGETS, Row, base_rows, get_leaf, set_leaf, sizes
 from jaxalign.hf.stream import METADATA as METADATA
 from jaxalign.hf.stream import SHARD_BYTES, Pending, write_shards
+from jaxalign.hf.tensors import StoredTensor, open_index
 from jaxalign.model.spec import ModelSpec
 
 TOKENIZER_FILES = (

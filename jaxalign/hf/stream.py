@@ -19,7 +19,8 @@ from pathlib import Path
 import numpy as np
 
 from jaxalign.errors import UserError
-from jaxalign.hf.files import DTYPES, write_json
+from jaxalign.hf.files import write_json
+from jaxalign.hf.tensors import DTYPES
 
 # Transformers refuses a file that does not say which framework it is for.
 METADATA = {"format": "pt"}

@@ -23,7 +23,8 @@ from jaxalign.adapters.lora import Lora
 from jaxalign.base import weights_digest
 from jaxalign.errors import UserError
 from jaxalign.hf.card import model_card
-from jaxalign.hf.files import locate, read_json, small_files
+from jaxalign.hf.files import read_json
+from jaxalign.hf.find import locate, small_files
 from jaxalign.hf.load import fingerprint, load_spec
 from jaxalign.hf.names import TARGETS, sizes
 from jaxalign.hf.peft import load_peft, save_peft

@@ -31,7 +31,8 @@ from jaxalign.evaluate.gold import Golds, kind_of, read_golds
 from jaxalign.evaluate.progress import Progress
 from jaxalign.evaluate.report import label
 from jaxalign.evaluate.run import score
-from jaxalign.hf.files import small_files, write_json
+from jaxalign.hf.files import write_json
+from jaxalign.hf.find import small_files
 from jaxalign.merge.algebra import Merged, Recipe, check, combine
 from jaxalign.merge.draw import draw
 from jaxalign.merge.grid import Weights, combinations, free

@@ -13,9 +13,9 @@ import pytest
 from jaxalign.adapters.lora import merge
 from jaxalign.export.run import Order, default_out, export, parse_size
 from jaxalign.export.source import adapter_of, open_source
-from jaxalign.hf.files import open_index
 from jaxalign.hf.load import load_params, load_spec
 from jaxalign.hf.peft import load_peft, save_peft
+from jaxalign.hf.tensors import open_index
 from jaxalign.sharding import make_mesh, shard_tree
 from jaxalign.train.loop import train
 from tests.hf.conftest import assert_same_tree

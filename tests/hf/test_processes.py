@@ -1,5 +1,6 @@
-"""Two processes load one folder, each its own shards, and save it again together."""
+"""Two processes load one folder, each its own share, and save it again together."""
 
+import json
 import socket
 import subprocess
 import sys
@@ -16,7 +17,8 @@ from tests.hf.conftest import LLAMA, assert_same_tree, random_lora, random_param
 
 REPO = Path(__file__).resolve().parents[2]
 WORKER = """
-import os, sys
+import json, os, sys
+import numpy as np
 from pathlib import Path
 os.environ['XLA_FLAGS'] = '--xla_force_host_platform_device_count=2'
 os.environ['JAX_PLATFORMS'] = 'cpu'
@@ -27,12 +29,29 @@ from jaxalign.hf.load import abstract_params, load_params, load_spec
 from jaxalign.hf.peft import load_peft, save_peft
 from jaxalign.hf.save import save_base
 from jaxalign.sharding import make_mesh, shard_tree
+from jaxalign.hf.tensors import StoredTensor
+from tests.hf.conftest import random_params
 spec = load_spec(folder / 'model')
-mesh = make_mesh(1, 2, 2)
-params = load_params(
-    folder / 'model', spec, jnp.float32, shard_tree(mesh, abstract_params(spec, jnp.float32))
-)
-assert not params['embed'].is_fully_addressable
+read = 0
+rows = StoredTensor.rows
+def counted(self, start, stop):
+    global read
+    read += (stop - start) * self.nbytes // self.shape[0]
+    return rows(self, start, stop)
+StoredTensor.rows = counted
+shares = {}
+for sizes in ((2, 2, 1), (1, 1, 4), (1, 4, 1), (1, 2, 2)):
+    mesh, read = make_mesh(*sizes), 0
+    params = load_params(
+        folder / 'model', spec, jnp.float32, shard_tree(mesh, abstract_params(spec, jnp.float32))
+    )
+    assert not params['embed'].is_fully_addressable
+    whole = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
+    shares[str(sizes)] = read / whole
+    for leaf, truth in zip(jax.tree.leaves(params), jax.tree.leaves(random_params(spec))):
+        for shard in leaf.addressable_shards:
+            np.testing.assert_array_equal(shard.data, truth[shard.index])
+print(json.dumps(shares), flush=True)
 save_base(folder / 'model_again', params, spec, max_shard_bytes=40_000)
 
 tree, adapter = load_peft(folder / 'adapter', spec)
@@ -73,5 +92,12 @@ def test_two_processes(tmp_path):
         random_params(LLAMA), load_params(tmp_path / "model_again", LLAMA, jnp.float32)
     )
     assert_same_tree(random_lora(LLAMA), load_peft(tmp_path / "adapter_again", LLAMA)[0])
+    # Two copies of the weights, one a process; else half of the weights each, but for keys and
+    # values (a tenth), whose two heads four devices cannot divide.
+    for output in outputs:
+        shares = json.loads(next(line for line in output.splitlines() if line[0] == "{"))
+        assert shares.pop("(2, 2, 1)") == 1
+        assert set(shares) == {"(1, 1, 4)", "(1, 4, 1)", "(1, 2, 2)"}
+        assert all(0.5 <= share < 0.56 for share in shares.values())
     names = {folder.name for folder in tmp_path.iterdir()}
     assert names == {"model", "adapter", "model_again", "adapter_again"}

@@ -10,8 +10,8 @@ from safetensors import safe_open
 from safetensors.numpy import load_file
 
 from jaxalign.errors import UserError
-from jaxalign.hf.files import open_index
 from jaxalign.hf.stream import Pending, finite, write_file, write_shards
+from jaxalign.hf.tensors import open_index
 
 
 def pending(name, array, log=None):

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import os
-import socket
 
 import pytest
 
@@ -12,33 +11,6 @@ from jaxalign.errors import UserError
 from jaxalign.paths import Desk, check_local
 from jaxalign.train import loop
 from tests.train.test_loop import Killed, assert_equal, kill_after, use_devices, weights
-
-
-@pytest.fixture(scope="module")
-def bucket():
-    """The emulator's files; gcsfs, TensorStore and Google's client all ask it."""
-    emulator = pytest.importorskip("gcp_storage_emulator.server")
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    address = f"http://localhost:{port}"
-    names = {
-        "STORAGE_EMULATOR_HOST": address,
-        "TENSORSTORE_GCS_HTTP_URL": address,
-        "GOOGLE_AUTH_TOKEN_FOR_TESTING": "token",  # TensorStore's; the emulator looks at none
-        "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",  # asks a service that is not emulated
-    }
-    before = {name: os.environ.get(name) for name in names}
-    os.environ.update(names)
-    server = emulator.create_server("localhost", port, in_memory=True, default_bucket="bucket")
-    server.start()
-    gcsfs = pytest.importorskip("gcsfs")
-    yield gcsfs.GCSFileSystem(use_listings_cache=False)
-    server.stop()
-    for name, value in before.items():
-        os.environ.pop(name)
-        if value is not None:
-            os.environ[name] = value
 
 
 def names(bucket, folder):
@@ -74,6 +46,19 @@ def test_a_run_in_a_bucket_is_the_run_in_a_folder(bucket, configure, monkeypatch
     fetched = tmp_path / "fetched"
     bucket.get("bucket/run/adapter", str(fetched / "adapter"), recursive=True)
     assert_equal(weights(local), weights(dataclasses.replace(local, output=str(fetched))))
+    assert "gs:" not in os.listdir(tmp_path)
+
+
+def test_base_and_adapter_are_read_where_they_are(bucket, configure, base, monkeypatch, tmp_path):
+    use_devices(monkeypatch, 1)
+    monkeypatch.chdir(tmp_path)
+    bucket.put(f"{base}/", "bucket/base/", recursive=True)
+    result = loop.train(configure("model.path=gs://bucket/base", "train.steps=2"))
+    bucket.put(f"{result.adapter}/", "bucket/short/adapter/", recursive=True)
+    (tmp_path / "own.yaml").write_text("model: {path: gs://bucket/base, dtype: float32}\n")
+    words = ["own.yaml", "generate.max_new_tokens=4", "--prompt", "Wake me"]
+    for adapter in ("gs://bucket/short/adapter", "gs://bucket/short/adapter/"):
+        assert cli.main(["generate", *words, "--adapter", adapter]) == 0
     assert "gs:" not in os.listdir(tmp_path)
 
 

@@ -1,0 +1,119 @@
+"""Folders in Google Cloud Storage (`gs://bucket/folder`), read as folders of this machine are.
+
+What is small is copied into a temporary folder; weights stay in the bucket, and `LINKS` in the copy
+tells which they are. Each request brings one range of bytes, so a host of many fetches no more than
+its share.
+
+    folder = copied('gs://bucket/llama')        # config.json, tokenizer.json, ...; once a process
+    left_in_bucket(folder)['model.safetensors'].read(0, 8)
+"""
+
+from __future__ import annotations
+
+import atexit
+import json
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from fnmatch import fnmatch
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from jaxalign.errors import UserError, first_line, missing_extra
+
+# Of a model or an adapter, all but the weights.
+SMALL = ("*.json", "tokenizer*", "*.model", "*.txt", "*.jinja")
+LINKS = "left_in_bucket.json"
+_CHUNK = 32 << 20  # bytes of one request; requests of a range run side by side
+
+
+@dataclass(frozen=True)
+class BucketFile:
+    """An object that stays where it is."""
+
+    address: str
+    size: int  # bytes
+
+    def __str__(self) -> str:
+        return self.address
+
+    def read(self, start: int, stop: int) -> bytes:
+        """Its bytes from `start` to before `stop`.
+
+        Raises:
+          UserError: the bucket does not give them.
+        """
+        starts = list(range(start, stop, _CHUNK))
+        stops = [min(one + _CHUNK, stop) for one in starts]
+        try:
+            parts = _storage().cat_ranges(
+                [self.address] * len(starts), starts, stops, on_error="raise"
+            )
+        except Exception as error:  # the client has many of its own
+            raise UserError(f"{self.address}: cannot be read ({first_line(error)})") from error
+        content = b"".join(parts) if len(parts) != 1 else parts[0]
+        if len(content) != stop - start:
+            raise UserError(
+                f"{self.address}: {len(content)} bytes came where {stop - start} should; has the "
+                "file been replaced? Start again"
+            )
+        return content
+
+
+@cache
+def copied(address: str) -> Path:
+    """A temporary folder with the small files of a folder in a bucket; it goes with the process.
+
+    Args:
+      address: gs://BUCKET/FOLDER; its weights are left there, see `left_in_bucket`.
+
+    Raises:
+      UserError: another kind of address, no such folder, or none that can be read.
+    """
+    if not address.startswith("gs://"):
+        raise UserError(
+            f"{address}: addresses of this kind are not read; give a folder, a hub name, or "
+            "gs://BUCKET/FOLDER of Google Cloud Storage"
+        )
+    storage = _storage()
+    try:
+        found = storage.ls(address.rstrip("/"), detail=True)
+    except Exception as error:
+        raise UserError(
+            f"{address}: cannot be read ({first_line(error)}); see that the folder exists and that "
+            "this machine may read it (gcloud auth application-default login)"
+        ) from error
+    entries = [one for one in found if one["type"] == "file"]
+    if not entries:
+        raise UserError(f"{address}: holds no files; name the folder that holds config.json")
+    folder = Path(tempfile.mkdtemp(prefix="jaxalign-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    links = {}
+    for entry in entries:
+        file = BucketFile(f"gs://{entry['name']}", entry["size"])
+        name = Path(entry["name"]).name
+        if any(fnmatch(name, pattern) for pattern in SMALL):
+            (folder / name).write_bytes(file.read(0, file.size))
+        else:
+            links[name] = asdict(file)
+    (folder / LINKS).write_text(json.dumps(links))
+    return folder
+
+
+def left_in_bucket(folder: Path) -> Mapping[str, BucketFile]:
+    """By name, the files that the folder of this copy has in its bucket; of others none."""
+    if not (folder / LINKS).is_file():
+        return {}
+    links = json.loads((folder / LINKS).read_text())
+    return {name: BucketFile(**link) for name, link in links.items()}
+
+
+@cache
+def _storage() -> Any:
+    try:
+        import gcsfs
+    except ImportError as error:
+        raise missing_extra("gcsfs", "gcs") from error
+    return gcsfs.GCSFileSystem(use_listings_cache=False)

@@ -1,0 +1,178 @@
+"""Safetensors files, indexed and read in part.
+
+Reading goes through our own header index and short-lived memory maps (or, of a bucket, requests for
+ranges of bytes): any rows of any tensor, in bfloat16 too, without torch and without the whole file
+becoming resident.
+
+    index = open_index(folder, 'model')
+    index['model.norm.weight'].shape, index['model.norm.weight'].dtype
+    half = index['model.embed_tokens.weight'].rows(0, 1024)
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+
+from jaxalign.bucket import BucketFile, left_in_bucket
+from jaxalign.errors import UserError
+from jaxalign.hf.files import read_json
+
+DTYPES = {
+    "F64": np.dtype(np.float64),
+    "F32": np.dtype(np.float32),
+    "F16": np.dtype(np.float16),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+}
+
+
+@dataclass(frozen=True)
+class DiskFile:
+    """A file of this machine, read as one of a bucket is."""
+
+    path: Path
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return self.path.stat().st_size
+
+    def read(self, start: int, stop: int) -> bytes:
+        """Its bytes from `start` to before `stop`."""
+        with self.path.open("rb") as file:
+            file.seek(start)
+            return file.read(stop - start)
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """Where one tensor lies."""
+
+    file: DiskFile | BucketFile
+    shape: tuple[int, ...]
+    dtype_name: str  # as safetensors spells it: F32, BF16, ...
+    start: int  # bytes from the beginning of the file
+    nbytes: int
+
+    @property
+    def dtype(self) -> np.dtype:
+        """The NumPy dtype."""
+        return DTYPES[self.dtype_name]
+
+    def view(self) -> np.ndarray:
+        """The tensor as a read-only memory map; its pages leave memory when the array does.
+
+        Of a bucket it is read whole.
+        """
+        return self._array(self.start, self.shape)
+
+    def rows(self, start: int, stop: int) -> np.ndarray:
+        """As `view`, its first axis from `start` to before `stop`, and nothing else read."""
+        each = math.prod(self.shape[1:])
+        return self._array(
+            self.start + start * each * self.dtype.itemsize, (stop - start, *self.shape[1:])
+        )
+
+    def _array(self, start: int, shape: tuple[int, ...]) -> np.ndarray:
+        if isinstance(self.file, DiskFile):
+            return np.memmap(self.file.path, self.dtype, "r", offset=start, shape=shape)
+        content = self.file.read(start, start + math.prod(shape) * self.dtype.itemsize)
+        return np.frombuffer(content, self.dtype).reshape(shape)
+
+    def sample(self, size: int = 256) -> bytes:
+        """A few bytes from the beginning, the middle and the end."""
+        parts = []
+        for offset in (0, self.nbytes // 2, max(self.nbytes - size, 0)):
+            start = self.start + offset
+            parts.append(self.file.read(start, start + min(size, self.nbytes - offset)))
+        return b"".join(parts)
+
+
+def weights_in(folder: Path) -> dict[str, DiskFile | BucketFile]:
+    """By name, the files of weights that belong to this folder, be they in it or in its bucket."""
+    here = (file for kind in ("*.safetensors", "*.bin") for file in folder.glob(kind))
+    return dict(left_in_bucket(folder)) | {file.name: DiskFile(file) for file in sorted(here)}
+
+
+def open_index(folder: Path, stem: str) -> dict[str, StoredTensor]:
+    """Every tensor of `stem.safetensors`, or of the shards that its `.index.json` names.
+
+    Raises:
+        UserError: no safetensors there, a shard is missing, or a file is cut short.
+    """
+    files = weights_in(folder)
+    single, index_file = f"{stem}.safetensors", folder / f"{stem}.safetensors.index.json"
+    if single in files:
+        return _read_header(files[single])
+    if not index_file.is_file():
+        raise _no_safetensors(folder, stem, files)
+    weight_map = read_json(index_file).get("weight_map")
+    if not isinstance(weight_map, dict):
+        raise UserError(f"{index_file}: has no weight_map; download the file again")
+    tensors: dict[str, StoredTensor] = {}
+    for shard in sorted(set(weight_map.values())):
+        if shard not in files:
+            raise UserError(f"{folder / shard}: missing, though {index_file.name} names it")
+        tensors |= _read_header(files[shard])
+    if lost := [name for name in weight_map if name not in tensors]:
+        raise UserError(
+            f"{folder / weight_map[lost[0]]}: {index_file.name} says that tensor {lost[0]} is in "
+            "it, but it is not; download the folder again"
+        )
+    return tensors
+
+
+def _no_safetensors(
+    folder: Path, stem: str, files: Mapping[str, DiskFile | BucketFile]
+) -> UserError:
+    if pickles := [file for name, file in files.items() if name.endswith(".bin")]:
+        return UserError(
+            f"{pickles[0]}: pickled .bin weights can run code and are not read; load the model "
+            "once in PyTorch and save it again with save_pretrained(..., safe_serialization=True)"
+        )
+    return UserError(
+        f"{folder}: holds neither {stem}.safetensors nor {stem}.safetensors.index.json"
+    )
+
+
+def _read_header(file: DiskFile | BucketFile) -> dict[str, StoredTensor]:
+    # Layout: 8 bytes little-endian header length, the JSON header, then the tensors' bytes.
+    size = file.size
+    broken = UserError(
+        f"{file}: cut short or not a safetensors file ({size} bytes); download it again"
+    )
+    if size < 8:
+        raise broken
+    length = int.from_bytes(file.read(0, 8), "little")
+    if 8 + length > size:
+        raise broken
+    try:
+        header = json.loads(file.read(8, 8 + length))
+        header.pop("__metadata__", None)
+        tensors = {
+            name: StoredTensor(
+                file,
+                tuple(entry["shape"]),
+                entry["dtype"],
+                8 + length + entry["data_offsets"][0],
+                entry["data_offsets"][1] - entry["data_offsets"][0],
+            )
+            for name, entry in header.items()
+        }
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise broken from error
+    for tensor in tensors.values():
+        items = math.prod(tensor.shape)
+        wrong = tensor.dtype_name in DTYPES and tensor.nbytes != items * tensor.dtype.itemsize
+        if wrong or tensor.start + tensor.nbytes > size:
+            raise broken
+    return tensors
