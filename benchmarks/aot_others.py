@@ -28,12 +28,16 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from functools import partial
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import yaml
+
+from jaxalign import compiler
+from jaxalign.adapters.lora import Lora, count
 from jaxalign.chips import CHIPS
-from jaxalign.compiler import options
 from jaxalign.model.spec import ModelSpec
 from jaxalign.plan.cost import measure
 from jaxalign.plan.hlo import dims
@@ -42,28 +46,15 @@ from jaxalign.train.flops import training_flops
 
 TOPOLOGY, CHIP, WAYS = "v5e:4x4", CHIPS["v5e"], 16
 RANK, ALPHA = 8, 16.0
-SPEC = ModelSpec.from_hf(
-    {
-        "model_type": "llama",
-        "vocab_size": 128256,
-        "hidden_size": 4096,
-        "intermediate_size": 14336,
-        "num_hidden_layers": 32,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 8,
-        "rms_norm_eps": 1e-5,
-        "rope_theta": 500000.0,
-        "tie_word_embeddings": False,
-        "max_position_embeddings": 8192,
-        "eos_token_id": 128001,
-    }
-)
+MODELS = yaml.safe_load((files("jaxalign.plan") / "models.yaml").read_text("utf-8"))
+SPEC = ModelSpec.from_hf(MODELS["meta-llama/Meta-Llama-3-8B"])
+WHOLE = "xla_jf_spmd_threshold_for_windowed_einsum_mib"
 # Of the compiler: its defaults; weights gathered whole, not piece by piece within a product; all
 # that our own programs ask for.
 OPTIONS: dict[str, Callable[[], dict[str, str] | None]] = {
     "default": lambda: None,
-    "whole": lambda: {"xla_jf_spmd_threshold_for_windowed_einsum_mib": "1000000"},
-    "ours": lambda: options(_chips()[0]),
+    "whole": lambda: {WHOLE: compiler.OPTIONS["tpu"][WHOLE]},
+    "ours": lambda: compiler.options(_chips()[0]),
 }
 
 
@@ -101,7 +92,8 @@ def report(text: str, args: argparse.Namespace) -> None:
     """Prints the FLOPs of a program over the least there can be, and the compiler's time."""
     spec = dataclasses.replace(SPEC, layers=args.layers)
     cost = measure(text, kernels)
-    least = training_flops(spec, args.rows * args.length, args.length, adapter=adapter(spec)) / WAYS
+    tokens, trained = args.rows * args.length, count(Lora(RANK, ALPHA, 0.0), spec)
+    least = training_flops(spec, tokens, args.length, adapter=trained) / WAYS
     seconds = cost.cycles / CHIP.clock + cost.kernel_flops / CHIP.flops
     print(
         f"FLOPs / least {cost.flops / least:.3f}; kernels {cost.kernel_flops / cost.flops:.1%}; "
@@ -118,13 +110,6 @@ def kernels(op: Any, operands: list[str]) -> float | None:
     from jaxalign.model import splash
 
     return splash.flops(op.name, [dims(shape) for shape in operands])
-
-
-def adapter(spec: ModelSpec) -> int:
-    """Numbers in a LoRA on seven projections."""
-    queries, keys = spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim
-    widths = 2 * (spec.dim + queries) + 2 * (spec.dim + keys) + 3 * (spec.dim + spec.ffn)
-    return spec.layers * RANK * widths
 
 
 def tunix(args: argparse.Namespace) -> Any:

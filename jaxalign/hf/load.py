@@ -33,6 +33,8 @@ from jaxalign.model.spec import ModelSpec
 
 # More readers hide the latency of network disks, but each keeps one mapped tensor resident.
 _READERS = 4
+# Of a few bytes each: in a bucket every one is a request that is waited for.
+_SAMPLERS = 32
 
 
 def load_spec(path: str | Path, revision: str | None = None) -> ModelSpec:
@@ -128,10 +130,12 @@ def fingerprint(path: str | Path, revision: str | None = None) -> str:
         if field.default is not dataclasses.MISSING and facts[field.name] == field.default:
             del facts[field.name]
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
-    for name in _expected_names(spec):
-        tensor = index[name]
-        digest.update(f"{name} {tensor.dtype_name} {tensor.shape}".encode())
-        digest.update(tensor.sample())
+    tensors = {name: index[name] for name in _expected_names(spec)}
+    with ThreadPoolExecutor(_SAMPLERS) as readers:
+        samples = readers.map(StoredTensor.sample, tensors.values())
+        for (name, tensor), sample in zip(tensors.items(), samples, strict=True):
+            digest.update(f"{name} {tensor.dtype_name} {tensor.shape}".encode())
+            digest.update(sample)
     return digest.hexdigest()
 
 

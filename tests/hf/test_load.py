@@ -12,6 +12,7 @@ from jax.sharding import PartitionSpec as P
 from safetensors.numpy import load_file, save_file
 
 from jaxalign.errors import UserError
+from jaxalign.hf.leaf import by_rows
 from jaxalign.hf.load import abstract_params, fingerprint, load_params, load_spec
 from jaxalign.hf.names import base_rows, get_leaf, sizes
 from jaxalign.hf.save import save_base
@@ -294,3 +295,34 @@ def test_an_adapter_is_not_a_base(tmp_path):
     name = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
     save_file({name: tensor}, tmp_path / "model.safetensors")
     assert "holds an adapter, not a base model" in refusal(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("mesh", "swapped"),
+    [
+        # fsdp and seq split columns of q, k, v, gate and up, and rows of o and down; tensor the
+        # others. Not swapped: four heads that eight devices, two that four would have to divide.
+        ((1, 8, 1, 1), {"gate", "up"}),
+        ((1, 2, 4, 1), {"k", "v", "o", "gate", "up", "down"}),
+        ((2, 2, 2, 1), {"q", "o", "gate", "up", "down"}),
+        ((2, 2, 1, 2), {"q", "gate", "up"}),
+    ],
+)
+def test_processes_read_rows_and_swap_columns(tmp_path, monkeypatch, mesh, swapped):
+    truth = random_params(LLAMA)
+    save_base(tmp_path, truth, LLAMA)
+    shardings = shard_tree(make_mesh(*mesh), abstract_params(LLAMA, jnp.float32))
+    found = set()
+    for row in base_rows(LLAMA):
+        where = get_leaf(shardings, row.path)
+        if (rows := by_rows(row, row.shape(sizes(LLAMA)), where)) is not where:
+            found.add(row.path[-2])
+            # One axis is split, that along which files are read, and nothing is held twice more.
+            assert [axis for axis, names in enumerate(rows.spec) if names] == [row.outer + 1]
+            assert rows.num_devices == where.num_devices
+    assert found == swapped
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    params = load_params(tmp_path, LLAMA, jnp.float32, shardings)
+    assert_same_tree(params, truth)
+    for leaf, where in zip(jax.tree.leaves(params), jax.tree.leaves(shardings), strict=True):
+        assert leaf.sharding.is_equivalent_to(where, leaf.ndim)
