@@ -23,6 +23,7 @@ PRECISION = 0.3  # of the peak: what `tests/plan/test_analytic.py` holds it to
 
 # FLOPs of a step over the least, by what is computed twice; measured with the compiler.
 AGAIN = {"none": 1.02, "dots": 1.03, "names": 1.03, "offload": 1.03, "full": 1.36}
+WIDENING = 1.08  # the same of time, of a rounded base on v5e: 284 ms where 262 were (docs/tpu.md)
 # What `none` and `dots` keep cannot be listed by name. Numbers a token and layer: of D, of all
 # heads' queries (N H), of keys (K H), of F.
 KEPT = {
@@ -64,25 +65,32 @@ def estimate(plan: Design, chip: Chip, name: str) -> Program:
 def pace(plan: Design, chip: Chip, names: tuple[str, ...]) -> float:
     """A number that orders designs by time, in seconds a row; no estimate to be told.
 
-    Work at the chip's peak, and half of what must pass its links: weights gathered twice, sums
-    over `tensor` four times a layer.
+    Work at the chip's peak, beside which weights are gathered twice; where that takes longer, so
+    does all. Sums over `tensor`, four a layer, wait for products and products for them: half.
     """
     total, rows = 0.0, 0
+    link = chip.link or math.inf
+    rounded = WIDENING if plan.config.model.quantize != "none" else 1.0
     for name in names:
         asked = job(plan, name)
-        work = asked.least / plan.mesh.size * AGAIN[plan.config.model.remat] / chip.flops
-        total += work + 0.5 * _traffic(plan, name) / (chip.link or math.inf)
+        again = AGAIN[plan.config.model.remat] * rounded
+        work = asked.least / plan.mesh.size * again / chip.flops
+        total += max(work, _gathers(plan, name) / link) + 0.5 * _sums(plan, name) / link
         rows += plan.config.batch.size if name == "task" else plan.config.batch.pairs
     return total / max(rows, 1)
 
 
-def _traffic(plan: Design, name: str) -> float:
-    shape, spec = plan.mesh.shape, plan.spec
-    depth = _depth(plan, name)
-    ways, tensor = shape["fsdp"] * shape["seq"], shape["tensor"]
-    weights = _layer(plan) * depth * (ways - 1) * 2 / ways
-    sums = _tokens(plan, job(plan, name)) * spec.dim * _width(plan) * 4 * depth
-    return weights + sums * 2 * (tensor - 1) / tensor
+def _gathers(plan: Design, name: str) -> float:
+    """Bytes that a chip sends for others to have a layer's weights, there and back."""
+    ways = plan.mesh.shape["fsdp"] * plan.mesh.shape["seq"]
+    return _layer(plan) * _depth(plan, name) * (ways - 1) * 2 / ways
+
+
+def _sums(plan: Design, name: str) -> float:
+    """Bytes that a chip sends for activations to be summed over `tensor`."""
+    tensor = plan.mesh.shape["tensor"]
+    once = _tokens(plan, job(plan, name)) * plan.spec.dim * _width(plan)
+    return once * 4 * _depth(plan, name) * 2 * (tensor - 1) / tensor
 
 
 def _width(plan: Design) -> int:
