@@ -1,8 +1,8 @@
 """Folders in Google Cloud Storage (`gs://bucket/folder`), read as folders of this machine are.
 
-What is small is copied into a temporary folder; weights stay in the bucket, and `LINKS` in the copy
-tells which they are. Each request brings one range of bytes, so a host of many fetches no more than
-its share.
+What is small is copied into a temporary folder; weights stay in the bucket, and this module knows
+of each copy which they are. A request brings one range of bytes, so a host of many fetches no more
+than its share.
 
     folder = copied('gs://bucket/llama')        # config.json, tokenizer.json, ...; once a process
     left_in_bucket(folder)['model.safetensors'].read(0, 8)
@@ -11,11 +11,10 @@ its share.
 from __future__ import annotations
 
 import atexit
-import json
 import shutil
 import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from fnmatch import fnmatch
 from functools import cache
 from pathlib import Path
@@ -25,7 +24,6 @@ from jaxalign.errors import UserError, first_line, missing_extra
 
 # Of a model or an adapter, all but the weights.
 SMALL = ("*.json", "tokenizer*", "*.model", "*.txt", "*.jinja")
-LINKS = "left_in_bucket.json"
 _CHUNK = 32 << 20  # bytes of one request; requests of a range run side by side
 
 
@@ -62,6 +60,10 @@ class BucketFile:
         return content
 
 
+# Copies of this process. Not told in the folder itself, where others could have written it.
+_LEFT: dict[Path, Mapping[str, BucketFile]] = {}
+
+
 @cache
 def copied(address: str) -> Path:
     """A temporary folder with the small files of a folder in a bucket; it goes with the process.
@@ -90,24 +92,21 @@ def copied(address: str) -> Path:
         raise UserError(f"{address}: holds no files; name the folder that holds config.json")
     folder = Path(tempfile.mkdtemp(prefix="jaxalign-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    links = {}
+    left = {}
     for entry in entries:
         file = BucketFile(f"gs://{entry['name']}", entry["size"])
         name = Path(entry["name"]).name
         if any(fnmatch(name, pattern) for pattern in SMALL):
             (folder / name).write_bytes(file.read(0, file.size))
         else:
-            links[name] = asdict(file)
-    (folder / LINKS).write_text(json.dumps(links))
+            left[name] = file
+    _LEFT[folder] = left
     return folder
 
 
 def left_in_bucket(folder: Path) -> Mapping[str, BucketFile]:
     """By name, the files that the folder of this copy has in its bucket; of others none."""
-    if not (folder / LINKS).is_file():
-        return {}
-    links = json.loads((folder / LINKS).read_text())
-    return {name: BucketFile(**link) for name, link in links.items()}
+    return _LEFT.get(folder, {})
 
 
 @cache
