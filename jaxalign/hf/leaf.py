@@ -2,7 +2,8 @@
 
 A tensor lies in its file row by row. Where several processes share a leaf that is split by columns,
 each would have to read every row; so each reads whole rows, as many as it has devices, and the
-devices swap blocks. Whatever the mesh, the processes together read a model once per copy of it.
+devices swap blocks: the processes together read a leaf once per copy of it, wherever so many
+devices divide its rows.
 """
 
 from __future__ import annotations
@@ -37,9 +38,37 @@ def load_leaf(
     readers: ThreadPoolExecutor,
 ) -> jax.Array:
     """The leaf of this row, blocks stacked over L, where `sharding` wants it."""
-    shape = row.shape(sizes(spec))
+    size = sizes(spec)
+    shape, step, at = row.shape(size), row.step(size), row.outer + row.stacked
     reading = sharding if jax.process_count() == 1 else by_rows(row, shape, sharding)
-    leaf = _read(row, index, spec, dtype, reading, readers)
+
+    # Devices that hold the same piece share one host copy; pieces of the same rows one read.
+    pieces: dict[Bounds, np.ndarray] = {}
+    groups: dict[tuple[int, int], list[Bounds]] = defaultdict(list)
+    for where in reading.addressable_devices_indices_map(shape).values():
+        bounds = _bounds(where, shape)
+        if bounds not in pieces:
+            pieces[bounds] = np.empty([stop - start for start, stop in bounds], dtype)
+            groups[bounds[at]].append(bounds)
+
+    def fill(layer: int) -> None:
+        for rows, group in groups.items():
+            group = [one for one in group if not row.stacked or layer in range(*one[0])]
+            if not group:
+                continue
+            stored = index[row.name(layer)].rows(rows[0] * step, rows[1] * step)
+            ours = row.rows_to_ours(stored, size)
+            for bounds in group:
+                inner = [slice(*pair) for pair in bounds]
+                inner[at] = slice(None)  # these rows and no others were read
+                piece = pieces[bounds]
+                target = piece[layer - bounds[0][0]] if row.stacked else piece
+                _copy(target, ours[tuple(inner[row.stacked :])])
+
+    list(readers.map(fill, range(spec.layers if row.stacked else 1)))
+    leaf = jax.make_array_from_callback(
+        shape, reading, lambda where: pieces[_bounds(where, shape)], dtype=dtype
+    )
     if reading is not sharding:
         leaf = jax.device_put(leaf, sharding, donate=True)
     # Wait for the transfer: the host copy of this leaf must go before the next one is made.
@@ -64,50 +93,9 @@ def by_rows(row: Row, shape: tuple[int, ...], sharding: Sharding) -> Sharding:
     return NamedSharding(sharding.mesh, P(*[axes if i == at else None for i in range(len(shape))]))
 
 
-def _read(
-    row: Row,
-    index: Mapping[str, StoredTensor],
-    spec: ModelSpec,
-    dtype: np.dtype,
-    sharding: Sharding,
-    readers: ThreadPoolExecutor,
-) -> jax.Array:
-    size = sizes(spec)
-    shape = row.shape(size)
-    step = row.step(size)
-    at = row.outer + row.stacked
-
-    def bounds_of(where: tuple[slice, ...] | None) -> Bounds:
-        assert where is not None
-        return tuple(axis.indices(length)[:2] for axis, length in zip(where, shape, strict=True))
-
-    # Devices that hold the same piece share one host copy; pieces of the same rows one read.
-    pieces: dict[Bounds, np.ndarray] = {}
-    groups: dict[tuple[int, int], list[Bounds]] = defaultdict(list)
-    for where in sharding.addressable_devices_indices_map(shape).values():
-        bounds = bounds_of(where)
-        if bounds not in pieces:
-            pieces[bounds] = np.empty([stop - start for start, stop in bounds], dtype)
-            groups[bounds[at]].append(bounds)
-
-    def fill(layer: int) -> None:
-        for rows, group in groups.items():
-            group = [one for one in group if not row.stacked or layer in range(*one[0])]
-            if not group:
-                continue
-            stored = index[row.name(layer)].rows(rows[0] * step, rows[1] * step)
-            ours = row.rows_to_ours(stored, size)
-            for bounds in group:
-                inner = [slice(*pair) for pair in bounds]
-                inner[at] = slice(None)  # these rows and no others were read
-                piece = pieces[bounds]
-                target = piece[layer - bounds[0][0]] if row.stacked else piece
-                _copy(target, ours[tuple(inner[row.stacked :])])
-
-    list(readers.map(fill, range(spec.layers if row.stacked else 1)))
-    return jax.make_array_from_callback(
-        shape, sharding, lambda where: pieces[bounds_of(where)], dtype=dtype
-    )
+def _bounds(where: tuple[slice, ...] | None, shape: tuple[int, ...]) -> Bounds:
+    assert where is not None
+    return tuple(axis.indices(length)[:2] for axis, length in zip(where, shape, strict=True))
 
 
 def _copy(target: np.ndarray, source: np.ndarray) -> None:

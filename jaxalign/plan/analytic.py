@@ -70,10 +70,10 @@ def pace(plan: Design, chip: Chip, names: tuple[str, ...]) -> float:
     """
     total, rows = 0.0, 0
     link = chip.link or math.inf
-    rounded = WIDENING if plan.config.model.quantize != "none" else 1.0
+    model = plan.config.model
+    again = AGAIN[model.remat] * (WIDENING if model.quantize != "none" else 1.0)
     for name in names:
         asked = job(plan, name)
-        again = AGAIN[plan.config.model.remat] * rounded
         work = asked.least / plan.mesh.size * again / chip.flops
         total += max(work, _gathers(plan, name) / link) + 0.5 * _sums(plan, name) / link
         rows += plan.config.batch.size if name == "task" else plan.config.batch.pairs

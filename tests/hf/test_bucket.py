@@ -80,7 +80,7 @@ def test_an_adapter_is_that_of_the_folder(stored):
     assert weights_digest(f"{address}/adapter") == weights_digest(str(folder / "adapter"))
 
 
-def test_what_cannot_be_read_is_refused(stored, bucket, requests, monkeypatch, capsys):
+def test_what_cannot_be_read_is_refused(stored, bucket, monkeypatch, capsys):
     folder, address = stored
     with pytest.raises(UserError, match="s3://b/x: addresses of this kind are not read; give a fo"):
         load_spec("s3://b/x")
