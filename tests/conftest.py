@@ -7,12 +7,18 @@ from pathlib import Path
 
 import pytest
 
-flags = os.environ.get("XLA_FLAGS", "")
-if "host_platform_device_count" not in flags:
-    # On a busy machine the eight devices' threads meet late: patience instead of an abort.
-    patience = "--xla_cpu_collective_call_terminate_timeout_seconds=600"
-    count = "--xla_force_host_platform_device_count=8"
-    os.environ["XLA_FLAGS"] = f"{flags} {count} {patience}".strip()
+FLAGS = (
+    "--xla_force_host_platform_device_count=8",
+    # The eight devices' threads meet late on a busy machine: patience instead of an abort.
+    "--xla_cpu_collective_call_terminate_timeout_seconds=3600",
+    # Tiny models take longer to compile than to run: a third of the time without optimising.
+    # CONTRIBUTING.md tells how to test programs as users compile them.
+    "--xla_backend_optimization_level=0",
+    "--xla_llvm_disable_expensive_passes=true",
+    "--xla_cpu_use_fusion_emitters=false",
+)
+# XLA takes the last of two: what is asked for outside wins.
+os.environ["XLA_FLAGS"] = " ".join((*FLAGS, os.environ.get("XLA_FLAGS", ""))).strip()
 # Many tests compile the same small programs; a cache on disk serves them and every xdist worker.
 os.environ.setdefault(
     "JAX_COMPILATION_CACHE_DIR", str(Path(tempfile.gettempdir(), "jaxalign_test_programs"))

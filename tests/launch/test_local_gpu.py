@@ -3,11 +3,16 @@
 import os
 import signal
 import subprocess
+import sys
 import time
 
 import pytest
 
 WORDS = ("--", "train", "own.yaml", "align.layer=2")
+HEARING = (
+    "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); "
+    "os.execv(sys.argv[1], sys.argv[1:])"
+)
 
 
 def test_one_process_with_all_gpus(stand_ins, work):
@@ -52,14 +57,15 @@ def test_one_that_fails_takes_the_others_along(stand_ins, work):
 
 @pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
 def test_a_stop_reaches_all(stand_ins, work, sent):
+    script = stand_ins.launch / "local_gpu"
     started = subprocess.Popen(
-        [stand_ins.launch / "local_gpu", "--process", "gpu", "--gpus", "0,1", *WORDS],
+        # Started in the background of a script this test would hand down an ignored SIGINT. Not
+        # preexec_fn: a fork of a process in which JAX runs threads may never come to its exec.
+        [sys.executable, "-c", HEARING, script, "--process", "gpu", "--gpus", "0,1", *WORDS],
         env=stand_ins.environment(PLAY="sleep"),
         cwd=work,
         stdout=subprocess.PIPE,
         text=True,
-        # Started in the background of a script this test would hand down an ignored SIGINT.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     deadline = time.monotonic() + 20
     while not all((stand_ins.folder / f"ready{rank}").exists() for rank in (0, 1)):

@@ -59,6 +59,18 @@ def test_a_run_outlives_the_call_and_stops_on_request(worker, stand_ins):
     assert worker("follow").splitlines() == ["hello from jaxalign 0", "jaxalign ended with 0"]
 
 
+def test_a_run_that_noted_its_code_has_ended(worker):
+    """Though its process be in the table yet: here this test's own stands for it."""
+    state = worker.home / "jaxalign-run"
+    state.mkdir()
+    (state / "pid").write_text(str(os.getpid()))
+    assert "already" in worker("start", "v5e", "train", "own.yaml", PLAY="0")
+    (state / "code").write_text("0")
+    assert "nothing runs here" in worker("stop")
+    assert worker("start", "v5e", "train", "own.yaml", PLAY="0") == ""
+    assert worker("follow").splitlines() == ["hello from jaxalign 0", "jaxalign ended with 0"]
+
+
 def test_a_killed_run_is_told(worker, stand_ins):
     worker("start", "v6e", "train", "own.yaml", PLAY="sleep")
     wait_until((stand_ins.folder / "ready0").exists)

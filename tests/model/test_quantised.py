@@ -32,7 +32,7 @@ from jaxalign.train import setup
 from jaxalign.train.loop import train
 from tests.adapters.variants import VARIANTS, random_tree
 from tests.hf.conftest import LLAMA
-from tests.tiny import base, configure, rows
+from tests.tiny import OPTIMISED, base, configure, rows
 
 __all__ = ["base", "configure", "rows"]
 
@@ -162,7 +162,7 @@ def test_runs_and_learns_as_the_widened_weights_do(small, kind, name, remat):
     adapter = VARIANTS[name]
     decoder, lora = Decoder(SPEC, adapter, remat), random_tree(adapter, SPEC)
 
-    @jax.jit
+    @partial(jax.jit, compiler_options=OPTIMISED)
     @partial(jax.value_and_grad, has_aux=True)
     def run(lora, params):
         hidden = decoder.forward(params, lora, TOKENS).hidden
