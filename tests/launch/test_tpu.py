@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.launch.conftest import PATIENCE
+
 BASE = ("--name", "align", "--zone", "us-west4-a")
 RUN = (*BASE, "--accelerator", "v5litepod-16", "--bucket", "gs://my-bucket", "--poll", "0")
 WORDS = ("--", "train", "own.yaml", "align.layer=16")
@@ -313,7 +315,7 @@ def test_workers_that_really_run_the_command(stand_ins, work):
 def wait_for_all(homes):
     """The launcher follows the first worker only; the others end soon after."""
     codes = [home / "jaxalign-run" / "code" for home in homes]
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + PATIENCE
     while not all(code.exists() for code in codes):
         assert time.monotonic() < deadline
         time.sleep(0.05)

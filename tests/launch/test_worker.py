@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.launch.conftest import PATIENCE
+
 
 def wait_until(there):
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + PATIENCE
     while not there():
         assert time.monotonic() < deadline
         time.sleep(0.02)
@@ -132,6 +134,6 @@ def test_stoppable_passes_a_stop_on_and_waits(stand_ins, tmp_path, play, code):
     )
     wait_until((stand_ins.folder / "ready0").exists)
     started.terminate()
-    output, _ = started.communicate(timeout=20)
+    output, _ = started.communicate(timeout=PATIENCE)
     assert "a last checkpoint" in output
     assert started.returncode == code
