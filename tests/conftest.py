@@ -11,7 +11,7 @@ FLAGS = (
     "--xla_force_host_platform_device_count=8",
     # The eight devices' threads meet late on a busy machine: patience instead of an abort.
     "--xla_cpu_collective_call_terminate_timeout_seconds=3600",
-    # Tiny models take longer to compile than to run: a third of the time without optimising.
+    # Tiny models take longer to compile than to run: less than half of it without optimising.
     # CONTRIBUTING.md tells how to test programs as users compile them.
     "--xla_backend_optimization_level=0",
     "--xla_llvm_disable_expensive_passes=true",
