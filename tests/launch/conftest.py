@@ -9,6 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -161,6 +162,13 @@ class StandIns:
             text=True,
             timeout=PATIENCE,
         )
+
+    def wait_for(self, *files: Path) -> None:
+        """Until all of them are there, `PATIENCE` at most."""
+        deadline = time.monotonic() + PATIENCE
+        while not all(file.exists() for file in files):
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
 
     def calls(self) -> list[dict]:
         """Every call since the last look."""

@@ -54,7 +54,7 @@ def test_one_that_fails_takes_the_others_along(stand_ins, work):
     done = stand_ins.run("local_gpu", *run, cwd=work, PLAY="one fails")
     assert done.returncode == 3
     assert "a last checkpoint 0" in done.stdout and "a last checkpoint 2" in done.stdout
-    assert time.monotonic() - start < PATIENCE  # not the time that the others would sleep
+    assert time.monotonic() - start < 30  # not the ten minutes that the others would sleep
 
 
 @pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
@@ -69,10 +69,7 @@ def test_a_stop_reaches_all(stand_ins, work, sent):
         stdout=subprocess.PIPE,
         text=True,
     )
-    deadline = time.monotonic() + PATIENCE
-    while not all((stand_ins.folder / f"ready{rank}").exists() for rank in (0, 1)):
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    stand_ins.wait_for(*(stand_ins.folder / f"ready{rank}" for rank in (0, 1)))
     os.kill(started.pid, sent)
     output, _ = started.communicate(timeout=PATIENCE)
     assert output.count("a last checkpoint") == 2

@@ -2,12 +2,9 @@
 
 import shlex
 import tarfile
-import time
 from pathlib import Path
 
 import pytest
-
-from tests.launch.conftest import PATIENCE
 
 BASE = ("--name", "align", "--zone", "us-west4-a")
 RUN = (*BASE, "--accelerator", "v5litepod-16", "--bucket", "gs://my-bucket", "--poll", "0")
@@ -274,6 +271,8 @@ def test_workers_that_really_run_the_command(stand_ins, work):
     homes = [stand_ins.folder / "workers" / name for name in ("0", "1")]
     for home in homes:
         home.mkdir()
+    # The launcher follows the first worker only; the others end soon after.
+    codes = [home / "jaxalign-run" / "code" for home in homes]
     run = (*BASE, "--accelerator", "v6e-16", "--bucket", "my-bucket", "--poll", "0")
     done = stand_ins.run("tpu", "run", *run, *WORDS, cwd=work)
     assert done.returncode == 0, done.stderr + done.stdout
@@ -282,7 +281,7 @@ def test_workers_that_really_run_the_command(stand_ins, work):
     def trained(calls):
         return sorted((c for c in calls if c["program"] == "jaxalign"), key=lambda c: c["cwd"])
 
-    wait_for_all(homes)
+    stand_ins.wait_for(*codes)
     calls = stand_ins.calls()
     assert [call["cwd"] for call in trained(calls)] == [str(home / "jaxalign") for home in homes]
     for call in trained(calls):
@@ -306,19 +305,10 @@ def test_workers_that_really_run_the_command(stand_ins, work):
     # The same command again: nothing is installed twice, the run starts anew.
     done = stand_ins.run("tpu", "run", *run, *WORDS, cwd=work, PLAY="3")
     assert done.returncode == 1 and "exit code 3" in done.stderr
-    wait_for_all(homes)
+    stand_ins.wait_for(*codes)
     again = stand_ins.calls()
     assert not [call for call in again if call["program"] == "uv"]
     assert len(trained(again)) == 2
-
-
-def wait_for_all(homes):
-    """The launcher follows the first worker only; the others end soon after."""
-    codes = [home / "jaxalign-run" / "code" for home in homes]
-    deadline = time.monotonic() + PATIENCE
-    while not all(code.exists() for code in codes):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 def test_only_named_files_travel(stand_ins, work):

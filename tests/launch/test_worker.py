@@ -4,19 +4,11 @@ import os
 import signal
 import subprocess
 import tarfile
-import time
 from pathlib import Path
 
 import pytest
 
 from tests.launch.conftest import PATIENCE
-
-
-def wait_until(there):
-    deadline = time.monotonic() + PATIENCE
-    while not there():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 @pytest.fixture
@@ -41,7 +33,7 @@ def worker(stand_ins, tmp_path):
 def test_a_run_outlives_the_call_and_stops_on_request(worker, stand_ins):
     ready = stand_ins.folder / "ready0"
     worker("start", "v5e", "train", "own.yaml", PLAY="sleep")
-    wait_until(ready.exists)
+    stand_ins.wait_for(ready)
     assert "already" in worker("start", "v5e", "train", "own.yaml", PLAY="sleep")
     assert "nothing is installed" in worker("setup", "my-bucket")
     worker("stop")
@@ -75,7 +67,7 @@ def test_a_run_that_noted_its_code_has_ended(worker):
 
 def test_a_killed_run_is_told(worker, stand_ins):
     worker("start", "v6e", "train", "own.yaml", PLAY="sleep")
-    wait_until((stand_ins.folder / "ready0").exists)
+    stand_ins.wait_for(stand_ins.folder / "ready0")
     group = int(Path(worker.home, "jaxalign-run/pid").read_text())
     os.killpg(group, signal.SIGKILL)
     assert worker("follow").splitlines()[-1] == "jaxalign ended with 137"
@@ -132,7 +124,7 @@ def test_stoppable_passes_a_stop_on_and_waits(stand_ins, tmp_path, play, code):
         stdout=subprocess.PIPE,
         text=True,
     )
-    wait_until((stand_ins.folder / "ready0").exists)
+    stand_ins.wait_for(stand_ins.folder / "ready0")
     started.terminate()
     output, _ = started.communicate(timeout=PATIENCE)
     assert "a last checkpoint" in output
