@@ -21,6 +21,7 @@ FLOORS = (
         "programs",
         "chips",
         "compiler",
+        "checksums",
         "model.spec",
     },
     {"sharding", "objectives", "data"},

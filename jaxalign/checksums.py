@@ -1,0 +1,79 @@
+"""Content hashes of what is saved, checked when it is loaded again.
+
+A disk, a copy or a memory module can change a bit without an error. A folder that is written whole
+(an adapter, an exported model) gets a file `SHA256SUMS` in the format of coreutils, so that
+`sha256sum -c SHA256SUMS` checks it without this package.
+
+    write_sums(folder)                       # after the last file is written
+    check_sums(folder, ["adapter_model.safetensors"])     # UserError if a byte has changed
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+from jaxalign.errors import UserError
+
+SUMS = "SHA256SUMS"
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal; the file is streamed."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def text_digest(text: str) -> str:
+    """SHA-256 of a text in UTF-8, in hexadecimal."""
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def write_sums(folder: Path) -> None:
+    """Writes `SHA256SUMS` for every file below `folder`; call it as the last step of a writer."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != SUMS)
+    lines = [f"{file_digest(path)}  {path.relative_to(folder).as_posix()}\n" for path in files]
+    (folder / SUMS).write_text("".join(lines), "utf-8")
+
+
+def read_sums(folder: Path) -> dict[str, str]:
+    """File name -> SHA-256 as recorded; empty where the folder has no `SHA256SUMS`.
+
+    Raises:
+      UserError: the list itself is damaged.
+    """
+    path = folder / SUMS
+    if not path.is_file():
+        return {}
+    found = {}
+    for number, line in enumerate(path.read_bytes().decode("utf-8", "replace").splitlines(), 1):
+        digest, gap, name = line[:64], line[64:66], line[66:]
+        if gap not in ("  ", " *") or not name or set(digest) - set("0123456789abcdef"):
+            raise UserError(f"{path}:{number}: damaged; copy the folder again, or remove this list")
+        found[name] = digest
+    return found
+
+
+def check_sums(folder: Path, names: Sequence[str] | None = None) -> None:
+    """Compares files with the recorded hashes; files without a recorded hash pass.
+
+    Args:
+      folder: where `SHA256SUMS` may be.
+      names: the files that are about to be read; None: every recorded file.
+
+    Raises:
+      UserError: a file is missing or its content has changed.
+    """
+    recorded = read_sums(folder)
+    for name in recorded if names is None else names:
+        if name not in recorded:
+            continue
+        path = folder / name
+        if not path.is_file():
+            raise UserError(f"{path} is missing, though {SUMS} lists it; copy the folder again")
+        if file_digest(path) != recorded[name]:
+            raise UserError(
+                f"{path}: the content is not what was written ({SUMS}); copy or export it again, "
+                f"or remove {SUMS} if you changed the file on purpose"
+            )
