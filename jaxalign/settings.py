@@ -85,7 +85,7 @@ class AlignConfig:
     negatives: str = "group"  # group: among consecutive pairs | global: the whole micro-batch
     group: int = 32  # pairs per group
     detach: str = "none"  # stop the gradient on: none | source | target
-    pooling: str = "mean"  # mean | first | last | position (later tokens weigh more), real tokens
+    pooling: str = "mean"  # mean | mean_rest (all but the first token) | first | last | position
     control: str = "none"  # none | shuffled: targets are moved to other sources (a control run)
     train: list[str] = field(default_factory=list)
     valid: list[str] = field(default_factory=list)
@@ -255,7 +255,7 @@ CHOICES = {
     "align.direction": ("one_way", "symmetric"),
     "align.negatives": ("group", "global"),
     "align.detach": ("none", "source", "target"),
-    "align.pooling": ("mean", "first", "last", "position"),
+    "align.pooling": ("mean", "mean_rest", "first", "last", "position"),
     "align.control": ("none", "shuffled"),
     "align.sampling": ("proportional", "uniform", "temperature"),
     "batch.pack": ("none", "segments"),

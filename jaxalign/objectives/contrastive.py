@@ -26,11 +26,16 @@ def pooling_weights(mask: jax.Array, pooling: str) -> jax.Array:
 
     Args:
       mask: [B, T], 1 for real tokens.
-      pooling: mean; first (degenerate where every row starts with the same BOS: causal states of
-        a first token see nothing else); last.
+      pooling: mean; mean_rest: all but the first token, which many LLMs use as an attention sink of
+        enormous norm (Sun et al. 2024, arXiv 2402.17762), though a single token still counts; first
+        (degenerate where every row starts with the same BOS: causal states of a first token see
+        nothing else); last; position (later tokens weigh more).
     """
     mask = mask.astype(jnp.float32)
-    if pooling == "first":
+    if pooling == "mean_rest":
+        alone = jnp.sum(mask, axis=-1, keepdims=True) == 1
+        mask = mask * ((jnp.cumsum(mask, axis=-1) > 1) | alone)
+    elif pooling == "first":
         mask = mask * (jnp.cumsum(mask, axis=-1) == 1)
     elif pooling == "last":
         left = jnp.cumsum(mask[:, ::-1], axis=-1)[:, ::-1]  # real tokens from here to the end

@@ -31,7 +31,7 @@ from jaxalign.objectives.contrastive import pooling_weights
 from jaxalign.probe.corpus import Parallel
 from jaxalign.sharding import constrain
 
-POOLINGS = ("mean", "last", "position", "first")
+POOLINGS = ("mean", "mean_rest", "last", "position", "first")
 LONGEST = 512  # tokens of a sentence; longer ones are cut and counted
 
 

@@ -238,6 +238,7 @@ MASK = np.array([[1, 1, 1, 0], [1, 0, 0, 0], [1, 1, 1, 1], [0, 0, 0, 0]])
     ("pooling", "weights"),
     [
         ("mean", [[1 / 3, 1 / 3, 1 / 3, 0], [1, 0, 0, 0], [0.25] * 4, [0] * 4]),
+        ("mean_rest", [[0, 0.5, 0.5, 0], [1, 0, 0, 0], [0] + [1 / 3] * 3, [0] * 4]),
         ("first", [[1, 0, 0, 0], [1, 0, 0, 0], [1, 0, 0, 0], [0] * 4]),
         ("last", [[0, 0, 1, 0], [1, 0, 0, 0], [0, 0, 0, 1], [0] * 4]),
     ],
@@ -249,7 +250,7 @@ def test_pooling(pooling, weights):
     np.testing.assert_array_equal(pooling_weights(jnp.asarray(MASK, bool), pooling), found)
 
 
-@pytest.mark.parametrize(("pooling", "place"), [("first", 2), ("last", 3)])
+@pytest.mark.parametrize(("pooling", "place"), [("first", 2), ("last", 3), ("mean_rest", 3)])
 def test_pooling_where_the_padding_is_on_the_left(pooling, place):
     weights = pooling_weights(jnp.array([[0, 0, 1, 1]]), pooling)
     np.testing.assert_array_equal(weights, np.eye(4)[[place]])
