@@ -12,11 +12,8 @@ result.adapter                              # a PEFT folder
 from __future__ import annotations
 
 import dataclasses
-import signal
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,59 +22,24 @@ import jax
 from jaxalign.config import to_yaml
 from jaxalign.data.loader import prefetch
 from jaxalign.errors import UserError
-from jaxalign.hf.peft import save_peft
 from jaxalign.hf.peft_config import vllm_limits
-from jaxalign.hf.save import save_base
-from jaxalign.multihost import barrier, is_main
+from jaxalign.multihost import is_main
 from jaxalign.paths import Desk
 from jaxalign.settings import Config, flatten
 from jaxalign.sharding import put_batch
 from jaxalign.train.checkpoint import Checkpoints
+from jaxalign.train.finish import Result, finish
 from jaxalign.train.memory import telling_memory
 from jaxalign.train.metrics import Log
 from jaxalign.train.pace import Work
+from jaxalign.train.resume import meta_of, resume
 from jaxalign.train.setup import Run, prepare
 from jaxalign.train.state import TrainState
 from jaxalign.train.step import combine
+from jaxalign.train.stop import stop_signal
 from jaxalign.train.validate import validate
 from jaxalign.train.warm import warm_up
 from jaxalign.train.watch import Watch
-
-
-@dataclass
-class Result:
-    """What a run leaves behind."""
-
-    adapter: str  # PEFT folder, or under full fine-tuning a model folder
-    step: int  # updates done
-    best_step: int | None  # of the exported weights, where validation chose them
-    metrics: dict[str, float] = field(default_factory=dict)  # the last (or best) validation
-    stopped: str = "finished"  # finished | patience | signal
-
-    @property
-    def exit_code(self) -> int:
-        """143 after a stop on request, as of a program that SIGTERM ended: a cluster takes 0 for a
-        finished run and starts no other try."""
-        return 128 + signal.SIGTERM if self.stopped == "signal" else 0
-
-
-@dataclass
-class Progress:
-    """What decides about the best checkpoint and about stopping; saved with each checkpoint."""
-
-    best: float | None = None
-    waited: int = 0  # evaluations since the best
-    metrics: dict[str, float] = field(default_factory=dict)  # of the best
-
-    def see(self, value: float, goal: str, metrics: dict[str, float]) -> bool:
-        """Whether this evaluation is the best so far (strictly)."""
-        better = self.best is None or (value < self.best if goal == "min" else value > self.best)
-        if better:
-            self.best, self.waited, self.metrics = value, 0, metrics
-        else:
-            self.waited += 1
-        return better
-
 
 Judge = Callable[[Run, TrainState], dict[str, float]]
 
@@ -112,7 +74,7 @@ def train(config: Config, title: str = "training", judge: Judge | None = None) -
 def _train(run: Run, title: str, judge: Judge | None, desk: Desk, watch: Watch) -> Result:
     config = run.config
     store = Checkpoints(desk.output, config.checkpoint.keep)
-    state, progress, start = _resume(run, store)
+    state, progress, start = resume(run, store)
     log = _open_log(run, desk, start, title)
     key = jax.random.fold_in(jax.random.key(config.seed), 2) if run.drops else None
     if config.train.warm_up == "ahead":
@@ -120,7 +82,7 @@ def _train(run: Run, title: str, judge: Judge | None, desk: Desk, watch: Watch) 
             log.message(f"all programs compiled in {warm_up(run, state, key):.1f} s")
     stopped = "finished"
     step = start
-    with _stop_signal() as asked, _closing(log, store):
+    with stop_signal() as asked, _closing(log, store):
         for batches, work in watch.inputs(_batches(run, start)):
             with watch.update(run.step, step + 1, work) as update:
                 state, metrics = update(state, run.frozen, batches, key)
@@ -139,21 +101,21 @@ def _train(run: Run, title: str, judge: Judge | None, desk: Desk, watch: Watch) 
                 log.event("goodput", step, watch.goodput())
                 if progress.see(_watched(config, values), config.train.goal, values):
                     with watch.pause("save"):
-                        store.save(step, state, _meta(run, step, progress), best=True)
+                        store.save(step, state, meta_of(run, step, progress), best=True)
                 if config.train.patience and progress.waited >= config.train.patience:
                     stopped = "patience"
             if asked(step) and not last and stopped == "finished":
                 stopped = "signal"
             if last or stopped != "finished" or _due(step, config.checkpoint.every):
                 with watch.pause("save"):
-                    store.save(step, state, _meta(run, step, progress))
+                    store.save(step, state, meta_of(run, step, progress))
                     desk.publish()
             if stopped != "finished":
                 break
         log.drain()
         with watch.pause("save"):
             store.wait()
-            result = _finish(run, desk, store, state, step, progress, stopped)
+            result = finish(run, desk, store, state, step, progress, stopped)
         log.event("goodput", step, watch.goodput())
         log.message(watch.sentence())
         return result
@@ -192,93 +154,6 @@ def _compare_gradients(run: Run, state: TrainState, step: int) -> dict[str, Any]
         batch = put_batch(run.mesh, stream.stack([step], *host), stacked=True)
         gradients[name], _ = run.step.gradient(name, state, run.frozen, batch, None)
     return combine(gradients, dict.fromkeys(gradients, 1), run.config.align.every)[1]
-
-
-def _resume(run: Run, store: Checkpoints) -> tuple[TrainState, Progress, int]:
-    """The state to go on from: the newest checkpoint of this output, or the beginning."""
-    if store.latest is None:
-        return run.state, Progress(), 0
-    if run.config.checkpoint.resume == "never":
-        raise UserError(
-            f"{run.config.output} holds a run at step {store.latest}; choose another output, "
-            "or checkpoint.resume=auto to go on with it"
-        )
-    meta = store.meta()
-    _check_same(run, meta)
-    state, meta = store.restore(run.abstract_state)
-    step = int(meta["step"])
-    # What was best may have been saved after this checkpoint; the run will come to it again.
-    progress = Progress(**meta["progress"]) if store.forget_best_after(step) else Progress()
-    return state, progress, step
-
-
-# A resumed run must not differ in these; other changes are the user's to make.
-FIXED = ("trainable", "lora.", "seed", "batch.", "align.every", "model.dtype", "model.quantize")
-
-
-def _check_same(run: Run, meta: dict) -> None:
-    output = run.config.output
-    if meta["base"] != run.base:
-        raise UserError(
-            f"{output} was trained on another base model (it was {meta['model']}, now "
-            f"{run.config.model.path}); use that base, or another output"
-        )
-    # A setting that an older version did not save yet was at its default.
-    trees = dataclasses.asdict(Config()), meta["config"], dataclasses.asdict(run.config)
-    defaults, then, now = (dict(flatten(tree)) for tree in trees)
-    for key in then | now:
-        was, wanted = (side.get(key, defaults.get(key, "nothing")) for side in (then, now))
-        if key.startswith(FIXED) and was != wanted:
-            raise UserError(
-                f"{output} was trained with {key}={was}, now it is {wanted}; "
-                "set it back, or choose another output"
-            )
-
-
-def _meta(run: Run, step: int, progress: Progress) -> dict[str, Any]:
-    return {
-        "step": step,
-        "base": run.base,
-        "model": run.config.model.path,
-        "progress": dataclasses.asdict(progress),
-        "config": dataclasses.asdict(run.config),
-    }
-
-
-def _finish(
-    run: Run,
-    desk: Desk,
-    store: Checkpoints,
-    state: TrainState,
-    step: int,
-    progress: Progress,
-    stopped: str,
-) -> Result:
-    """Exports the best weights (the last ones where nothing was validated)."""
-    best = store.best if progress.best is not None else None
-    if best is not None and best != step:
-        state, _ = store.restore(run.abstract_state, best=True)
-    name = "adapter" if run.adapter else "model"
-    folder = desk.folder / name
-    if run.adapter:
-        save_peft(
-            folder,
-            state.trained,
-            run.spec,
-            run.adapter,
-            base_name=run.config.model.path,
-            texts=_template(run),
-        )
-    else:
-        save_base(folder, state.trained, run.spec, tokenizer_from=run.config.model.path)
-    barrier("exported")
-    return Result(f"{desk.output}/{name}", step, best, progress.metrics, stopped)
-
-
-def _template(run: Run) -> dict[str, str]:
-    """The chat template travels with the adapter: prompts must look as they did in training."""
-    template = getattr(run.tokenizer, "chat_template", None)
-    return {"chat_template.jinja": template} if isinstance(template, str) else {}
 
 
 def _open_log(run: Run, desk: Desk, start: int, title: str) -> Log:
@@ -350,24 +225,3 @@ def _closing(log: Log, store: Checkpoints) -> Iterator[None]:
             log.close()
         finally:
             store.close()
-
-
-@contextmanager
-def _stop_signal() -> Iterator[Callable[[int], bool]]:
-    """Turns SIGTERM (a preempted machine) into a last checkpoint: asked after every step."""
-    if jax.process_count() > 1:
-        # One process hears it first, and all must leave at the same step: JAX agrees on one.
-        from jax.experimental import multihost_utils
-
-        yield multihost_utils.reached_preemption_sync_point
-        return
-    seen: list[float] = []
-    try:
-        before = signal.signal(signal.SIGTERM, lambda *_: seen.append(time.monotonic()))
-    except ValueError:  # not the main thread: the caller handles signals
-        yield lambda step: False
-        return
-    try:
-        yield lambda step: bool(seen)
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -19,6 +19,7 @@ from jaxalign.hf.peft import load_peft
 from jaxalign.paths import Desk
 from jaxalign.train import loop, setup
 from jaxalign.train.loop import train
+from jaxalign.train.resume import check_same
 from jaxalign.train.watch import Watch
 
 
@@ -147,14 +148,14 @@ def test_resuming_on_other_devices(configure, tmp_path, monkeypatch):
     monkeypatch.undo()
     use_devices(monkeypatch, 4)
     restored = {}
-    real = loop._resume
+    real = loop.resume
 
     def spy(run, store):
         state, progress, start = real(run, store)
         restored["state"], restored["run"] = jax.device_get(state), run
         return state, progress, start
 
-    monkeypatch.setattr(loop, "_resume", spy)
+    monkeypatch.setattr(loop, "resume", spy)
     train(parted)
     assert restored["run"].mesh.size == 4
     assert int(restored["state"].step) == 3
@@ -220,7 +221,7 @@ def test_a_signal_saves_and_stops(configure):
 def test_a_stop_counts_while_there_is_something_left(configure, monkeypatch, at, words, stopped):
     script = iter([1.0, 1.0])
     monkeypatch.setattr(loop, "validate", lambda *_: {"eval/loss": next(script)})
-    monkeypatch.setattr(loop, "_stop_signal", lambda: nullcontext(lambda step: step >= at))
+    monkeypatch.setattr(loop, "stop_signal", lambda: nullcontext(lambda step: step >= at))
     result = train(configure("checkpoint.every=1000", *words))
     assert (result.stopped, result.step) == (stopped, at)
 
@@ -288,7 +289,7 @@ def test_a_setting_that_an_older_checkpoint_did_not_save(configure):
     meta = {"base": "digest", "model": "models/llama", "config": saved}
 
     def check(*words):
-        loop._check_same(SimpleNamespace(config=configure(*words), base="digest"), meta)
+        check_same(SimpleNamespace(config=configure(*words), base="digest"), meta)
 
     check("train.patience=3")  # no matter of the state
     with pytest.raises(UserError, match=r"was trained with model\.quantize=none, now it is nf4"):
@@ -329,6 +330,6 @@ def test_a_full_disk_leaves_the_older_checkpoint(configure, monkeypatch):
     run = setup.prepare(dataclasses.replace(config))
     with jax.set_mesh(run.mesh):
         store = loop.Checkpoints(config.output, 2)
-        _, _, start = loop._resume(run, store)
+        _, _, start = loop.resume(run, store)
         store.close()
     assert start == 3
