@@ -4,6 +4,7 @@ language_name('cy'), language_name('cym_Latn')       # 'Welsh', 'Welsh'
 base_language('zho_Hans')                            # 'zh'
 resource_class('cy')                                 # 1, of 0 .. 5 (Joshi et al. 2020)
 find_language('en', ['deu_Latn', 'eng_Latn'])        # 'eng_Latn'
+split_direction('pt-BR-en')                          # ('pt-BR', 'en')
 """
 
 from __future__ import annotations
@@ -32,6 +33,9 @@ LANGUAGE_NAMES = dict(
         """,
     )
 )
+
+# Written in Chinese characters without blanks: one base language, or a code of its own.
+CHINESE = ("zh", "yue", "lzh", "wuu", "hak", "nan", "gan", "hsn", "cdo")
 
 # Resource classes of Joshi et al. 2020, "The State and Fate of Linguistic Diversity and Inclusion
 # in the NLP World" (ACL), section 2, after the authors' list of languages: 5 has the most data,
@@ -68,6 +72,22 @@ def find_language(code: str, have: Sequence[str]) -> str:
     """`code` as `have` spells it: the same, or the only one of the same language; else `code`."""
     alike = [name for name in have if base_language(name) == base_language(code)]
     return code if code in have or len(alike) != 1 else alike[0]
+
+
+def split_direction(direction: str) -> tuple[str, str]:
+    """The two languages of 'de-en', 'pt-BR-en' or 'en-zho_Hans'; ('de', '') where there is one.
+
+    A language may have hyphens of its own. The border is the one with most languages known on its
+    sides, the first of equals; regions (in capitals) begin no language.
+    """
+    parts = direction.split("-")
+    found = [("-".join(parts[:at]), "-".join(parts[at:])) for at in range(1, len(parts))]
+    found = [sides for sides in found if sides[1][:1].islower()]
+    return max(found, key=_known, default=(direction, ""))
+
+
+def _known(languages: Sequence[str]) -> int:
+    return sum(base_language(code) in LANGUAGE_NAMES for code in languages)
 
 
 def resource_class(language: str) -> int | None:

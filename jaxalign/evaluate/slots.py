@@ -29,6 +29,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxalign.data.languages import CHINESE, base_language
 from jaxalign.data.sources import Record
 from jaxalign.data.tasks import (
     ANNOTATED,
@@ -43,7 +44,7 @@ from jaxalign.errors import UserError, missing_extra
 from jaxalign.evaluate.measure import Gold, Measure, Scored, f1, share
 
 OUTSIDE = "Other"
-BY_CHARACTER = {"ja", "zh"}
+BY_CHARACTER = {"ja", *CHINESE}
 RULES = ("paper", "mended")
 
 
@@ -195,7 +196,7 @@ def predict_labels(
 
 
 def _by_character(gold: Gold) -> bool:
-    return gold.language.replace("_", "-").split("-")[0].lower() in BY_CHARACTER
+    return base_language(gold.language) in BY_CHARACTER
 
 
 def _characters(chunk: str) -> list[str]:

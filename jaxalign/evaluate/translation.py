@@ -8,19 +8,23 @@ found.details["bleu_signature"]     # nrefs:1|case:mixed|eff:no|tok:13a|smooth:e
 from __future__ import annotations
 
 import functools
-import re
-from collections.abc import Sequence
+import unicodedata
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from jaxalign.data.languages import LANGUAGE_NAMES
+from jaxalign.data.languages import CHINESE, base_language, split_direction
 from jaxalign.errors import UserError, missing_extra
 from jaxalign.evaluate.comet import score_comet
 from jaxalign.evaluate.measure import Gold, Measure, Scored, share
 
-TOKENIZERS = {"zh": "zh", "ja": "ja-mecab", "ko": "ko-mecab"}  # as sacreBLEU recommends; else 13a
+# As sacreBLEU recommends; all others: 13a.
+TOKENIZERS = {**dict.fromkeys(CHINESE, "zh"), "ja": "ja-mecab", "ko": "ko-mecab"}
 WITHOUT_MECAB = "char"
+SAMPLE = 100  # references that tell the script
+NO_BLANKS = ("CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR", "TIBETAN")
+BY_BLANKS = ("13a", "intl", "none")  # sacreBLEU's tokenizers that find words by the blanks around
 
 
 def score_translation(
@@ -37,7 +41,8 @@ def score_translation(
         golds: rows of one direction.
         answers: the translations; line breaks in them become blanks, as a file has one a line.
         tokenize: sacreBLEU's tokenizer for BLEU; '' takes the one for the target language. Where
-            Japanese or Korean lack theirs, characters are compared and `tokenizer_note` tells.
+            Japanese or Korean lack theirs, characters are compared and `tokenizer_note` tells, as
+            it does where words are sought by blanks in a script that writes none.
         comet: see `jaxalign.evaluate.comet.score_comet`.
         comet_gpus: how many GPUs COMET gets; JAX usually holds their memory already.
 
@@ -51,6 +56,7 @@ def score_translation(
     texts = [_one_line(answer) for answer in answers]
     references = [_one_line(gold.example.answer) for gold in golds]
     bleu, note = _bleu(target_language(golds[0]) if golds else "", tokenize)
+    note = note or _unspaced(bleu.tokenizer.signature(), references)
     chrf = _sacrebleu().CHRF()
     measures = [
         _measure(name, metric, texts, references)
@@ -72,11 +78,12 @@ def score_translation(
 
 
 def target_language(gold: Gold) -> str:
-    """'de' of a row into German: its `tgt_lang`, or the last language its direction names."""
+    """'zh' of a row into zh-TW, zho_Hans or cmn: its `tgt_lang`, or its direction's second side."""
+    sides = gold.fields.get("translation")
     given = gold.fields.get("tgt_lang")
-    parts = re.split("[-_]", str(given or gold.language).lower())
-    known = [part for part in parts if part in LANGUAGE_NAMES] or [""]
-    return known[0] if given else known[-1]
+    if not given and isinstance(sides, Mapping) and "src" not in gold.fields:
+        given = list(sides)[-1]  # the order of the data, as the row was rendered
+    return base_language(str(given or split_direction(gold.language)[1]))
 
 
 def _one_line(text: str) -> str:
@@ -108,6 +115,24 @@ def _bleu(language: str, tokenize: str) -> tuple[Any, str]:
     extra = "pip install 'jaxalign[mecab]'"
     note = f"{reason}, so BLEU compares characters; install it with: {extra}"
     return metric(tokenize=WITHOUT_MECAB), note
+
+
+def _unspaced(tokenizer: str, references: Sequence[str]) -> str:
+    """A note where the tokenizer looks for blanks and most references are written without any."""
+    if tokenizer not in BY_BLANKS:
+        return ""
+    letters = [letter for text in references[:SAMPLE] for letter in text if letter.isalpha()]
+    if 2 * sum(map(_writes_no_blanks, letters)) <= len(letters):
+        return ""
+    return (
+        f"BLEU looks for blanks between words ({tokenizer}), and these references are written "
+        "without, so that hardly a word is found; name the language by its code (tgt_lang), or "
+        "choose another evaluate.options.tokenize, such as char or flores200"
+    )
+
+
+def _writes_no_blanks(letter: str) -> bool:
+    return unicodedata.name(letter, "").startswith(NO_BLANKS)
 
 
 def _measure(name: str, metric: Any, texts: Sequence[str], references: Sequence[str]) -> Measure:

@@ -9,6 +9,7 @@ from jaxalign.data.languages import (
     find_language,
     language_name,
     resource_class,
+    split_direction,
 )
 
 
@@ -36,6 +37,28 @@ def test_language_names():
 )
 def test_base_language(code, plain):
     assert base_language(code) == plain
+
+
+@pytest.mark.parametrize(
+    "direction, sides",
+    [
+        ("de-en", ("de", "en")),
+        ("pt-BR-en", ("pt-BR", "en")),
+        ("en-zh-TW", ("en", "zh-TW")),
+        ("pt-BR-zh-Hans-CN", ("pt-BR", "zh-Hans-CN")),
+        ("en-fr-CA", ("en", "fr-CA")),
+        ("eng_Latn-zho_Hans", ("eng_Latn", "zho_Hans")),
+        ("de-st-en", ("de-st", "en")),
+        ("en-de-st", ("en", "de-st")),
+        ("tlh-qya", ("tlh", "qya")),
+        ("en", ("en", "")),
+        ("zh-CN", ("zh-CN", "")),
+        ("", ("", "")),
+        ("-", ("-", "")),
+    ],
+)
+def test_split_direction(direction, sides):
+    assert split_direction(direction) == sides
 
 
 def test_a_language_is_found_as_the_data_spells_it():

@@ -145,6 +145,17 @@ def test_a_bootstrap_over_half_the_rows_is_the_score_of_that_half():
     assert found.resampled(np.array([[0, 1]])) == [half]
 
 
+@pytest.mark.parametrize("code", ["zho_Hans", "zho", "cmn", "zh_CN", "ja-JP", "jpn_Jpan", "jpn"])
+def test_by_character_whatever_the_code(code):
+    """Compared by words, a command without blanks is one word that no answer matches."""
+    fields = {"utterance": "明天九点叫醒我", "slots": [["datetime", "明天九点"]]}
+    said = ["datetime: 明天九点"]
+    plain = score_slots([gold("zh", lang="zh", **fields)], said)
+    found = score_slots([gold(code, lang=code, **fields)], said)
+    assert found["slot_f1"].parts.tolist() == plain["slot_f1"].parts.tolist() == [[1, 1, 1]]
+    assert len(tag_command(gold(code, lang=code, **fields)).tokens) == 7
+
+
 def test_chinese_by_character_with_the_leak_and_mended():
     row = gold("zh-CN", utt="播放 hello 歌 吧", annot_utt="播放 [song : hello] 歌 吧")
     assert tag_command(row).labels == ["Other", "Other", "song", "song", "song"]

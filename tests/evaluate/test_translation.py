@@ -104,6 +104,47 @@ def test_target_language(language, fields, wanted):
     assert target_language(Gold(None, fields, "0", language)) == wanted
 
 
+@pytest.mark.parametrize("row, wanted", [
+    ({"translation": {"en": "a", "zho_Hans": "b"}}, "zh"),
+    ({"src": "a", "tgt": "b", "src_lang": "ja", "tgt_lang": "por_Latn"}, "pt"),
+])  # fmt: skip
+def test_target_language_of_the_row_s_own_sides(row, wanted):
+    example = render("translation", Record(row, "data.jsonl:1"))
+    assert target_language(Gold(example, row, "0", example.language)) == wanted
+
+
+@pytest.mark.parametrize("code", ["zh", "zho", "zho_Hans", "cmn", "cmn_Hant", "zh-CN", "ZH", "yue"])
+def test_chinese_by_any_code_is_compared_as_chinese(code):
+    found = score_translation(golds_of(CHINESE, code), ["我们明天九点见。", CHINESE[1]])
+    assert "tok:zh" in found.details["bleu_signature"]
+    assert found["bleu"].value > 70  # by words, as if blanks were between them, it is 0
+    assert "tokenizer_note" not in found.details
+
+
+@pytest.mark.parametrize("code, wanted", [("jpn_Jpan", "ja-mecab"), ("jpn", "ja-mecab"),
+                                          ("kor_Hang", "ko-mecab")])  # fmt: skip
+def test_japanese_and_korean_by_any_code(monkeypatch, code, wanted):
+    asked = []
+    real = sacrebleu.BLEU.__init__
+
+    def notes(self, *args, tokenize=None, **kwargs):
+        asked.append(tokenize)
+        real(self, *args, tokenize="char", **kwargs)
+
+    monkeypatch.setattr(sacrebleu.BLEU, "__init__", notes)
+    score_translation(golds_of(CHINESE, code), CHINESE)
+    assert asked == [wanted]
+
+
+@pytest.mark.parametrize("code, texts", [("th", ["สวัสดีชาวโลก ยินดีต้อนรับ"]), ("Chinese", CHINESE)])
+def test_words_that_no_blank_separates_are_noted(code, texts):
+    found = score_translation(golds_of(texts, code), texts)
+    assert "evaluate.options.tokenize" in found.details["tokenizer_note"]
+    assert "tokenizer_note" not in score_translation(
+        golds_of(texts, code), texts, tokenize="char"
+    ).details  # fmt: skip
+
+
 @pytest.mark.parametrize("language, tokenizer", [("ja", "ja-mecab"), ("ko", "ko-mecab")])
 def test_without_mecab_characters_are_compared_and_it_is_said(monkeypatch, language, tokenizer):
     real = sacrebleu.BLEU.__init__
