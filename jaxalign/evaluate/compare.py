@@ -13,8 +13,6 @@ rows, not luck of training: read the standard deviation over seeds beside it.
 
 from __future__ import annotations
 
-import math
-import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -23,11 +21,11 @@ import numpy as np
 
 from jaxalign.errors import UserError
 from jaxalign.evaluate.measure import Measure, Scored, share
+from jaxalign.evaluate.resample import Stack, items, pools, resamples
+from jaxalign.evaluate.tally import TIE, Tally, sign, tally
 
 CONFIDENCE = 95  # percent, of every interval
 ALL, OTHER = "all", "other"
-BLOCK = 4_000_000  # picks held at a time: 32 MB of counts
-TIE = 1e-9  # scores nearer than this are equal: sums in another order differ in the last digit
 
 
 @dataclass(frozen=True)
@@ -46,16 +44,6 @@ class Score:
     std: float | None  # over seeds, n - 1 in the denominator; None for a single seed
     seeds: list[float]  # each seed's own score
     rows: int  # rows of data it was measured on
-
-
-@dataclass(frozen=True)
-class Tally:
-    """How often the system is better and worse than the baseline, and the exact sign test."""
-
-    wins: int
-    losses: int
-    ties: int
-    p: float  # two-sided, ties left out
 
 
 @dataclass(frozen=True)
@@ -115,9 +103,10 @@ def compare(
       groups: Name -> languages, in the order to print; a language may be in several. Languages
         in none form 'other'; 'all' always comes last.
       draws: Resamples of the paired bootstrap.
-      seed: Of the resamples. They depend on nothing else but the ids of the language's rows: where
-        languages are translations of the same rows, a draw takes the same rows of all, so that the
-        interval of a group knows they are not independent. Rows without ids are drawn by language.
+      seed: Of the resamples. They depend on nothing else but the ids of the rows: where languages
+        are translations of the same rows, or of some of them, a draw takes the same items of all,
+        so that the interval of a group knows they are not independent (see `resample`). Rows
+        without ids are drawn by language.
 
     Raises:
       UserError: Systems differ in languages, rows or measures, or share a name; no draws.
@@ -155,7 +144,7 @@ def compare(
                      for language in languages}  # fmt: skip
             found.language_gains[system.name] = {
                 language: _gain(
-                    better[place[language]], resampled[place[language]], _tally(signs[language])
+                    better[place[language]], resampled[place[language]], tally(signs[language])
                 )
                 for language in languages
             }
@@ -163,8 +152,8 @@ def compare(
                 group: _gain(
                     better[[place[language] for language in inside]].mean(),
                     resampled[[place[language] for language in inside]].mean(axis=0),
-                    _tally(_joined([signs[language] for language in inside])),
-                    _tally(_sign(better[[place[language] for language in inside]])),
+                    tally(_joined([signs[language] for language in inside])),
+                    tally(sign(better[[place[language] for language in inside]])),
                 )
                 for group, inside in members.items()
             }
@@ -302,37 +291,22 @@ def _all_scores(
     if len(systems) == 1:  # nothing to pair
         return values, {}
     drawn = {name: [np.empty((len(languages), draws)) for _ in systems] for name in names}
-    for place, language in enumerate(languages):
-        wanted = [
-            (drawn[name][number][place], [run[language][name] for run in system.runs])
+    stacks = {
+        language: Stack.of(
+            (name, number, [run[language][name] for run in system.runs])
             for name in names
             for number, system in enumerate(systems)
-        ]
-        parts = np.hstack([measure.parts for _, runs in wanted for measure in runs])
-        ids = systems[0].runs[0][language].ids or (language,)
-        for block, counts in _resamples("\n".join(ids), rows[language], draws, seed):
-            # One product serves all systems, seeds and measures: they share the resampled rows.
-            sums, at = counts @ parts, 0
-            for out, runs in wanted:
-                scores = []
-                for measure in runs:
-                    width = measure.parts.shape[1]
-                    scores.append(measure.formula(sums[:, at : at + width]))
-                    at += width
-                out[block] = np.mean(scores, axis=0)
+        )
+        for language in languages
+    }
+    first = systems[0].runs[0]
+    for pool in pools({lang: items(lang, first[lang].ids, rows[lang]) for lang in languages}):
+        for block, counts in resamples(pool, draws, seed):
+            for language, drawn_rows in counts.items():
+                place = languages.index(language)
+                for name, number, scores in stacks[language].scores(drawn_rows):
+                    drawn[name][number][place, block] = scores
     return values, drawn
-
-
-def _resamples(name: str, rows: int, draws: int, seed: int) -> Iterator[tuple[slice, np.ndarray]]:
-    """(which draws, how often each row is in them [draws, rows] float64), a block at a time."""
-    rng = np.random.default_rng([seed, zlib.crc32(name.encode())])
-    size = max(1, BLOCK // rows)
-    for start in range(0, draws, size):
-        lines = min(size, draws - start)
-        picks = rng.integers(0, rows, size=(lines, rows))
-        picks += rows * np.arange(lines)[:, None]
-        counts = np.bincount(picks.ravel(), minlength=lines * rows).reshape(lines, rows)
-        yield slice(start, start + lines), counts.astype(np.float64)
 
 
 def _score(seeds: np.ndarray, rows: int) -> Score:
@@ -358,10 +332,6 @@ def _gain(
     return Gain(float(gain), float(low), float(high), p, rows, languages)
 
 
-def _sign(differences: np.ndarray) -> np.ndarray:
-    return np.sign(differences) * (np.abs(differences) > TIE)
-
-
 def _row_signs(base: System, system: System, name: str, language: str) -> np.ndarray | None:
     """Whose seeds got each row right more often, [rows] of -1, 0, 1.
 
@@ -373,7 +343,7 @@ def _row_signs(base: System, system: System, name: str, language: str) -> np.nda
         if not all(_right_or_wrong(measure) for measure in runs):
             return None
         means.append(np.mean([measure.parts[:, 0] for measure in runs], axis=0))
-    return _sign(means[1] - means[0])
+    return sign(means[1] - means[0])
 
 
 def _right_or_wrong(measure: Measure) -> bool:
@@ -386,25 +356,6 @@ def _right_or_wrong(measure: Measure) -> bool:
 def _joined(signs: Sequence[np.ndarray | None]) -> np.ndarray | None:
     known = [found for found in signs if found is not None]
     return np.concatenate(known) if len(known) == len(signs) else None
-
-
-def _tally(signs: np.ndarray | None) -> Tally | None:
-    if signs is None:
-        return None
-    wins, losses = int(np.sum(signs > 0)), int(np.sum(signs < 0))
-    return Tally(wins, losses, len(signs) - wins - losses, sign_test(wins, losses))
-
-
-def sign_test(wins: int, losses: int) -> float:
-    """The two-sided p value that a fair coin falls at least as far from even; 1 for no throws."""
-    throws = wins + losses
-    # Logarithms, as 2^-throws is nothing in floats from about a thousand rows on.
-    even = throws * math.log(2) - math.lgamma(throws + 1)
-    tail = math.fsum(
-        math.exp(-even - math.lgamma(k + 1) - math.lgamma(throws - k + 1))
-        for k in range(min(wins, losses) + 1)
-    )
-    return min(1.0, 2 * tail)
 
 
 # Beside the scores --------------------------------------------------------------------------------

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from jaxalign.errors import UserError
-from jaxalign.evaluate.compare import System, compare, sign_test
+from jaxalign.evaluate.compare import System, compare
 from jaxalign.evaluate.measure import Measure, Scored, f1, share
+from jaxalign.evaluate.tally import sign_test
 
 
 def hits(*rows: int, name: str = "exact_match", **counts: int) -> Scored:
@@ -187,7 +188,7 @@ def test_the_seed_decides_and_other_languages_do_not():
 
 def test_blocks_do_not_change_the_result(monkeypatch):
     whole = compare([BASE, BETTER], {}, draws=37)
-    monkeypatch.setattr("jaxalign.evaluate.compare.BLOCK", 30)
+    monkeypatch.setattr("jaxalign.evaluate.resample.BLOCK", 30)
     assert compare([BASE, BETTER], {}, draws=37).as_json() == whole.as_json()
 
 
