@@ -64,7 +64,7 @@ def _train(args: argparse.Namespace) -> int:
     from jaxalign.settings import AUTO
     from jaxalign.train.loop import train
 
-    if config.align.layer == AUTO:
+    if config.align.weight > 0 and config.align.layer == AUTO:
         from jaxalign.probe.auto import choose
 
         choice = choose(config)

@@ -19,8 +19,9 @@ from typing import Any, cast
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from jaxalign.bounds import check_text
 from jaxalign.errors import UserError
-from jaxalign.settings import AUTO, Config, check, flatten
+from jaxalign.settings import Config, check, flatten
 
 # `${demo:data/train.en.jsonl}`: a file of the demo, wherever the package is installed.
 OmegaConf.register_resolver(
@@ -45,7 +46,6 @@ def load(path: str | Path | None, words: Sequence[str] = ()) -> Loaded:
     merged = OmegaConf.structured(Config)
     origins: dict[str, str] = {}
     for origin, layer in layers:
-        _name_auto(layer)
         for key in _leaves(layer):
             _check_known(key, origin)
             origins[key] = origin
@@ -112,19 +112,13 @@ def _read_words(words: Sequence[str]) -> DictConfig:
 
     layer = OmegaConf.create()
     for word in words:
+        check_text("command line", word)
         try:
             # Two mappings give a mapping; the signature covers lists, too.
             layer = cast(DictConfig, OmegaConf.merge(layer, OmegaConf.from_dotlist([word])))
         except (yaml.YAMLError, OmegaConfBaseException) as error:
             raise UserError(f"command line: cannot read {word!r}; quote the value") from error
     return layer
-
-
-def _name_auto(layer: DictConfig) -> None:
-    """`align.layer: auto` as the number that means it, so that the setting keeps one type."""
-    align = _plain(layer).get("align")
-    if isinstance(align, dict) and align.get("layer") == "auto":
-        OmegaConf.update(layer, "align.layer", AUTO)
 
 
 def _wrong_value(error: OmegaConfBaseException, origin: str) -> UserError:

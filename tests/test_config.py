@@ -7,8 +7,11 @@ import pytest
 
 from jaxalign.config import load, to_yaml
 from jaxalign.errors import UserError
-from jaxalign.settings import AUTO, CHOICES, LOWEST, Config, check, flatten
+from jaxalign.settings import AUTO, Config, abouts, check, flatten
 
+BOUNDS = {key: about.bounds for key, about in abouts() if not key.startswith("objectives.")}
+CHOICES = [key for key, bounds in BOUNDS.items() if bounds.choices]
+NUMBERS = [key for key, bounds in BOUNDS.items() if bounds.number]
 SHIPPED = sorted((Path(__file__).resolve().parents[1] / "configs").rglob("*.yaml"))
 
 
@@ -169,9 +172,6 @@ def test_words_that_cannot_be_read(word):
 @pytest.mark.parametrize(
     ("word", "key"),
     [
-        ("align.layer=two", "align.layer"),
-        ("align.layer=1.5", "align.layer"),
-        ("align.layer=", "align.layer"),
         ("train.steps=1e3", "train.steps"),
         ("optim.learning_rate=fast", "optim.learning_rate"),
         ("log.tensorboard=perhaps", "log.tensorboard"),
@@ -222,7 +222,7 @@ def test_files_that_hold_something_else(write, tmp_path):
 
 @pytest.mark.parametrize("key", CHOICES)
 def test_choices(key):
-    choices = CHOICES[key]
+    choices = BOUNDS[key].choices
     for choice in choices:
         word = f"{key}={choice}"
         values = dict(flatten(dataclasses.asdict(load(None, [word]).config)))
@@ -237,29 +237,96 @@ def test_defaults_are_choices():
     check(Config())
 
 
-@pytest.mark.parametrize("key", LOWEST)
-def test_lowest(key):
-    assert refusal(None, f"{key}={LOWEST[key] - 1}").startswith(f"{key}: ")
-    values = dict(flatten(dataclasses.asdict(load(None, [f"{key}={LOWEST[key]}"]).config)))
-    assert values[key] == LOWEST[key]
+# What is meant to have no bound but the numbers of a device.
+BOUNDLESS = {"generate.length_penalty"}
+LISTED = {"lora.ranks": "{q: %s}", "lora.alphas": "{q: %s}", "batch.buckets": "[%s]",
+          "log.profile": "[%s, 3]"}  # fmt: skip
+
+
+def outside(key: str) -> list[str]:
+    """Words that this number may not be."""
+    bounds = BOUNDS[key]
+    beyond = [10**12, 10**40] if bounds.whole else ["1e60"]
+    beyond += [] if bounds.lowest is None else [bounds.lowest - 1]
+    beyond += [bounds.above, bounds.below] if bounds.above is not None or bounds.below else []
+    beyond += [] if bounds.highest is None else [bounds.highest + 1]
+    beyond += [".nan", ".inf", "-.inf", "true", "[1]", "a"]
+    return [str(value) for value in beyond if value is not None and value not in bounds.besides]
+
+
+@pytest.mark.parametrize("key", NUMBERS)
+def test_numbers_outside_their_bounds(key):
+    for value in outside(key):
+        assert key in refusal(None, f"{key}={LISTED.get(key, '%s') % value}"), value
+
+
+@pytest.mark.parametrize("key", NUMBERS)
+def test_numbers_at_their_bounds(key):
+    bounds = BOUNDS[key]
+    ends = [end for end in (bounds.lowest, bounds.highest, *bounds.besides) if end is not None]
+    for value in ends:
+        config = load(None, [f"{key}={LISTED.get(key, '%s') % value}", "batch.accumulate=1",
+                             "align.negatives=global"]).config  # fmt: skip
+        assert str(value) in str(dict(flatten(dataclasses.asdict(config))).get(key, config.lora))
+
+
+def test_every_number_has_a_bound():
+    bounded = ("lowest", "above", "highest", "below")
+    free = {k for k in NUMBERS if all(getattr(BOUNDS[k], name) is None for name in bounded)}
+    assert free == BOUNDLESS
+    numeric = {k for k, v in flatten(dataclasses.asdict(Config())) if type(v) in (int, float)}
+    assert numeric <= set(NUMBERS)
 
 
 @pytest.mark.parametrize(
     ("word", "sentence"),
     [
-        ("align.temperature=0", "align.temperature: 0.0 should be above 0"),
-        ("optim.learning_rate=nan", "optim.learning_rate: nan should be above 0"),
-        ("align.weight=nan", "align.weight: nan is too small; use 0.0 or more"),
-        ("lora.dropout=1.0", "lora.dropout: 1.0 should lie in [0, 1)"),
+        ("align.temperature=0", "align.temperature: 0.0 should be a number, above 0"),
+        ("optim.learning_rate=nan", "optim.learning_rate: nan should be a number, above 0"),
+        ("optim.learning_rate=1e-60", "optim.learning_rate: 1e-60 should be a number, above 0"),
+        ("align.weight=nan", "align.weight: nan should be a number, 0 or more"),
+        ("lora.dropout=1.0", "lora.dropout: 1.0 should be a number, 0 or more, below 1"),
+        ("optim.beta1=1.5", "optim.beta1: 1.5 should be a number, 0 or more, below 1"),
+        ("optim.beta2=0.9999999999", "optim.beta2: 0.9999999999 should be a number, 0 or more, "
+         "below 1"),
+        ("optim.warmup_ratio=5", "optim.warmup_ratio: 5.0 should be a number, from 0 to 1"),
+        ("generate.length_penalty=.inf", "generate.length_penalty: inf should be a finite number"),
+        ("train.steps=3000000000", "train.steps: 3000000000 should be a whole number, 0 or more, "
+         "2147483647 or less"),
+        (f"train.steps={10**60}", "train.steps: a whole number of 200 bits should be a whole "
+         "number, 0 or more, 2147483647 or less"),
+        ("mesh.tensor=0", "mesh.tensor: 0 should be a whole number, 1 or more, or -1"),
+        ("align.layer=-1", "align.layer: -1 should be a whole number, 0 or more, or auto"),
+        ("align.layer=two", "align.layer: 'two' should be a whole number, 0 or more, or auto"),
+        ("align.layer=1.5", "align.layer: 1.5 should be a whole number, 0 or more, or auto"),
+        ("align.layer=[2]", "align.layer: [2] should be a whole number, 0 or more, or auto"),
+        ("align.layer=", "align.layer: None should be a whole number, 0 or more, or auto"),
+        ("align.layer=null", "align.layer: None should be a whole number, 0 or more, or auto"),
+        ("batch.buckets=[64,0]", "batch.buckets[1]: 0 should be a whole number, 1 or more"),
+        ("lora.ranks={q: 0}", "lora.ranks.q: 0 should be a whole number, 1 or more"),
+        ("lora.alphas={q: -.5}", "lora.alphas.q: -0.5 should be a number, above 0"),
+        ("objectives=[{weight: -1}]", "objectives[0].weight: -1.0 should be a number, 0 or more"),
+        ("log.profile=[10]", "log.profile: [10] should be the first update and how many, both 1 "
+         "or more, as in [10,3]"),
     ],
-)
+)  # fmt: skip
 def test_numbers_out_of_range(word, sentence):
     assert refusal(None, word) == sentence
 
 
+def test_text_that_no_file_can_hold():
+    assert refusal(None, "output=a\ud800").startswith(
+        "command line: 'output=a\\ud800' has half of a character at position 9"
+    )
+    config = Config()
+    config.task.columns = {"text": "a\0b"}
+    with pytest.raises(UserError, match=r"columns.text: .* holds a NUL character"):
+        check(config)
+
+
 def test_group_and_pairs():
     assert refusal(None, "batch.pairs=40") == (
-        "batch.pairs: 40 is no multiple of align.group=32; change one of them or set "
+        "batch.pairs: 40 is not a multiple of align.group=32; change one of them or set "
         "align.negatives=global"
     )
     for words in (
@@ -278,7 +345,9 @@ def test_settings_that_contradict_each_other(write):
         None, "optim.missing=skip", "trainable=full"
     )
     path = write("objectives:\n  - {objective: 'a:b', phase: tsk}\n")
-    assert refusal(path) == "objectives: phase 'tsk' should be task or align"
+    assert refusal(path) == (
+        "objectives[0].phase: 'tsk' is not among task, align; did you mean task?"
+    )
     path = write("objectives:\n  - {objectve: 'a:b'}\n")
     assert "Did you mean: 'objective'" in refusal(path)
 

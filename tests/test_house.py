@@ -13,6 +13,7 @@ HOUSE = Path(jaxalign.__file__).parent
 FLOORS = (
     {
         "errors",
+        "bounds",
         "settings",
         "config",
         "multihost",

@@ -12,7 +12,7 @@ from jaxalign.data.tasks import (
     render,
 )
 from jaxalign.errors import UserError
-from jaxalign.settings import CHOICES
+from jaxalign.settings.data import KINDS
 
 SPANS = [("datetime", "at nine: sharp"), ("reminder/todo", "buy milk")]
 
@@ -22,7 +22,7 @@ def record(**fields):
 
 
 def test_the_configuration_offers_every_kind():
-    assert set(CHOICES["task.kind"]) == set(TASKS)
+    assert set(KINDS) == set(TASKS)
 
 
 @pytest.mark.parametrize(

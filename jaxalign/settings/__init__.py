@@ -1,0 +1,105 @@
+"""Every setting with its type, default, bounds and explanation: they stand here and nowhere else.
+
+config = Config()
+config.align.layer           # 16
+check(config)                # bounds, and what settings say together
+dict(abouts())["align.layer"].bounds.phrase()      # 'a whole number, 0 or more, or auto'
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from jaxalign.bounds import About, setting
+from jaxalign.settings.answers import EvaluateConfig, GenerateConfig
+from jaxalign.settings.course import CheckpointConfig, LogConfig, OptimConfig, TrainConfig
+from jaxalign.settings.data import AUTO, AlignConfig, BatchConfig, ExtraObjective, TaskConfig
+from jaxalign.settings.model import LoraConfig, MeshConfig, ModelConfig, PromptConfig
+from jaxalign.settings.together import check_together
+
+__all__ = [
+    "AUTO", "AlignConfig", "BatchConfig", "CheckpointConfig", "Config", "EvaluateConfig",
+    "ExtraObjective", "GenerateConfig", "LogConfig", "LoraConfig", "MeshConfig", "ModelConfig",
+    "OptimConfig", "PromptConfig", "TaskConfig", "TrainConfig", "abouts", "check", "flatten",
+]  # fmt: skip
+
+
+@dataclass
+class Config:
+    """One run."""
+
+    output: str = setting(
+        "runs/default", "folder of the run, or `gs://BUCKET/FOLDER`", see="tpu.md#buckets"
+    )
+    seed: int = setting(1, "order of rows, adapter's start, dropout", lowest=0, highest=2**32 - 1)
+    trainable: str = setting(
+        "lora", "`full`: every weight, float32 masters", choices=("lora", "full")
+    )
+    model: ModelConfig = field(default_factory=ModelConfig)
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    prompt: PromptConfig = field(default_factory=PromptConfig)
+    task: TaskConfig = field(default_factory=TaskConfig)
+    align: AlignConfig = field(default_factory=AlignConfig)
+    objectives: list[ExtraObjective] = setting(
+        [], "more terms of a phase, each with these keys", free=True
+    )
+    batch: BatchConfig = field(default_factory=BatchConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    generate: GenerateConfig = field(default_factory=GenerateConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+    log: LogConfig = field(default_factory=LogConfig)
+
+
+def check(config: Config) -> None:
+    """Refuses what types alone cannot: values outside their bounds, settings that contradict.
+
+    Raises:
+      UserError: naming the key and the way out.
+    """
+    for key, about, value in _walk(config):
+        about.bounds.check(key, value)
+    check_together(config)
+
+
+def abouts() -> list[tuple[str, About]]:
+    """Bounds and explanation of every key, in the order of the fields.
+
+    Those of a group are its class's docstring; `objectives.weight` is of every further objective.
+    """
+    return [(key, about) for key, about, _ in _walk(Config(), groups=True)]
+
+
+def flatten(tree: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    """[('align.layer', 16), ...] of nested dicts; lists are values."""
+    rows: list[tuple[str, Any]] = []
+    for name, value in tree.items():
+        if isinstance(value, dict) and value:
+            rows += flatten(value, f"{prefix}{name}.")
+        else:
+            rows.append((prefix + name, value))
+    return rows
+
+
+def _walk(part: Any, prefix: str = "", groups: bool = False) -> Iterator[tuple[str, About, Any]]:
+    """Key, facts and value of every field; with `groups` of the groups, too."""
+    for one in dataclasses.fields(part):
+        key, value = prefix + one.name, getattr(part, one.name)
+        about = one.metadata.get("about")
+        if about is None:
+            if groups:
+                yield key, About(type(value).__doc__ or ""), value
+            yield from _walk(value, f"{key}.", groups)
+        elif key != "objectives":
+            yield key, about, value
+        elif groups:
+            yield key, about, value
+            yield from _walk(ExtraObjective(), "objectives.")
+        else:
+            for number, extra in enumerate(value):
+                yield from _walk(extra, f"objectives[{number}].")

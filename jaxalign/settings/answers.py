@@ -1,0 +1,63 @@
+"""The settings of what a model writes and how that is judged."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from jaxalign.bounds import setting
+from jaxalign.settings.data import KINDS
+
+
+@dataclass
+class GenerateConfig:
+    """How answers are written; names are those of transformers."""
+
+    max_new_tokens: int = setting(128, "the paper's for slots; 512 for translation", lowest=1)
+    batch: int = setting(32, "prompts decoded together", lowest=1)
+    method: str = setting("greedy", "the paper's is `greedy`", choices=("greedy", "sample", "beam"))
+    temperature: float = setting(1.0, "of `sample`", above=0)
+    top_k: int = setting(0, "of `sample`; 0: off", lowest=0)
+    top_p: float = setting(1.0, "of `sample`", above=0, highest=1)
+    seed: int = setting(
+        1,
+        "of `sample`; a row's draws depend on this and its number alone",
+        lowest=0,
+        highest=2**32 - 1,
+    )
+    beams: int = setting(4, "of `beam`", lowest=1)
+    length_penalty: float = setting(1.0, "of `beam`: the exponent of the length")
+    adapter: str = setting(
+        "unmerged", "`merged`: first added to the base's weights", choices=("unmerged", "merged")
+    )
+    long: str = setting(
+        "refuse",
+        "prompts that leave no room for an answer; `cut`: from the left",
+        choices=("refuse", "cut"),
+    )
+
+
+@dataclass
+class EvaluateConfig:
+    """What a model is judged by (`jaxalign evaluate`, and a sample of it during training)."""
+
+    data: list[str] = setting([], "sources as in `task.train`", see="evaluate.md")
+    kind: str = setting("task", "as `task.kind`; `task`: the same", choices=("task", *KINDS))
+    columns: dict[str, str] = setting({}, "our field name: the data's")
+    languages: list[str] = setting([], "keep only these (of a translation: `en-de`); empty: all")
+    groups: dict[str, list[str]] = setting(
+        {},
+        "languages with a mean of their own: `{aligned: [de]}`; replaced as a whole",
+        free=True,
+    )
+    rows: int = setting(0, "of each language, the first ones; 0: all", lowest=0)
+    shots: int = setting(
+        0,
+        "solved rows of `task.train` shown to the bare base in a run of its own; 0: none",
+        lowest=0,
+    )
+    draws: int = setting(1000, "of the paired bootstrap", lowest=1, highest=10**6)
+    options: dict[str, Any] = setting({}, "of the scorer: `comet`, `tokenize`", free=True)
+    sample: int = setting(
+        0, "rows of each language answered at every validation of a training; 0: none", lowest=0
+    )

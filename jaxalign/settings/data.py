@@ -1,0 +1,129 @@
+"""The settings of the two streams and what is done with them: task, pairs, objectives, batches."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from jaxalign.bounds import setting
+
+AUTO = "auto"  # align.layer=auto: the layer where a probe of the base finds retrieval best
+KINDS = ("rows", "slots", "intent", "intent_slots", "translation", "ner")
+SAMPLING = ("proportional", "uniform", "temperature")
+
+
+@dataclass
+class TaskConfig:
+    """The task stream; weight 0 turns it off."""
+
+    kind: str = setting("rows", "`rows`: finished rows, prefix and text", choices=KINDS)
+    train: list[str] = setting(
+        [], "files, globs, `hf:NAME[:SUBSET]@SPLIT`, `tfds:NAME[/CONFIG]@SPLIT`"
+    )
+    valid: list[str] = setting([], "as `task.train`; what validation measures")
+    columns: dict[str, str] = setting({}, "our field name: the data's")
+    languages: list[str] = setting(
+        [], "keep only these; for translation codes or directions (`de-en`); empty: all"
+    )
+    sampling: str = setting("proportional", "over languages", choices=SAMPLING)
+    sampling_temperature: float = setting(
+        2.0, "p ~ n^(1/T), with `task.sampling=temperature`", above=0
+    )
+    objective: str = setting(
+        "language_model", "registry name or `package.module:function`", see="objectives.md"
+    )
+    options: dict[str, Any] = setting(
+        {}, "keyword arguments of an objective of one's own", free=True
+    )
+    weight: float = setting(1.0, "0 turns the task off", lowest=0)
+
+
+@dataclass
+class AlignConfig:
+    """The sentence pairs and the alignment objective; weight 0 turns them off."""
+
+    every: str = setting(
+        "microbatch",
+        "turns of the phases: `microbatch` (the paper's code), `step` (its text), `joint`",
+        choices=("microbatch", "step", "joint"),
+    )
+    layer: Any = setting(  # a whole number or AUTO
+        16,
+        "the output of this block, counted from 1; 0: the embeddings; `auto`: where a probe of the "
+        "base finds retrieval best",
+        lowest=0,
+        besides=(AUTO,),
+    )
+    temperature: float = setting(0.1, "τ", above=0)
+    direction: str = setting(
+        "one_way",
+        "`one_way`: a source finds its target; `symmetric`: both ways",
+        choices=("one_way", "symmetric"),
+    )
+    negatives: str = setting(
+        "group",
+        "candidates: the targets of `align.group` consecutive pairs; `global`: of the micro-batch",
+        choices=("group", "global"),
+    )
+    group: int = setting(32, "pairs per group", lowest=1)
+    detach: str = setting(
+        "none", "no gradient through this side", choices=("none", "source", "target")
+    )
+    pooling: str = setting(
+        "mean",
+        "over real tokens; `mean_rest`: all but the first token, the attention sink; `position`: "
+        "later tokens weigh more",
+        choices=("mean", "mean_rest", "first", "last", "position"),
+    )
+    control: str = setting(
+        "none",
+        "`shuffled`: targets are moved to other sources (a control run)",
+        choices=("none", "shuffled"),
+    )
+    train: list[str] = setting([], "sentence pairs; sources as in `task.train`")
+    valid: list[str] = setting([], "as `align.train`; what validation measures")
+    columns: dict[str, str] = setting({}, "our field name: the data's")
+    languages: list[str] = setting([], "keep pairs whose both sides are listed; empty: all")
+    sampling: str = setting("uniform", "over language pairs", choices=SAMPLING)
+    sampling_temperature: float = setting(
+        2.0, "p ~ n^(1/T), with `align.sampling=temperature`", above=0
+    )
+    objective: str = setting(
+        "contrastive", "registry name or `package.module:function`", see="objectives.md"
+    )
+    options: dict[str, Any] = setting(
+        {}, "keyword arguments of an objective of one's own", free=True
+    )
+    weight: float = setting(1.0, "0 turns alignment off", lowest=0)
+
+
+@dataclass
+class ExtraObjective:
+    """One more term in a phase."""
+
+    objective: str = setting("", "registry name or `package.module:function`", see="objectives.md")
+    phase: str = setting("task", "the phase it joins", choices=("task", "align"))
+    weight: float = setting(1.0, "its factor in the sum", lowest=0)
+    options: dict[str, Any] = setting({}, "its keyword arguments", free=True)
+
+
+@dataclass
+class BatchConfig:
+    """Sizes are global: rows of one micro-batch over all devices and hosts."""
+
+    size: int = setting(32, "task rows (packed: sequences) of a micro-batch", lowest=1)
+    pairs: int = setting(32, "sentence pairs of a micro-batch", lowest=1)
+    accumulate: int = setting(4, "micro-batches per update (`joint`: of each phase)", lowest=1)
+    max_length: int = setting(
+        2048, "tokens of a task row; longer rows are cut on the right and counted", lowest=2
+    )
+    pair_max_length: int = setting(2048, "tokens of one side of a pair; longer ones are cut, too",
+                                   lowest=1)  # fmt: skip
+    buckets: list[int] = setting(
+        [], "padded lengths; empty: chosen from the data", whole=True, lowest=1
+    )
+    pack: str = setting(
+        "none",
+        "`segments`: several rows in one sequence, none sees another",
+        choices=("none", "segments"),
+    )

@@ -1,0 +1,43 @@
+"""What settings say together: combinations that cannot be meant."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from jaxalign.errors import UserError
+
+if TYPE_CHECKING:
+    from jaxalign.settings import Config
+
+
+def check_together(config: Config) -> None:
+    """Refuses settings that contradict each other; each by itself is within its bounds.
+
+    Raises:
+      UserError: naming the key and the way out.
+    """
+    grouped = config.align.negatives == "group" and config.align.objective == "contrastive"
+    # Fewer pairs than a group are one group.
+    whole = config.batch.pairs < config.align.group or not config.batch.pairs % config.align.group
+    if config.align.weight > 0 and grouped and not whole:
+        raise UserError(
+            f"batch.pairs: {config.batch.pairs} is not a multiple of align.group="
+            f"{config.align.group}; change one of them or set align.negatives=global"
+        )
+    if config.optim.missing == "skip" and config.trainable == "full":
+        raise UserError("optim.missing: skip works on adapters only; set trainable=lora")
+    if config.model.quantize != "none" and config.trainable == "full":
+        raise UserError(
+            f"model.quantize: {config.model.quantize} weights cannot be trained; set "
+            "trainable=lora or model.quantize=none"
+        )
+    if config.model.quantize != "none" and config.generate.adapter == "merged":
+        raise UserError(
+            "generate.adapter: an adapter cannot be merged into a quantised base; set "
+            "generate.adapter=unmerged or model.quantize=none"
+        )
+    if config.log.profile and len(config.log.profile) != 2:
+        raise UserError(
+            f"log.profile: {config.log.profile} should be the first update and how many, both 1 or "
+            "more, as in [10,3]"
+        )
