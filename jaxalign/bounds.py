@@ -123,7 +123,7 @@ def setting(default: Any, text: str, *, see: str = "", **bounds: Any) -> Any:
     """
     numeric = isinstance(default, int | float) and not isinstance(default, bool)
     many = isinstance(default, list | dict)
-    facts = {
+    facts: dict[str, Any] = {
         "many": many,
         "number": numeric or bounds.get("whole", False),
         "whole": type(default) is int,
