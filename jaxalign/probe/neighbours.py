@@ -19,6 +19,7 @@ from jaxalign.probe.retrieval import cosines
 from jaxalign.probe.vectors import States, shape_of, unit_vectors
 
 STRIP = 1024  # rows of a language's cosines that exist at a time
+NOBODY = -1  # in the place of a neighbour that ties with a sentence outside of the k
 
 
 def overlap(states: States, neighbours: int = 10) -> np.ndarray:
@@ -27,9 +28,10 @@ def overlap(states: States, neighbours: int = 10) -> np.ndarray:
         1/N sum_i | near_x(i) & near_y(i) | / k
 
     with near_x(i) the k sentences of language x with the highest cosine to sentence i, itself
-    excluded (the mutual k-nearest-neighbour metric of Huh et al. 2024, arXiv 2405.07987). Among
-    equals the first sentences are taken: in a language that has collapsed into one vector
-    neighbours are the first k sentences, which says nothing (see `jaxalign.probe.collapse`).
+    excluded (the mutual k-nearest-neighbour metric of Huh et al. 2024, arXiv 2405.07987). A tie is
+    not a neighbour: where the sentence after the k-th is as near as the k-th, which of them belongs
+    to the k is not known, and none of the equals counts. A language that has collapsed into one
+    vector has no neighbours at all, and shares none, not even with itself.
 
     Args:
       states: [G, N, D] of one layer.
@@ -55,11 +57,13 @@ def _nearest(x: jax.Array, neighbours: int) -> jax.Array:
 def _strip(x: jax.Array, start: int, neighbours: int) -> jax.Array:
     cosine = cosines(x[start : start + STRIP], x)
     own = start + jnp.arange(len(cosine))[:, None] == jnp.arange(len(x))
-    return jax.lax.top_k(jnp.where(own, -jnp.inf, cosine), neighbours)[1]
+    best, places = jax.lax.top_k(jnp.where(own, -jnp.inf, cosine), neighbours + 1)
+    return jnp.where(best > best[:, -1:], places, NOBODY)[:, :neighbours]
 
 
 @jax.jit
 def _common(one: jax.Array, others: jax.Array) -> jax.Array:
     """How many neighbours each of `others` [G, N, k] shares with `one` [N, k]: [G] int32."""
     pairs = one[None, :, :, None] == others[:, :, None, :]  # [G, N, k, k]
+    pairs &= (one != NOBODY)[None, :, :, None]
     return jnp.sum(pairs, axis=(1, 2, 3))

@@ -2,7 +2,7 @@
 
 Every ordered pair of languages, by cosine, by CSLS and by the ratio margin the paper uses, and
 MEXA's mutual rule on the way. One block of cosines [N, N] serves both directions of a pair and all
-scores, and only that block exists.
+scores; that block and one score's exist at a time.
 
     found = retrieval(states)                    # {'cosine': [G, G], 'csls': ..., 'margin': ...}
     found["margin"][en, cy]                      # share of English sentences that find the Welsh
@@ -32,6 +32,7 @@ from jaxalign.probe.subspace import compress
 from jaxalign.probe.vectors import States, shape_of, unit_vectors
 
 SCORES = ("cosine", "csls", "margin", "mexa")
+ROUNDING = 1e-5  # what a cosine of all dimensions must be better by than one of some directions
 
 
 def retrieval(
@@ -43,7 +44,7 @@ def retrieval(
     margin_neighbours: int = 4,
     width: int | None = None,
 ) -> dict[str, np.ndarray]:
-    """Share of sentences whose best-scoring candidate is their translation, for each score.
+    """Share of sentences whose translation scores higher than every other candidate, per score.
 
     - `cosine`: cos(x, y).
     - `csls`: 2 cos(x, y) - r(x) - r(y), r the mean cosine with the k nearest sentences of the other
@@ -53,8 +54,9 @@ def retrieval(
     - `mexa`: both sentences strictly prefer each other by cosine (see `jaxalign.probe.mexa`); it is
       the same in both directions and does not look at `groups`.
 
-    Among equals the first candidate wins, as in `numpy.argmax`: states that have all collapsed into
-    one are found in 1 of N cases. With fewer sentences than k, all are neighbours.
+    A tie is not a hit: the translation must score strictly higher than every other candidate, so
+    that states that have all collapsed into one find nothing. With fewer sentences than k, all are
+    neighbours.
 
     Args:
       states: [G, N, D] of one layer.
@@ -90,13 +92,11 @@ def retrieval(
     vectors = unit_vectors(states)
     width = full if width is None else width
     small = compress(vectors, width).coordinates if width < full else vectors
-    pair = partial(
-        _pair,
-        groups=None if groups is None else jnp.asarray(groups),
-        scores=tuple(scores),
-        csls=min(csls_neighbours, number),
-        margin=min(margin_neighbours, number),
-    )
+    same = jnp.eye(number, dtype=bool)
+    if groups is not None:
+        same = jnp.asarray(groups[:, None] == groups[None, :])
+    near = {"csls": min(csls_neighbours, number), "margin": min(margin_neighbours, number)}
+    pair = partial(_pair, same=same, scores=tuple(scores), near=near)
     shares = {score: np.full((languages, languages), np.nan) for score in scores}
     waiting = []  # Results are fetched a row late, so that the accelerator never idles.
     for a, b in combinations(range(languages), 2):
@@ -109,46 +109,78 @@ def retrieval(
     return shares
 
 
-def _note(shares: dict[str, np.ndarray], number: int, a: int, b: int, hits: jax.Array) -> None:
-    for share, (there, back) in zip(shares.values(), np.asarray(hits), strict=True):
-        share[a, b], share[b, a] = there / number, back / number
+def _note(
+    shares: dict[str, np.ndarray], number: int, a: int, b: int, hits: list[jax.Array]
+) -> None:
+    for share, both in zip(shares.values(), hits, strict=True):
+        share[a, b], share[b, a] = np.asarray(both) / number
 
 
-@partial(jax.jit, static_argnames=("scores", "csls", "margin"))
 def _pair(
     x: jax.Array,  # [N, W] float32, one language
     y: jax.Array,  # [N, W]
     exact: tuple[jax.Array, jax.Array] | None,  # [N, D] twice: full vectors behind x and y
     *,
-    groups: jax.Array | None,  # [N] int32
+    same: jax.Array,  # [N, N] bool: finding this one is finding the translation
     scores: tuple[str, ...],
-    csls: int,
-    margin: int,
-) -> jax.Array:
-    """Hits [scores, 2] int32: from x to y, and back."""
-    number = x.shape[0]
-    translation = jnp.eye(number, dtype=bool)
-    same = translation if groups is None else groups[:, None] == groups[None, :]
-    cosine = cosines(x, y)  # [N, N]: row = x, column = y
-    if exact is not None:
-        cosine = jnp.where(translation, jnp.sum(exact[0] * exact[1], axis=-1), cosine)
-    sizes = sorted({"csls": csls, "margin": margin}[s] for s in scores if s in ("csls", "margin"))
-    rows, columns = ({}, {}) if not sizes else (top_means(cosine, sizes, a) for a in (1, 0))
-    found: list[tuple[jax.Array, jax.Array]] = []
+    near: dict[str, int],  # neighbours of CSLS and of the margin
+) -> list[jax.Array]:
+    """Hits of each score, [2] int32: from x to y, and back."""
+    sizes = tuple(sorted({near[score] for score in scores if score in near}))
+    cosine, rows, columns = _cosines(x, y, exact, sizes)
+    found = []
     for score in scores:
         if score == "mexa":
-            mutual = prefers(cosine, translation, 1) & prefers(cosine, translation, 0)
-            found.append((mutual, mutual))
-            continue
-        values = cosine
-        if score == "csls":
-            values = 2 * cosine - rows[csls] - columns[csls]
-        elif score == "margin":
-            near = (rows[margin] + columns[margin]) / 2
-            values = jnp.where(near == 0, 0.0, cosine / jnp.where(near == 0, 1.0, near))
-        there, back = (_found(values, same, groups, axis) for axis in (1, 0))
-        found.append((there, back))
-    return jnp.array([[jnp.sum(one) for one in both] for both in found])
+            found.append(_mutual(cosine))
+        else:
+            # A program of its own: fused into the maxima, a score is computed once for each of
+            # them, with another rounding, and what is equal would win or lose by chance.
+            k = near.get(score)
+            values = cosine if k is None else _SCORED[score](cosine, rows[k], columns[k])
+            found.append(_hits(values, same))
+    return found
+
+
+@partial(jax.jit, static_argnames="sizes")
+def _cosines(
+    x: jax.Array, y: jax.Array, exact: tuple[jax.Array, jax.Array] | None, sizes: tuple[int, ...]
+) -> tuple[jax.Array, dict[int, jax.Array], dict[int, jax.Array]]:
+    """[N, N], row = x, column = y; mean cosines of the k nearest, by row and by column."""
+    cosine = cosines(x, y)
+    if exact is not None:
+        own = jnp.sum(exact[0] * exact[1], axis=-1) - ROUNDING
+        cosine = jnp.where(jnp.eye(x.shape[0], dtype=bool), own, cosine)
+    if not sizes:
+        return cosine, {}, {}
+    rows, columns = (top_means(cosine, list(sizes), axis) for axis in (1, 0))
+    return cosine, rows, columns
+
+
+@jax.jit
+def _csls(cosine: jax.Array, rows: jax.Array, columns: jax.Array) -> jax.Array:
+    return 2 * cosine - rows - columns
+
+
+@jax.jit
+def _margin(cosine: jax.Array, rows: jax.Array, columns: jax.Array) -> jax.Array:
+    near = (rows + columns) / 2
+    # A ratio to a negative mean would order the candidates from the farthest to the nearest.
+    return jnp.where(near > 0, cosine / jnp.where(near > 0, near, 1.0), 0.0)
+
+
+_SCORED = {"csls": _csls, "margin": _margin}
+
+
+@jax.jit
+def _hits(values: jax.Array, same: jax.Array) -> jax.Array:
+    return jnp.stack([jnp.sum(prefers(values, same, axis)) for axis in (1, 0)])
+
+
+@jax.jit
+def _mutual(cosine: jax.Array) -> jax.Array:
+    own = jnp.eye(cosine.shape[0], dtype=bool)
+    both = jnp.sum(prefers(cosine, own, 1) & prefers(cosine, own, 0))
+    return jnp.stack([both, both])
 
 
 def cosines(x: jax.Array, y: jax.Array) -> jax.Array:
@@ -161,22 +193,6 @@ def prefers(values: jax.Array, right: jax.Array, axis: int) -> jax.Array:
     """Whether the best of `right` [N, N] is strictly larger than all others along `axis`: [N]."""
     inside = jnp.max(jnp.where(right, values, -jnp.inf), axis)
     return inside > jnp.max(jnp.where(right, -jnp.inf, values), axis)
-
-
-def _found(values: jax.Array, right: jax.Array, groups: jax.Array | None, axis: int) -> jax.Array:
-    """Whether the first of the largest values along `axis` is a right one: [N] bool."""
-    strict = prefers(values, right, axis)
-
-    def with_ties() -> jax.Array:
-        best = jnp.argmax(values, axis)
-        own = jnp.arange(values.shape[0])
-        return best == own if groups is None else groups[best] == groups
-
-    # An argmax costs three maxima on a CPU, and ties are rare: only then does it run.
-    tied = jnp.max(jnp.where(right, values, -jnp.inf), axis) == jnp.max(
-        jnp.where(right, -jnp.inf, values), axis
-    )
-    return jax.lax.cond(jnp.any(tied), with_ties, lambda: strict)
 
 
 def top_means(values: jax.Array, sizes: list[int], axis: int) -> dict[int, jax.Array]:

@@ -54,8 +54,10 @@ def retrieval(states, score, k, groups=None):
     for a, x in enumerate(states):
         for b, y in enumerate(states):
             if a != b:
-                best = np.argmax(scored(x, y, score, k), axis=1)
-                shares[a, b] = np.mean(groups[best] == groups)
+                values, right = scored(x, y, score, k), groups[:, None] == groups
+                best = np.where(right, values, -np.inf).max(axis=1)
+                rival = np.where(right, -np.inf, values).max(axis=1)
+                shares[a, b] = np.mean(best > rival)  # a tie is not a hit
     return shares
 
 

@@ -116,14 +116,25 @@ def test_overlap_equals_the_loops(neighbours):
         rows = []
         for i, row in enumerate(table):
             order = [j for j in np.argsort(-row, kind="stable") if j != i]
-            rows.append(set(order[:neighbours]))
+            # What ties with the next sentence is not known to belong to the k.
+            rows.append({j for j in order[:neighbours] if row[j] > row[order[neighbours]] + 1e-9})
         near.append(rows)
+    assert sum(len(row) < neighbours for rows in near for row in rows) >= 2  # duplicates tie
     found = overlap(states, neighbours)
     for a in range(5):
         for b in range(5):
             shared = [len(p & q) for p, q in zip(near[a], near[b], strict=True)]
             assert found[a, b] == pytest.approx(np.mean(shared) / neighbours, abs=1e-5)
     assert found[0, 4] < found[0, 1] < 1
+
+
+def test_collapsed_languages_share_no_neighbours():
+    states = plain.realistic(languages=3, number=20)
+    states[1:] = 1.5
+    found = overlap(states, 5)
+    assert found[0, 0] > 0.9
+    np.testing.assert_array_equal(found[1:], 0)
+    np.testing.assert_array_equal(found[:, 1:], 0)
 
 
 def test_overlap_of_strangers_is_chance(monkeypatch):
