@@ -8,7 +8,7 @@ barrier('saved')
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jaxalign.errors import UserError
@@ -100,3 +100,16 @@ def from_main(array: Any) -> Any:
     from jax.experimental import multihost_utils
 
     return multihost_utils.broadcast_one_to_all(array)
+
+
+def everywhere(flags: Sequence[bool]) -> list[bool]:
+    """Which of the flags are set in every process; all processes give equally many."""
+    import jax
+
+    if jax.process_count() == 1:
+        return list(flags)
+    import numpy as np
+    from jax.experimental import multihost_utils
+
+    gathered = multihost_utils.process_allgather(np.array(flags, bool))  # [processes, flags]
+    return np.all(np.reshape(gathered, (-1, len(flags))), axis=0).tolist()

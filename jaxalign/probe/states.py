@@ -22,12 +22,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxalign.base import Base, System
+from jaxalign.checksums import text_digest
 from jaxalign.data.chat import encode_texts
 from jaxalign.data.sampling import choose_buckets
 from jaxalign.errors import UserError
 from jaxalign.model.decoder import Decoder
 from jaxalign.model.spec import check_tap
 from jaxalign.objectives.contrastive import pooling_weights
+from jaxalign.probe.blocks import Blocks
 from jaxalign.probe.corpus import Parallel
 from jaxalign.sharding import constrain
 
@@ -120,7 +122,8 @@ def store_states(
       base: tokenizes.
       system: the weights.
       corpus: the sentences.
-      folder: holds `POOLING.npy` and `states.json` (what is in them and which languages are done).
+      folder: holds `POOLING.npy` and `states.json`, see `jaxalign.probe.blocks`. Languages whose
+        vectors are there and intact are not computed again.
       poolings: see `pooled_states`.
       identity: what the vectors depend on besides the sentences; JSON-ready.
       dtype: float32 or float16 on disk.
@@ -131,7 +134,7 @@ def store_states(
       Pooling -> [L+1, G, N, D], languages in the order of `corpus.languages`.
 
     Raises:
-      UserError: the folder holds vectors of something else.
+      UserError: the folder holds vectors of something else, or cannot be written.
     """
     languages = corpus.languages
     what = {
@@ -142,27 +145,23 @@ def store_states(
         "poolings": list(poolings),
         "dtype": dtype,
     }
-    done, arrays = _open(folder, what, (base.spec.layers + 1, len(languages), len(corpus),
-                                        base.spec.dim))  # fmt: skip
+    shape = (base.spec.layers + 1, len(languages), len(corpus), base.spec.dim)
+    blocks = Blocks(folder, what, languages, shape, dtype)
     lengths = [
         len(row)
         for texts in corpus.sentences.values()
         for row in encode_texts(texts, base.tokenizer, min(LONGEST, base.spec.max_position))[0]
     ]
     buckets = choose_buckets(lengths, batch_size)
-    for place, language in enumerate(languages):
-        if language in done:
+    for language in languages:
+        if language in blocks.done:
             if report:
                 report(len(corpus))
             continue
         texts = corpus.sentences[language]
         vectors = pooled_states(base, system, texts, poolings, None, batch_size, report, buckets)
-        for name, values in vectors.items():
-            arrays[name][:, place] = values
-            arrays[name].flush()
-        done.append(language)
-        _note(folder, what, done)
-    return dict(arrays)
+        blocks.write(language, vectors)
+    return dict(blocks.arrays)
 
 
 @partial(jax.jit, static_argnums=(0, 5, 6, 7))
@@ -201,48 +200,6 @@ def _batches(
         yield rows, tokens, mask
 
 
-# On disk ----------------------------------------------------------------------------------------
-
-
 def _digest(corpus: Parallel) -> str:
-    import hashlib
-
     text = json.dumps([corpus.sentences[language] for language in corpus.languages])
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def _open(
-    folder: Path, what: dict[str, Any], shape: tuple[int, ...]
-) -> tuple[list[str], dict[str, np.memmap]]:
-    note = folder / "states.json"
-    done: list[str] = []
-    if note.is_file():
-        then = json.loads(note.read_text("utf-8"))
-        for name, value in what.items():
-            if then.get(name) != value:
-                raise UserError(
-                    f"{folder} holds states made with {name}={_short(then.get(name))}, now it is "
-                    f"{_short(value)}; choose another --out, or remove that folder"
-                )
-        done = then["done"]
-    folder.mkdir(parents=True, exist_ok=True)
-    arrays = {}
-    for name in what["poolings"]:
-        file = folder / f"{name}.npy"
-        mode = "r+" if file.is_file() and done else "w+"
-        arrays[name] = np.lib.format.open_memmap(
-            file, mode, np.dtype(what["dtype"]) if mode == "w+" else None,
-            shape if mode == "w+" else None,
-        )  # fmt: skip
-    return list(done), arrays
-
-
-def _note(folder: Path, what: dict[str, Any], done: list[str]) -> None:
-    new = folder / "states.json.new"
-    new.write_text(json.dumps({**what, "done": done}, indent=1), "utf-8")
-    new.replace(folder / "states.json")
-
-
-def _short(value: Any) -> str:
-    text = str(value)
-    return text if len(text) < 80 else text[:77] + "..."
+    return text_digest(text)[:16]
