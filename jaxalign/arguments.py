@@ -2,7 +2,7 @@
 
     build({"train": run_train, ...}).parse_args(["train", "run.yaml", "align.layer=16"])
 
-Imports nothing of the house, so that `--help` is instant.
+Imports nothing that is slow, so that `--help` is instant.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from jaxalign import __version__
+from jaxalign.bounds import Bounds
+from jaxalign.errors import UserError
 
 Runs = Mapping[str, Callable[[argparse.Namespace], int | None]]
 
@@ -28,9 +30,38 @@ class Entrant(argparse.Action):
         ]
 
 
+def _number(**bounds: Any) -> Callable[[str], Any]:
+    """The type of an option that is a number within bounds."""
+    rule = Bounds(number=True, **bounds)
+
+    def read(text: str) -> Any:
+        try:
+            value: Any = int(text) if rule.whole else float(text)
+        except ValueError:
+            value = text
+        try:
+            rule.check("", value)
+        except UserError as error:
+            raise argparse.ArgumentTypeError(str(error).removeprefix(": ")) from error
+        return value
+
+    return read
+
+
+COUNT, ANY_COUNT = _number(whole=True, lowest=1), _number(whole=True, lowest=0)
+
+
 def _configured(to: argparse.ArgumentParser) -> None:
     to.add_argument("config", help="YAML file")
     to.add_argument("settings", nargs="*", metavar="key=value", help="as in align.layer=16")
+
+
+def _config(to: argparse.ArgumentParser) -> None:
+    to.add_argument("config", nargs="?", help="YAML file")
+    to.add_argument("settings", nargs="*", metavar="key=value", help="as in align.layer=16")
+    to.add_argument(
+        "--explain", default="", metavar="KEY", help="what a setting or a group of them is for"
+    )
 
 
 def _train(to: argparse.ArgumentParser) -> None:
@@ -45,7 +76,7 @@ def _train(to: argparse.ArgumentParser) -> None:
 
 def _show(to: argparse.ArgumentParser) -> None:
     _configured(to)
-    to.add_argument("--rows", type=int, default=3, help="rows of each stream (default 3)")
+    to.add_argument("--rows", type=ANY_COUNT, default=3, help="rows of each stream (default 3)")
 
 
 def _evaluate(to: argparse.ArgumentParser) -> None:
@@ -106,11 +137,11 @@ def _probe(to: argparse.ArgumentParser) -> None:
         "--pooling", default="mean", help="of mean, last, position, first; several: mean,last"
     )
     to.add_argument("--languages", default="", help="keep only these: en,de,cy")
-    to.add_argument("--rows", type=int, default=0, help="first sentences only (default all)")
+    to.add_argument("--rows", type=ANY_COUNT, default=0, help="first sentences only (default all)")
     to.add_argument("--pivot", default="en", help="language the others are compared with (en)")
     to.add_argument(
         "--neurons",
-        type=int,
+        type=ANY_COUNT,
         default=0,
         metavar="N",
         help="NASCA and NAVCA on the first N sentences (the paper: 100)",
@@ -132,7 +163,7 @@ def _probe(to: argparse.ArgumentParser) -> None:
     )
     to.add_argument(
         "--width",
-        type=int,
+        type=COUNT,
         default=None,
         metavar="N",
         help="approximate retrieval by N principal directions",
@@ -154,9 +185,18 @@ def _merge(to: argparse.ArgumentParser) -> None:
         help="delta (exact), task_arithmetic (the same), svd, average, magnitude, "
         "ties, dare, dare_ties",
     )
-    to.add_argument("--rank", type=int, help="of the result, for methods that cut it")
-    to.add_argument("--density", type=float, help="share of entries kept: magnitude, ties, dare")
-    to.add_argument("--seed", type=int, default=1, help="of what dare drops (default 1)")
+    to.add_argument("--rank", type=COUNT, help="of the result, for methods that cut it")
+    to.add_argument(
+        "--density",
+        type=_number(above=0, highest=1),
+        help="share of entries kept: magnitude, ties, dare",
+    )
+    to.add_argument(
+        "--seed",
+        type=_number(whole=True, lowest=0, highest=2**32 - 1),
+        default=1,
+        help="of what dare drops (default 1)",
+    )
     to.add_argument(
         "--base",
         default="",
@@ -228,7 +268,7 @@ def _plan(to: argparse.ArgumentParser) -> None:
     )
     to.add_argument(
         "--slices",
-        type=int,
+        type=COUNT,
         default=1,
         metavar="N",
         help="TPU slices of that shape, or GPU nodes (default 1)",
@@ -245,19 +285,19 @@ def _plan(to: argparse.ArgumentParser) -> None:
     )
     to.add_argument(
         "--tries",
-        type=int,
+        type=COUNT,
         default=8,
         metavar="N",
         help="candidates that --search compiles (default 8)",
     )
-    to.add_argument("--price", type=float, metavar="USD", help="dollars a chip-hour")
+    to.add_argument("--price", type=_number(lowest=0), metavar="USD", help="dollars a chip-hour")
     to.add_argument("--json", default="", metavar="FILE", help="everything, as JSON")
 
 
 def _demo(to: argparse.ArgumentParser) -> None:
     to.add_argument("--out", default="runs/demo", help="folder (default runs/demo)")
     to.add_argument("settings", nargs="*", metavar="key=value", help="as in train.steps=100")
-    to.add_argument("--seeds", type=int, default=1, help="runs of each kind (default 1)")
+    to.add_argument("--seeds", type=COUNT, default=1, help="runs of each kind (default 1)")
 
 
 # What each command is for, and its words.
@@ -271,7 +311,7 @@ COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
     "export": ("write a run as what PyTorch, vLLM or JAX load", _export),
     "import": ("check an adapter trained elsewhere and take it in", _import),
     "plan": ("compile a run for machines that are not there", _plan),
-    "config": ("print every setting with its origin", _configured),
+    "config": ("print every setting with its origin", _config),
     "demo": ("train the embedded small model with and without alignment", _demo),
 }
 GROUPS = {"data": "look at the data of a run"}  # of commands of two words

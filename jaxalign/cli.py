@@ -25,31 +25,49 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from jaxalign import arguments
+from jaxalign.bounds import check_text
 from jaxalign.errors import UserError
 from jaxalign.paths import check_local
 from jaxalign.programs import keep_programs
+from jaxalign.terminal import steady_output, visible
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit code."""
+    with steady_output():
+        return _run(sys.argv[1:] if argv is None else argv)
+
+
+def _run(words: Sequence[str]) -> int:
     parser = arguments.build(COMMANDS)
-    args, rest = parser.parse_known_args(argv)
+    args, rest = parser.parse_known_args(words)
     # Settings may stand anywhere after the command, also behind an option.
     if any(word.startswith("-") for word in rest):
         parser.error(f"unrecognized option {next(w for w in rest if w.startswith('-'))}")
     args.settings = [*getattr(args, "settings", []), *rest]
     try:
+        for word in words:
+            check_text("command line", word)
         check_local(getattr(args, "out", ""), "--out")
         return args.run(args) or 0
     except UserError as error:
         if args.debug:
             raise
-        print(f"jaxalign: {error}", file=sys.stderr)
-        return 2
+        return _told(error)
+    except OSError as error:
+        # A full disk, a folder that nobody may write: of the machine, not of this package.
+        if args.debug or not error.filename:
+            raise
+        return _told(f"{error.filename}: {error.strerror} (--debug shows where)")
     except KeyboardInterrupt:
         print("jaxalign: interrupted; the same command goes on from the last checkpoint",
               file=sys.stderr)  # fmt: skip
         return 130
+
+
+def _told(sentence: object) -> int:
+    print(f"jaxalign: {visible(sentence)}", file=sys.stderr)
+    return 2
 
 
 def _train(args: argparse.Namespace) -> int:
@@ -288,13 +306,33 @@ def _plan(args: argparse.Namespace) -> int:
 def _config(args: argparse.Namespace) -> None:
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
-    from jaxalign.config import load
+    table = Table(box=None, header_style="bold")
+    if args.explain:
+        from jaxalign.settings.explain import explain
 
-    table = Table("setting", "value", "origin", box=None, header_style="bold")
-    for key, value, origin in load(args.config, args.settings).rows():
-        style = "" if origin == "default" else "bold cyan"
-        table.add_row(key, str(value), origin, style=style)
+        columns: tuple[str, ...] = ("setting", "default", "may be", "what it is for")
+        rows = [(row, "") for row in explain(args.explain)]
+    else:
+        from jaxalign.config import load
+
+        columns = ("setting", "value", "origin")
+        words = [args.config, *args.settings] if args.config else []
+        file = (
+            words.pop(0)
+            if words and not ("=" in words[0] and not Path(words[0]).exists())
+            else None
+        )
+        rows = [
+            ((key, value, origin), "" if origin == "default" else "bold cyan")
+            for key, value, origin in load(file, words).rows()
+        ]
+    for name in columns:
+        table.add_column(name)
+    for row, style in rows:
+        # As text: [a] in a value is not markup.
+        table.add_row(*(Text(visible(cell)) for cell in row), style=style)
     console = Console()
     # Piped into a file there is no edge to wrap at.
     (console if console.is_terminal else Console(width=400)).print(table)

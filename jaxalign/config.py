@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,9 +21,10 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from jaxalign.bounds import check_text
-from jaxalign.errors import UserError
+from jaxalign.errors import UserError, brief, first_line, reading
 from jaxalign.settings import Config, check, flatten
 
+LARGEST = 1 << 20  # bytes of a configuration
 # `${demo:data/train.en.jsonl}`: a file of the demo, wherever the package is installed.
 OmegaConf.register_resolver(
     "demo", lambda name: str(Path(__file__).parent / "demo" / "assets" / name), replace=True
@@ -41,25 +43,28 @@ def load(path: str | Path | None, words: Sequence[str] = ()) -> Loaded:
         layers.append((str(path), _read_yaml(Path(path))))
     wrong = [word for word in words if "=" not in word or word.startswith(("=", "-"))]
     if wrong:
-        raise UserError(f"{wrong[0]!r} is no setting; write key=value, as in align.layer=16")
+        raise UserError(
+            f"{brief(wrong[0])} is not a setting; write key=value, as in align.layer=16"
+        )
     layers.append(("command line", _read_words(words)))
     merged = OmegaConf.structured(Config)
     origins: dict[str, str] = {}
     for origin, layer in layers:
-        for key in _leaves(layer):
-            _check_known(key, origin)
-            origins[key] = origin
-        if "groups" in (_plain(layer).get("evaluate") or {}):
-            merged.evaluate.groups = {}  # other groups replace these, they do not join them
+        with reading(origin, "settings"):
+            for key in _check_keys(layer, origin):
+                origins[key] = origin
+            if "groups" in (_plain(layer).get("evaluate") or {}):
+                merged.evaluate.groups = {}  # other groups replace these, they do not join them
+            try:
+                merged = OmegaConf.merge(merged, layer)
+            except OmegaConfBaseException as error:
+                raise _wrong_value(error, origin) from error
+    with reading(str(path or "command line"), "settings"):
         try:
-            merged = OmegaConf.merge(merged, layer)
-        except OmegaConfBaseException as error:
+            config = cast(Config, OmegaConf.to_object(merged))
+        except OmegaConfBaseException as error:  # ${...} that leads nowhere
+            origin = origins.get(str(getattr(error, "full_key", "")), str(path or "command line"))
             raise _wrong_value(error, origin) from error
-    try:
-        config = cast(Config, OmegaConf.to_object(merged))
-    except OmegaConfBaseException as error:  # ${...} that leads nowhere
-        origin = origins.get(str(getattr(error, "full_key", "")), str(path))
-        raise _wrong_value(error, origin) from error
     check(config)
     return Loaded(config, origins)
 
@@ -93,50 +98,86 @@ def _read_yaml(path: Path) -> DictConfig:
 
     if not path.is_file():
         raise UserError(f"{path}: no such configuration file")
-    try:
-        found = OmegaConf.load(path)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f":{mark.line + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or "not readable"
-        raise UserError(f"{path}{line}: not valid YAML: {problem}") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not text in UTF-8; save it as UTF-8") from error
+    with reading(str(path), "a configuration"):
+        if path.stat().st_size > LARGEST:
+            raise UserError(f"{path}: larger than {LARGEST} bytes; a configuration is a short file")
+        try:
+            found = OmegaConf.load(path)
+        except yaml.YAMLError as error:
+            mark = getattr(error, "problem_mark", None)
+            line = f":{mark.line + 1}" if mark else ""
+            problem = getattr(error, "problem", None) or first_line(error)
+            raise UserError(f"{path}{line}: not valid YAML: {problem}") from error
+        except UnicodeDecodeError as error:
+            raise UserError(f"{path}: not text in UTF-8; save it as UTF-8") from error
+        except OmegaConfBaseException as error:
+            raise _wrong_value(error, str(path)) from error
     if not isinstance(found, DictConfig):
         raise UserError(f"{path}: a configuration is a mapping of keys to values")
     return found
 
 
 def _read_words(words: Sequence[str]) -> DictConfig:
-    import yaml
-
     layer = OmegaConf.create()
     for word in words:
         check_text("command line", word)
         try:
             # Two mappings give a mapping; the signature covers lists, too.
             layer = cast(DictConfig, OmegaConf.merge(layer, OmegaConf.from_dotlist([word])))
-        except (yaml.YAMLError, OmegaConfBaseException) as error:
-            raise UserError(f"command line: cannot read {word!r}; quote the value") from error
+        except Exception as error:  # of YAML, of OmegaConf, of Python's numbers
+            raise UserError(f"command line: cannot read {brief(word)}; quote the value") from error
     return layer
 
 
 def _wrong_value(error: OmegaConfBaseException, origin: str) -> UserError:
     key = getattr(error, "full_key", None) or "a value"
-    reason = str(error).splitlines()[0]
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
     if isinstance(_known().get(key), list):
         reason = f"not a list; write {key}=[one,two]"
-    return UserError(f"{origin}: {key}: {reason}")
+    return UserError(f"{origin}: {key}: {reason[:200]}")
 
 
-def _leaves(layer: DictConfig) -> list[str]:
-    return [key for key, _ in flatten({str(k): v for k, v in _plain(layer).items()})]
+def _check_keys(layer: DictConfig, origin: str) -> list[str]:
+    """The keys that a layer sets; each is a text and known."""
+    keys = []
+    for key, value in _walk(_plain(layer), origin):
+        _check_known(key, origin)
+        wanted = _known().get(key)
+        if isinstance(wanted, dict) and isinstance(value, list):
+            raise UserError(f"{origin}: {key}: not a mapping; write {{name: value}}")
+        # YAML 1.1 reads no, off and y, all of them codes of languages, as true or false.
+        if isinstance(wanted, list) and isinstance(value, list) and any(map(_is_bool, value)):
+            raise UserError(
+                f"{origin}: {key}: YAML reads a word of this list as true or false; put it into "
+                "quotes, as in 'no'"
+            )
+        keys.append(key)
+    return keys
+
+
+def _walk(tree: dict[Any, Any], origin: str, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(key, value) of nested dicts, as `flatten` does it, for what a user wrote."""
+    for name, value in tree.items():
+        if not isinstance(name, str):
+            shown = "null" if name is None else str(name)
+            if not prefix:
+                _check_known(shown, origin)
+            raise UserError(f"{origin}: {prefix}{shown}: this key is not text; put it into quotes")
+        if isinstance(value, dict) and value:
+            yield from _walk(value, origin, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
+
+
+def _is_bool(value: Any) -> bool:
+    return isinstance(value, bool)
 
 
 def _plain(layer: DictConfig) -> dict[Any, Any]:
     return cast(dict, OmegaConf.to_container(layer))
 
 
+@cache
 def _known() -> dict[str, Any]:
     return dict(flatten(dataclasses.asdict(Config())))
 
@@ -148,5 +189,5 @@ def _check_known(key: str, origin: str) -> None:
         return
     if any(k.startswith(key + ".") for k in known):
         raise UserError(f"{origin}: {key} is a group of settings; set one of its keys")
-    near = difflib.get_close_matches(key, known, 1, 0.0)[0]
-    raise UserError(f"{origin}: unknown setting {key!r}; did you mean {near!r}?")
+    near = difflib.get_close_matches(key[:60], known, 1, 0.0)[0]
+    raise UserError(f"{origin}: unknown setting {brief(key)}; did you mean {near!r}?")

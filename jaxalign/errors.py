@@ -5,6 +5,11 @@ Everything a user can get wrong (a row, a configuration key, a checkpoint, a lay
 prints that sentence and leaves with exit code 2; `--debug` adds the traceback.
 """
 
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
 
 class UserError(ValueError):
     """A mistake in what the user gave, told in one sentence with the way out."""
@@ -26,4 +31,23 @@ def brief(value: object, most: int = 60) -> str:
 
 def first_line(error: BaseException) -> str:
     """Another library's error in short: its kind and the first line of what it says."""
-    return f"{type(error).__name__}: {error}".splitlines()[0][:200]
+    return f"{type(error).__name__}: {error}".strip().splitlines()[0][:200]
+
+
+@contextlib.contextmanager
+def reading(place: str, what: str) -> Iterator[None]:
+    """The net around a parser: whatever it raises within becomes one sentence.
+
+    Parsers of other libraries raise a dozen kinds of exceptions on files that nobody meant to
+    write; none of them is a mistake of this package, so none deserves a traceback.
+
+    Args:
+      place: the file, line or key that is read.
+      what: what it should have been, as in 'Parquet'.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"{place}: cannot be read as {what} ({first_line(error)})") from error

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from jaxalign.cli import main
+from jaxalign.cli import COMMANDS, main
 from jaxalign.config import to_yaml
 from tests.tiny import base, configure, rows
 
@@ -107,10 +107,69 @@ def test_config_and_data_show_print(capsys, tmp_path, configure):
     assert "SearchCreativeWork" in shown and "64 rows" in shown
 
 
+def test_values_are_not_markup(capsys, tmp_path):
+    """Rich reads [ab] as a style and [/nope] as the end of one."""
+    file = tmp_path / "config.yaml"
+    file.write_text("output: 'runs/[ab]'\nprompt: {system: '[/nope] \\x1b[2J'}\n", "utf-8")
+    assert main(["config", str(file), "model.path=[/red]"]) == 2  # a list
+    capsys.readouterr()
+    assert main(["config", str(file), "model.path='[/red]'"]) == 0
+    shown = capsys.readouterr().out
+    assert "runs/[ab]" in shown and "[/nope]" in shown and "[/red]" in shown
+    assert main(["config", str(file), 'prompt.system="\\x1b[2J"']) == 0
+    shown = capsys.readouterr().out
+    assert "\x1b" not in shown and r"\x1b[2J" in shown
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("data", "show", "a.yaml", "--rows", "-3"),
+        ("data", "show", "a.yaml", "--rows", "3.5"),
+        ("probe", "m", "--parallel", "p", "--rows", "-3"),
+        ("probe", "m", "--parallel", "p", "--neurons", "-1"),
+        ("probe", "m", "--parallel", "p", "--width", "0"),
+        ("merge", "a", "--out", "o", "--density", "1.5"),
+        ("merge", "a", "--out", "o", "--density", "nan"),
+        ("merge", "a", "--out", "o", "--rank", "0"),
+        ("plan", "a.yaml", "--topology", "v5e:2x2", "--slices", "0"),
+        ("plan", "a.yaml", "--topology", "v5e:2x2", "--price", "-1"),
+        ("demo", "--seeds", "0"),
+        ("demo", "--seeds", "9" * 20),
+    ],
+    ids=" ".join,
+)
+def test_numbers_of_options_have_bounds(words, capsys):
+    with pytest.raises(SystemExit) as left:
+        main(words)
+    assert left.value.code == 2
+    assert f"argument {words[-2]}: " in (error := capsys.readouterr().err)
+    assert "should be a" in error
+
+
+def test_words_that_are_not_text(capsys):
+    assert main(["config", "output=\udcff"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("jaxalign: command line: ") and "half of a character" in error
+
+
+def test_a_folder_that_cannot_be_written_is_one_sentence(capsys, tmp_path, monkeypatch):
+    def fail(args):
+        (tmp_path / "file").write_text("")
+        (tmp_path / "file" / "below").write_text("")
+
+    monkeypatch.setitem(COMMANDS, "config", fail)
+    assert main(["config"]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and str(tmp_path / "file" / "below") in error
+    with pytest.raises(NotADirectoryError):
+        main(["config", "--debug"])
+
+
 def test_help_needs_no_jax():
     """`--help` is instant: nothing heavy is imported for it."""
     code = (
-        "import sys; from jaxalign.cli import main\n"
+        "import sys; from jaxalign.cli import COMMANDS, main\n"
         "try: main(['--help'])\n"
         "except SystemExit: pass\n"
         "assert not {'jax', 'transformers', 'orbax'} & set(sys.modules)"

@@ -161,7 +161,9 @@ def test_unknown_keys_in_words():
 
 @pytest.mark.parametrize("word", ["align.layer", "=3", "--align.layer=3", "align"])
 def test_words_that_are_no_setting(word):
-    assert refusal(None, word) == f"{word!r} is no setting; write key=value, as in align.layer=16"
+    assert (
+        refusal(None, word) == f"{word!r} is not a setting; write key=value, as in align.layer=16"
+    )
 
 
 @pytest.mark.parametrize("word", ["task.columns.text={", "model.path=[x"])
@@ -209,6 +211,65 @@ def test_broken_yaml(write, text, line, problem):
     path = write(text)
     assert refusal(path).startswith(f"{path}:{line}: not valid YAML: ")
     assert problem in refusal(path)
+
+
+def nested(opening: str, closing: str, number: int) -> str:
+    return opening * number + "1" + closing * number
+
+
+ODD = {
+    "output: ${": "output: ",
+    "null: 1": "Incompatible key type 'NoneType'",
+    "? [a, b]\n: 1": "unhashable key",
+    "align: {1: 2}": "align.1: this key is not text",
+    "task: {columns: {1: a}}": "task.columns.1: this key is not text",
+    "task: {columns: {null: a}}": "task.columns: ",
+    "task: {columns: [a]}": "task.columns: not a mapping",
+    "evaluate: {groups: [a]}": "evaluate.groups: not a mapping",
+    "align: []": "align is a group of settings",
+    "task:\n\ttrain: a": ":2: not valid YAML",
+    f"train: {{steps: {'9' * 5000}}}": "cannot be read",
+    "seed: !!int a": "cannot be read",
+    "output: !!binary aGk=": "output: ",
+    "output: !!python/object/apply:os.getcwd []": "not valid YAML",
+    nested("[", "]", 3000): "nesting",
+    "a: " + nested("[", "]", 900): "RecursionError",
+    "task: {options: " + nested("{a: ", "}", 500) + "}": "RecursionError",
+    "a: &a [1,1,1,1,1,1,1,1,1]\n" + "".join(
+        f"{now}: &{now} [{','.join([f'*{was}'] * 9)}]\n" for was, now in zip("abcdefgh", "bcdefghi",
+                                                                           strict=True)
+    ): "expansion",
+    "a: &a [*a]": "recursive aliases",
+    "objectives: [3]": "objectives[0]: ",
+    "objectives: [{options: {1: 2}}]": "options.1: ",
+    "task: {train: [[a]]}": "task.train[0]: ['a'] should be text",
+    "task: {languages: [no, en]}": "task.languages: YAML reads a word of this list as true or",
+    "output: ${output}": "Recursive interpolation",
+    "seed: '${seed:'": "seed: ",
+    "a" * 3000 + ": 1\n": "not valid YAML",
+    "? " + "a" * 3000 + "\n: 1\n": "unknown setting",
+    "'a\\x1b[31m': 1": "unknown setting",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("text", ODD, ids=range(len(ODD)))
+def test_odd_yaml(write, text):
+    path = write(text)
+    sentence = refusal(path)
+    assert ODD[text] in sentence
+    assert len(sentence) < 400 + len(str(path))
+
+
+def test_a_large_file_is_not_even_read(write):
+    assert "a configuration is a short file" in refusal(write("#" * (1 << 20) + "\n"))
+
+
+@pytest.mark.parametrize(
+    "word", ["output=${", "task.options.x=" + "[" * 2000, f"seed={'9' * 5000}", "output=\t"]
+)
+def test_odd_words(word):
+    assert refusal(None, word).startswith("command line: cannot read ")
+    assert len(refusal(None, word)) < 200
 
 
 def test_files_that_hold_something_else(write, tmp_path):

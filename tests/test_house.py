@@ -14,6 +14,7 @@ FLOORS = (
     {
         "errors",
         "bounds",
+        "terminal",
         "settings",
         "config",
         "multihost",

@@ -1,0 +1,79 @@
+r"""Foreign text on a terminal: what data, models and files say cannot steer the screen.
+
+A row of data may hold ESC sequences that recolour, rename or clear a terminal, or that make some
+terminals type. What is printed of data, answers, file names and other libraries' errors goes
+through `visible`; a reader that closes the pipe (`| head`) ends the printing, not the command.
+
+    visible("a\x1b[2Jb")             # 'a\x1b[2Jb': nine characters that say what is there
+    with steady_output():
+        command()
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+# C0 and C1 controls but tab and newline, the bidirectional overrides and isolates (which show text
+# in another order than it has), line separators, halves of surrogate pairs.
+STEERING = (
+    *(code for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\t\n"),
+    *range(0x202A, 0x202F),
+    *range(0x2066, 0x206A),
+    0x2028,
+    0x2029,
+    *range(0xD800, 0xE000),
+)
+ESCAPES = {code: ascii(chr(code))[1:-1] for code in STEERING}
+
+
+def visible(text: object) -> str:
+    """The text with every character that steers a terminal written out, as in Python's `repr`."""
+    return str(text).translate(ESCAPES)
+
+
+@contextlib.contextmanager
+def steady_output() -> Iterator[None]:
+    """Within, a closed pipe or a narrow encoding of standard output raises nothing."""
+    kept = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = _Steady(sys.stdout), _Steady(sys.stderr)  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        with contextlib.suppress(ValueError):  # closed meanwhile
+            sys.stdout.flush()
+        sys.stdout, sys.stderr = kept
+
+
+class _Steady:
+    """A text stream that drops what cannot be delivered."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+        with contextlib.suppress(AttributeError, io.UnsupportedOperation):
+            stream.reconfigure(errors="backslashreplace")
+
+    def write(self, text: str) -> int:
+        try:
+            return self._stream.write(text)
+        except BrokenPipeError:
+            return self._drop(len(text))
+
+    def flush(self) -> None:
+        try:
+            self._stream.flush()
+        except BrokenPipeError:
+            self._drop(0)
+
+    def _drop(self, written: int) -> int:
+        # What comes after, and what Python flushes at its end, goes nowhere.
+        with open(os.devnull, "w") as nowhere:
+            os.dup2(nowhere.fileno(), self._stream.fileno())
+        return written
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
