@@ -37,7 +37,11 @@ def load_leaf(
     sharding: Sharding,
     readers: ThreadPoolExecutor,
 ) -> jax.Array:
-    """The leaf of this row, blocks stacked over L, where `sharding` wants it."""
+    """The leaf of this row, blocks stacked over L, where `sharding` wants it.
+
+    Raises:
+        UserError: a tensor holds NaN or infinity.
+    """
     size = sizes(spec)
     shape, step, at = row.shape(size), row.step(size), row.outer + row.stacked
     reading = sharding if jax.process_count() == 1 else by_rows(row, shape, sharding)
@@ -56,7 +60,9 @@ def load_leaf(
             group = [one for one in group if not row.stacked or layer in range(*one[0])]
             if not group:
                 continue
-            stored = index[row.name(layer)].rows(rows[0] * step, rows[1] * step)
+            tensor = index[row.name(layer)]
+            stored = tensor.rows(rows[0] * step, rows[1] * step)
+            tensor.refuse_broken(stored)
             ours = row.rows_to_ours(stored, size)
             for bounds in group:
                 inner = [slice(*pair) for pair in bounds]

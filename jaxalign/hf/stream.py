@@ -20,13 +20,12 @@ import numpy as np
 
 from jaxalign.errors import UserError
 from jaxalign.hf.files import write_json
-from jaxalign.hf.tensors import DTYPES
+from jaxalign.hf.tensors import DTYPES, all_finite
 
 # Transformers refuses a file that does not say which framework it is for.
 METADATA = {"format": "pt"}
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 SHARD_BYTES = 5_000_000_000
-_CHUNK = 1 << 22  # numbers looked at together
 
 
 @dataclass(frozen=True)
@@ -119,11 +118,8 @@ def finite(tensor: Pending, advice: str) -> Pending:
 
     def make() -> np.ndarray:
         array = tensor.make()
-        flat = array.reshape(-1)
-        # In parts: the mask of a whole embedding matrix is hundreds of megabytes.
-        for start in range(0, flat.size, _CHUNK):
-            if not np.isfinite(flat[start : start + _CHUNK]).all():
-                raise UserError(f"tensor {tensor.name} holds NaN or infinity; {advice}")
+        if not all_finite(array):
+            raise UserError(f"tensor {tensor.name} holds NaN or infinity; {advice}")
         return array
 
     return Pending(tensor.name, tensor.shape, tensor.dtype, make)

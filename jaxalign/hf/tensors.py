@@ -11,7 +11,6 @@ becoming resident.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,13 +21,22 @@ import numpy as np
 
 from jaxalign.bucket import BucketFile, left_in_bucket
 from jaxalign.errors import UserError
-from jaxalign.hf.files import read_json
+from jaxalign.hf.files import read_json, reading
+from jaxalign.hf.header import LENGTH, header_length, parse_header
 
 DTYPES = {
     "F64": np.dtype(np.float64),
     "F32": np.dtype(np.float32),
     "F16": np.dtype(np.float16),
     "BF16": np.dtype(ml_dtypes.bfloat16),
+}
+# Bits of infinity by the width of a number: a number whose bits, without the sign, are these or
+# more is infinite or NaN.
+_INFINITY = {
+    np.dtype(np.float64): 0x7FF0 << 48,
+    np.dtype(np.float32): 0x7F80 << 16,
+    np.dtype(np.float16): 0x7C00,
+    np.dtype(ml_dtypes.bfloat16): 0x7F80,
 }
 
 
@@ -57,6 +65,7 @@ class DiskFile:
 class StoredTensor:
     """Where one tensor lies."""
 
+    name: str
     file: DiskFile | BucketFile
     shape: tuple[int, ...]
     dtype_name: str  # as safetensors spells it: F32, BF16, ...
@@ -88,6 +97,18 @@ class StoredTensor:
         content = self.file.read(start, start + math.prod(shape) * self.dtype.itemsize)
         return np.frombuffer(content, self.dtype).reshape(shape)
 
+    def refuse_broken(self, part: np.ndarray) -> None:
+        """Looks at numbers of this tensor that were read.
+
+        Raises:
+            UserError: they hold NaN or infinity, which no model works with.
+        """
+        if not all_finite(part):
+            raise UserError(
+                f"{self.file}: tensor {self.name} holds NaN or infinity; the file is damaged, or "
+                "the training that wrote it diverged"
+            )
+
     def sample(self, size: int = 256) -> bytes:
         """A few bytes from the beginning, the middle and the end."""
         parts = []
@@ -97,17 +118,34 @@ class StoredTensor:
         return b"".join(parts)
 
 
+def all_finite(array: np.ndarray) -> bool:
+    """Whether an array of one of `DTYPES` holds neither NaN nor infinity.
+
+    Read as whole numbers the bits of a float grow with its size, so two maxima tell, without an
+    array in between: of signed numbers the largest positive float, of unsigned ones the largest
+    negative float.
+    """
+    if not array.size:
+        return True
+    bits, width = _INFINITY[array.dtype], 8 * array.dtype.itemsize
+    return bool(
+        array.view(f"i{width // 8}").max() < bits
+        and array.view(f"u{width // 8}").max() < bits + (1 << width - 1)
+    )
+
+
 def weights_in(folder: Path) -> dict[str, DiskFile | BucketFile]:
     """By name, the files of weights that belong to this folder, be they in it or in its bucket."""
     here = (file for kind in ("*.safetensors", "*.bin") for file in folder.glob(kind))
-    return dict(left_in_bucket(folder)) | {file.name: DiskFile(file) for file in sorted(here)}
+    found = {file.name: DiskFile(file) for file in sorted(here) if file.is_file()}
+    return dict(left_in_bucket(folder)) | found
 
 
 def open_index(folder: Path, stem: str) -> dict[str, StoredTensor]:
     """Every tensor of `stem.safetensors`, or of the shards that its `.index.json` names.
 
     Raises:
-        UserError: no safetensors there, a shard is missing, or a file is cut short.
+        UserError: no safetensors there, a shard is missing, or a file is cut short or damaged.
     """
     files = weights_in(folder)
     single, index_file = f"{stem}.safetensors", folder / f"{stem}.safetensors.index.json"
@@ -115,20 +153,45 @@ def open_index(folder: Path, stem: str) -> dict[str, StoredTensor]:
         return _read_header(files[single])
     if not index_file.is_file():
         raise _no_safetensors(folder, stem, files)
-    weight_map = read_json(index_file).get("weight_map")
-    if not isinstance(weight_map, dict):
-        raise UserError(f"{index_file}: has no weight_map; download the file again")
+    weight_map = read_weight_map(index_file)
     tensors: dict[str, StoredTensor] = {}
     for shard in sorted(set(weight_map.values())):
         if shard not in files:
             raise UserError(f"{folder / shard}: missing, though {index_file.name} names it")
-        tensors |= _read_header(files[shard])
+        for name, tensor in _read_header(files[shard]).items():
+            if weight_map.get(name, shard) != shard:
+                continue  # of two copies the index says which one counts
+            if name in tensors:
+                raise UserError(
+                    f"{folder / shard}: tensor {name} is in {tensors[name].file}, too, and "
+                    f"{index_file.name} does not say which one counts; download the folder again"
+                )
+            tensors[name] = tensor
     if lost := [name for name in weight_map if name not in tensors]:
         raise UserError(
             f"{folder / weight_map[lost[0]]}: {index_file.name} says that tensor {lost[0]} is in "
             "it, but it is not; download the folder again"
         )
     return tensors
+
+
+def read_weight_map(index_file: Path) -> dict[str, str]:
+    """Tensor -> file, as an `.index.json` has it.
+
+    Raises:
+        UserError: not such a file, or it names files elsewhere.
+    """
+    weight_map = read_json(index_file).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise UserError(f"{index_file}: has no weight_map; download the file again")
+    for name, shard in weight_map.items():
+        plain = isinstance(shard, str) and shard.isprintable() and Path(shard).name == shard != ""
+        if not plain:
+            raise UserError(
+                f"{index_file}: tensor {name[:80]!r} should be in a file of this folder, not in "
+                f"{str(shard)[:80]!r}; download the folder again"
+            )
+    return weight_map
 
 
 def _no_safetensors(
@@ -145,34 +208,22 @@ def _no_safetensors(
 
 
 def _read_header(file: DiskFile | BucketFile) -> dict[str, StoredTensor]:
-    # Layout: 8 bytes little-endian header length, the JSON header, then the tensors' bytes.
-    size = file.size
-    broken = UserError(
-        f"{file}: cut short or not a safetensors file ({size} bytes); download it again"
-    )
-    if size < 8:
-        raise broken
-    length = int.from_bytes(file.read(0, 8), "little")
-    if 8 + length > size:
-        raise broken
-    try:
-        header = json.loads(file.read(8, 8 + length))
-        header.pop("__metadata__", None)
-        tensors = {
-            name: StoredTensor(
-                file,
-                tuple(entry["shape"]),
-                entry["dtype"],
-                8 + length + entry["data_offsets"][0],
-                entry["data_offsets"][1] - entry["data_offsets"][0],
-            )
-            for name, entry in header.items()
-        }
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise broken from error
-    for tensor in tensors.values():
-        items = math.prod(tensor.shape)
-        wrong = tensor.dtype_name in DTYPES and tensor.nbytes != items * tensor.dtype.itemsize
-        if wrong or tensor.start + tensor.nbytes > size:
-            raise broken
-    return tensors
+    with reading(file):
+        size = file.size
+        try:
+            length = header_length(file.read(0, min(LENGTH, size)), size)
+            begin = LENGTH + length
+            entries = parse_header(file.read(LENGTH, begin), size - begin)
+        except UserError:
+            raise
+        except ValueError as error:
+            raise UserError(
+                f"{file}: cut short or not a safetensors file ({error}; {size} bytes in all); "
+                "download or copy it again"
+            ) from error
+    return {
+        name: StoredTensor(
+            name, file, one.shape, one.dtype, begin + one.start, one.stop - one.start
+        )
+        for name, one in entries.items()
+    }
