@@ -23,13 +23,14 @@ import jax
 import numpy as np
 
 from jaxalign.errors import UserError
-from jaxalign.hf.files import read_json
+from jaxalign.hf.files import read_json, reading
 from jaxalign.hf.find import locate, small_files
 from jaxalign.hf.leaf import load_leaf
 from jaxalign.hf.names import TARGETS, Row, base_rows, get_leaf, input_axes, set_leaf, sizes
 from jaxalign.hf.tensors import DTYPES, StoredTensor, open_index
 from jaxalign.model.quantised import quantise, quantise_on
 from jaxalign.model.spec import ModelSpec
+from jaxalign.model.spec.keys import ids
 
 # More readers hide the latency of network disks, but each keeps one mapped tensor resident.
 _READERS = 4
@@ -49,13 +50,14 @@ def load_spec(path: str | Path, revision: str | None = None) -> ModelSpec:
     folder = small_files(path, revision)
     config = read_json(folder / "config.json")
     try:
-        spec = ModelSpec.from_hf(config)
+        with reading(folder / "config.json"):
+            spec = ModelSpec.from_hf(config)
+        if (file := folder / "generation_config.json").is_file():
+            more = ids(read_json(file), "eos_token_id", file.name)
+            spec = dataclasses.replace(spec, eos_ids=tuple(dict.fromkeys([*spec.eos_ids, *more])))
     except UserError as error:
-        raise UserError(f"{folder}: {error}") from error
-    if (folder / "generation_config.json").is_file():
-        more = read_json(folder / "generation_config.json").get("eos_token_id")
-        more = [] if more is None else [more] if isinstance(more, int) else more
-        spec = dataclasses.replace(spec, eos_ids=tuple(dict.fromkeys([*spec.eos_ids, *more])))
+        text = str(error)
+        raise UserError(text if text.startswith(f"{folder}") else f"{folder}: {text}") from error
     return spec
 
 

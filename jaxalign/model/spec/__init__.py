@@ -26,7 +26,7 @@ from jaxalign.model.spec.families import (
     refuse_unsupported,
     windows,
 )
-from jaxalign.model.spec.keys import ids, ids_to_hf, size
+from jaxalign.model.spec.keys import flag, ids, ids_to_hf, positive_or, single_id, size
 from jaxalign.model.spec.rope import RopeScaling, read_rope, rope_to_hf
 
 __all__ = [
@@ -112,15 +112,19 @@ class ModelSpec:
         config = {**row.defaults, **config}
         refuse_unsupported(config)
         dim, heads = size(config, "hidden_size"), size(config, "num_attention_heads")
-        head_dim = config.get("head_dim") or dim // heads
-        kv_heads = config.get("num_key_value_heads") or heads
+        own = {key: config.get(key) is not None for key in ("head_dim", "num_key_value_heads")}
+        head_dim = size(config, "head_dim") if own["head_dim"] else dim // heads
+        kv_heads = size(config, "num_key_value_heads") if own["num_key_value_heads"] else heads
         if heads % kv_heads:
             raise UserError(
                 f"config.json: num_attention_heads {heads} is not a multiple of "
                 f"num_key_value_heads {kv_heads}"
             )
-        if head_dim % 2:
-            raise UserError(f"config.json: head_dim {head_dim} is odd; rotary positions need pairs")
+        if head_dim % 2 or not head_dim:
+            what = "odd" if head_dim else "none"
+            raise UserError(
+                f"config.json: head_dim {head_dim} is {what}; rotary positions need pairs"
+            )
         theta, scaling = read_rope(config)
         layers = size(config, "num_hidden_layers")
         return cls(
@@ -132,14 +136,14 @@ class ModelSpec:
             kv_heads=kv_heads,
             head_dim=head_dim,
             ffn=size(config, "intermediate_size"),
-            norm_eps=float(config.get("rms_norm_eps", 1e-6)),
+            norm_eps=positive_or(config, "rms_norm_eps", 1e-6),
             rope_theta=theta,
             rope_scaling=scaling,
-            tied=bool(config.get("tie_word_embeddings", False)),
+            tied=flag(config, "tie_word_embeddings"),
             max_position=size(config, "max_position_embeddings"),
-            bos_id=config.get("bos_token_id"),
-            eos_ids=ids(config.get("eos_token_id")),
-            pad_id=config.get("pad_token_id"),
+            bos_id=single_id(config, "bos_token_id"),
+            eos_ids=ids(config, "eos_token_id"),
+            pad_id=single_id(config, "pad_token_id"),
             activation=ACTIVATIONS[config.get(row.activation_key, "silu")],
             windows=windows(config, layers),
             **row.facts(config),

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from jaxalign.errors import UserError
-from jaxalign.model.spec.keys import positive, size
+from jaxalign.model.spec.keys import flag, positive, positive_or, size
 from jaxalign.model.spec.rope import read_local_theta
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ class Family:
 
 
 def _biases(config: Mapping[str, Any]) -> dict[str, Any]:
-    bias = bool(config.get("attention_bias"))
+    bias = flag(config, "attention_bias")
     return {"qkv_bias": bias, "o_bias": bias, "mlp_bias": False}
 
 
@@ -50,8 +50,8 @@ def _gemma(config: Mapping[str, Any]) -> dict[str, Any]:
         "norms": "around",
         "norm_offset": 1.0,
         "wide_norms": True,
-        "attn_soft_cap": float(config.get("attn_logit_softcapping") or 0),
-        "logit_soft_cap": float(config.get("final_logit_softcapping") or 0),
+        "attn_soft_cap": positive_or(config, "attn_logit_softcapping", 0.0),
+        "logit_soft_cap": positive_or(config, "final_logit_softcapping", 0.0),
         "embed_scale": size(config, "hidden_size") ** 0.5,
         "query_scalar": positive(config, "query_pre_attn_scalar"),
     }
@@ -80,7 +80,7 @@ def _gemma3_to_hf(spec: ModelSpec) -> dict[str, Any]:
 
 
 def _qwen_slides(config: Mapping[str, Any], layer: int) -> bool:
-    return _window(config) is not None and layer >= config["max_window_layers"]
+    return _window(config) is not None and layer >= size(config, "max_window_layers", least=0)
 
 
 def _qwen_to_hf(spec: ModelSpec) -> dict[str, Any]:
@@ -106,7 +106,7 @@ _QWEN_DEFAULTS = {"max_window_layers": 28, "sliding_window": 4096, "use_sliding_
 FAMILIES = {
     "llama": Family(
         "LlamaForCausalLM",
-        lambda config: _biases(config) | {"mlp_bias": bool(config.get("mlp_bias"))},
+        lambda config: _biases(config) | {"mlp_bias": flag(config, "mlp_bias")},
         lambda spec: {"attention_bias": spec.qkv_bias, "mlp_bias": spec.mlp_bias},
         layer_types=False,
     ),
@@ -158,7 +158,7 @@ FAMILIES = {
             }
         ),
         _gemma3_to_hf,
-        slides=lambda config, layer: (layer + 1) % config["sliding_window_pattern"] > 0,
+        slides=lambda config, layer: (layer + 1) % size(config, "sliding_window_pattern") > 0,
         activation_key="hidden_activation",
         defaults=_GEMMA_DEFAULTS
         | {"rope_local_base_freq": 1e4, "rope_theta": 1e6, "sliding_window_pattern": 6},
@@ -187,10 +187,10 @@ def family_of(config: Mapping[str, Any]) -> Family:
         UserError: there is none.
     """
     name = config.get("model_type")
-    if name not in FAMILIES:
-        reason = f" ({_WHY_NOT[name]})" if name in _WHY_NOT else ""
+    if not isinstance(name, str) or name not in FAMILIES:
+        reason = f" ({_WHY_NOT[name]})" if isinstance(name, str) and name in _WHY_NOT else ""
         raise UserError(
-            f"config.json: model_type {name!r} is not supported{reason}; "
+            f"config.json: model_type {str(name)[:60]!r} is not supported{reason}; "
             f"supported: {', '.join(FAMILIES)}"
         )
     return FAMILIES[name]
@@ -203,9 +203,10 @@ def refuse_unsupported(config: Mapping[str, Any]) -> None:
         UserError: the model needs it.
     """
     key = FAMILIES[config["model_type"]].activation_key
-    if (act := config.get(key, "silu")) not in ACTIVATIONS:
+    act = config.get(key, "silu")
+    if not isinstance(act, str) or act not in ACTIVATIONS:
         raise UserError(
-            f"config.json: {key} {act!r} is not supported; supported: {', '.join(ACTIVATIONS)}"
+            f"config.json: {key} {str(act)[:60]!r} is not supported; supported: {', '.join(ACTIVATIONS)}"
         )
     if config.get("use_bidirectional_attention"):
         raise UserError(
@@ -221,7 +222,7 @@ def refuse_unsupported(config: Mapping[str, Any]) -> None:
 
 def _window(config: Mapping[str, Any]) -> int | None:
     """The window that layers may have; None where it is not in use."""
-    used = config.get("use_sliding_window", True) and config.get("sliding_window") is not None
+    used = flag(config, "use_sliding_window", True) and config.get("sliding_window") is not None
     return size(config, "sliding_window") if used else None
 
 
@@ -233,8 +234,9 @@ def windows(config: Mapping[str, Any], layers: int) -> tuple[int, ...]:
     """
     row, types = FAMILIES[config["model_type"]], config.get("layer_types")
     by_rule = [_SLIDING if row.slides(config, i) else _FULL for i in range(layers)]
-    types = by_rule if types is None else list(types)
-    if len(types) != layers or set(types) - {_FULL, _SLIDING}:
+    types = by_rule if types is None else types
+    known = isinstance(types, list) and all(kind in (_FULL, _SLIDING) for kind in types)
+    if not known or len(types) != layers:
         raise UserError(
             f"config.json: layer_types should say {_FULL} or {_SLIDING} for each of the {layers} "
             "layers"

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from jaxalign.errors import UserError
-from jaxalign.model.spec.keys import positive
+from jaxalign.model.spec.keys import positive, positive_or, table
 
 ROPES = ("default", "linear", "llama3")
 
@@ -37,11 +37,12 @@ def read_rope(config: Mapping[str, Any]) -> tuple[float, RopeScaling | None]:
     Raises:
         UserError: a scaling that is not supported, or one that lacks a number.
     """
-    facts = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    facts = facts.get("full_attention", facts)
-    theta = float(facts.get("rope_theta") or config.get("rope_theta") or 10000.0)
+    facts = table(config, "rope_parameters") or table(config, "rope_scaling")
+    facts = table(facts, "full_attention") or facts
+    theta = positive_or(facts, "rope_theta", positive_or(config, "rope_theta", 10000.0))
     kind = _kind(facts, ROPES)
-    partial = facts.get("partial_rotary_factor") or config.get("partial_rotary_factor") or 1.0
+    whole = positive_or(config, "partial_rotary_factor", 1.0)
+    partial = positive_or(facts, "partial_rotary_factor", whole)
     if partial != 1.0:
         raise UserError(
             f"config.json: partial_rotary_factor {partial} is not supported; supported: 1.0"
@@ -66,9 +67,9 @@ def read_local_theta(config: Mapping[str, Any]) -> float:
     Raises:
         UserError: they do.
     """
-    facts = (config.get("rope_parameters") or {}).get("sliding_attention") or {}
+    facts = table(table(config, "rope_parameters"), "sliding_attention")
     _kind(facts, ("default",))
-    return float(facts.get("rope_theta") or config["rope_local_base_freq"])
+    return positive_or(facts, "rope_theta", positive(config, "rope_local_base_freq"))
 
 
 def rope_to_hf(scaling: RopeScaling | None) -> dict[str, Any] | None:
@@ -87,9 +88,9 @@ def rope_to_hf(scaling: RopeScaling | None) -> dict[str, Any] | None:
 
 def _kind(facts: Mapping[str, Any], supported: tuple[str, ...]) -> str:
     kind = facts.get("rope_type") or facts.get("type") or "default"
-    if kind not in supported:
+    if not isinstance(kind, str) or kind not in supported:
         raise UserError(
-            f"config.json: rope type {kind!r} is not supported; supported: {', '.join(supported)}"
+            f"config.json: rope type {str(kind)[:60]!r} is not supported; supported: {', '.join(supported)}"
         )
     return kind
 
