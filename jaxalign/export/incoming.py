@@ -28,10 +28,10 @@ from jaxalign.export.facts import block_range
 from jaxalign.export.folder import check_target, fresh_folder
 from jaxalign.export.run import TEMPLATE_FILE, find_template, set_template
 from jaxalign.export.source import CONFIG_FILE, Source, read_adapter
-from jaxalign.hf.files import read_json
 from jaxalign.hf.find import locate, small_files
 from jaxalign.hf.load import load_spec
 from jaxalign.hf.peft import save_peft
+from jaxalign.hf.peft_config import named_base
 from jaxalign.hf.save import TOKENIZER_FILES, copy_files
 from jaxalign.hf.stream import Pending, write_file
 from jaxalign.hf.tensors import open_index
@@ -101,7 +101,7 @@ def inspect(folder: Path, path: str, base: str, spec: ModelSpec) -> Found:
     Raises:
         UserError: not an adapter, not for this base, incomplete, or not finite.
     """
-    named = str(read_json(folder / CONFIG_FILE).get("base_model_name_or_path") or "")
+    named = named_base(folder)
     index = open_index(folder, STEM)
     spelled = {name: _spelled(name) for name in index}
     renamed = sum(name != new for name, new in spelled.items())

@@ -21,10 +21,10 @@ from jaxalign.adapters.lora import Lora
 from jaxalign.config import load
 from jaxalign.errors import UserError
 from jaxalign.export.checkpoint import Saved, find, steps
-from jaxalign.hf.files import read_json
 from jaxalign.hf.find import locate, small_files
 from jaxalign.hf.load import abstract_params, fingerprint, load_spec
 from jaxalign.hf.peft import load_peft
+from jaxalign.hf.peft_config import named_base
 from jaxalign.model.spec import ModelSpec
 from jaxalign.settings import Config
 from jaxalign.sharding import path_name
@@ -168,7 +168,7 @@ def _of_checkpoint(saved: Saved, base: str) -> Source:
 
 
 def _of_folder(run: str, folder: Path, base: str) -> Source:
-    named = str(read_json(folder / CONFIG_FILE).get("base_model_name_or_path") or "")
+    named = named_base(folder)
     path = base or named
     if not path:
         raise UserError(f"{folder / CONFIG_FILE}: names no base; give it by --base MODEL")
@@ -209,7 +209,7 @@ def read_adapter(folder: Path, spec: ModelSpec, base: str) -> tuple[dict[str, An
     Raises:
         UserError: as `load_peft`, with the base that the adapter names.
     """
-    named = str(read_json(folder / CONFIG_FILE).get("base_model_name_or_path") or "")
+    named = named_base(folder)
     try:
         return load_peft(folder, spec)
     except UserError as error:

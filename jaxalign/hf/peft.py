@@ -22,7 +22,7 @@ from safetensors.numpy import save_file
 
 from jaxalign.adapters.lora import Lora
 from jaxalign.errors import UserError
-from jaxalign.hf.files import write_json
+from jaxalign.hf.files import reading, write_json
 from jaxalign.hf.find import locate
 from jaxalign.hf.names import TARGETS, Row, adapter_rows, peft_module, set_leaf, sizes
 from jaxalign.hf.peft_config import PeftConfig, module_name, write_config
@@ -101,9 +101,10 @@ def load_peft(
             configuration that speaks of other tensors.
     """
     folder = locate(folder, revision)
-    said = PeftConfig.read(folder / "adapter_config.json")
-    index = open_index(folder, "adapter_model")
-    table = _compare(folder, said, index, spec)
+    with reading(folder):
+        said = PeftConfig.read(folder / "adapter_config.json")
+        index = open_index(folder, "adapter_model")
+        table = _compare(folder, said, index, spec)
     adapter = Lora.of_table(
         table,
         spec.layers,
@@ -118,7 +119,7 @@ def load_peft(
             for block in range(1, spec.layers + 1):
                 if rank := adapter.rank_of(target, block):
                     size = sizes(spec, rank)
-                    tensor = _read_tensor(row, block, index, size)
+                    tensor = _read_tensor(index[row.name(block - 1)])
                     stacked[block - 1][_own(row, rank)] = row.to_ours(tensor, size)
             set_leaf(lora, row.path, stacked)
     return lora, adapter
@@ -165,6 +166,7 @@ def _compare(
                 raise _disagreement(folder, said, module, (target, block) in held)
             if (target, block) not in held:
                 continue
+            size = sizes(spec, said.rank(module))
             for row in tensor_rows(target, said.dora):
                 if row.name(block - 1) not in index:
                     raise UserError(
@@ -172,6 +174,7 @@ def _compare(
                         f"factors{' and the magnitudes' * said.dora} of every adapted projection, "
                         "in every adapted layer"
                     )
+                _check_tensor(row, index[row.name(block - 1)], size)
             table[target, block] = said.rank(module), said.alpha(module)
     return table
 
@@ -216,6 +219,15 @@ def _unknown_tensor(name: str, tensor: StoredTensor, spec: ModelSpec) -> UserErr
             f"{tensor.file}: tensor {name} is for layer {layer[1]} (from 0), but this base has "
             f"{spec.layers} layers; the adapter was trained on another base"
         )
+    if re.search(r"\.(embed_tokens|lm_head)\.(?!lora_)", name):
+        rows = tensor.shape[0] if tensor.shape else 0
+        other = f" with {rows} rows where this base has {spec.vocab}" if rows != spec.vocab else ""
+        return UserError(
+            f"{tensor.file}: tensor {name} is an embedding matrix of the adapter's own{other}, as "
+            "PEFT saves it after resize_token_embeddings or for modules_to_save; merge the adapter "
+            "into its base in PEFT (merge_and_unload), save it with its tokenizer, and give that "
+            "model instead"
+        )
     modules = ", ".join(peft_module(target) for target in TARGETS)
     return UserError(
         f"{tensor.file}: tensor {name} has no place in this base; supported are lora_A, lora_B and "
@@ -223,25 +235,27 @@ def _unknown_tensor(name: str, tensor: StoredTensor, spec: ModelSpec) -> UserErr
     )
 
 
-def _read_tensor(
-    row: Row, block: int, index: Mapping[str, StoredTensor], size: Mapping[str, int]
-) -> np.ndarray:
-    name = row.name(block - 1)
-    stored, shape = index[name], row.hf_shape(size)
+def _check_tensor(row: Row, stored: StoredTensor, size: Mapping[str, int]) -> None:
+    """By the header alone, before anything of that size is asked of the memory."""
+    shape = row.hf_shape(size)
     if stored.shape != shape:
         raise UserError(
-            f"{stored.file}: tensor {name} has shape {list(stored.shape)}, but rank {size['R']} "
-            f"and this base ask for {list(shape)}; the adapter was trained on another base or rank"
+            f"{stored.file}: tensor {stored.name} has shape {list(stored.shape)}, but rank "
+            f"{size['R']} and this base ask for {list(shape)}; the adapter was trained on another "
+            "base or rank"
         )
     if stored.dtype_name not in DTYPES:
         raise UserError(
-            f"{stored.file}: tensor {name} is stored as {stored.dtype_name}; supported: "
+            f"{stored.file}: tensor {stored.name} is stored as {stored.dtype_name}; supported: "
             f"{', '.join(DTYPES)}"
         )
+
+
+def _read_tensor(stored: StoredTensor) -> np.ndarray:
     tensor = stored.view().astype(np.float32)
     if not np.isfinite(tensor).all():
         raise UserError(
-            f"{stored.file}: tensor {name} holds NaN or infinity; the training that wrote it "
-            "diverged, take an earlier checkpoint"
+            f"{stored.file}: tensor {stored.name} holds NaN or infinity; the training that wrote "
+            "it diverged, take an earlier checkpoint"
         )
     return tensor

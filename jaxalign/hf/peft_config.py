@@ -12,9 +12,11 @@ for the end of a name, and the first that fits counts.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +46,39 @@ _VARIANTS = (
 # base into the adapter, which then fits only that altered base.
 _INITS = (None, True, False, "gaussian", "eva", "orthogonal")
 
+_MAX_RANK = 1 << 16
+_MAX_PATTERNS = 1 << 14  # each is tried on every module
+_MAX_PATTERN = 2000  # characters
+_MAX_REPEATS = 12  # of one pattern, each of which may have no end
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_block(value: Any) -> bool:
+    return type(value) is int and value >= 0
+
+
+def _one_or_list(kind: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: kind(value) or (isinstance(value, list) and all(map(kind, value)))
+
+
+def _is_rate(value: Any) -> bool:
+    return type(value) in (int, float) and 0 <= value < 1
+
+
+# What a key must be where it is there and not null: a check, and its words.
+_KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "base_model_name_or_path": (_is_text, "a text"),
+    "lora_dropout": (_is_rate, "a number from 0 to below 1"),
+    "use_rslora": (lambda value: isinstance(value, bool), "true or false"),
+    "use_dora": (lambda value: isinstance(value, bool), "true or false"),
+    "layers_to_transform": (_one_or_list(_is_block), "a block's number from 0, or a list of them"),
+    "layers_pattern": (_one_or_list(_is_text), "a text or a list of texts"),
+    "exclude_modules": (_one_or_list(_is_text), "a list of modules or a pattern"),
+}
+
 # The values that vLLM's max_lora_rank may have.
 VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 
@@ -70,17 +105,20 @@ class PeftConfig:
         """
         content = read_json(file)
         _refuse_variants(file, content)
+        _check_kinds(file, content)
         said = cls(file, content)
-        said._number("r", content.get("r"), int)
-        said._number("lora_alpha", content.get("lora_alpha", 8), (int, float))
-        for key, kind in (("rank_pattern", int), ("alpha_pattern", (int, float))):
+        said._rank("r", content.get("r"))
+        said._alpha("lora_alpha", content.get("lora_alpha", 8))
+        for key, check in (("rank_pattern", said._rank), ("alpha_pattern", said._alpha)):
             patterns = content.get(key) or {}
-            if not isinstance(patterns, dict):
-                raise UserError(f"{file}: {key} should map modules to numbers, found {patterns!r}")
+            if not isinstance(patterns, dict) or len(patterns) > _MAX_PATTERNS:
+                raise UserError(
+                    f"{file}: {key} should map modules to numbers, found {_short(patterns)}"
+                )
             for pattern, value in patterns.items():
-                said._number(f"{key}[{pattern!r}]", value, kind)
-                said._compiled(key, rf"(.*\.)?({pattern})$")
+                check(f"{key}[{_short(pattern)}]", value)
         said._check_modules()
+        said._patterns  # noqa: B018 - compiles every pattern, or says which is wrong
         return said
 
     @property
@@ -124,10 +162,21 @@ class PeftConfig:
         return ", ".join(f"{k}={self.content[k]!r}" for k in keys if self.content.get(k))
 
     def _own(self, key: str, module: str, default: Any) -> Any:
-        for pattern, value in (self.content.get(key) or {}).items():
-            if re.match(rf"(.*\.)?({pattern})$", module):
+        for pattern, value in self._patterns[key]:
+            if pattern.match(module):
                 return value
         return default
+
+    @cached_property
+    def _patterns(self) -> dict[str, list[tuple[re.Pattern[str], Any]]]:
+        """Of ranks and alphas, in the order of the file."""
+        return {
+            key: [
+                (self._compiled(key, pattern, rf"(.*\.)?({pattern})$"), value)
+                for pattern, value in (self.content.get(key) or {}).items()
+            ]
+            for key in ("rank_pattern", "alpha_pattern")
+        }
 
     def _in_layers(self, module: str) -> bool:
         chosen = self.content.get("layers_to_transform")
@@ -153,24 +202,57 @@ class PeftConfig:
         elif not isinstance(named, list) or not all(isinstance(name, str) for name in named):
             raise UserError(
                 f"{self.file}: target_modules should be a list of modules, a pattern or all-linear,"
-                f" found {named!r}"
+                f" found {_short(named)}"
             )
         excluded = self.content.get("exclude_modules")
         if isinstance(excluded, str):
             self._compiled("exclude_modules", excluded)
+        patterns = self.content.get("layers_pattern") or []
+        for pattern in [patterns] if isinstance(patterns, str) else patterns:
+            self._compiled("layers_pattern", pattern)
 
-    def _number(self, key: str, value: Any, kind: Any) -> None:
-        if not isinstance(value, kind) or isinstance(value, bool) or (kind is int and value < 1):
-            what = "a positive whole number" if kind is int else "a number"
-            raise UserError(f"{self.file}: {key} should be {what}, found {value!r}")
-
-    def _compiled(self, key: str, pattern: str) -> None:
-        try:
-            re.compile(pattern)
-        except re.error as error:
+    def _rank(self, key: str, value: Any) -> None:
+        if type(value) is not int or not 1 <= value <= _MAX_RANK:
             raise UserError(
-                f"{self.file}: {key}: {pattern!r} is no regular expression ({error})"
+                f"{self.file}: {key} should be a positive whole number up to {_MAX_RANK}, found "
+                f"{_short(value)}"
+            )
+
+    def _alpha(self, key: str, value: Any) -> None:
+        number = type(value) in (int, float) and abs(value) < 1e12  # false of nan, too
+        if not number or not math.isfinite(value):
+            raise UserError(f"{self.file}: {key} should be a number, found {_short(value)}")
+        if not value:
+            raise UserError(f"{self.file}: {key} is 0, which switches the adapter off")
+
+    def _compiled(self, key: str, pattern: str, whole: str = "") -> re.Pattern[str]:
+        """The pattern that PEFT would match, which may be anyone's: some of them take years."""
+        endless = len(re.findall(r"[*+]|\{\d*,\}", pattern))
+        nested = re.search(r"\)\s*(?:[*+]|\{\d*,\d*\})", pattern)
+        if len(pattern) > _MAX_PATTERN or endless > _MAX_REPEATS or nested:
+            raise UserError(
+                f"{self.file}: {key}: {_short(pattern)} is too long, or repeats a group or too "
+                "many things, which can take for ever to match; write a simpler pattern, or list "
+                "the modules"
+            )
+        try:
+            return re.compile(whole or pattern)
+        except (re.error, RecursionError, OverflowError) as error:
+            raise UserError(
+                f"{self.file}: {key}: {_short(pattern)} is not a regular expression ({error})"
             ) from error
+
+
+def named_base(folder: Path) -> str:
+    """The base that an adapter's configuration names; empty where it names none.
+
+    Raises:
+        UserError: the file is missing or damaged.
+    """
+    file = folder / "adapter_config.json"
+    content = read_json(file)
+    _check_kinds(file, content)
+    return content.get("base_model_name_or_path") or ""
 
 
 def write_config(adapter: Lora, spec: ModelSpec, base_name: str = "") -> dict[str, Any]:
@@ -232,7 +314,8 @@ def vllm_limits(adapter: Lora) -> list[str]:
 def _refuse_variants(file: Path, content: Mapping[str, Any]) -> None:
     if content.get("peft_type") != "LORA":
         raise UserError(
-            f"{file}: peft_type {content.get('peft_type')!r} is not supported; supported: LORA"
+            f"{file}: peft_type {_short(content.get('peft_type'))} is not supported; supported: "
+            "LORA"
         )
     refused = {key: content[key] for key in _VARIANTS if content.get(key)}
     if content.get("bias") not in (None, "none"):
@@ -240,11 +323,23 @@ def _refuse_variants(file: Path, content: Mapping[str, Any]) -> None:
     if content.get("init_lora_weights") not in _INITS:
         refused["init_lora_weights"] = content["init_lora_weights"]
     if refused:
-        settings = ", ".join(f"{key}={value!r}" for key, value in refused.items())
+        settings = ", ".join(f"{key}={_short(value)}" for key, value in refused.items())
         raise UserError(
             f"{file}: {settings} is not supported; only LoRA and DoRA are (merge the adapter into "
             "its base in PEFT and give the merged model instead)"
         )
+
+
+def _check_kinds(file: Path, content: Mapping[str, Any]) -> None:
+    for key, (check, what) in _KINDS.items():
+        value = content.get(key)
+        if value is not None and not check(value):
+            raise UserError(f"{file}: {key} should be {what}, found {_short(value)}")
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
 
 
 def _is_named(named: str | Iterable[str], module: str) -> bool:

@@ -74,7 +74,16 @@ class StoredTensor:
 
     @property
     def dtype(self) -> np.dtype:
-        """The NumPy dtype."""
+        """The NumPy dtype.
+
+        Raises:
+            UserError: there is none of that kind.
+        """
+        if self.dtype_name not in DTYPES:
+            raise UserError(
+                f"{self.file}: tensor {self.name} is stored as {self.dtype_name}; supported: "
+                f"{', '.join(DTYPES)}"
+            )
         return DTYPES[self.dtype_name]
 
     def view(self) -> np.ndarray:

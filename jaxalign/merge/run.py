@@ -23,12 +23,11 @@ from jaxalign.adapters.lora import Lora
 from jaxalign.base import weights_digest
 from jaxalign.errors import UserError
 from jaxalign.hf.card import model_card
-from jaxalign.hf.files import read_json
 from jaxalign.hf.find import locate, small_files
 from jaxalign.hf.load import fingerprint, load_spec
 from jaxalign.hf.names import TARGETS, sizes
 from jaxalign.hf.peft import load_peft, save_peft
-from jaxalign.hf.peft_config import VLLM_RANKS, vllm_limits, vllm_rank
+from jaxalign.hf.peft_config import VLLM_RANKS, named_base, vllm_limits, vllm_rank
 from jaxalign.hf.save import merged_tensors, write_model
 from jaxalign.hf.stream import Pending
 from jaxalign.merge.algebra import (
@@ -149,8 +148,7 @@ def _read(path: str, spec: ModelSpec) -> Source:
 
 
 def _named_base(path: str) -> str:
-    config = read_json(locate(path) / "adapter_config.json")
-    return str(config.get("base_model_name_or_path") or "")
+    return named_base(locate(path))
 
 
 def warn(sources: Sequence[Source], given: str, console: Console) -> None:

@@ -6,6 +6,8 @@ import json
 import jax
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
 from jaxalign.adapters.lora import Lora
@@ -13,6 +15,7 @@ from jaxalign.errors import UserError
 from jaxalign.hf.load import load_spec
 from jaxalign.hf.names import adapter_rows
 from jaxalign.hf.peft import load_peft, save_peft
+from jaxalign.hf.peft_config import PeftConfig, write_config
 from jaxalign.hf.save import save_base
 from jaxalign.sharding import make_mesh, replicated
 from tests.adapters.variants import VARIANTS, random_tree
@@ -267,7 +270,7 @@ def test_other_methods_and_bad_ranks(adapter, edit_json):
     edit_json(adapter / "adapter_config.json", peft_type="PROMPT_TUNING")
     assert "peft_type 'PROMPT_TUNING' is not supported; supported: LORA" in refusal(adapter)
     edit_json(adapter / "adapter_config.json", peft_type="LORA", r="8")
-    assert "r should be a positive whole number, found '8'" in refusal(adapter)
+    assert "r should be a positive whole number up to 65536, found '8'" in refusal(adapter)
     edit_json(adapter / "adapter_config.json", r=16)
     assert "has shape [4, 32], but rank 16 and this base ask for [16, 32]" in refusal(adapter)
 
@@ -339,8 +342,8 @@ def test_tensors_and_configuration_disagree(adapter, edit_json):
     ("key", "value", "said"),
     [
         ("target_modules", None, "target_modules should be a list of modules, a pattern or all-l"),
-        ("target_modules", "(q_proj", "target_modules: '(q_proj' is no regular expression"),
-        ("rank_pattern", {"(q": 2}, "rank_pattern: '(.*\\\\.)?((q)$' is no regular expression"),
+        ("target_modules", "(q_proj", "target_modules: '(q_proj' is not a regular expression"),
+        ("rank_pattern", {"(q": 2}, "rank_pattern: '(q' is not a regular expression"),
         ("rank_pattern", {"q_proj": 0}, "rank_pattern['q_proj'] should be a positive whole number"),
         ("alpha_pattern", {"q_proj": "2"}, "alpha_pattern['q_proj'] should be a number, found '2'"),
         ("alpha_pattern", [2], "alpha_pattern should map modules to numbers, found [2]"),
@@ -401,3 +404,106 @@ def test_truncated(adapter):
     file = adapter / "adapter_model.safetensors"
     file.write_bytes(file.read_bytes()[:-10])
     assert refusal(adapter).startswith(f"{file}: cut short")
+
+
+# --- files from anyone ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("lora_alpha", float("nan")),
+        ("lora_alpha", float("inf")),
+        ("lora_alpha", 10**400),
+        ("lora_alpha", 0),
+        ("lora_alpha", "16"),
+        ("lora_dropout", "0.1"),
+        ("lora_dropout", float("nan")),
+        ("lora_dropout", 1.5),
+        ("lora_dropout", [0.1]),
+        ("r", 10**9),
+        ("r", 10**4000),
+        ("r", 4.0),
+        ("r", True),
+        ("use_dora", "false"),
+        ("use_rslora", 1),
+        ("layers_to_transform", "0"),
+        ("layers_to_transform", [0, "1"]),
+        ("layers_to_transform", -1),
+        ("layers_to_transform", {"0": 1}),
+        ("layers_pattern", 5),
+        ("layers_pattern", "(layers"),
+        ("target_modules", {"q_proj": 1}),
+        ("target_modules", [["q_proj"]]),
+        ("target_modules", "(a+)+$"),
+        ("target_modules", ".*" * 30),
+        ("target_modules", "q" * 10_000),
+        ("exclude_modules", 7),
+        ("exclude_modules", [7]),
+        ("base_model_name_or_path", ["a"]),
+        ("rank_pattern", {"(a|a)*": 4}),
+        ("rank_pattern", {f"q{i}": 4 for i in range(20_000)}),
+        ("alpha_pattern", {"q_proj": float("nan")}),
+        ("peft_type", ["LORA"]),
+        ("bias", ["none"]),
+        ("init_lora_weights", {"a": 1}),
+        ("modules_to_save", "lm_head"),
+    ],
+    ids=lambda value: repr(value)[:20],
+)
+def test_values_of_the_wrong_kind(adapter, edit_json, key, value):
+    file = adapter / "adapter_config.json"
+    edit_json(file, **{key: value})
+    said = refusal(adapter)
+    assert said.startswith(f"{file}: {key}")
+    assert len(said) < 400
+
+
+@pytest.mark.parametrize("content", ["", "[]", "null", "{", "[" * 100_000, '"a"', "\ud800"])
+def test_a_configuration_that_is_no_object(adapter, content):
+    file = adapter / "adapter_config.json"
+    file.write_bytes(content.encode("utf-8", "surrogatepass"))
+    assert refusal(adapter).startswith(f"{file}: ")
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner),
+    max_leaves=5,
+)
+
+
+@settings(max_examples=300, deadline=2000)
+@given(st.dictionaries(st.sampled_from(sorted(write_config(Lora(4), LLAMA))), JSON, min_size=1))
+def test_any_configuration(tmp_path_factory, changes):
+    file = tmp_path_factory.mktemp("any") / "adapter_config.json"
+    file.write_text(json.dumps(write_config(Lora(4), LLAMA) | changes))
+    try:
+        said = PeftConfig.read(file)
+    except UserError as error:
+        assert "\n" not in str(error)
+        return
+    said.adapts("model.layers.0.self_attn.q_proj")
+    said.rank("model.layers.0.self_attn.q_proj")
+
+
+@pytest.mark.parametrize(
+    ("name", "rows"),
+    [
+        ("base_model.model.model.embed_tokens.weight", 104),
+        ("base_model.model.lm_head.weight", 104),
+        ("base_model.model.lm_head.modules_to_save.default.weight", LLAMA.vocab),
+    ],
+)
+def test_embeddings_of_its_own(adapter, name, rows):
+    respoil(adapter, lambda tensors: tensors.update({name: np.ones((rows, 32), np.float32)}))
+    said = refusal(adapter)
+    assert f"tensor {name} is an embedding matrix of the adapter's own" in said
+    assert ("with 104 rows where this base has 96" in said) == (rows == 104)
+    assert "merge_and_unload" in said
+
+
+def test_a_rank_is_believed_only_with_its_tensors(adapter, edit_json):
+    """2^16 times the model's width would be asked of the memory before a tensor is looked at."""
+    edit_json(adapter / "adapter_config.json", r=1 << 16)
+    assert "has shape [4, 32], but rank 65536" in refusal(adapter)

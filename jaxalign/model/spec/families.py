@@ -206,7 +206,8 @@ def refuse_unsupported(config: Mapping[str, Any]) -> None:
     act = config.get(key, "silu")
     if not isinstance(act, str) or act not in ACTIVATIONS:
         raise UserError(
-            f"config.json: {key} {str(act)[:60]!r} is not supported; supported: {', '.join(ACTIVATIONS)}"
+            f"config.json: {key} {str(act)[:60]!r} is not supported; supported: "
+            f"{', '.join(ACTIVATIONS)}"
         )
     if config.get("use_bidirectional_attention"):
         raise UserError(

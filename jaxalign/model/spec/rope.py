@@ -90,7 +90,8 @@ def _kind(facts: Mapping[str, Any], supported: tuple[str, ...]) -> str:
     kind = facts.get("rope_type") or facts.get("type") or "default"
     if not isinstance(kind, str) or kind not in supported:
         raise UserError(
-            f"config.json: rope type {str(kind)[:60]!r} is not supported; supported: {', '.join(supported)}"
+            f"config.json: rope type {str(kind)[:60]!r} is not supported; supported: "
+            f"{', '.join(supported)}"
         )
     return kind
 
