@@ -52,8 +52,9 @@ def positive(facts: Mapping[str, Any], key: str, of: str = "") -> float:
     Raises:
         UserError: it is absent, not finite, or something else.
     """
-    value = facts.get(key)
-    if type(value) not in (int, float) or not 0 < value < _REAL:
+    value: Any = facts.get(key)
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not 0 < value < _REAL:
         raise UserError(f"config.json: {of}needs a positive {key}, found {_short(value)}")
     return float(value)
 
