@@ -93,12 +93,12 @@ class Ours:
         from jaxalign.objectives import resolve
         from jaxalign.train.optim import make_optimiser
         from jaxalign.train.schedule import learning_rate
-        from jaxalign.train.state import TrainState
+        from jaxalign.train.state import Frozen, TrainState
         from jaxalign.train.step import Term, align_phase, make_train_step, task_phase
 
         shape = MODELS[options.model]
         spec = load_spec(folder / "base")
-        self.params = load_params(folder / "base", spec, jnp.float32)
+        self.frozen = Frozen(load_params(folder / "base", spec, jnp.float32))
         lora, facts = load_peft(folder / "adapter", spec)
         adapter = Lora(facts.r, facts.alpha, options.dropout, facts.targets)
         decoder = Decoder(spec, adapter, remat=options.remat)
@@ -140,13 +140,13 @@ class Ours:
         return PairBatch(*(x[None] for x in batch))
 
     def update(self, step: str) -> float:
-        self.state, metrics = self.step(self.state, self.params, self.batches[step], self.key)
+        self.state, metrics = self.step(self.state, self.frozen, self.batches[step], self.key)
         return float(metrics[f"{step}/loss"])
 
     def compile(self, step: str) -> Any:
         """The program of the gradient, by far the largest part of an update."""
         batch = self.batches[step][step]
-        return self.step.gradient.lower(step, self.state, self.params, batch, self.key).compile()
+        return self.step.gradient.lower(step, self.state, self.frozen, batch, self.key).compile()
 
     def adapter(self) -> float:
         """A number that any difference in the trained weights would move."""

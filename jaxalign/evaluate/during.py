@@ -41,7 +41,7 @@ def sample_judge(config: Config) -> Callable[[Any, Any], dict[str, float]] | Non
 
     def judge(run: Any, state: Any) -> dict[str, float]:
         if run.adapter:
-            decoder, params, lora = Decoder(run.spec, run.adapter), run.frozen, state.trained
+            decoder, params, lora = Decoder(run.spec, run.adapter), run.frozen.base, state.trained
         else:
             dtype = jnp.dtype(config.model.dtype)
             params = jax.tree.map(lambda leaf: leaf.astype(dtype), state.trained)

@@ -42,6 +42,7 @@ from jaxalign.multihost import barrier, is_main
 from jaxalign.objectives import resolve
 from jaxalign.settings import Config
 from jaxalign.sharding import put_batch, shard_tree
+from jaxalign.train.state import Frozen
 from jaxalign.train.step import Term, make_eval_step, task_phase
 
 LOSS = "loss"
@@ -246,7 +247,7 @@ class _Loss:
                 total, count = 0.0, 0.0
                 for number in range(stream.epoch_batches):
                     batch = stream.batch(number, jax.process_index(), jax.process_count())
-                    losses, _ = step(lora, base.params, put_batch(base.mesh, batch))
+                    losses, _ = step(lora, Frozen(base.params), put_batch(base.mesh, batch))
                     (loss,) = losses.values()
                     total, count = total + float(loss.sum), count + float(loss.count)
                     bar.advance(stream.real_rows(number), 0)

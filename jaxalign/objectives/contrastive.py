@@ -75,7 +75,8 @@ def contrastive(
     Returns:
       Sum and count over pairs. Logs: `retrieval` (hits at 1 among the candidates), `cosine` of
       the true pairs, `norm` of the states, `spread` (1 - |mean of unit vectors|^2: 0 when all
-      sentences have collapsed to one direction).
+      sentences have collapsed to one direction), `deviation` (standard deviation of the cosines
+      of sources with other pairs' targets: far below the temperature, the loss is flat).
     """
     source, target = states.source[layer], states.target[layer]  # [B, D]
     stop = jax.lax.stop_gradient
@@ -103,8 +104,18 @@ def contrastive(
         "cosine": add(jnp.diagonal(cosine, axis1=1, axis2=2)),
         "norm": add(jnp.linalg.norm(source, axis=-1)),
         "spread": (1.0 - jnp.sum(centre * centre)) * count,
+        "deviation": _deviation(cosine, real) * count,
     }
     return Loss(add(losses), count, jax.tree.map(stop, logs))
+
+
+def _deviation(cosine: jax.Array, real: jax.Array) -> jax.Array:
+    """Standard deviation of cosine [G, g, g] over real pairs of different rows; 0 without any."""
+    other = ~jnp.eye(cosine.shape[-1], dtype=bool)
+    there = (real[:, :, None] & real[:, None, :] & other).astype(jnp.float32)
+    number = jnp.maximum(jnp.sum(there), 1.0)
+    mean = jnp.sum(there * cosine) / number
+    return jnp.sqrt(jnp.sum(there * (cosine - mean) ** 2) / number)
 
 
 def _rank(logits: jax.Array, real: jax.Array) -> tuple[jax.Array, jax.Array]:

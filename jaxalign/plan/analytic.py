@@ -110,7 +110,7 @@ def _tokens(plan: Design, asked: Job) -> float:
 
 def _layer(plan: Design) -> float:
     """Bytes of one layer's weights as they are stored, whole but for `tensor`."""
-    base = plan.state.trained if plan.frozen is None else plan.frozen
+    base = plan.state.trained if plan.frozen.base is None else plan.frozen.base
     ways = plan.mesh.shape["fsdp"] * plan.mesh.shape["seq"]
     return size(base["blocks"]) * ways / plan.spec.layers
 

@@ -287,8 +287,8 @@ class _Generation:
             "seed": give(jnp.uint32),
             "few": give(jnp.int32),
         }
-        base = plan.state.trained if plan.frozen is None else plan.frozen
-        lora = None if plan.frozen is None else plan.state.trained
+        base = plan.state.trained if plan.frozen.base is None else plan.frozen.base
+        lora = None if plan.frozen.base is None else plan.state.trained
         return cls(
             weights=Weights(base, lora, None),
             tokens=give(jnp.int32, generate.batch, width),

@@ -69,6 +69,12 @@ class AlignConfig:
     detach: str = setting(
         "none", "no gradient through this side", choices=("none", "source", "target")
     )
+    states: str = setting(
+        "raw",
+        "what the objective compares; `standardised`: every dimension by its mean and deviation "
+        "over a sample, so that massive activations do not drown the others",
+        choices=("raw", "standardised"),
+    )
     pooling: str = setting(
         "mean",
         "over real tokens; `mean_rest`: all but the first token, the attention sink; `position`: "

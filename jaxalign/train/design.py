@@ -28,12 +28,13 @@ from jaxalign.hf.load import abstract_params
 from jaxalign.model.decoder import Decoder
 from jaxalign.model.spec import ModelSpec, check_tap, parameter_count
 from jaxalign.objectives import resolve
+from jaxalign.objectives.standards import Standards
 from jaxalign.settings import AUTO, Config
-from jaxalign.sharding import shard_tree
+from jaxalign.sharding import replicated, shard_tree
 from jaxalign.train.flops import training_flops
 from jaxalign.train.optim import make_optimiser
 from jaxalign.train.schedule import PHASES, learning_rate, turns, warmup_steps
-from jaxalign.train.state import TrainState
+from jaxalign.train.state import Frozen, TrainState
 from jaxalign.train.step import (
     Phase,
     Term,
@@ -62,7 +63,7 @@ class Design:
     step: TrainStep
     held: Any  # dtype in which the weights of the base are kept
     evaluate: dict[str, Wrapped]  # phase -> the jitted evaluation of one batch
-    frozen: Any  # the base, or None under full fine-tuning
+    frozen: Frozen
     state: TrainState
     shardings: TrainState  # of the state
 
@@ -178,10 +179,18 @@ def design(config: Config, spec: ModelSpec, adapter: Lora | None, mesh: Mesh, to
             options=asked,
         ),
         evaluate={name: make_eval_step(phase, asked) for name, phase in phases.items()},
-        frozen=None if full else base,
+        frozen=Frozen(None if full else base, _standards(config, spec, mesh)),
         state=placed(state, shardings),
         shardings=shardings,
     )
+
+
+def _standards(config: Config, spec: ModelSpec, mesh: Mesh) -> dict[int, Standards] | None:
+    """Shapes of what `align.states: standardised` needs; `train.standards` measures the values."""
+    if config.align.states == "raw" or "align" not in active_phases(config):
+        return None
+    vector = jax.ShapeDtypeStruct((spec.dim,), jnp.float32, sharding=replicated(mesh))
+    return {config.align.layer: Standards(vector, vector)}  # type: ignore[arg-type]
 
 
 def placed(tree: Any, shardings: Any) -> Any:

@@ -27,6 +27,7 @@ from jaxalign.multihost import is_main
 from jaxalign.paths import Desk
 from jaxalign.settings import Config, flatten
 from jaxalign.sharding import put_batch
+from jaxalign.train import flat
 from jaxalign.train.checkpoint import Checkpoints
 from jaxalign.train.finish import Result, finish
 from jaxalign.train.memory import telling_memory
@@ -80,7 +81,7 @@ def _train(run: Run, title: str, judge: Judge | None, desk: Desk, watch: Watch) 
     if config.train.warm_up == "ahead":
         with watch.pause("compile"):
             log.message(f"all programs compiled in {warm_up(run, state, key):.1f} s")
-    stopped = "finished"
+    stopped, looked = "finished", False
     step = start
     with stop_signal() as asked, _closing(log, store):
         for batches, work in watch.inputs(_batches(run, start)):
@@ -90,6 +91,10 @@ def _train(run: Run, title: str, judge: Judge | None, desk: Desk, watch: Watch) 
             watch.dispatched(metrics["grad_norm"], work)
             log.update(step, metrics, work, watch.timings())
             _check_first(run, step, start, metrics)
+            if "align" in work and not looked:
+                looked = True
+                if sentence := flat.warning(config, metrics):
+                    log.message(sentence)
             if _due(step, config.train.cosine_every):
                 log.event("gradients", step, _compare_gradients(run, state, step))
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from jaxalign.errors import UserError
 from jaxalign.settings import Config, flatten
+from jaxalign.train import standards
 from jaxalign.train.checkpoint import Checkpoints
 from jaxalign.train.setup import Run
 from jaxalign.train.state import TrainState
@@ -38,6 +39,7 @@ class Progress:
 def resume(run: Run, store: Checkpoints) -> tuple[TrainState, Progress, int]:
     """The state to go on from: the newest checkpoint of this output, or the beginning."""
     if store.latest is None:
+        standards.settle(run, None)
         return run.state, Progress(), 0
     if run.config.checkpoint.resume == "never":
         raise UserError(
@@ -47,6 +49,7 @@ def resume(run: Run, store: Checkpoints) -> tuple[TrainState, Progress, int]:
     meta = store.meta()
     check_same(run, meta)
     state, meta = store.restore(run.abstract_state)
+    standards.settle(run, meta)
     step = int(meta["step"])
     # What was best may have been saved after this checkpoint; the run will come to it again.
     progress = Progress(**meta["progress"]) if store.forget_best_after(step) else Progress()
@@ -54,7 +57,18 @@ def resume(run: Run, store: Checkpoints) -> tuple[TrainState, Progress, int]:
 
 
 # A resumed run must not differ in these; other changes are the user's to make.
-FIXED = ("trainable", "lora.", "seed", "batch.", "align.every", "model.dtype", "model.quantize")
+FIXED = (
+    "trainable",
+    "lora.",
+    "seed",
+    "batch.",
+    "align.every",
+    "align.states",
+    "align.layer",
+    "align.pooling",
+    "model.dtype",
+    "model.quantize",
+)
 
 
 def check_same(run: Run, meta: dict) -> None:
@@ -88,5 +102,6 @@ def meta_of(run: Run, step: int, progress: Progress) -> dict[str, Any]:
         "base": run.base,
         "model": run.config.model.path,
         "progress": dataclasses.asdict(progress),
+        "standards": standards.to_meta(run.frozen.standards),
         "config": dataclasses.asdict(run.config),
     }

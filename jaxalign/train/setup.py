@@ -29,7 +29,7 @@ from jaxalign.model.spec import ModelSpec
 from jaxalign.settings import AlignConfig, Config, TaskConfig
 from jaxalign.sharding import make_mesh, shard_tree
 from jaxalign.train.design import Design, active_phases, adapter_of, check_fit, design, placed
-from jaxalign.train.state import TrainState
+from jaxalign.train.state import Frozen, TrainState
 
 STREAMS: dict[str, Callable[..., Stream]] = {"task": task_stream, "align": pair_stream}
 
@@ -91,17 +91,17 @@ def prepare(config: Config) -> Run:
         config.model.quantize,
     )
     if adapter is None:
-        trained, frozen = params, None
+        trained, base = params, None
     else:
         key = jax.random.fold_in(jax.random.key(config.seed), 1)
         fresh = jax.jit(partial(lora_adapter.init, adapter, spec))
         trained = start or fresh(key, params if adapter.dora else None)
-        frozen = params
+        base = params
     trained = jax.device_put(trained, plan.shardings.trained)
     create = partial(TrainState.create, optimiser=plan.optimiser)
     state = jax.jit(create, out_shardings=plan.shardings)(trained)
     return Run(
-        **vars(plan) | {"frozen": frozen, "state": state},
+        **vars(plan) | {"frozen": Frozen(base, plan.frozen.standards), "state": state},
         tokenizer=tokenizer,
         train=train,
         valid=valid,

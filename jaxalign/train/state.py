@@ -1,17 +1,27 @@
-"""What changes during training, and nothing else: the frozen base is no part of it.
+"""What changes during training, and what does not.
 
 state = TrainState.create(lora, optimiser)
 state.step                                       # updates done, on the device
+frozen = Frozen(params)                          # read by every update, written by none
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
+
+from jaxalign.objectives.standards import Standards
+
+
+class Frozen(NamedTuple):
+    """What a phase reads and no update changes."""
+
+    base: Any  # the base's weights; None under full fine-tuning, where they are trained
+    standards: dict[int, Standards] | None = None  # tapped layer -> its; None: states stay raw
 
 
 @flax.struct.dataclass

@@ -25,12 +25,13 @@ from jax.stages import Wrapped
 from jaxalign.data.batch import PairBatch, TaskBatch
 from jaxalign.model.decoder import Decoder
 from jaxalign.objectives.contrastive import pooling_weights
+from jaxalign.objectives.standards import standardise
 from jaxalign.objectives.states import Loss, PairStates, TaskStates
 from jaxalign.sharding import Array, constrain
 from jaxalign.train.schedule import PHASES
-from jaxalign.train.state import TrainState
+from jaxalign.train.state import Frozen, TrainState
 
-Weights = Callable[[Any, Any], tuple[dict, dict | None]]  # (trained, frozen) -> (base, adapter)
+Weights = Callable[[Any, Frozen], tuple[dict, dict | None]]  # -> (base, adapter)
 
 
 @dataclass(frozen=True)
@@ -50,9 +51,9 @@ class Phase:
     terms: tuple[Term, ...]
 
 
-def lora_weights(trained: Any, frozen: Any) -> tuple[dict, dict | None]:
+def lora_weights(trained: Any, frozen: Frozen) -> tuple[dict, dict | None]:
     """(base, adapter) where the adapter is trained."""
-    return frozen, trained
+    return frozen.base, trained
 
 
 def full_weights(dtype: Any) -> Weights:
@@ -70,7 +71,7 @@ def task_phase(
 ) -> Phase:
     """Task rows through the whole model; `packed`: several rows share a sequence."""
 
-    def states(trained: Any, frozen: Any, batch: TaskBatch, key: Any) -> TaskStates:
+    def states(trained: Any, frozen: Frozen, batch: TaskBatch, key: Any) -> TaskStates:
         params, lora = weights(trained, frozen)
         real = batch.segments != 0
         out = decoder.forward(
@@ -99,9 +100,12 @@ def align_phase(
     weights: Weights = lora_weights,
     pooling: str = "mean",
 ) -> Phase:
-    """Both sides of sentence pairs through the blocks below the highest tap, and no further."""
+    """Both sides of sentence pairs through the blocks below the highest tap, and no further.
 
-    def states(trained: Any, frozen: Any, batch: PairBatch, key: Any) -> PairStates:
+    Objectives see standardised states where `Frozen.standards` has the tapped layers'.
+    """
+
+    def states(trained: Any, frozen: Frozen, batch: PairBatch, key: Any) -> PairStates:
         params, lora = weights(trained, frozen)
         # One pass for both sides. They are interleaved, so that a device keeps its own pairs.
         tokens = constrain(_interleave(batch.source, batch.target), "B T")  # [2B, T]
@@ -115,7 +119,10 @@ def align_phase(
             pool_weights=pooling_weights(mask, pooling)[None],
             dropout=key,
         )
-        sides = {tap: v[0].reshape(-1, 2, v.shape[-1]) for tap, v in out.pooled.items()}
+        pooled = {tap: vectors[0] for tap, vectors in out.pooled.items()}  # [2B, D]
+        if frozen.standards is not None:
+            pooled = {tap: standardise(v, frozen.standards[tap]) for tap, v in pooled.items()}
+        sides = {tap: v.reshape(-1, 2, v.shape[-1]) for tap, v in pooled.items()}
         return PairStates(
             {tap: side[:, 0] for tap, side in sides.items()},
             {tap: side[:, 1] for tap, side in sides.items()},

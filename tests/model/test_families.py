@@ -18,6 +18,7 @@ from jaxalign.model.layers import rms_norm
 from jaxalign.model.spec import ModelSpec
 from jaxalign.objectives import language_model
 from jaxalign.sharding import make_mesh, shard_tree
+from jaxalign.train.state import Frozen
 from jaxalign.train.step import Term, full_weights, lora_weights, phase_loss, task_phase
 from tests.hf.conftest import LLAMA, random_params
 from tests.hf.families import (
@@ -278,7 +279,9 @@ def test_gradients_of_an_adapter(pair, tmp_path):
     phase = task_phase(
         Decoder(spec, adapter), (Term("task", language_model),), weights=lora_weights
     )
-    step = jax.jit(jax.value_and_grad(lambda lora: phase_loss(phase, lora, params, batch, None)[0]))
+    step = jax.jit(
+        jax.value_and_grad(lambda lora: phase_loss(phase, lora, Frozen(params), batch, None)[0])
+    )
     loss, gradient = step(jax.tree.map(jnp.asarray, lora))
     assert loss == pytest.approx(loss_of_torch(theirs, batch, labels), rel=1e-5)
     named = {

@@ -306,7 +306,7 @@ def test_a_run(configure, base, monkeypatch):
     monkeypatch.setattr(setup, "make_mesh", lambda *_: make_mesh(devices=jax.devices()[:1]))
     config = configure("model.quantize=nf4", "train.steps=4", "train.eval_every=2")
     run = setup.prepare(config)
-    assert is_quantised(run.frozen) and not is_quantised(run.state)
+    assert is_quantised(run.frozen.base) and not is_quantised(run.state)
     result = train(config)
     lora, _ = load_peft(result.adapter, load_spec(base))
     assert np.abs(lora["blocks"]["mlp"]["down"]["b"]).max() > 1e-3

@@ -13,7 +13,7 @@ from jaxalign.objectives import resolve
 from jaxalign.objectives.contrastive import similarities
 from jaxalign.train.optim import make_optimiser
 from jaxalign.train.schedule import learning_rate, turns, warmup_steps
-from jaxalign.train.state import TrainState
+from jaxalign.train.state import Frozen, TrainState
 from jaxalign.train.step import (
     Term,
     align_phase,
@@ -55,7 +55,7 @@ def settings(name):
 def loss_of(phase, case, batch, lora="the case's"):
     lora = case.lora if lora == "the case's" else lora
     run = jax.jit(lambda lora, base, batch: phase_loss(phase, lora, base, batch, None)[0])
-    return run(lora, case.params, batch)
+    return run(lora, Frozen(case.params), batch)
 
 
 def flat(tensors, names):
@@ -110,7 +110,7 @@ def test_alignment_of_every_setting(case):
         align, layer = phases_of(case, **chosen)["align"], chosen["layer"]
         key = name.split("_")[0] + "_" + name.split("_")[2]
         if key not in exposed:
-            exposed[key] = jax.jit(align.states)(case.lora, case.params, batch, None)
+            exposed[key] = jax.jit(align.states)(case.lora, Frozen(case.params), batch, None)
         states = exposed[key]
         for side, vectors in enumerate((states.source, states.target)):
             np.testing.assert_allclose(
@@ -144,7 +144,7 @@ def test_gradients(case, remat):
             phase, lora, base, batch, None
         )[0]
         gradient = jax.jit(jax.grad(loss))
-        ours = case.to_peft(gradient(case.lora, case.params))
+        ours = case.to_peft(gradient(case.lora, Frozen(case.params)))
         theirs = {k.split("/", 1)[1]: v for k, v in expected.items() if k.startswith(name + "/")}
         assert relative(flat(ours, theirs), flat(theirs, theirs)) < 1e-4
         for tensor, value in ours.items():
@@ -196,7 +196,7 @@ def trajectory(case, name):
         for phase, numbers in micros.items():
             assert all(record["micro_kind"][m] == (phase == "task") for m in numbers)
         batches = {phase: stack(phase, numbers) for phase, numbers in micros.items()}
-        state, metrics = step(state, case.params, batches, None)
+        state, metrics = step(state, Frozen(case.params), batches, None)
         assert float(metrics["learning_rate"]) == pytest.approx(record["lr_used"][update], rel=1e-6)
         assert float(metrics["grad_norm"]) == pytest.approx(record["grad_norm"][update], rel=1e-4)
         for phase, numbers in micros.items():
@@ -251,9 +251,9 @@ def test_evaluation_losses(case, run):
     for first in range(0, len(rows), size):
         part = rows[first : first + size]
         padded = pad_rows(part, case.facts["pad_id"])
-        losses, _ = steps["task"](state.trained, case.params, task_batch(padded))
+        losses, _ = steps["task"](state.trained, Frozen(case.params), task_batch(padded))
         task.append(float(losses["language_model"].sum / losses["language_model"].count))
-        losses, _ = steps["align"](state.trained, case.params, pair_batch(padded))
+        losses, _ = steps["align"](state.trained, Frozen(case.params), pair_batch(padded))
         align.append(float(losses["contrastive"].sum / losses["contrastive"].count))
         weights.append(len(part))
     assert np.mean(task) == pytest.approx(point["eval_task_loss"], abs=2e-4)

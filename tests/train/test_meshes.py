@@ -31,7 +31,7 @@ def gradients(config, shape, monkeypatch):
             gradient, metrics = run.step.gradient(name, run.state, run.frozen, batch, key)
             found[name] = jax.device_get((gradient, metrics))
         # Base weights really are split, or the test would prove little.
-        kernel = run.frozen["blocks"]["mlp"]["up"]["kernel"]
+        kernel = run.frozen.base["blocks"]["mlp"]["up"]["kernel"]
         whole = kernel.addressable_shards[0].data.size == kernel.size
         assert whole == (np.prod(shape[1:]) == 1)
     return found
@@ -71,7 +71,7 @@ def test_adapters_are_whole_and_weights_are_split(configure):
     config = configure()
     run = setup.prepare(config)
     assert run.mesh.size == 8
-    shardings = shard_tree(run.mesh, run.frozen)
+    shardings = shard_tree(run.mesh, run.frozen.base)
     assert jax.tree.leaves(shardings)[0].mesh == run.mesh
     for leaf in jax.tree.leaves(run.state):
         assert leaf.sharding.is_fully_replicated

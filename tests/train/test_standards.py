@@ -1,0 +1,113 @@
+"""Standardised states: what is measured, what it does to a loss that is flat, how it is kept."""
+
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from jaxalign.hf.load import load_params
+from jaxalign.hf.save import save_base
+from jaxalign.objectives.standards import Standards, standardise
+from jaxalign.sharding import make_mesh
+from jaxalign.train import setup, standards
+from jaxalign.train.loop import train
+from tests.tiny import SPEC
+
+LAYER = 2
+
+
+@pytest.fixture(scope="module")
+def massive(base, tmp_path_factory):
+    """The tiny base with one dimension of the residual stream a hundred times the others."""
+    params = jax.tree.map(np.array, load_params(base, SPEC, np.float32))
+    params["embed"][:, 5] = 2.0
+    folder = tmp_path_factory.mktemp("massive") / "base"
+    save_base(folder, params, SPEC, tokenizer_from=base)
+    return str(folder)
+
+
+def losses(output):
+    lines = [json.loads(line) for line in Path(output, "log.jsonl").read_text().splitlines()]
+    return [line["align/loss"] for line in lines if line["event"] == "train"]
+
+
+def test_standards_are_the_moments_of_the_training_pairs(configure):
+    run = setup.prepare(configure("align.states=standardised", "batch.pairs=8"))
+    with jax.set_mesh(run.mesh):
+        found = standards.measure(run)
+        (tap, one), stream = next(iter(found.items())), run.train["align"]
+        raw = run.frozen._replace(standards={tap: Standards.neutral(SPEC.dim)})
+        rows = []
+        for index in range(stream.epoch_batches):
+            _, states = run.evaluate["align"](run.state.trained, raw, stream.batch(index))
+            rows += [np.asarray(states.source[tap]), np.asarray(states.target[tap])]
+    vectors = np.concatenate(rows).astype(np.float64)
+    assert tap == LAYER and len(vectors) == 128
+    np.testing.assert_allclose(one.mean, vectors.mean(0), rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(one.scale, 1 / vectors.std(0), rtol=1e-5)
+    kept = standards.from_meta(json.loads(json.dumps(standards.to_meta(found))))[tap]
+    np.testing.assert_array_equal(kept.mean, one.mean)
+    np.testing.assert_array_equal(kept.scale, one.scale)
+    even = np.asarray(standardise(vectors.astype(np.float32), one))
+    np.testing.assert_allclose(even.mean(0), 0, atol=1e-4)
+    np.testing.assert_allclose(even.std(0), 1, rtol=1e-4)
+
+
+def test_a_constant_dimension_is_left_out():
+    mean, variance = np.array([5.0, 1e4, 0.0]), np.array([4.0, 1e-9, 0.0])
+    np.testing.assert_array_equal(Standards.of(mean, variance).scale, [0.5, 0, 0])
+
+
+def test_a_massive_dimension_makes_the_raw_loss_flat(configure, massive, rows, tmp_path, capsys):
+    # Sentences that share most words: states that are not drowned find them before any training.
+    lines = (rows / "pairs.jsonl").read_text("utf-8").splitlines()[:8]
+    texts = [json.loads(line)["text1"] for line in lines]
+    pairs = [json.dumps({"text0": text, "text1": f"please {text}"}) + "\n" for text in texts]
+    (tmp_path / "eight.jsonl").write_text("".join(pairs), "utf-8")
+    found = {}
+    for states in ("raw", "standardised"):
+        config = configure(
+            f"model.path={massive}", f"align.states={states}", "task.weight=0", "align.valid=[]",
+            "train.steps=6", "align.temperature=1.0", "optim.learning_rate=1e-5", "lora.dropout=0",
+            "batch.accumulate=1", f"output={tmp_path / states}", f"align.train=[{tmp_path}/eight.jsonl]",
+            "checkpoint.every=100", "train.eval_every=0",
+        )  # fmt: skip
+        train(config)
+        found[states] = losses(config.output), capsys.readouterr().out
+    raw, said = found["raw"]
+    assert "loss is almost flat" in said and "align.states=standardised" in said
+    assert raw[0] == pytest.approx(np.log(8), abs=1e-2) and raw[-1] > 0.99 * np.log(8)
+    mended, said = found["standardised"]
+    assert mended[0] < 0.7 * np.log(8) and mended[-1] < mended[0] - 5e-4 and "flat" not in said
+
+
+def test_a_resumed_run_keeps_its_standards(configure, monkeypatch, tmp_path):
+    words = ["align.states=standardised", "task.weight=0", "train.eval_every=0", "align.valid=[]"]
+    whole = train(configure(*words, f"output={tmp_path / 'whole'}"))
+    parts = [*words, f"output={tmp_path / 'parts'}"]
+    train(configure(*parts, "train.steps=3"))
+
+    def fail(run):
+        raise AssertionError("measured again")
+
+    monkeypatch.setattr(standards, "measure", fail)
+    resumed = train(configure(*parts, "train.steps=6"))
+    files = [Path(one.adapter, "adapter_model.safetensors") for one in (whole, resumed)]
+    assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_eight_devices_measure_what_one_does(configure, monkeypatch):
+    found = []
+    for shape in ((1, 1, 1, 1), (2, 2, 2, 1)):
+        devices = jax.devices()[: int(np.prod(shape))]
+        mesh = make_mesh(*shape, devices=devices)
+        monkeypatch.setattr(setup, "make_mesh", lambda *_, mesh=mesh: mesh)
+        run = setup.prepare(configure("align.states=standardised"))
+        with jax.set_mesh(run.mesh):
+            found.append(standards.measure(run)[LAYER])
+            standards.settle(run, None)
+        assert run.frozen.standards[LAYER].mean.sharding.is_fully_replicated
+    np.testing.assert_allclose(found[0].mean, found[1].mean, rtol=2e-5, atol=1e-6)
+    np.testing.assert_allclose(found[0].scale, found[1].scale, rtol=2e-5)
