@@ -71,7 +71,8 @@ def test_a_massive_dimension_makes_the_raw_loss_flat(configure, massive, rows, t
         config = configure(
             f"model.path={massive}", f"align.states={states}", "task.weight=0", "align.valid=[]",
             "train.steps=6", "align.temperature=1.0", "optim.learning_rate=1e-5", "lora.dropout=0",
-            "batch.accumulate=1", f"output={tmp_path / states}", f"align.train=[{tmp_path}/eight.jsonl]",
+            "batch.accumulate=1", f"output={tmp_path / states}",
+            f"align.train=[{tmp_path}/eight.jsonl]",
             "checkpoint.every=100", "train.eval_every=0",
         )  # fmt: skip
         train(config)
