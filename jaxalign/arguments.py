@@ -268,7 +268,7 @@ def _plan(to: argparse.ArgumentParser) -> None:
     )
     to.add_argument(
         "--slices",
-        type=COUNT,
+        type=int,
         default=1,
         metavar="N",
         help="TPU slices of that shape, or GPU nodes (default 1)",
@@ -285,7 +285,7 @@ def _plan(to: argparse.ArgumentParser) -> None:
     )
     to.add_argument(
         "--tries",
-        type=COUNT,
+        type=int,
         default=8,
         metavar="N",
         help="candidates that --search compiles (default 8)",

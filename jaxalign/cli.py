@@ -23,6 +23,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from jaxalign import arguments
 from jaxalign.bounds import check_text
@@ -309,6 +310,7 @@ def _config(args: argparse.Namespace) -> None:
     from rich.text import Text
 
     table = Table(box=None, header_style="bold")
+    rows: list[tuple[tuple[Any, ...], str]]
     if args.explain:
         from jaxalign.settings.explain import explain
 
