@@ -28,7 +28,7 @@ from jaxalign.demo import ALIGNED, ASSETS, LANGUAGES, UNALIGNED
 from jaxalign.demo.measure import Rows, read_rows, retrieval, scores
 from jaxalign.demo.run import CONFIG
 from jaxalign.merge.algebra import Recipe, Weighted, combine
-from jaxalign.merge.run import Source, read_adapters
+from jaxalign.merge.source import Source, read_adapters
 from jaxalign.train.loop import train
 
 KINDS = {"task": ["align.weight=0"], "align": ["task.weight=0"], "joint": []}
@@ -70,7 +70,7 @@ def one_seed(seed: int, out: Path, words: list[str]) -> dict[str, Any]:
     base = load_base(config)
     layer = config.align.layer
     dev, test = (read_rows(ASSETS, split, LANGUAGES) for split in ("dev", "test"))
-    task, align, joint = read_adapters(list(paths.values()), base.spec)
+    task, align, joint = read_adapters(list(paths.values()), base.spec, lambda: base.tokenizer)
     found: dict[str, Any] = {"seed": seed, "sweeps": {}, "test": {}}
     for name, (method, candidates) in SWEEPS.items():
         found["sweeps"][name] = [

@@ -22,6 +22,7 @@ from jax.sharding import Mesh
 from jaxalign.adapters.lora import Lora, merge, settle
 from jaxalign.data.chat import encode_prompts, load_tokenizer
 from jaxalign.data.tasks import Example
+from jaxalign.data.template import Prompts, prompts_of
 from jaxalign.errors import UserError
 from jaxalign.generate import Decoding, answer_chunks, stop_ids
 from jaxalign.hf.find import locate
@@ -43,6 +44,7 @@ class System:
     lora: Any
     mesh: Mesh
     stops: tuple[int, ...]
+    prompts: Prompts  # how it is asked
 
     def write(
         self, prompts: Sequence[Sequence[int]], decoding: Decoding, batch_size: int
@@ -87,32 +89,51 @@ class Base:
 
     def bare(self) -> System:
         """The base alone."""
-        return self.system(Decoder(self.spec), self.params, None)
+        return self.system(self.decoder(), self.params, None)
 
     def wear(self, adapter: str) -> System:
         """The base with a PEFT folder's adapter, beside it or merged into it as configured.
 
-        Raises:
-          UserError: the folder holds no adapter for this base.
-        """
-        return self.attach(*load_peft(adapter, self.spec))
+        It is asked by the chat template that belongs to the adapter.
 
-    def attach(self, lora: Any, adapter: Lora) -> System:
+        Raises:
+          UserError: the folder holds no adapter for this base, or a template that cannot be used.
+        """
+        prompts = prompts_of(self.tokenizer, self.config.prompt.template, locate(adapter), adapter)
+        return self.attach(*load_peft(adapter, self.spec), prompts)
+
+    def attach(self, lora: Any, adapter: Lora, prompts: Prompts | None = None) -> System:
         """The base with an adapter that is in memory, beside it or merged into it as configured."""
         lora = jax.device_put(lora, shard_tree(self.mesh, lora))
         if self.config.generate.adapter == "merged":
             with jax.set_mesh(self.mesh):
-                return self.system(Decoder(self.spec), merge(self.params, lora, adapter), None)
-        return self.system(Decoder(self.spec, adapter), self.params, lora)
+                whole = merge(self.params, lora, adapter)
+                return self.system(self.decoder(), whole, None, prompts)
+        return self.system(self.decoder(adapter), self.params, lora, prompts)
 
-    def encode(self, examples: Sequence[Example]) -> tuple[list[list[int]], int]:
+    def decoder(self, adapter: Lora | None = None) -> Decoder:
+        """The decoder that runs these weights, by the kernels that `model.attention` names."""
+        return Decoder(self.spec, adapter, attention=self.config.model.attention)
+
+    @property
+    def prompts(self) -> Prompts:
+        """How the bare base is asked."""
+        return Prompts(self.tokenizer, self.config.prompt.template)
+
+    def encode(
+        self, examples: Sequence[Example], prompts: Prompts | None = None
+    ) -> tuple[list[list[int]], int]:
         """The prompts as token ids, and how many were cut from the left to leave room.
+
+        Args:
+          examples: what is asked.
+          prompts: how the system that answers is asked; None: as the bare base.
 
         Raises:
           UserError: a prompt leaves no room for an answer and `generate.long` refuses to cut.
         """
-        prompt, settings = self.config.prompt, self.config.generate
-        ids = encode_prompts(examples, self.tokenizer, prompt.template, prompt.system)
+        settings, asked = self.config.generate, prompts or self.prompts
+        ids = encode_prompts(examples, asked.tokenizer, asked.template, self.config.prompt.system)
         room = self.spec.max_position - settings.max_new_tokens
         if room < 1:
             raise UserError(
@@ -134,12 +155,15 @@ class Base:
         """The answers as text, without special tokens."""
         return [self.tokenizer.decode(ids, skip_special_tokens=True) for ids in answers]
 
-    def system(self, decoder: Decoder, params: Any, lora: Any) -> System:
+    def system(
+        self, decoder: Decoder, params: Any, lora: Any, prompts: Prompts | None = None
+    ) -> System:
         """These weights on this base's mesh, stopping where its answers end."""
-        stops = stop_ids(self.spec, self.tokenizer, self.config.prompt.template)
+        prompts = prompts or self.prompts
+        stops = stop_ids(self.spec, prompts.tokenizer, prompts.template)
         with jax.set_mesh(self.mesh):
             lora = settle(decoder.adapter, params, lora)
-        return System(decoder, params, lora, self.mesh, stops)
+        return System(decoder, params, lora, self.mesh, stops, prompts)
 
 
 def load_base(config: Config) -> Base:

@@ -1,23 +1,264 @@
-"""The paper's Llama 3 layout as a chat template: what travels with an export is what was trained.
+"""The template that belongs to some weights: how their prompts were built, kept beside them.
 
-`prompt.template=chat` trains on the tokenizer's own template, which is copied. The paper's layout
-is written by Python code; here the same layout is put into Jinja, from the same constants, so that
-transformers and vLLM build the very tokens of the training.
+An adapter answers well to prompts that look like those of its training. So a training stores a chat
+template which renders the very tokens that it trained on, and whoever prompts, merges or exports
+the adapter asks here which one that is. `prompt.template=chat` trains on the tokenizer's own
+template. The paper's layout is written by Python code; here the same layout is put into Jinja, from
+the same constants, so that transformers and vLLM build the tokens of the training.
 
-    text = llama3_paper(tokenizer)
-    tokenizer.chat_template = text
-    tokenizer.apply_chat_template(turns, add_generation_prompt=True)    # the training's prompt
+    texts = template_files(trained_with(tokenizer, config))         # to write beside the weights
+    belonging(folder, lambda: tokenizer)                            # the text beside an adapter
+    prompts = prompts_of(tokenizer, 'chat', folder, 'runs/a/adapter')   # how it is to be asked
+    prompts.template, prompts.note
 """
 
 from __future__ import annotations
 
+import copy
 import json
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from jaxalign.data.chat import LLAMA3_END, LLAMA3_OPEN, LLAMA3_TURN
+from jaxalign.config import load
+from jaxalign.data.chat import (
+    LLAMA3_END,
+    LLAMA3_OPEN,
+    LLAMA3_TOKENS,
+    LLAMA3_TURN,
+    render_examples,
+)
+from jaxalign.data.tasks import Example
+from jaxalign.errors import UserError, first_line
+from jaxalign.settings import Config
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+TEMPLATE_FILE = "chat_template.jinja"  # where PEFT, transformers and vLLM look
+TOKENIZER_FILE = "tokenizer_config.json"  # where old versions of transformers look
+PAPER = "llama3_paper"
+# A training asks for no thinking block; whoever renders the template later need not say so again.
+NO_THINKING = "{%- set enable_thinking = false %}"
+
+
+@dataclass(frozen=True)
+class Template:
+    """A chat template and whose it is."""
+
+    text: str
+    kind: str  # base: the base's own | own: another | none
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """How some weights are asked."""
+
+    tokenizer: Any  # with their chat template
+    template: str  # a name of `data.chat.TEMPLATES`
+    note: str = ""  # one sentence where this is not what `prompt.template` says
+
+
+# What a training stores ---------------------------------------------------------------------------
+
+
+def trained_with(tokenizer: PreTrainedTokenizerBase, config: Config) -> Template:
+    """The template that renders the prompts of this training; none where it rendered none."""
+    if config.task.kind == "rows" or config.task.weight == 0:
+        return Template("", "none")
+    return _named(tokenizer, training_template(tokenizer, config.prompt.template))
+
+
+def template_files(template: Template, tokenizer_file: Path | None = None) -> dict[str, str]:
+    """Name -> content of the files that hold a template, for old and new versions of transformers.
+
+    Args:
+        template: none: there are no files.
+        tokenizer_file: the tokenizer_config.json that is written along, where there is one.
+    """
+    if template.kind == "none":
+        return {}
+    files = {TEMPLATE_FILE: template.text}
+    if template.kind == "own" and tokenizer_file is not None and tokenizer_file.is_file():
+        config = _json(tokenizer_file)
+        if "chat_template" in config:
+            config = config | {"chat_template": template.text}
+            files[TOKENIZER_FILE] = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
+    return files
+
+
+# What is stored -----------------------------------------------------------------------------------
+
+
+def belonging(folder: Path, tokenizer: Callable[[], PreTrainedTokenizerBase]) -> str:
+    """The template that belongs to the weights in this folder; '' where it says nothing of it.
+
+    A run's own record comes first where it names the paper's layout: earlier versions stored the
+    base's template beside such adapters.
+
+    Args:
+        folder: an adapter's, or a model's.
+        tokenizer: gives the base's, where it is needed.
+
+    Raises:
+        UserError: a file that is not text, or not JSON.
+    """
+    config = recorded(folder)
+    if config and (config.task.kind == "rows" or config.task.weight == 0):
+        return ""
+    if config and config.prompt.template == PAPER:
+        return llama3_paper(tokenizer())
+    return stored(folder)
+
+
+def recorded(folder: Path) -> Config | None:
+    """The settings that a training wrote beside its adapter, if it was one and they still load."""
+    record = folder.parent / "config.yaml"
+    if folder.name != "adapter" or not record.is_file():
+        return None
+    try:
+        return load(record).config
+    except UserError:
+        return None  # of another version
+
+
+def stored(folder: Path) -> str:
+    """The chat template in a folder, '' where there is none; of several the default one.
+
+    Raises:
+        UserError: a file that is not text, or not JSON.
+    """
+    file = folder / TEMPLATE_FILE
+    if file.is_file():
+        return _text_of(file)
+    file = folder / TOKENIZER_FILE
+    found = _json(file).get("chat_template") if file.is_file() else None
+    if isinstance(found, list):  # [{"name": "default", "template": "..."}, ...]
+        named = {one.get("name"): one.get("template") for one in found if isinstance(one, dict)}
+        found = named.get("default")
+    return found if isinstance(found, str) else ""
+
+
+def find_template(
+    tokenizer: PreTrainedTokenizerBase | None, config: Config | None, folder: Path | None
+) -> Template:
+    """The template that goes along with weights: their training's, their folder's, the base's.
+
+    Args:
+        tokenizer: of the base, where it has one.
+        config: of the training, where it is known.
+        folder: of the adapter, where it is in one.
+
+    Raises:
+        UserError: as `belonging`.
+    """
+    text = ""
+    if folder is not None:
+        text = belonging(folder, lambda: _needed(tokenizer))
+    elif tokenizer is not None and config is not None:
+        text = trained_with(tokenizer, config).text
+    if tokenizer is None:
+        return Template(text, "own" if text else "none")
+    return _named(tokenizer, text or base_template(tokenizer))
+
+
+# How weights are asked ----------------------------------------------------------------------------
+
+
+def prompts_of(tokenizer: PreTrainedTokenizerBase, said: str, folder: Path, name: str) -> Prompts:
+    """How an adapter's prompts are built: by the template that belongs to it, else as `said`.
+
+    Args:
+        tokenizer: of the base.
+        said: `prompt.template` of the configuration.
+        folder: of the adapter.
+        name: what the note calls it.
+
+    Raises:
+        UserError: the adapter's template cannot be read or rendered.
+    """
+    return prompts_by(tokenizer, said, belonging(folder, lambda: tokenizer), name)
+
+
+def prompts_by(tokenizer: PreTrainedTokenizerBase, said: str, text: str, name: str) -> Prompts:
+    """As `prompts_of`, by the text of the template that belongs to the weights."""
+    if not text:
+        return Prompts(tokenizer, said)
+    if text == (_has_llama3(tokenizer) and llama3_paper(tokenizer)):
+        note = f"{name} was trained with prompt.template={PAPER} and is prompted so"
+        return Prompts(tokenizer, PAPER, "" if said == PAPER else f"{note}, not with {said}")
+    if text in (base_template(tokenizer), training_template(tokenizer, "chat")):
+        note = (
+            f"{name} comes with the base's own chat template and is prompted with it, not with "
+            f"prompt.template={said}; remove its {TEMPLATE_FILE} if it was trained with {said}"
+        )
+        return Prompts(tokenizer, "chat", "" if said == "chat" else note)
+    own: Any = copy.copy(tokenizer)
+    own.chat_template = text
+    _check_renders(own, name)
+    note = f"{name} is prompted with the chat template in its folder, which is not the base's"
+    return Prompts(own, "chat", note)
+
+
+def _check_renders(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
+    from jinja2 import TemplateError
+
+    try:
+        render_examples([Example("a", "b", system="")], tokenizer)
+    # A template of someone else may fail in any way that an expression can.
+    except (TemplateError, ArithmeticError, LookupError, TypeError, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(
+            f"{name}: its chat template cannot be rendered ({first_line(error)}); mend it, or "
+            "remove it to prompt as prompt.template says"
+        ) from error
+
+
+def _named(tokenizer: PreTrainedTokenizerBase, text: str | None) -> Template:
+    if not text:
+        return Template("", "none")
+    return Template(text, "base" if text == base_template(tokenizer) else "own")
+
+
+def _needed(tokenizer: PreTrainedTokenizerBase | None) -> PreTrainedTokenizerBase:
+    if tokenizer is None:
+        raise UserError(
+            f"the run was trained with prompt.template={PAPER}, but its base comes without a "
+            "tokenizer; put the base's tokenizer files into its folder"
+        )
+    return tokenizer
+
+
+def _has_llama3(tokenizer: PreTrainedTokenizerBase) -> bool:
+    return set(LLAMA3_TOKENS) <= tokenizer.get_vocab().keys()
+
+
+def _text_of(file: Path) -> str:
+    try:
+        return file.read_bytes().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{file}: is not a text in UTF-8; copy it again, or remove it") from error
+
+
+def _json(file: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(_text_of(file))
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{file}: not valid JSON ({first_line(error)}); copy it again") from error
+    return found if isinstance(found, dict) else {}
+
+
+# Templates ----------------------------------------------------------------------------------------
+
+
+def base_template(tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """The tokenizer's own template; of several by name the default one, which training takes."""
+    own = tokenizer.chat_template
+    return own.get("default") if isinstance(own, dict) else own
 
 
 def training_template(tokenizer: PreTrainedTokenizerBase, template: str) -> str | None:
@@ -27,11 +268,10 @@ def training_template(tokenizer: PreTrainedTokenizerBase, template: str) -> str 
         tokenizer: of the base.
         template: `prompt.template` of the configuration.
     """
-    if template == "llama3_paper":
+    if template == PAPER:
         return llama3_paper(tokenizer)
-    own = tokenizer.chat_template
-    # Some tokenizers bring several by name; the default is the one that training takes.
-    return own.get("default") if isinstance(own, dict) else own
+    own = base_template(tokenizer)
+    return f"{NO_THINKING}{own}" if own and "enable_thinking" in own else own
 
 
 def llama3_paper(tokenizer: PreTrainedTokenizerBase) -> str:

@@ -65,7 +65,8 @@ def scores(base: Base, system: System, rows: Rows) -> dict[str, dict[str, float]
         ]
         for language, part in rows.items()
     }
-    prompts, _ = base.encode([gold.example for part in golds.values() for gold in part])
+    asked = [gold.example for part in golds.values() for gold in part]
+    prompts, _ = base.encode(asked, system.prompts)
     answers = iter(base.decode(system.write(prompts, decoding_of(base.config), BATCH)))
     found: dict[str, dict[str, float]] = {}
     for language, part in golds.items():

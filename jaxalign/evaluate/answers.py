@@ -51,7 +51,7 @@ def answer(
     Raises:
       UserError: `path` holds answers of another system or other settings.
     """
-    prompts, cut = base.encode([gold.example for gold in golds])
+    prompts, cut = base.encode([gold.example for gold in golds], system.prompts)
     keys = _keys(prompts)
     store = _Store(path, identity) if is_main() else None
     known = np.array([store is not None and key in store.texts for key in keys])

@@ -17,7 +17,6 @@ import numpy as np
 from jaxalign.base import Base, decoding_of
 from jaxalign.evaluate.gold import read_golds
 from jaxalign.evaluate.run import score
-from jaxalign.model.decoder import Decoder
 from jaxalign.settings import Config
 
 
@@ -40,15 +39,13 @@ def sample_judge(config: Config) -> Callable[[Any, Any], dict[str, float]] | Non
     flat = [gold.example for rows in golds.values() for gold in rows]
 
     def judge(run: Any, state: Any) -> dict[str, float]:
-        if run.adapter:
-            decoder, params, lora = Decoder(run.spec, run.adapter), run.frozen.base, state.trained
-        else:
+        params, lora = run.frozen.base, state.trained
+        if not run.adapter:
             dtype = jnp.dtype(config.model.dtype)
-            params = jax.tree.map(lambda leaf: leaf.astype(dtype), state.trained)
-            decoder, lora = Decoder(run.spec), None
+            params, lora = jax.tree.map(lambda leaf: leaf.astype(dtype), state.trained), None
         base = Base(config, run.spec, params, run.tokenizer, run.mesh)
         prompts, _ = base.encode(flat)
-        system = base.system(decoder, params, lora)
+        system = base.system(base.decoder(run.adapter), params, lora)
         answers = system.write(prompts, decoding_of(config), config.generate.batch)
         texts = iter(base.decode(answers))
         scored = score(config, golds, {lang: [next(texts) for _ in golds[lang]] for lang in golds})

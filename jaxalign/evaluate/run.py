@@ -18,11 +18,12 @@ from typing import Any
 
 from rich.console import Console
 
-from jaxalign.base import Base, load_base, weights_digest
+from jaxalign.base import Base, System, load_base, weights_digest
 from jaxalign.data.sources import nearest
 from jaxalign.errors import UserError
 from jaxalign.evaluate.answers import answer
-from jaxalign.evaluate.compare import Comparison, System, compare
+from jaxalign.evaluate.compare import Comparison, compare
+from jaxalign.evaluate.compare import System as Compared
 from jaxalign.evaluate.draw import draw
 from jaxalign.evaluate.gold import Golds, kind_of, read_golds, solved_examples, with_shots
 from jaxalign.evaluate.measure import Scored
@@ -71,7 +72,7 @@ def evaluate(config: Config, entrants: Sequence[Entrant], out: str) -> Compariso
             texts, cut = read_predictions(entrant.source, golds), 0
         else:
             assert base is not None  # loaded above
-            texts, cut = _answers(config, base, entrant, golds, folder)
+            texts, cut = _answers(config, base, entrant, golds, folder, console)
         if not is_main():
             continue
         if cut:
@@ -83,7 +84,7 @@ def evaluate(config: Config, entrants: Sequence[Entrant], out: str) -> Compariso
     if not is_main():
         return None
     comparison = compare(
-        [System(name, runs) for name, runs in found.items()],
+        [Compared(name, runs) for name, runs in found.items()],
         config.evaluate.groups,
         draws=config.evaluate.draws,
         seed=config.seed,
@@ -130,20 +131,38 @@ def _labels(entrants: Sequence[Entrant]) -> list[str]:
 
 
 def _answers(
-    config: Config, base: Base, entrant: Entrant, golds: Golds, folder: Path
+    config: Config,
+    base: Base,
+    entrant: Entrant,
+    golds: Golds,
+    folder: Path,
+    console: Console,
 ) -> tuple[dict[str, list[str]], int]:
     if entrant.kind == "few_shot":
         golds = with_shots(golds, solved_examples(config))
     system = base.bare() if entrant.kind != "adapter" else base.wear(entrant.source)
+    tell_note(config, system, console)
     flat = [gold for rows in golds.values() for gold in rows]
     texts, cut = answer(
-        base, system, flat, folder / "answers.jsonl", identity(config, entrant), entrant.name
+        base,
+        system,
+        flat,
+        folder / "answers.jsonl",
+        identity(config, entrant, system),
+        entrant.name,
     )
     parts = iter(texts)
     return {language: [next(parts) for _ in rows] for language, rows in golds.items()}, cut
 
 
-def identity(config: Config, entrant: Entrant) -> dict[str, Any]:
+def tell_note(config: Config, system: System, console: Console) -> None:
+    """Says where a system is not asked by `prompt.template`; finished rows know no template."""
+    if system.prompts.note and kind_of(config) != "rows":
+        note = f"note: {system.prompts.note}"
+        console.print(note, style="yellow", markup=False, highlight=False, soft_wrap=True)
+
+
+def identity(config: Config, entrant: Entrant, system: System) -> dict[str, Any]:
     """What answers depend on besides their prompts."""
     adapter = weights_digest(entrant.source) if entrant.kind == "adapter" else ""
     settings = dataclasses.asdict(config.generate)
@@ -153,5 +172,6 @@ def identity(config: Config, entrant: Entrant) -> dict[str, Any]:
         "base": fingerprint(config.model.path, config.model.revision),
         "adapter_weights": adapter,
         "dtype": config.model.stored,
+        "stop_tokens": sorted(system.stops),
         **settings,
     }

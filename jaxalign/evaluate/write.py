@@ -18,7 +18,7 @@ from jaxalign.data.tasks import render
 from jaxalign.errors import UserError
 from jaxalign.evaluate.answers import answer
 from jaxalign.evaluate.gold import BLANK, kind_of, questions
-from jaxalign.evaluate.run import Entrant, identity
+from jaxalign.evaluate.run import Entrant, identity, tell_note
 from jaxalign.multihost import is_main
 from jaxalign.settings import Config
 
@@ -51,8 +51,10 @@ def write(
     base = load_base(config)
     system = base.wear(adapter) if adapter else base.bare()
     console = Console(quiet=not is_main(), highlight=False)
+    tell_note(config, system, console)
     if prompts:
-        ids, _ = base.encode([render(kind_of(config), _asked(config, text)) for text in prompts])
+        asked = [render(kind_of(config), _asked(config, text)) for text in prompts]
+        ids, _ = base.encode(asked, system.prompts)
         answers = system.write(ids, decoding_of(config), config.generate.batch)
         for text in base.decode(answers):
             console.print(text, markup=False)
@@ -61,7 +63,7 @@ def write(
     golds = questions(config, data)
     entrant = Entrant("", adapter, "adapter" if adapter else "base")
     cache = path.with_name(path.name + ".cache")
-    texts, cut = answer(base, system, golds, cache, identity(config, entrant))
+    texts, cut = answer(base, system, golds, cache, identity(config, entrant, system))
     if is_main():
         path.parent.mkdir(parents=True, exist_ok=True)
         whole = path.with_name(path.name + ".new")

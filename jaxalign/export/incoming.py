@@ -23,11 +23,12 @@ from rich.console import Console
 from jaxalign.adapters import lora as lora_adapter
 from jaxalign.adapters.lora import Lora
 from jaxalign.data.chat import load_tokenizer
+from jaxalign.data.template import TOKENIZER_FILE, find_template, template_files
 from jaxalign.errors import UserError
 from jaxalign.export.facts import block_range
 from jaxalign.export.folder import check_target, fresh_folder
-from jaxalign.export.run import TEMPLATE_FILE, find_template, set_template
-from jaxalign.export.source import CONFIG_FILE, Source, read_adapter
+from jaxalign.export.run import base_tokenizer, write_texts
+from jaxalign.export.source import CONFIG_FILE, read_adapter
 from jaxalign.hf.find import locate, small_files
 from jaxalign.hf.load import load_spec
 from jaxalign.hf.peft import save_peft
@@ -86,9 +87,8 @@ def import_adapter(path: str, base: str, out: str, existing: str = "refuse") -> 
         save_peft(adapter, found.weights, spec, found.adapter, base_name=base)
         if tokenizer:
             copy_files(tokenizer, adapter, TOKENIZER_FILES)
-        template = find_template(_source(found, folder, where, spec))
-        if template.kind != "none":
-            set_template(adapter, template)
+        template = find_template(base_tokenizer(where), None, folder)
+        write_texts(adapter, template_files(template, adapter / TOKENIZER_FILE))
         (new / "continue.yaml").write_text(settings(found, out), "utf-8")
     whose = {folder: "its own", where: "the base's", None: "none"}[tokenizer]
     _show(found, spec, whose, template.kind, out)
@@ -184,20 +184,6 @@ def _check_vocabulary(path: str, tokenizer: Path, spec: ModelSpec) -> None:
 def _same(one: str, other: str) -> bool:
     """Whether two names are of one base: the same hub name, or the same folder."""
     return one == other or Path(one).expanduser().resolve() == Path(other).expanduser().resolve()
-
-
-def _source(found: Found, folder: Path, where: Path, spec: ModelSpec) -> Source:
-    return Source(
-        run=found.path,
-        name=Path(found.path).name,
-        base=found.base,
-        revision=None,
-        folder=where,
-        spec=spec,
-        adapter=found.adapter,
-        weights=found.weights,
-        files=folder if (folder / TEMPLATE_FILE).is_file() else None,
-    )
 
 
 def _show(found: Found, spec: ModelSpec, tokenizer: str, template: str, out: str) -> None:

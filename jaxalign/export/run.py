@@ -8,7 +8,7 @@ export(Order('runs/own', push='me/slots-cy', visibility='private'))
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ import numpy as np
 from rich.console import Console
 
 from jaxalign.data.chat import load_tokenizer
-from jaxalign.data.template import training_template
+from jaxalign.data.template import TOKENIZER_FILE, find_template, template_files
 from jaxalign.errors import UserError
 from jaxalign.export.facts import card_facts
 from jaxalign.export.folder import check_target, fresh_folder
@@ -47,7 +47,6 @@ from jaxalign.hf.save import (
 from jaxalign.hf.stream import Pending, finite
 from jaxalign.hf.tensors import open_index
 
-TEMPLATE_FILE = "chat_template.jinja"
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}  # as the hub counts
 
 
@@ -66,14 +65,6 @@ class Order:
     verify: str = "no"  # yes | no
     push: str = ""  # hub repository to upload to
     visibility: str = "default"  # of a new repository: private | default
-
-
-@dataclass(frozen=True)
-class Template:
-    """The chat template that goes along."""
-
-    text: str
-    kind: str  # base: the base's own | own: another | none
 
 
 def export(order: Order) -> Path:
@@ -105,9 +96,8 @@ def export(order: Order) -> Path:
         must_stay.append(Path(order.run))
     with fresh_folder(out, order.existing, must_stay) as folder:
         dtype = WRITERS[order.form](source, folder, order.dtype, shard_bytes)
-        template = find_template(source)
-        if template.kind != "none":
-            set_template(folder, template)
+        template = find_template(base_tokenizer(source.folder), source.config, source.files)
+        write_texts(folder, template_files(template, folder / TOKENIZER_FILE))
         facts = card_facts(
             source,
             "adapter" if order.form == "peft" else "model",
@@ -245,27 +235,12 @@ def coarsest(names: set[str]) -> str:
 # Templates ----------------------------------------------------------------------------------------
 
 
-def find_template(source: Source) -> Template:
-    """The chat template of the training: the configuration's, the adapter folder's, the base's."""
-    base, wanted = None, None
-    if any(source.folder.glob("tokenizer*")):
-        tokenizer = load_tokenizer(str(source.folder))
-        base = training_template(tokenizer, "chat")
-        if source.config and source.config.task.kind != "rows":
-            wanted = training_template(tokenizer, source.config.prompt.template)
-    if wanted is None and source.files and (source.files / TEMPLATE_FILE).is_file():
-        wanted = (source.files / TEMPLATE_FILE).read_text("utf-8")
-    text = wanted or base
-    if not text:
-        return Template("", "none")
-    return Template(text, "base" if text == base else "own")
+def base_tokenizer(folder: Path) -> Any:
+    """The tokenizer in a base's folder, or None."""
+    return load_tokenizer(str(folder)) if any(folder.glob("tokenizer*")) else None
 
 
-def set_template(folder: Path, template: Template) -> None:
-    """Writes the template where new and old versions of transformers look for it."""
-    (folder / TEMPLATE_FILE).write_text(template.text, "utf-8")
-    file = folder / "tokenizer_config.json"
-    if template.kind == "own" and file.is_file():
-        config = read_json(file)
-        if "chat_template" in config:
-            write_json(file, config | {"chat_template": template.text})
+def write_texts(folder: Path, texts: Mapping[str, str]) -> None:
+    """Files by name."""
+    for name, text in texts.items():
+        (folder / name).write_text(text, "utf-8")

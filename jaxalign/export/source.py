@@ -18,7 +18,7 @@ import numpy as np
 
 from jaxalign.adapters import lora as lora_adapter
 from jaxalign.adapters.lora import Lora
-from jaxalign.config import load
+from jaxalign.data.template import recorded
 from jaxalign.errors import UserError
 from jaxalign.export.checkpoint import Saved, find, steps
 from jaxalign.hf.find import locate, small_files
@@ -187,20 +187,9 @@ def _of_folder(run: str, folder: Path, base: str) -> Source:
         spec=spec,
         adapter=adapter,
         weights=weights,
-        config=_recorded(folder),
+        config=recorded(folder),
         files=folder,
     )
-
-
-def _recorded(folder: Path) -> Config | None:
-    """The settings that a training wrote beside its adapter, if it was one and they still load."""
-    record = folder.parent / "config.yaml"
-    if folder.name != "adapter" or not record.is_file():
-        return None
-    try:
-        return load(record).config
-    except UserError:
-        return None  # of another version
 
 
 def read_adapter(folder: Path, spec: ModelSpec, base: str) -> tuple[dict[str, Any], Lora]:

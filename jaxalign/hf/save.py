@@ -50,6 +50,7 @@ def save_base(
     *,
     max_shard_bytes: int = SHARD_BYTES,
     tokenizer_from: str | Path | None = None,
+    texts: Mapping[str, str] | None = None,
 ) -> None:
     """Write a model that transformers and vLLM load: config.json and safetensors.
 
@@ -59,6 +60,7 @@ def save_base(
         spec: the facts for config.json.
         max_shard_bytes: a new file begins where the next tensor would pass this.
         tokenizer_from: a folder whose tokenizer and generation settings are copied along.
+        texts: more files to write in the same step (name to content); they replace copied ones.
 
     Raises:
         UserError: `folder` holds something that is not a model.
@@ -71,6 +73,7 @@ def save_base(
         config,
         max_shard_bytes=max_shard_bytes,
         tokenizer_from=tokenizer_from,
+        texts=texts,
     )
 
 

@@ -14,7 +14,6 @@ from pathlib import Path
 from jaxalign.adapters.lora import Lora
 from jaxalign.base import name_of
 from jaxalign.hf.card import Facts, Merge, hub_name
-from jaxalign.hf.files import read_json
 from jaxalign.hf.peft_config import vllm_limits, vllm_rank
 from jaxalign.merge.algebra import METHODS, Merged, Recipe
 
@@ -62,13 +61,6 @@ def merge_facts(
         served_rank=vllm_rank(lora.r) if lora else None,
         limits=tuple(vllm_limits(lora)) if lora else (),
     )
-
-
-def base_template(folder: Path) -> str:
-    """Whether the tokenizer in a base's folder has a chat template: base (it does) or none."""
-    settings = folder / "tokenizer_config.json"
-    written = settings.is_file() and read_json(settings).get("chat_template")
-    return "base" if written or (folder / "chat_template.jinja").is_file() else "none"
 
 
 def _settings(

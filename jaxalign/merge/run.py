@@ -8,26 +8,24 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from rich.console import Console
-from rich.table import Table
 
 from jaxalign.adapters.lora import Lora
 from jaxalign.base import weights_digest
+from jaxalign.data.chat import load_tokenizer
+from jaxalign.data.template import TOKENIZER_FILE, template_files
 from jaxalign.errors import UserError
 from jaxalign.hf.card import model_card
+from jaxalign.hf.files import read_json
 from jaxalign.hf.find import locate, small_files
-from jaxalign.hf.load import fingerprint, load_spec
+from jaxalign.hf.load import fingerprint
 from jaxalign.hf.names import TARGETS, sizes
-from jaxalign.hf.peft import load_peft, save_peft
-from jaxalign.hf.peft_config import VLLM_RANKS, named_base, vllm_limits, vllm_rank
+from jaxalign.hf.peft import save_peft
 from jaxalign.hf.save import merged_tensors, write_model
 from jaxalign.hf.stream import Pending
 from jaxalign.merge.algebra import (
@@ -35,31 +33,15 @@ from jaxalign.merge.algebra import (
     Cell,
     Merged,
     Recipe,
-    Weighted,
     check,
     combine,
     whole_updates,
 )
-from jaxalign.merge.card import base_template, merge_facts
+from jaxalign.merge.card import merge_facts
+from jaxalign.merge.source import Source, find_base, read_adapters, template_of, warn
+from jaxalign.merge.tell import show
 from jaxalign.model.spec import ModelSpec
 from jaxalign.multihost import barrier, is_main
-
-TEMPLATE = "chat_template.jinja"
-
-
-@dataclass(frozen=True)
-class Source:
-    """An adapter folder that was read."""
-
-    path: str
-    lora: dict[str, Any]
-    adapter: Lora
-    base: str  # as its configuration names it
-    template: str  # the chat template beside it, or nothing
-
-    def weighted(self, weight: float) -> Weighted:
-        """With its weight in a merge."""
-        return Weighted(self.lora, self.adapter, weight, self.path)
 
 
 def merge(
@@ -93,7 +75,7 @@ def merge(
         )
     check_out(out, paths, existing)
     name, spec = find_base(paths, into or base)
-    sources = read_adapters(paths, spec)
+    sources = read_adapters(paths, spec, lambda: load_tokenizer(str(small_files(name))))
     parts = [source.weighted(weight) for source, weight in zip(sources, weights, strict=True)]
     check(parts, spec, recipe)
     console = Console(quiet=not is_main())
@@ -107,70 +89,6 @@ def merge(
         write_adapter(merged, sources, weights, spec, recipe, out, name, small_files(name))
         show(merged, sources, weights, recipe, out, console)
     barrier("merged")
-
-
-# Reading ------------------------------------------------------------------------------------------
-
-
-def find_base(paths: Sequence[str], given: str = "") -> tuple[str, ModelSpec]:
-    """The base that is given, or that the first adapter names, and its facts.
-
-    Raises:
-      UserError: no base is named, or it cannot be read.
-    """
-    if given:
-        return given, load_spec(given)
-    named = _named_base(paths[0])
-    if not named:
-        raise UserError(f"{paths[0]}: its configuration names no base; give it by --base MODEL")
-    try:
-        return named, load_spec(named)
-    except UserError as error:
-        raise UserError(
-            f"{paths[0]}: the base that it names cannot be read ({error}); give it by --base MODEL"
-        ) from error
-
-
-def read_adapters(paths: Sequence[str], spec: ModelSpec) -> list[Source]:
-    """Every adapter, checked against the base.
-
-    Raises:
-      UserError: one that is not for this base, incomplete, or not finite.
-    """
-    return [_read(path, spec) for path in paths]
-
-
-def _read(path: str, spec: ModelSpec) -> Source:
-    lora, adapter = load_peft(path, spec)
-    template = locate(path) / TEMPLATE
-    text = template.read_text("utf-8") if template.is_file() else ""
-    return Source(path, lora, adapter, _named_base(path), text)
-
-
-def _named_base(path: str) -> str:
-    return named_base(locate(path))
-
-
-def warn(sources: Sequence[Source], given: str, console: Console) -> None:
-    """Says what makes a merge doubtful: other bases, other chat templates."""
-    named = [(source.path, source.base) for source in sources if source.base]
-    reference = (sources[0].path, sources[0].base) if not given else ("the command line", given)
-    for path, base in named:
-        if reference[1] and base != reference[1]:
-            console.print(
-                f"warning: {path} names {base} as its base, {reference[0]} {reference[1]}; the "
-                "shapes agree, but an update learnt on one base means little on another",
-                style="yellow",
-                highlight=False,
-            )
-    templates = {source.template for source in sources if source.template}
-    if len(templates) > 1:
-        console.print(
-            f"warning: the adapters come with different chat templates; {sources[0].path}'s is "
-            "written",
-            style="yellow",
-            highlight=False,
-        )
 
 
 # Writing ------------------------------------------------------------------------------------------
@@ -219,17 +137,16 @@ def write_adapter(
             for target in merged.adapter.targets
         } if merged.lost else None,
     }  # fmt: skip
+    template = template_of(sources, weights, base_files)
     texts = {"merge.json": json.dumps(record, indent=1) + "\n"}
-    template = next((source.template for source in sources if source.template), "")
-    if template:
-        texts[TEMPLATE] = template
+    texts |= template_files(template, base_files / TOKENIZER_FILE)
     facts = merge_facts(
         out,
         base,
         _parts(sources, weights),
         recipe,
         merged,
-        template="own" if template else base_template(base_files),
+        template=template.kind,
     )
     texts["README.md"] = model_card(facts)
     save_peft(
@@ -260,7 +177,12 @@ def _into_base(
         tensors = merged_tensors(base, spec, merged.lora, merged.adapter)
     else:
         tensors = _whole_tensors(base, spec, whole_updates(parts, spec, recipe))
+    folder = locate(base)
+    template = template_of(sources, weights, folder)
     dtype = next(tensor.dtype for tensor in tensors)
+    # What the base says of itself stays, also what this package does not know.
+    config = read_json(folder / "config.json")
+    config["dtype" if "dtype" in config else "torch_dtype"] = dtype.name
     facts = merge_facts(
         out,
         base,
@@ -268,15 +190,10 @@ def _into_base(
         recipe,
         merged,
         kind="model",
-        template=base_template(locate(base)),
+        template=template.kind,
     )
-    write_model(
-        out,
-        tensors,
-        spec.to_hf() | {"torch_dtype": dtype.name},
-        tokenizer_from=base,
-        texts={"README.md": model_card(facts)},
-    )
+    texts = {"README.md": model_card(facts)} | template_files(template, folder / TOKENIZER_FILE)
+    write_model(out, tensors, config, tokenizer_from=base, texts=texts)
 
 
 def _parts(sources: Sequence[Source], weights: Sequence[float]) -> list[tuple[str, float, Lora]]:
@@ -302,76 +219,6 @@ def _whole_tensors(
         changed = dataclasses.replace(plain, make=partial(add, plain, cell)) if cell else plain
         found.append(changed)
     return found
-
-
-# Telling ------------------------------------------------------------------------------------------
-
-
-def show(
-    merged: Merged,
-    sources: Sequence[Source],
-    weights: Sequence[float],
-    recipe: Recipe,
-    out: str,
-    console: Console,
-) -> None:
-    """Prints what was merged, what it cost, and how it can be served."""
-    table = Table(box=None, header_style="bold")
-    for head in ("adapter", "weight", "rank", "scale", "targets", "blocks"):
-        number = head in ("weight", "rank", "scale")
-        table.add_column(head, justify="right" if number else "left", overflow="fold")
-    for source, weight in zip(sources, weights, strict=True):
-        table.add_row(source.path, f"{weight:g}", *_facts(source.adapter))
-    table.add_row(f"{out} ({recipe.method})", "", *_facts(merged.adapter), style="bold")
-    console.print(table)
-    if merged.lost:
-        console.print(_error_table(merged))
-        console.print(
-            f"relative error of the whole update (Frobenius norm): {merged.error:.2%}",
-            highlight=False,
-        )
-    console.print(serving(merged.adapter), highlight=False)
-
-
-def serving(adapter: Lora) -> str:
-    """What vLLM needs to be told to serve an adapter, or why it does not."""
-    if limits := vllm_limits(adapter):
-        return "; ".join(limits)
-    rank = adapter.r
-    enough = vllm_rank(rank)
-    if enough == rank:
-        return f"vLLM serves it with --max-lora-rank {rank}"
-    told = (
-        f"rank {rank} is none of vLLM's --max-lora-rank ({', '.join(map(str, VLLM_RANKS))}): serve "
-        f"it with {enough}, which pads it"
-    )
-    below = max(served for served in VLLM_RANKS if served < rank)
-    return told + (f", or cut it by --method svd --rank {below}" if 2 * below > rank else "")
-
-
-def _facts(adapter: Lora) -> tuple[str, str, str, str]:
-    blocks, layers = ", ".join(map(str, adapter.layers)) or "all", adapter.layers
-    if len(layers) > 2 and layers[-1] - layers[0] == len(layers) - 1:
-        blocks = f"{layers[0]}..{layers[-1]}"
-    scale = f"{adapter.scale:g}" if adapter.even else "mixed"
-    return str(adapter.r), scale, " ".join(adapter.targets), blocks
-
-
-def _error_table(merged: Merged) -> Table:
-    table = Table(box=None, header_style="bold")
-    for head in ("left out by rank", "all blocks", "worst block"):
-        table.add_column(head, justify="left" if head == "left out by rank" else "right")
-    for target in merged.adapter.targets:
-        errors = merged.errors(target)
-        lost = sum(v for (name, _), v in merged.lost.items() if name == target)
-        whole = sum(v for (name, _), v in merged.whole.items() if name == target)
-        worst = max(errors, key=lambda block: errors[block])
-        table.add_row(
-            target,
-            f"{math.sqrt(lost / whole) if whole else 0:.2%}",
-            f"{errors[worst]:.2%} ({worst})",
-        )
-    return table
 
 
 def _sum_of(paths: Sequence[str], weights: Sequence[float]) -> str:

@@ -22,9 +22,10 @@ from rich.console import Console
 from rich.table import Table
 
 from jaxalign.adapters.lora import Lora
-from jaxalign.base import Base, System, decoding_of, load_base, name_of
+from jaxalign.base import Base, decoding_of, load_base, name_of
 from jaxalign.data.loader import task_stream
 from jaxalign.data.sources import nearest
+from jaxalign.data.template import Prompts, prompts_by
 from jaxalign.errors import UserError
 from jaxalign.evaluate.compare import ALL
 from jaxalign.evaluate.gold import Golds, kind_of, read_golds
@@ -36,8 +37,9 @@ from jaxalign.hf.find import small_files
 from jaxalign.merge.algebra import Merged, Recipe, check, combine
 from jaxalign.merge.draw import draw
 from jaxalign.merge.grid import Weights, combinations, free
-from jaxalign.merge.run import Source, check_out, read_adapters, show, warn, write_adapter
-from jaxalign.model.decoder import Decoder
+from jaxalign.merge.run import check_out, write_adapter
+from jaxalign.merge.source import Source, read_adapters, warn
+from jaxalign.merge.tell import show
 from jaxalign.multihost import barrier, is_main
 from jaxalign.objectives import resolve
 from jaxalign.settings import Config
@@ -124,13 +126,17 @@ def search(
     golds = read_golds(judged)
     metric = _check_metric(judged, golds, metric)
     base = load_base(config)
-    sources = read_adapters(paths, base.spec)
+    sources = read_adapters(paths, base.spec, lambda: base.tokenizer)
     console = Console(quiet=not is_main())
     warn(sources, config.model.path, console)
     for weights in candidates:
         if any(weights):
             check(_weighed(sources, weights), base.spec, recipe)
-    judge = _Loss(base, judged, golds) if metric == LOSS else _Answers(base, judged, golds)
+    prompts = _prompts(judged, base, sources)
+    if prompts.note:
+        console.print(f"note: {prompts.note}", style="yellow", markup=False, highlight=False)
+    how = _Loss if metric == LOSS else _Answers
+    judge = how(base, judged, golds, prompts)
     found: list[Candidate] = []
     with Progress("candidates", len(candidates) * judge.rows, config.log.progress) as bar:
         for weights in candidates:
@@ -181,20 +187,33 @@ def _names(paths: Sequence[str]) -> list[str]:
     ]
 
 
+def _prompts(config: Config, base: Base, sources: Sequence[Source]) -> Prompts:
+    """Candidates are asked as the merged adapter will be: by the first adapter's template."""
+    said = config.prompt.template
+    source = next((source for source in sources if source.template), None)
+    if source is None or kind_of(config) == "rows":
+        return base.prompts
+    return prompts_by(base.tokenizer, said, source.template, source.path)
+
+
 # Judging ------------------------------------------------------------------------------------------
 
 
 class _Answers:
     """Scores what a candidate writes."""
 
-    def __init__(self, base: Base, config: Config, golds: Golds) -> None:
-        self.base, self.config, self.golds = base, config, golds
-        self.prompts, _ = base.encode([gold.example for rows in golds.values() for gold in rows])
+    def __init__(self, base: Base, config: Config, golds: Golds, prompts: Prompts) -> None:
+        self.base, self.config, self.golds, self.asked = base, config, golds, prompts
+        examples = [gold.example for rows in golds.values() for gold in rows]
+        self.prompts, _ = base.encode(examples, prompts)
         self.rows = len(self.prompts)
 
     def __call__(self, merged: Merged | None, bar: Progress) -> Scores:
         base = self.base
-        system: System = base.attach(merged.lora, merged.adapter) if merged else base.bare()
+        if merged:
+            system = base.attach(merged.lora, merged.adapter, self.asked)
+        else:
+            system = base.system(base.decoder(), base.params, None, self.asked)
         answers: list[list[int]] = [[] for _ in self.prompts]
         for rows, written in system.chunks(
             self.prompts, decoding_of(self.config), self.config.generate.batch
@@ -218,10 +237,12 @@ class _Answers:
 class _Loss:
     """The task's loss, by language: no text is generated."""
 
-    def __init__(self, base: Base, config: Config, golds: Golds) -> None:
+    def __init__(self, base: Base, config: Config, golds: Golds, prompts: Prompts) -> None:
+        asked = dataclasses.replace(config.prompt, template=prompts.template)
+        config = dataclasses.replace(config, prompt=asked)
         self.base, self.config = base, config
         self.streams = {
-            language: task_stream(_of_language(config, language), base.tokenizer, "valid")
+            language: task_stream(_of_language(config, language), prompts.tokenizer, "valid")
             for language in golds
         }
         self.rows = sum(len(stream.rows) for stream in self.streams.values())
@@ -229,8 +250,7 @@ class _Loss:
 
     def _step(self, adapter: Lora | None) -> Any:
         if adapter not in self.steps:
-            task, model = self.config.task, self.config.model
-            decoder = Decoder(self.base.spec, adapter, attention=model.attention)
+            task, decoder = self.config.task, self.base.decoder(adapter)
             term = Term(task.objective, partial(resolve(task.objective), **task.options))
             packed = self.config.batch.pack == "segments"
             self.steps[adapter] = make_eval_step(task_phase(decoder, (term,), packed=packed))

@@ -9,6 +9,8 @@ from __future__ import annotations
 import signal
 from dataclasses import dataclass, field
 
+from jaxalign.data.template import TOKENIZER_FILE, template_files, trained_with
+from jaxalign.hf.find import small_files
 from jaxalign.hf.peft import save_peft
 from jaxalign.hf.save import save_base
 from jaxalign.multihost import barrier
@@ -51,6 +53,8 @@ def finish(
         state, _ = store.restore(run.abstract_state, best=True)
     name = "adapter" if run.adapter else "model"
     folder = desk.folder / name
+    # Prompts must look as they did in training, whoever builds them.
+    template = trained_with(run.tokenizer, run.config)
     if run.adapter:
         save_peft(
             folder,
@@ -58,15 +62,16 @@ def finish(
             run.spec,
             run.adapter,
             base_name=run.config.model.path,
-            texts=_template(run),
+            texts=template_files(template),
         )
     else:
-        save_base(folder, state.trained, run.spec, tokenizer_from=run.config.model.path)
+        base = small_files(run.config.model.path, run.config.model.revision)
+        save_base(
+            folder,
+            state.trained,
+            run.spec,
+            tokenizer_from=base,
+            texts=template_files(template, base / TOKENIZER_FILE),
+        )
     barrier("exported")
     return Result(f"{desk.output}/{name}", step, best, progress.metrics, stopped)
-
-
-def _template(run: Run) -> dict[str, str]:
-    """The chat template travels with the adapter: prompts must look as they did in training."""
-    template = getattr(run.tokenizer, "chat_template", None)
-    return {"chat_template.jinja": template} if isinstance(template, str) else {}

@@ -117,7 +117,7 @@ def test_a_tokenizer_that_prompts_otherwise(run, llama_base, monkeypatch):
     out, _ = run(f"model.path={llama_base}", "prompt.template=llama3_paper")
     monkeypatch.setattr(verifying, "_installed", lambda *packages: False)
     # The base's own template instead of the paper's: one newline a turn is missing.
-    monkeypatch.setattr(runs, "set_template", lambda folder, template: None)
+    monkeypatch.setattr(runs, "template_files", lambda *_: {})
     with pytest.raises(UserError, match="the written tokenizer gives other tokens"):
         export(Order(out, verify="yes"))
 
