@@ -6,13 +6,17 @@ A disk, a copy or a memory module can change a bit without an error. A folder th
 
     write_sums(folder)                       # after the last file is written
     check_sums(folder, ["adapter_model.safetensors"])     # UserError if a byte has changed
+
+A JSON record carries its hash inside: `seal(record)`, `seal_holds(record)`.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from jaxalign.errors import UserError
 
@@ -77,3 +81,14 @@ def check_sums(folder: Path, names: Sequence[str] | None = None) -> None:
                 f"{path}: the content is not what was written ({SUMS}); copy or export it again, "
                 f"or remove {SUMS} if you changed the file on purpose"
             )
+
+
+def seal(content: Mapping[str, Any]) -> dict[str, Any]:
+    """A JSON object with the SHA-256 of its own content (keys sorted) under `sha256`."""
+    rest = {key: value for key, value in content.items() if key != "sha256"}
+    return rest | {"sha256": text_digest(json.dumps(rest, sort_keys=True))}
+
+
+def seal_holds(content: Mapping[str, Any]) -> bool:
+    """Whether a sealed object is as it was written; one without a seal never is."""
+    return content.get("sha256") == seal(content)["sha256"]

@@ -23,7 +23,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jaxalign import arguments
 from jaxalign.bounds import check_text
@@ -31,6 +31,9 @@ from jaxalign.errors import UserError
 from jaxalign.paths import check_local
 from jaxalign.programs import keep_programs
 from jaxalign.terminal import steady_output, visible
+
+if TYPE_CHECKING:
+    from jaxalign.settings import Config
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -80,23 +83,36 @@ def _train(args: argparse.Namespace) -> int:
     multihost.start()
     keep_programs()
     from jaxalign.evaluate.during import sample_judge
+    from jaxalign.paths import Desk
     from jaxalign.settings import AUTO
     from jaxalign.train.loop import train
 
-    if config.align.weight > 0 and config.align.layer == AUTO:
-        from jaxalign.probe.auto import choose
-
-        choice = choose(config)
-        config.align.layer = choice.layer
-        if multihost.is_main():
-            print(choice.sentence())
+    if config.align.layer == AUTO:
+        with Desk(config.output) as desk:  # what cannot be written costs no probe
+            config.align.layer = _layer(config, desk.output)
     result = train(config, judge=sample_judge(config))
     if multihost.is_main():
         for name, value in result.metrics.items():
             print(f"{name:44s} {value:10.4f}")
-        how = {"finished": "finished", "patience": "stopped early", "signal": "stopped on request"}
-        print(f"{how[result.stopped]} at step {result.step}; written: {result.adapter}")
+        print(result.sentence)
     return result.exit_code
+
+
+def _layer(config: Config, output: str) -> int:
+    """What `align.layer=auto` stands for: what this run chose before, or what a probe says."""
+    from jaxalign import multihost
+    from jaxalign.probe.auto import choose
+    from jaxalign.train.record import chosen_layer
+
+    known = chosen_layer(output)
+    if known is not None:
+        sentence = f"align.layer=auto: block {known}, as this run chose before"
+    else:
+        choice = choose(config)
+        known, sentence = choice.layer, choice.sentence()
+    if multihost.is_main():
+        print(sentence)
+    return known
 
 
 def _profile_words(given: str) -> list[str]:

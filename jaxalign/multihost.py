@@ -113,3 +113,17 @@ def everywhere(flags: Sequence[bool]) -> list[bool]:
 
     gathered = multihost_utils.process_allgather(np.array(flags, bool))  # [processes, flags]
     return np.all(np.reshape(gathered, (-1, len(flags))), axis=0).tolist()
+
+
+def text_from_main(text: str) -> str:
+    """The first process's text on every process."""
+    import jax
+    import numpy as np
+
+    if jax.process_count() == 1:
+        return text
+    content = np.frombuffer(text.encode("utf-8", "surrogatepass"), np.uint8)
+    size = int(from_main(np.array(len(content), np.int32)))
+    if not is_main() or size != len(content):
+        content = np.zeros(size, np.uint8)
+    return np.asarray(from_main(content)).tobytes().decode("utf-8", "surrogatepass")

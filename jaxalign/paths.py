@@ -22,9 +22,16 @@ from types import TracebackType
 from typing import Any
 
 from jaxalign.errors import UserError, first_line, missing_extra
+from jaxalign.lock import only_run
+from jaxalign.multihost import is_main, text_from_main
 
 # Whoever reads a folder looks for one of these first, so they come when the rest is there.
-LAST = ("adapter_config.json", "config.json", "model.safetensors.index.json")
+LAST = (
+    "adapter_config.json",
+    "config.json",
+    "model.safetensors.index.json",
+    "result.json",
+)
 CHUNK = 16 << 20  # bytes
 
 
@@ -64,6 +71,7 @@ class Desk:
         self.output = output.rstrip("/")
         self._remote = _open(self.output) if is_remote(output) else None
         self._sent: dict[Path, tuple[int, int]] = {}
+        self._lock = contextlib.ExitStack()
         self.folder = Path(output)
         if self._remote is not None:
             self.folder = Path(tempfile.mkdtemp(prefix="jaxalign-"))
@@ -73,6 +81,19 @@ class Desk:
                 self._sent[log] = _stamp(log)  # only the process that changes it sends it back
 
     def __enter__(self) -> Desk:
+        """Takes the folder for this run; in a bucket nothing says that another run is at work.
+
+        Raises:
+          UserError: another process is at work there, or this one may not write.
+        """
+        refused = ""
+        if self._remote is None and is_main():
+            try:
+                self._lock.enter_context(only_run(self.folder))
+            except UserError as error:
+                refused = str(error)
+        if refused := text_from_main(refused):
+            raise UserError(refused)
         return self
 
     def __exit__(
@@ -82,12 +103,27 @@ class Desk:
         trace: TracebackType | None,
     ) -> None:
         """Copies what is left; the copy of this machine goes once all is in the bucket."""
-        if error is None:
-            self._send()
-        elif not self.publish():
-            return
+        with self._lock:
+            if error is None:
+                self._send()
+            elif not self.publish():
+                return
+            if self._remote is not None:
+                shutil.rmtree(self.folder, ignore_errors=True)
+
+    def read(self, name: str) -> bytes | None:
+        """A file of the output, or None."""
+        file = (self.folder if self._remote is None else self._remote) / name
+        try:
+            return file.read_bytes()
+        except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+            return None
+
+    def remove(self, name: str) -> None:
+        """Takes a file away, here and in the bucket."""
+        (self.folder / name).unlink(missing_ok=True)
         if self._remote is not None:
-            shutil.rmtree(self.folder, ignore_errors=True)
+            (self._remote / name).unlink(missing_ok=True)
 
     def publish(self) -> bool:
         """Copies what is new; a bucket that does not answer is told and tried again next time."""

@@ -24,6 +24,7 @@ FLOORS = (
         "chips",
         "compiler",
         "checksums",
+        "lock",
         "model.spec",
     },
     {"sharding", "objectives", "data"},

@@ -46,7 +46,11 @@ def sample_judge(config: Config) -> Callable[[Any, Any], dict[str, float]] | Non
         base = Base(config, run.spec, params, run.tokenizer, run.mesh)
         prompts, _ = base.encode(flat)
         system = base.system(base.decoder(run.adapter), params, lora)
-        answers = system.write(prompts, decoding_of(config), config.generate.batch)
+        answers: list[list[int]] = [[] for _ in prompts]
+        for rows, written in system.chunks(prompts, decoding_of(config), config.generate.batch):
+            for row, ids in zip(rows, written, strict=True):
+                answers[row] = ids
+            run.look_up()  # a machine that goes away does not wait for the other answers
         texts = iter(base.decode(answers))
         scored = score(config, golds, {lang: [next(texts) for _ in golds[lang]] for lang in golds})
         values: dict[str, list[float]] = {}

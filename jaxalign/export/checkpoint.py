@@ -1,7 +1,8 @@
 """A run's checkpoint read on one host, whatever mesh and however many hosts wrote it.
 
 Arrays come out as NumPy, one leaf at a time: neither the optimiser's moments nor two copies of a
-fully trained model are ever in memory.
+fully trained model are ever in memory. Meta and arrays are compared with the sums they were saved
+with (`jaxalign.train.sums`), each when it is read.
 
     saved = find('runs/own', 'best')        # or '200', 'latest', '' (the best, if there is one)
     saved.step, saved.meta['config']
@@ -15,7 +16,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -23,39 +23,76 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from jaxalign.errors import UserError
-
-NEWEST, BEST = "checkpoints", "best"  # the folders of `jaxalign.train.checkpoint`
-# What Orbax and its storage raise where a file is missing, cut short or not theirs.
-UNREADABLE = (ValueError, KeyError, OSError, TypeError)
+from jaxalign.sharding import path_name
+from jaxalign.train.checkpoint import (
+    BEST,
+    NEWEST,
+    Damaged,
+    Place,
+    local_places,
+    read_meta,
+    reading,
+)
+from jaxalign.train.sums import host_sum, kind_of
 
 
 @dataclass(frozen=True)
 class Saved:
     """One checkpoint."""
 
-    run: str
-    step: int
-    best: bool
-    folder: Any  # the step's, local or in the cloud
+    place: Place
+
+    @property
+    def run(self) -> str:
+        """The output of the training."""
+        return self.place.run
+
+    @property
+    def step(self) -> int:
+        """Updates done."""
+        return self.place.step
+
+    @property
+    def best(self) -> bool:
+        """Whether validation chose it."""
+        return self.place.kind == BEST
 
     @cached_property
     def meta(self) -> dict[str, Any]:
-        """What was saved beside the arrays: step, base, model, configuration, progress."""
+        """What was saved beside the arrays: step, base, model, configuration, progress, sums.
+
+        Raises:
+            UserError: it cannot be read, or is not what was written.
+        """
         with self._reading():
-            return dict(ocp.JsonCheckpointHandler().restore(self.folder / "meta"))
+            return read_meta(self.place)
 
     @cached_property
     def shapes(self) -> dict[str, Any]:
-        """The tree of what was trained, with a `jax.ShapeDtypeStruct` at every leaf."""
+        """The tree of what was trained, with a `jax.ShapeDtypeStruct` at every leaf.
+
+        Raises:
+            UserError: it cannot be read, or is not what was written.
+        """
         with self._reading():
-            found = ocp.PyTreeCheckpointHandler().metadata(self.folder / "state").tree["trained"]
-            return jax.tree.map(lambda one: jax.ShapeDtypeStruct(one.shape, one.dtype), found)
+            folder = self.place.folder / "state"
+            found = ocp.PyTreeCheckpointHandler().metadata(folder).tree["trained"]
+            tree = jax.tree.map(lambda one: jax.ShapeDtypeStruct(one.shape, one.dtype), found)
+            known = {
+                name: text.partition(":")[0]
+                for name, text in self.meta.get("sums", {}).items()
+                if name.startswith("trained/")
+            }
+            leaves = jax.tree_util.tree_leaves_with_path({"trained": tree})
+            if known and known != {path_name(path): kind_of(leaf) for path, leaf in leaves}:
+                raise Damaged("its arrays are not those that were written")
+            return tree
 
     def leaf(self, path: tuple[str, ...]) -> np.ndarray:
         """One array of what was trained, whole.
 
         Raises:
-            UserError: the files cannot be read.
+            UserError: the files cannot be read, or it is not what was written.
         """
         item: Any = self.shapes
         for key in path:
@@ -66,10 +103,15 @@ class Saved:
             item, restore = {key: item}, {key: restore}
         args = ocp.args.PyTreeRestore(item=item, restore_args=restore, partial_restore=True)
         with self._reading():
-            found = ocp.PyTreeCheckpointHandler().restore(self.folder / "state", args=args)
+            found = ocp.PyTreeCheckpointHandler().restore(self.place.folder / "state", args=args)
             for key in ("trained", *path):
                 found = found[key]
-            return np.asarray(found)
+            array = np.asarray(found)
+            name = "/".join(("trained", *path))
+            sums = self.meta.get("sums")  # absent in those of older versions
+            if sums is not None and sums[name] != host_sum(array):
+                raise Damaged(f"{name} is not what was written")
+            return array
 
     def tree(self) -> dict[str, Any]:
         """Everything that was trained, in memory: for an adapter."""
@@ -88,13 +130,13 @@ class Saved:
     @contextmanager
     def _reading(self) -> Iterator[None]:
         try:
-            yield
-        except UNREADABLE as error:
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+            with reading():
+                yield
+        except Damaged as reason:
             raise UserError(
-                f"{self.run}: checkpoint {self.step} cannot be read ({reason}); choose another by "
-                "--step"
-            ) from error
+                f"{self.run}: checkpoint {self.place.name} is damaged ({reason}); choose another "
+                f"by --step ({_known(local_places(self.run))})"
+            ) from reason
 
 
 @dataclass(frozen=True)
@@ -128,17 +170,6 @@ class _Shelf:
         return self._array
 
 
-def steps(run: str) -> dict[str, dict[int, Any]]:
-    """The complete checkpoints of a run: of each kind, step -> folder."""
-    found = {}
-    for kind in (NEWEST, BEST):
-        # Storage wants local paths absolute and leaves those of the cloud (gs://) as they are.
-        root = run if "://" in run else str(Path(run).expanduser().absolute())
-        paths = ocp.utils.checkpoint_steps_paths(f"{root}/{kind}")
-        found[kind] = {int(path.name): path for path in paths if path.name.isdigit()}
-    return found
-
-
 def find(run: str, step: str = "") -> Saved:
     """The checkpoint that is asked for.
 
@@ -150,27 +181,26 @@ def find(run: str, step: str = "") -> Saved:
     Raises:
         UserError: the run has no checkpoint, or not that one.
     """
-    have = steps(run)
-    newest, best = have[NEWEST], have[BEST]
-    if not newest and not best:
+    have = local_places(run)
+    if not have:
         raise UserError(
             f"{run}: holds no checkpoint; give the output folder of a `jaxalign train`, or a PEFT "
             "folder"
         )
+    newest, best = ([place for place in have if place.kind == kind] for kind in (NEWEST, BEST))
     if step == "best" and not best:
         raise UserError(f"{run}: no best checkpoint, the run had no validation; take --step latest")
     if best and step in ("", "best"):
-        return _saved(run, max(best), best, "best")
+        return Saved(best[0])
     if step in ("", "latest"):
         # A run that died before its first regular checkpoint may have a best one only.
-        return _saved(run, max(newest or best), newest or best, NEWEST if newest else BEST)
+        return Saved((newest or best)[0])
     number = int(step) if step.isdigit() else -1
-    for kind, folders in have.items():
-        if number in folders:
-            return _saved(run, number, folders, kind)
-    known = ", ".join(map(str, sorted({*newest, *best})))
-    raise UserError(f"{run}: no checkpoint {step!r}; there are {known}, latest and best")
+    for place in (*newest, *best):
+        if place.step == number:
+            return Saved(place)
+    raise UserError(f"{run}: no checkpoint {step!r}; there are {_known(have)}")
 
 
-def _saved(run: str, step: int, folders: dict[int, Any], kind: str) -> Saved:
-    return Saved(run, step, kind == BEST, folders[step])
+def _known(have: list[Place]) -> str:
+    return f"{', '.join(map(str, sorted({place.step for place in have})))}, latest and best"

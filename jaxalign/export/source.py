@@ -20,7 +20,7 @@ from jaxalign.adapters import lora as lora_adapter
 from jaxalign.adapters.lora import Lora
 from jaxalign.data.template import recorded
 from jaxalign.errors import UserError
-from jaxalign.export.checkpoint import Saved, find, steps
+from jaxalign.export.checkpoint import Saved, find
 from jaxalign.hf.find import locate, small_files
 from jaxalign.hf.load import abstract_params, fingerprint, load_spec
 from jaxalign.hf.peft import load_peft
@@ -28,6 +28,7 @@ from jaxalign.hf.peft_config import named_base
 from jaxalign.model.spec import ModelSpec
 from jaxalign.settings import Config
 from jaxalign.sharding import path_name
+from jaxalign.train.checkpoint import local_places
 
 CONFIG_FILE = "adapter_config.json"
 DIVERGED = "the training that wrote it diverged, take an earlier step"
@@ -83,7 +84,7 @@ def open_source(run: str, step: str = "", base: str = "") -> Source:
         UserError: nothing there, not that step, another base, or weights that are not finite.
     """
     run = run.rstrip("/")
-    trained = "://" in run or (Path(run).is_dir() and any(steps(run).values()))
+    trained = "://" in run or (Path(run).is_dir() and local_places(run))
     if trained:
         return _of_checkpoint(find(run, step), base)
     if step:

@@ -72,7 +72,10 @@ class TrainConfig:
 class CheckpointConfig:
     """What survives."""
 
-    every: int = setting(200, "updates", lowest=1)
+    every: int = setting(50, "updates between two", lowest=1)
+    minutes: float = setting(
+        10.0, "one also after so many minutes without; 0: by `every` alone", lowest=0.0
+    )
     keep: int = setting(2, "the newest so many; the best is kept besides", lowest=1)
     resume: str = setting(
         "auto", "`never`: refuse an output that holds a run", choices=("auto", "never")

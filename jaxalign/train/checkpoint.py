@@ -1,27 +1,85 @@
 """What survives a dead run: adapter, optimiser, step, settings; written by Orbax.
 
-`checkpoints/` keeps the newest few and is what `resume: auto` reads; `best/` keeps the one with
-the best validation metric. Orbax writes into a temporary folder and renames it when whole, so
+`checkpoints/` keeps the newest few, `best/` the one with the best validation metric; a run goes on
+from the furthest of both. Orbax writes into a temporary folder and renames it when it is whole, so
 death at any moment leaves the older checkpoint untouched. The data position is the step itself: a
 batch is a function of seed and step.
 
+Disks and copies change bits without an error, hence every checkpoint carries the sums of its arrays
+and is compared with them when it is read (`sums.py`). One that is not what was written is moved to
+`damaged/` and the next older one is taken.
+
     store = Checkpoints('runs/demo', keep=2)
     store.save(200, state, meta)
-    state, meta = store.restore(abstract_state)      # the newest, onto any mesh
+    found = store.furthest(abstract_state, check)    # onto any mesh; None: there is no checkpoint
+    found.state, found.meta, found.notes
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
 import shutil
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import jax
 import orbax.checkpoint as ocp
+from etils import epath
 
+from jaxalign.checksums import seal, seal_holds
 from jaxalign.errors import UserError
+from jaxalign.multihost import barrier, everywhere, is_main, text_from_main
 from jaxalign.train.state import TrainState
+from jaxalign.train.sums import array_sums, kind_of
+
+NEWEST, BEST = "checkpoints", "best"  # folders of a run; in each a folder a step
+DAMAGED = "damaged"  # where what cannot be trusted is kept
+# What storage and devices say where nothing is wrong with the files; the names are those of gRPC.
+NOT_DAMAGE = (
+    "RESOURCE_EXHAUSTED",
+    "PERMISSION_DENIED",
+    "UNAVAILABLE",
+    "UNAUTHENTICATED",
+    "DEADLINE_EXCEEDED",
+    "Permission denied",
+    "Too many open files",
+)
+
+
+class Damaged(Exception):
+    """What is stored is not what was written; the text says in what way."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a checkpoint is."""
+
+    run: str
+    kind: str  # NEWEST | BEST
+    step: int
+
+    @property
+    def name(self) -> str:
+        """As a reader finds it: `best/200`."""
+        return f"{self.kind}/{self.step}"
+
+    @property
+    def folder(self) -> Any:
+        """The step's folder, local or in the cloud."""
+        return root_of(self.run) / self.kind / str(self.step)
+
+
+@dataclass(frozen=True)
+class Found:
+    """An intact checkpoint."""
+
+    state: TrainState
+    meta: dict[str, Any]
+    place: Place
+    notes: tuple[str, ...] = ()  # sentences about those that were not intact
 
 
 class Checkpoints:
@@ -29,13 +87,18 @@ class Checkpoints:
 
     def __init__(self, output: str | Path, keep: int) -> None:
         self.output = str(output)
-        self._newest = _manager(self.output, "checkpoints", keep)
-        self._best = _manager(self.output, "best", 1)
+        self._newest = _manager(self.output, NEWEST, keep)
+        self._best = _manager(self.output, BEST, 1)
 
     @property
     def latest(self) -> int | None:
         """The newest complete step, or None."""
         return self._newest.latest_step()
+
+    @property
+    def best(self) -> int | None:
+        """The step of the best checkpoint, or None."""
+        return self._best.latest_step()
 
     def save(self, step: int, state: TrainState, meta: dict, best: bool = False) -> None:
         """Starts writing a checkpoint; returns as soon as the arrays have left the device.
@@ -46,38 +109,68 @@ class Checkpoints:
         manager = self._best if best else self._newest
         if manager.latest_step() == step:
             return
+        tree = _tree(state)
         items = ocp.args.Composite(
-            state=ocp.args.StandardSave(_tree(state)), meta=ocp.args.JsonSave(meta)
+            state=ocp.args.StandardSave(tree),
+            meta=ocp.args.JsonSave(seal(meta | {"sums": array_sums(tree)})),
         )
         self._guard(lambda: manager.save(step, args=items))
 
-    def restore(self, abstract: TrainState, best: bool = False) -> tuple[TrainState, dict]:
-        """The newest (or the best) checkpoint, on the shardings that `abstract` names."""
-        manager = self._best if best else self._newest
-        step = manager.latest_step()
-        items = ocp.args.Composite(
-            state=ocp.args.StandardRestore(_tree(abstract)), meta=ocp.args.JsonRestore()
-        )
-        try:
-            found = manager.restore(step, args=items)
-        except (ValueError, FileNotFoundError, KeyError, OSError) as error:
+    def furthest(
+        self, abstract: TrainState, check: Callable[[dict[str, Any]], None]
+    ) -> Found | None:
+        """The intact checkpoint with the most updates; every process gets the same one.
+
+        Args:
+          abstract: shapes, dtypes and the shardings to restore onto.
+          check: raises UserError where a checkpoint's meta belongs to another run.
+
+        Raises:
+          UserError: there are checkpoints and none is intact, or one cannot be read for a reason
+            other than damage.
+        """
+        damaged: list[tuple[Place, str]] = []
+        for place in places(self.output):
+            try:
+                state, meta = self._read(place, abstract, check)
+            except Damaged as reason:
+                damaged.append((place, str(reason)))
+                continue
+            notes = tuple(self._set_aside(one, why, place) for one, why in damaged)
+            return Found(state, meta, place, notes)
+        if damaged:
+            names = "; ".join(f"{place.name}: {reason}" for place, reason in damaged)
             raise UserError(
-                f"{self.output}: checkpoint {step} cannot be read ({_first_line(error)}); delete "
-                "that folder to go on from an older one, or choose another output"
-            ) from error
-        return TrainState(**found["state"]), found["meta"]
+                f"{self.output}: no checkpoint is intact ({names}); nothing was changed: copy them "
+                "from where they are still whole, or choose another output to begin anew"
+            )
+        return None
 
-    def meta(self) -> dict:
-        """What was saved beside the newest checkpoint's arrays."""
-        step = self._newest.latest_step()
-        return self._newest.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))[
-            "meta"
-        ]
+    def best_weights(self, abstract: TrainState, step: int, run: str) -> Found:
+        """The state after `step` updates, which validation chose.
 
-    @property
-    def best(self) -> int | None:
-        """The step of the best checkpoint, or None."""
-        return self._best.latest_step()
+        Raises:
+          UserError: neither of the two places that can hold it is intact.
+        """
+        reasons = []
+        known = places(self.output)
+        for place in (Place(self.output, kind, step) for kind in (BEST, NEWEST)):
+            if place not in known:
+                reasons.append(f"{place.name} is missing")
+                continue
+            try:
+                state, meta = self._read(place, abstract, lambda _: None)
+            except Damaged as reason:
+                reasons.append(f"{place.name}: {reason}")
+                continue
+            if meta.get("run", "") == run:
+                return Found(state, meta, place)
+            reasons.append(f"{place.name} belongs to another run")
+        raise UserError(
+            f"{self.output}: the best weights (step {step}) cannot be handed over "
+            f"({'; '.join(reasons)}); `jaxalign export {self.output} --step latest` takes the last "
+            "ones, train in another output to choose again"
+        )
 
     def forget_best_after(self, step: int) -> bool:
         """Drops a best checkpoint from beyond the step that a run resumes from.
@@ -104,6 +197,39 @@ class Checkpoints:
             with contextlib.suppress(Exception):
                 manager.close()
 
+    def _read(
+        self, place: Place, abstract: TrainState, check: Callable[[dict[str, Any]], None]
+    ) -> tuple[TrainState, dict[str, Any]]:
+        """One checkpoint, compared with its sums; all processes agree whether it is damaged."""
+        meta = _together(lambda: read_meta(place))
+        check(meta)
+        tree = _tree(abstract)
+        sums = meta.get("sums")  # absent in those of older versions, which nothing can vouch for
+        if sums is not None:
+            _same_tree(place, tree, sums)
+        found = _together(lambda: _read_state(place, tree))
+        if sums is not None:
+            wrong = [name for name, text in array_sums(found).items() if sums[name] != text]
+            if wrong:
+                raise Damaged(f"{wrong[0]} is not what was written")
+        return TrainState(**found), meta
+
+    def _set_aside(self, place: Place, reason: str, instead: Place) -> str:
+        target = root_of(self.output) / DAMAGED / f"{place.kind}-{place.step}"
+        if is_main():
+            number = 1
+            while target.exists():
+                number += 1
+                target = target.parent / f"{place.kind}-{place.step}-{number}"
+            target.parent.mkdir(parents=True, exist_ok=True)
+            place.folder.rename(target)
+        barrier(f"set aside {place.name}")
+        (self._best if place.kind == BEST else self._newest).reload()
+        return (
+            f"checkpoint {place.name} is damaged ({reason}) and was moved to {target.parent.name}/"
+            f"{target.name}; going on from {instead.name}"
+        )
+
     def _guard(self, action: Callable[[], Any]) -> None:
         try:
             action()
@@ -117,13 +243,113 @@ class Checkpoints:
             ) from error
 
 
+def root_of(output: str | Path) -> Any:
+    """A run's folder as Orbax wants it: absolute, unless it is in the cloud."""
+    text = str(output)
+    return epath.Path(text if "://" in text else str(Path(text).expanduser().absolute()))
+
+
+def places(output: str | Path) -> list[Place]:
+    """As `local_places`; every process calls it and gets the first one's list."""
+    found = [(place.kind, place.step) for place in local_places(output)] if is_main() else []
+    return [Place(str(output), *one) for one in json.loads(text_from_main(json.dumps(found)))]
+
+
+def local_places(output: str | Path) -> list[Place]:
+    """All complete checkpoints of a run as this process sees them, the furthest first.
+
+    Of one step the best one comes first: it was saved after the validation.
+    """
+    root = root_of(output)
+    found = [Place(str(output), kind, n) for kind in (NEWEST, BEST) for n in _steps(root / kind)]
+    return sorted(found, key=lambda place: (-place.step, place.kind != BEST))
+
+
+def read_meta(place: Place) -> dict[str, Any]:
+    """What was saved beside the arrays: step, base, model, configuration, progress, sums.
+
+    Raises:
+      Damaged: it is not what was written.
+    """
+    with reading():
+        meta = dict(ocp.JsonCheckpointHandler().restore(place.folder / "meta"))
+        if ("sums" in meta or "sha256" in meta) and not seal_holds(meta):
+            raise Damaged("meta is not what was written")
+        if "base" not in meta or int(meta["step"]) != place.step:
+            raise Damaged("meta is not that of a checkpoint of this step")
+        return meta
+
+
+@contextlib.contextmanager
+def reading() -> Any:
+    """Turns what storage raises where a file is missing, cut short or not its own into `Damaged`.
+
+    Raises:
+      Damaged: as said.
+      UserError: the files may be whole, but cannot be read now.
+    """
+    try:
+        yield
+    except (Damaged, UserError, MemoryError):
+        raise
+    except Exception as error:  # Orbax, TensorStore and each file system have their own
+        reason = _first_line(error)
+        if isinstance(error, PermissionError) or any(w in str(error) for w in NOT_DAMAGE):
+            raise UserError(f"a checkpoint cannot be read now ({reason})") from error
+        raise Damaged(reason) from error
+
+
+def _steps(folder: Any) -> list[int]:
+    """Steps whose folder was finished; in the cloud a last object says so, elsewhere the name."""
+    if not folder.is_dir():
+        return []
+    paths: Any = folder.iterdir()
+    if "://" in str(folder):
+        paths = ocp.utils.checkpoint_steps_paths(folder)
+    return [int(path.name) for path in paths if path.name.isdigit()]
+
+
+def _together(action: Callable[[], Any]) -> Any:
+    """What the action returns, where it is damaged for no process; otherwise `Damaged` for all."""
+    result, reason = None, ""
+    try:
+        result = action()
+    except Damaged as error:
+        reason = str(error)
+    if not everywhere([not reason])[0]:
+        raise Damaged(reason or "another process could not read its part")
+    return result
+
+
+def _read_state(place: Place, tree: dict[str, Any]) -> dict[str, Any]:
+    with reading():
+        handler = ocp.StandardCheckpointHandler()
+        return handler.restore(place.folder / "state", args=ocp.args.StandardRestore(tree))
+
+
+def _same_tree(place: Place, tree: dict[str, Any], sums: dict[str, str]) -> None:
+    """The state must have the arrays that were saved."""
+    from jaxalign.sharding import path_name
+
+    ours = {path_name(p): kind_of(x) for p, x in jax.tree_util.tree_leaves_with_path(tree)}
+    theirs = {name: text.partition(":")[0] for name, text in sums.items()}
+    for name in ours | theirs:
+        if ours.get(name) != theirs.get(name):
+            raise UserError(
+                f"{place.run}: {name} of checkpoint {place.name} is {theirs.get(name, 'absent')}, "
+                f"this run has {ours.get(name, 'none')}; it was written by another version of "
+                "jaxalign or over another base: choose another output"
+            )
+
+
 def _manager(output: str, name: str, keep: int) -> ocp.CheckpointManager:
-    # Cloud paths (gs://) stay as they are; Orbax wants local ones absolute.
-    folder = f"{output}/{name}" if "://" in output else str(Path(output, name).absolute())
     options = ocp.CheckpointManagerOptions(
-        max_to_keep=keep, enable_async_checkpointing=True, create=True
+        max_to_keep=keep,
+        enable_async_checkpointing=True,
+        create=True,
+        cleanup_tmp_directories=True,  # what a killed run left half written
     )
-    return ocp.CheckpointManager(folder, options=options)
+    return ocp.CheckpointManager(root_of(output) / name, options=options)
 
 
 def _tree(state: TrainState) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """How a run ends: the weights that it hands over, and what it says to the shell.
 
-result = finish(run, desk, store, state, step, progress, 'finished')
-result.adapter, result.exit_code
+result = finish(run, desk, store, start, state, step, progress, 'finished')
+result.adapter, result.exit_code, result.sentence
 """
 
 from __future__ import annotations
@@ -15,10 +15,20 @@ from jaxalign.hf.peft import save_peft
 from jaxalign.hf.save import save_base
 from jaxalign.multihost import barrier
 from jaxalign.paths import Desk
+from jaxalign.settings import Config
 from jaxalign.train.checkpoint import Checkpoints
-from jaxalign.train.resume import Progress
+from jaxalign.train.resume import Progress, Start
 from jaxalign.train.setup import Run
 from jaxalign.train.state import TrainState
+
+# What a run may end with: the exit code, and how a sentence begins. A cluster takes 0 for a run
+# that is over and starts no other try, hence the codes of a program that a signal ended.
+ENDS = {
+    "finished": (0, "finished"),
+    "patience": (0, "stopped early"),
+    "signal": (128 + signal.SIGTERM, "stopped on request"),
+    "interrupt": (128 + signal.SIGINT, "stopped on request"),
+}
 
 
 @dataclass
@@ -29,29 +39,63 @@ class Result:
     step: int  # updates done
     best_step: int | None  # of the exported weights, where validation chose them
     metrics: dict[str, float] = field(default_factory=dict)  # the last (or best) validation
-    stopped: str = "finished"  # finished | patience | signal
+    stopped: str = "finished"  # a key of ENDS
+    repeated: bool = False  # the run was over before: nothing was done
+
+    @property
+    def complete(self) -> bool:
+        """Whether the run is over, and `adapter` holds what it was for."""
+        return self.exit_code == 0
 
     @property
     def exit_code(self) -> int:
-        """143 after a stop on request, as of a program that SIGTERM ended: a cluster takes 0 for a
-        finished run and starts no other try."""
-        return 128 + signal.SIGTERM if self.stopped == "signal" else 0
+        """Of the command."""
+        return ENDS[self.stopped][0]
+
+    @property
+    def sentence(self) -> str:
+        """For the reader."""
+        how = f"{ENDS[self.stopped][1]} at step {self.step}"
+        if not self.complete:
+            return f"{how}; the same command goes on from there"
+        if not self.repeated:
+            return f"{how}; written: {self.adapter}"
+        more = "train.steps" if self.stopped == "finished" else "train.patience"
+        return (
+            f"{how} before, nothing was trained or changed: {self.adapter}; a larger {more} goes "
+            "on, another output begins anew"
+        )
+
+
+def product(config: Config) -> str:
+    """The folder of what a run hands over."""
+    return "model" if config.trainable == "full" else "adapter"
 
 
 def finish(
     run: Run,
     desk: Desk,
     store: Checkpoints,
+    start: Start,
     state: TrainState,
     step: int,
     progress: Progress,
     stopped: str,
 ) -> Result:
-    """Exports the best weights (the last ones where nothing was validated)."""
-    best = store.best if progress.best is not None else None
-    if best is not None and best != step:
-        state, _ = store.restore(run.abstract_state, best=True)
-    name = "adapter" if run.adapter else "model"
+    """Exports the best weights (the last ones where nothing was validated).
+
+    A run that was stopped on request exports nothing: a machine that goes away gives seconds, and
+    half a run must not look like a whole one. `jaxalign export` takes its checkpoint.
+
+    Raises:
+      UserError: the best weights are not intact.
+    """
+    name = product(run.config)
+    result = Result(f"{desk.output}/{name}", step, progress.best_step, progress.metrics, stopped)
+    if not result.complete:
+        return result
+    if progress.best_step is not None and progress.best_step != step:
+        state = store.best_weights(run.abstract_state, progress.best_step, start.identity).state
     folder = desk.folder / name
     # Prompts must look as they did in training, whoever builds them.
     template = trained_with(run.tokenizer, run.config)
@@ -74,4 +118,4 @@ def finish(
             texts=template_files(template, base / TOKENIZER_FILE),
         )
     barrier("exported")
-    return Result(f"{desk.output}/{name}", step, best, progress.metrics, stopped)
+    return result

@@ -27,17 +27,18 @@ from jaxalign.multihost import is_main
 from jaxalign.paths import Desk
 from jaxalign.settings import Config, flatten
 from jaxalign.sharding import put_batch
-from jaxalign.train import flat
+from jaxalign.train import flat, record
 from jaxalign.train.checkpoint import Checkpoints
+from jaxalign.train.clock import Due
 from jaxalign.train.finish import Result, finish
 from jaxalign.train.memory import telling_memory
 from jaxalign.train.metrics import Log
 from jaxalign.train.pace import Work
-from jaxalign.train.resume import meta_of, resume
+from jaxalign.train.resume import Progress, Start, meta_of, resume
 from jaxalign.train.setup import Run, prepare
 from jaxalign.train.state import TrainState
 from jaxalign.train.step import combine
-from jaxalign.train.stop import stop_signal
+from jaxalign.train.stop import StopRequested, stop_signal
 from jaxalign.train.validate import validate
 from jaxalign.train.warm import warm_up
 from jaxalign.train.watch import Watch
@@ -62,6 +63,8 @@ def train(config: Config, title: str = "training", judge: Judge | None = None) -
         telling_memory(desk.folder),
         Watch(config, desk.folder) as watch,
     ):
+        if done := record.over(config, desk):
+            return done
         run = prepare(config)
         if judge and not run.valid and config.train.metric == "eval/loss":
             raise UserError(
@@ -75,52 +78,76 @@ def train(config: Config, title: str = "training", judge: Judge | None = None) -
 def _train(run: Run, title: str, judge: Judge | None, desk: Desk, watch: Watch) -> Result:
     config = run.config
     store = Checkpoints(desk.output, config.checkpoint.keep)
-    state, progress, start = resume(run, store)
-    log = _open_log(run, desk, start, title)
+    start = resume(run, store)
+    state, progress, step = start.state, start.progress, start.step
+    # With what is judged at this step again, its lines are written again.
+    again = not start.evaluated and _judged_at(run, judge, step)
+    log = _open_log(run, desk, start, again, title)
     key = jax.random.fold_in(jax.random.key(config.seed), 2) if run.drops else None
     if config.train.warm_up == "ahead":
         with watch.pause("compile"):
             log.message(f"all programs compiled in {warm_up(run, state, key):.1f} s")
-    stopped, looked = "finished", False
-    step = start
-    with stop_signal() as asked, _closing(log, store):
-        for batches, work in watch.inputs(_batches(run, start)):
-            with watch.update(run.step, step + 1, work) as update:
-                state, metrics = update(state, run.frozen, batches, key)
-            step += 1
-            watch.dispatched(metrics["grad_norm"], work)
-            log.update(step, metrics, work, watch.timings())
-            _check_first(run, step, start, metrics)
-            if "align" in work and not looked:
-                looked = True
-                if sentence := flat.warning(config, metrics):
-                    log.message(sentence)
-            if _due(step, config.train.cosine_every):
-                log.event("gradients", step, _compare_gradients(run, state, step))
+    due = Due(config.checkpoint.every, config.checkpoint.minutes)
+    saved, looked = step, False  # step of the newest checkpoint; at the alignment's first loss
 
-            last = step == run.total
-            if (run.valid or judge) and (last or _due(step, config.train.eval_every)):
-                with watch.pause("evaluate"):
-                    values = validate(run, state) | (judge(run, state) if judge else {})
-                log.event("eval", step, values)
-                log.event("goodput", step, watch.goodput())
-                if progress.see(_watched(config, values), config.train.goal, values):
-                    with watch.pause("save"):
-                        store.save(step, state, meta_of(run, step, progress), best=True)
-                if config.train.patience and progress.waited >= config.train.patience:
-                    stopped = "patience"
-            if asked(step) and not last and stopped == "finished":
-                stopped = "signal"
-            if last or stopped != "finished" or _due(step, config.checkpoint.every):
-                with watch.pause("save"):
-                    store.save(step, state, meta_of(run, step, progress))
-                    desk.publish()
-            if stopped != "finished":
-                break
+    def save(evaluated: bool, best: bool = False) -> None:
+        log.drain()  # no line of an update may be lost that is not done again
+        with watch.pause("save"):
+            store.save(step, state, meta_of(run, start, step, progress, evaluated), best)
+            desk.publish()
+
+    def look() -> str:
+        """Validation after this update: why to stop, or ''."""
+        with watch.pause("evaluate"):
+            values = validate(run, state) | (judge(run, state) if judge else {})
+        log.event("eval", step, values)
+        log.event("goodput", step, watch.goodput())
+        if progress.see(_watched(config, values), config.train.goal, values):
+            progress.best_step = step
+            save(evaluated=True, best=True)
+        return "patience" if _patient_enough(config, progress) else ""
+
+    stopped = "patience" if _patient_enough(config, progress) else ""
+    with stop_signal() as asked, _closing(log, store):
+        run.look_up = lambda: asked.leave(step)
+        try:
+            if again and not stopped:
+                stopped = look()
+            for batches, work in () if stopped else watch.inputs(_batches(run, step)):
+                with watch.update(run.step, step + 1, work) as update:
+                    state, metrics = update(state, run.frozen, batches, key)
+                step += 1
+                watch.dispatched(metrics["grad_norm"], work)
+                log.update(step, metrics, work, watch.timings())
+                if step == start.step + 1:
+                    _check_first(run, metrics)
+                    _on_record(run, desk)
+                if "align" in work and not looked:
+                    looked = True
+                    if sentence := flat.warning(config, metrics):
+                        log.message(sentence)
+                if _due(step, config.train.cosine_every):
+                    log.event("gradients", step, _compare_gradients(run, state, step))
+                judged = _judged_at(run, judge, step)
+                if due(step) or step == run.total:
+                    save(evaluated=not judged)
+                    saved = step
+                if judged:
+                    stopped = look()
+                if not stopped and asked(step) and step < run.total:
+                    stopped = asked.how
+                if stopped:
+                    break
+        except StopRequested:
+            judged, stopped = False, asked.how
+        if saved < step:
+            save(evaluated=judged)
         log.drain()
         with watch.pause("save"):
             store.wait()
-            result = finish(run, desk, store, state, step, progress, stopped)
+            result = finish(run, desk, store, start, state, step, progress, stopped or "finished")
+            if result.complete:
+                record.write(desk, run, start, progress, result)
         log.event("goodput", step, watch.goodput())
         log.message(watch.sentence())
         return result
@@ -161,24 +188,29 @@ def _compare_gradients(run: Run, state: TrainState, step: int) -> dict[str, Any]
     return combine(gradients, dict.fromkeys(gradients, 1), run.config.align.every)[1]
 
 
-def _open_log(run: Run, desk: Desk, start: int, title: str) -> Log:
+def _open_log(run: Run, desk: Desk, start: Start, again: bool, title: str) -> Log:
     config = run.config
     log = Log(
         desk.folder,
         steps=run.total,
         every=config.train.log_every,
-        start=start,
+        start=start.step,
+        again=again,
         progress=config.log.progress,
         tensorboard=config.log.tensorboard,
         wandb=config.log.wandb,
         settings=dict(flatten(dataclasses.asdict(config))),
         title=title,
     )
-    if is_main():
-        Path(desk.folder, "config.yaml").write_text(to_yaml(config), "utf-8")
+    if not start.step:
+        _on_record(run, desk)
+    for note in start.notes:
+        log.message(note)
+    if start.changed:
+        log.event("changed", start.step, start.changed)
     log.message(
         f"{run.trained_count:,} trained parameters; {run.total:,} updates"
-        + (f", from step {start:,}" if start else "")
+        + (f", from step {start.step:,}" if start.step else "")
         + f"; mesh {dict(run.mesh.shape)}"
     )
     for name, stream in run.train.items():
@@ -188,10 +220,15 @@ def _open_log(run: Run, desk: Desk, start: int, title: str) -> Log:
     return log
 
 
-def _check_first(run: Run, step: int, start: int, metrics: Any) -> None:
+def _on_record(run: Run, desk: Desk) -> None:
+    """Writes the settings, once something is trained with them."""
+    if is_main():
+        Path(desk.folder, "config.yaml").write_text(to_yaml(run.config), "utf-8")
+        desk.remove(record.FILE)  # of when the run was shorter
+
+
+def _check_first(run: Run, metrics: Any) -> None:
     """After the first update: do the trained parameters receive gradients at all?"""
-    if step != start + 1:
-        return
     for name in run.active:
         norm = metrics.get(f"{name}/grad_norm")
         if norm is not None and not (float(norm) > 0 and float(norm) < float("inf")):
@@ -215,6 +252,16 @@ def _watched(config: Config, values: dict[str, float]) -> float:
             f"{', '.join(sorted(values))}"
         )
     return values[config.train.metric]
+
+
+def _judged_at(run: Run, judge: Judge | None, step: int) -> bool:
+    """Whether validation comes after this update."""
+    looks = step == run.total or _due(step, run.config.train.eval_every)
+    return bool(step and looks and (run.valid or judge))
+
+
+def _patient_enough(config: Config, progress: Progress) -> bool:
+    return 0 < config.train.patience <= progress.waited
 
 
 def _due(step: int, every: int) -> bool:

@@ -54,6 +54,7 @@ class Log:
         steps: int,
         every: int = 10,
         start: int = 0,
+        again: bool = False,
         progress: str = "auto",
         tensorboard: bool = False,
         wandb: str | None = None,
@@ -70,7 +71,7 @@ class Log:
         if not self._writes:
             return
         Path(output).mkdir(parents=True, exist_ok=True)
-        self._sinks.append(_Jsonl(Path(output, "log.jsonl"), start))
+        self._sinks.append(_Jsonl(Path(output, "log.jsonl"), start, again))
         if tensorboard:
             self._sinks.append(_tensorboard(str(output)))
         if wandb:
@@ -190,16 +191,21 @@ def _plain(value: Any) -> Any:
 class _Jsonl:
     """One object a line; lines past the step that a resumed run starts from are dropped first."""
 
-    def __init__(self, path: Path, start: int) -> None:
+    def __init__(self, path: Path, start: int, again: bool) -> None:
         kept = []
         if path.exists() and start:
             for line in path.read_text("utf-8").splitlines():
                 try:
-                    if json.loads(line)["step"] <= start:
+                    row = json.loads(line)
+                    # What is judged again is written again.
+                    repeated = again and row["event"] in ("eval", "goodput")
+                    if row["step"] < start + (not repeated):
                         kept.append(line + "\n")
-                except (ValueError, KeyError):
+                except (ValueError, KeyError, TypeError):
                     continue  # the line a dying run did not finish
-        path.write_text("".join(kept), "utf-8")
+        part = path.with_suffix(".partial")
+        part.write_text("".join(kept), "utf-8")
+        part.replace(path)
         self._file = path.open("a", encoding="utf-8", buffering=1)
 
     def write(self, step: int, event: str, values: dict[str, Any]) -> None:

@@ -1,19 +1,25 @@
-"""Where a run goes on: the state to begin with, and whether the settings are those of the run.
+"""Where a run goes on: the state to begin with, and whether it is the same run.
 
-state, progress, start = resume(run, store)      # start: updates done already
-meta = meta_of(run, step, progress)              # what is saved with a checkpoint's arrays
+start = resume(run, store)                       # start.state, start.step: updates done already
+meta = meta_of(run, start, step, progress, 'evaluated')     # saved with a checkpoint's arrays
 """
 
 from __future__ import annotations
 
 import dataclasses
+import uuid
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from jaxalign.errors import UserError
-from jaxalign.settings import Config, flatten
+from jaxalign.multihost import text_from_main
+from jaxalign.settings import Config
 from jaxalign.train import standards
 from jaxalign.train.checkpoint import Checkpoints
+from jaxalign.train.same import differences, digests
+from jaxalign.train.schedule import learning_rate, warmup_steps
 from jaxalign.train.setup import Run
 from jaxalign.train.state import TrainState
 
@@ -25,6 +31,7 @@ class Progress:
     best: float | None = None
     waited: int = 0  # evaluations since the best
     metrics: dict[str, float] = field(default_factory=dict)  # of the best
+    best_step: int | None = None  # whose weights are kept
 
     def see(self, value: float, goal: str, metrics: dict[str, float]) -> bool:
         """Whether this evaluation is the best so far (strictly)."""
@@ -36,46 +43,99 @@ class Progress:
         return better
 
 
-def resume(run: Run, store: Checkpoints) -> tuple[TrainState, Progress, int]:
-    """The state to go on from: the newest checkpoint of this output, or the beginning."""
-    if store.latest is None:
-        standards.settle(run, None)
-        return run.state, Progress(), 0
-    if run.config.checkpoint.resume == "never":
-        raise UserError(
-            f"{run.config.output} holds a run at step {store.latest}; choose another output, "
-            "or checkpoint.resume=auto to go on with it"
-        )
-    meta = store.meta()
-    check_same(run, meta)
-    state, meta = store.restore(run.abstract_state)
-    standards.settle(run, meta)
-    step = int(meta["step"])
-    # What was best may have been saved after this checkpoint; the run will come to it again.
-    progress = Progress(**meta["progress"]) if store.forget_best_after(step) else Progress()
-    return state, progress, step
+@dataclass(frozen=True)
+class Start:
+    """Where a run goes on, and what it is known by."""
+
+    state: TrainState
+    progress: Progress
+    step: int  # updates done
+    evaluated: bool  # whether what is due after this step was judged
+    identity: str  # of the run, the same from its first update to its last
+    data: dict[str, str]  # digests of its rows
+    notes: tuple[str, ...] = ()  # for the reader
+    changed: dict[str, Any] = field(default_factory=dict)  # for the log
 
 
-# A resumed run must not differ in these; other changes are the user's to make.
-FIXED = (
-    "trainable",
-    "lora.",
-    "seed",
-    "batch.",
-    "align.every",
-    "align.states",
-    "align.layer",
-    "align.pooling",
-    "model.dtype",
-    "model.quantize",
-)
-
-
-def check_same(run: Run, meta: dict) -> None:
-    """Compares this run with what was saved.
+def resume(run: Run, store: Checkpoints) -> Start:
+    """The state to go on from: the furthest intact checkpoint of this output, or the beginning.
 
     Raises:
-      UserError: another base, or a setting that a run must keep.
+      UserError: the output holds another run, or one of which nothing is intact.
+    """
+    data = digests(run)
+    found = store.furthest(run.abstract_state, lambda meta: check_same(run, meta, data))
+    standards.settle(run, found.meta if found else None)
+    if found is None:
+        return Start(run.state, Progress(), 0, True, text_from_main(uuid.uuid4().hex), data)
+    step, meta = found.place.step, found.meta
+    identity = str(meta.get("run", ""))  # older versions gave none
+    progress, lost = _progress(store, meta, step)
+    longer = _longer(run.config, meta.get("total"), run.total, step)
+    return Start(
+        found.state,
+        progress,
+        step,
+        bool(meta.get("evaluated", True)),
+        identity,
+        data,
+        (*found.notes, *lost, *longer),
+        {"total": [meta["total"], run.total]} if meta.get("total", run.total) != run.total else {},
+    )
+
+
+def _progress(store: Checkpoints, meta: dict, step: int) -> tuple[Progress, tuple[str, ...]]:
+    progress = Progress(**meta["progress"])
+    # What was best may have been saved after this checkpoint; the run will come to it again.
+    later = store.best is not None and store.best > step
+    remains = store.forget_best_after(step)
+    if progress.best is None:
+        return progress, ()
+    if progress.best_step is None:  # of an older version
+        progress.best_step = store.best
+    if remains and store.best == progress.best_step:
+        return progress, ()
+    lost = "" if later else (
+        f"the best checkpoint (step {progress.best_step}) is not there any more; from here on the "
+        "best is chosen anew"
+    )  # fmt: skip
+    return Progress(), (lost,) if lost else ()
+
+
+def _longer(config: Config, before: int | None, now: int, step: int) -> tuple[str, ...]:
+    """A sentence where updates already done had other learning rates than a run of this length."""
+    if before is None or before == now:
+        return ()
+    optim, done = config.optim, np.arange(step)
+    old, new = (
+        learning_rate(
+            optim.schedule,
+            optim.learning_rate,
+            total,
+            warmup_steps(total, optim.warmup_steps, optim.warmup_ratio),
+        )
+        for total in (before, now)
+    )
+    if np.array_equal(old(done), new(done)):
+        return ()
+    return (
+        f"the run is {now:,} updates long now and was {before:,}: the learning rate "
+        f"({optim.schedule}) depends on that, up to update {step:,} it was that of {before:,} "
+        f"updates, from here on it is that of {now:,} (next {float(new(step)):.2e}, it would have "
+        f"been {float(old(step)):.2e})",
+    )
+
+
+def check_same(run: Run, meta: dict, data: dict[str, str] | None = None) -> None:
+    """Compares this run with what was saved.
+
+    Args:
+      run: as it is asked for.
+      meta: of a checkpoint.
+      data: digests of the run's rows.
+
+    Raises:
+      UserError: another base, other rows, other settings, or fewer updates than are done.
     """
     output = run.config.output
     if meta["base"] != run.base:
@@ -83,24 +143,50 @@ def check_same(run: Run, meta: dict) -> None:
             f"{output} was trained on another base model (it was {meta['model']}, now "
             f"{run.config.model.path}); use that base, or another output"
         )
-    # A setting that an older version did not save yet was at its default.
-    trees = dataclasses.asdict(Config()), meta["config"], dataclasses.asdict(run.config)
-    defaults, then, now = (dict(flatten(tree)) for tree in trees)
-    for key in then | now:
-        was, wanted = (side.get(key, defaults.get(key, "nothing")) for side in (then, now))
-        if key.startswith(FIXED) and was != wanted:
+    judged = meta["progress"].get("best") is not None
+    check_settings(run.config, meta["config"], judged)
+    known = meta.get("data", {})
+    for name, digest in (data or {}).items():
+        if known.get(name, digest) != digest and (judged or name.startswith("train/")):
+            part, phase = name.split("/")
             raise UserError(
-                f"{output} was trained with {key}={was}, now it is {wanted}; "
-                "set it back, or choose another output"
+                f"{output} was trained with other rows of {phase}.{part} than are there now; use "
+                "those rows, or choose another output"
             )
+    if run.total < meta["step"]:
+        raise UserError(
+            f"{output} has done {meta['step']} updates, now the run should have {run.total}; raise "
+            "train.steps, or choose another output"
+        )
 
 
-def meta_of(run: Run, step: int, progress: Progress) -> dict[str, Any]:
+def check_settings(config: Config, then: dict[str, Any], judged: bool) -> None:
+    """Compares settings with those that were saved.
+
+    Raises:
+      UserError: some that must not change are different.
+    """
+    found = differences(then, dataclasses.asdict(config), judged)
+    if found:
+        was = "; ".join(f"with {key}={old}, now it is {new}" for key, old, new in found)
+        back = "it" if len(found) == 1 else "them"
+        raise UserError(
+            f"{config.output} was trained {was}; set {back} back, or choose another output"
+        )
+
+
+def meta_of(
+    run: Run, start: Start, step: int, progress: Progress, evaluated: bool
+) -> dict[str, Any]:
     """What is saved with a checkpoint's arrays, as JSON."""
     return {
         "step": step,
+        "run": start.identity,
         "base": run.base,
         "model": run.config.model.path,
+        "data": start.data,
+        "total": run.total,
+        "evaluated": evaluated,
         "progress": dataclasses.asdict(progress),
         "standards": standards.to_meta(run.frozen.standards),
         "config": dataclasses.asdict(run.config),

@@ -43,6 +43,8 @@ class Run(Design):
     valid: dict[str, Stream]
     total: int  # updates
     base: str  # fingerprint of the base
+    # Called between the parts of long work (validation, answers); raises where the run should stop.
+    look_up: Callable[[], None] = lambda: None
 
     @property
     def abstract_state(self) -> TrainState:

@@ -34,6 +34,7 @@ def validate(run: Any, state: TrainState) -> dict[str, float]:
         number = min(stream.epoch_batches, run.config.train.eval_batches or stream.epoch_batches)
         terms, rows, states = [], [], []
         for index in range(number):
+            run.look_up()
             batch = stream.batch(index, jax.process_index(), jax.process_count())
             losses, pooled = run.evaluate[name](
                 state.trained, run.frozen, put_batch(run.mesh, batch)

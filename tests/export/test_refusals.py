@@ -75,7 +75,7 @@ def test_a_checkpoint_that_is_broken(run, told):
     largest = max(data, key=lambda path: path.stat().st_size)
     largest.write_bytes(largest.read_bytes()[: largest.stat().st_size // 2])
     error = told("export", out)
-    assert f"{out}: checkpoint 4 cannot be read" in error and "--step" in error
+    assert f"{out}: checkpoint checkpoints/4 is damaged" in error and "--step" in error
 
 
 def test_not_a_number(run, told):

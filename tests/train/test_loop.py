@@ -7,7 +7,6 @@ import signal
 import threading
 from contextlib import nullcontext
 from pathlib import Path
-from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -19,7 +18,8 @@ from jaxalign.hf.peft import load_peft
 from jaxalign.paths import Desk
 from jaxalign.train import loop, setup
 from jaxalign.train.loop import train
-from jaxalign.train.resume import check_same
+from jaxalign.train.resume import check_settings
+from jaxalign.train.stop import Request
 from jaxalign.train.watch import Watch
 
 
@@ -151,9 +151,9 @@ def test_resuming_on_other_devices(configure, tmp_path, monkeypatch):
     real = loop.resume
 
     def spy(run, store):
-        state, progress, start = real(run, store)
-        restored["state"], restored["run"] = jax.device_get(state), run
-        return state, progress, start
+        start = real(run, store)
+        restored["state"], restored["run"] = jax.device_get(start.state), run
+        return start
 
     monkeypatch.setattr(loop, "resume", spy)
     train(parted)
@@ -221,7 +221,12 @@ def test_a_signal_saves_and_stops(configure):
 def test_a_stop_counts_while_there_is_something_left(configure, monkeypatch, at, words, stopped):
     script = iter([1.0, 1.0])
     monkeypatch.setattr(loop, "validate", lambda *_: {"eval/loss": next(script)})
-    monkeypatch.setattr(loop, "stop_signal", lambda: nullcontext(lambda step: step >= at))
+
+    class Asked(Request):
+        def __call__(self, step):
+            return step >= at
+
+    monkeypatch.setattr(loop, "stop_signal", lambda: nullcontext(Asked()))
     result = train(configure("checkpoint.every=1000", *words))
     assert (result.stopped, result.step) == (stopped, at)
 
@@ -286,10 +291,9 @@ def test_a_setting_that_an_older_checkpoint_did_not_save(configure):
     """It was at its default then, so it must be now, where it may not change."""
     saved = dataclasses.asdict(configure("lora.r=4"))
     del saved["model"]["quantize"], saved["lora"]["variant"], saved["train"]["patience"]
-    meta = {"base": "digest", "model": "models/llama", "config": saved}
 
     def check(*words):
-        check_same(SimpleNamespace(config=configure(*words), base="digest"), meta)
+        check_settings(configure(*words), saved, judged=True)
 
     check("train.patience=3")  # no matter of the state
     with pytest.raises(UserError, match=r"was trained with model\.quantize=none, now it is nf4"):
@@ -330,6 +334,6 @@ def test_a_full_disk_leaves_the_older_checkpoint(configure, monkeypatch):
     run = setup.prepare(dataclasses.replace(config))
     with jax.set_mesh(run.mesh):
         store = loop.Checkpoints(config.output, 2)
-        _, _, start = loop.resume(run, store)
+        start = loop.resume(run, store).step
         store.close()
     assert start == 3

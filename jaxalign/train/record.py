@@ -1,0 +1,146 @@
+"""A run that is over leaves a record; the same command finds it and leaves everything as it is.
+
+result = over(config, desk)          # None: there is something to train
+write(desk, run, start, progress, result)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from jaxalign.checksums import check_sums, seal, seal_holds
+from jaxalign.errors import UserError
+from jaxalign.multihost import is_main, text_from_main
+from jaxalign.paths import Desk
+from jaxalign.settings import Config
+from jaxalign.train.checkpoint import Damaged, local_places, read_meta
+from jaxalign.train.finish import Result, product
+from jaxalign.train.resume import Progress, Start, check_settings
+from jaxalign.train.setup import Run
+
+FILE = "result.json"
+
+
+def over(config: Config, desk: Desk) -> Result | None:
+    """The result of a run that has ended, where this command would only repeat it.
+
+    Nothing heavy is read: settings of another run are refused before any weight is loaded.
+
+    Raises:
+      UserError: the output holds a run with other settings, or it may not be resumed.
+    """
+    answer = {}
+    if is_main():
+        try:
+            answer = _look(config, desk)
+        except UserError as error:
+            answer = {"error": str(error)}
+    answer = json.loads(text_from_main(json.dumps(answer)))
+    if "error" in answer:
+        raise UserError(answer["error"])
+    return Result(**answer["result"], repeated=True) if answer else None
+
+
+def write(desk: Desk, run: Run, start: Start, progress: Progress, result: Result) -> None:
+    """Records a run that is over; process 0 writes."""
+    if not is_main():
+        return
+    content = {
+        "run": start.identity,
+        "stopped": result.stopped,
+        "step": result.step,
+        "best_step": result.best_step,
+        "metrics": result.metrics,
+        "waited": progress.waited,
+        "config": dataclasses.asdict(run.config),
+    }
+    text = json.dumps(seal(content), indent=1, ensure_ascii=False)
+    file = Path(desk.folder, FILE)
+    part = file.with_suffix(".partial")
+    part.write_text(text + "\n", "utf-8")
+    part.replace(file)
+
+
+def chosen_layer(output: str) -> int | None:
+    """The `align.layer` of the run in this output, if one is there; every process calls it."""
+    found = ""
+    for place in local_places(output) if is_main() else []:
+        try:
+            found = str(int(read_meta(place)["config"]["align"]["layer"]))
+            break
+        except Damaged:
+            continue
+    return int(found) if (found := text_from_main(found)) else None
+
+
+def _look(config: Config, desk: Desk) -> dict[str, Any]:
+    record = _read(desk)
+    known = local_places(desk.output)
+    if config.checkpoint.resume == "never" and (record or known):
+        step = record["step"] if record else known[0].step
+        raise UserError(
+            f"{desk.output} holds a run at step {step}; choose another output, or "
+            "checkpoint.resume=auto to go on with it"
+        )
+    if not record:
+        for place in known:
+            try:
+                meta = read_meta(place)
+            except Damaged:
+                continue  # whoever reads its arrays says so
+            check_settings(config, meta["config"], meta["progress"].get("best") is not None)
+            return {}
+        return {}
+    check_settings(config, record["config"], record["best_step"] is not None)
+    if _goes_on(config, record):
+        if not known:
+            raise UserError(
+                f"{desk.output} holds a run that ended at step {record['step']} and no checkpoint "
+                "to go on from; choose another output"
+            )
+        return {}
+    name = product(config)
+    if not _whole(desk, name):
+        return {}  # handed over once more, from the checkpoints
+    result = Result(
+        adapter=f"{desk.output}/{name}",
+        step=record["step"],
+        best_step=record["best_step"],
+        metrics=record["metrics"],
+        stopped=record["stopped"],
+    )
+    answer = dataclasses.asdict(result)
+    del answer["repeated"]
+    return {"result": answer}
+
+
+def _goes_on(config: Config, record: dict[str, Any]) -> bool:
+    """Whether this command asks for more than what was done."""
+    then, now = record["config"]["train"], config.train
+    if record["stopped"] == "patience":
+        return not now.patience or now.patience > record["waited"]
+    return (then["steps"], then["epochs"]) != (now.steps, now.epochs)
+
+
+def _read(desk: Desk) -> dict[str, Any] | None:
+    """The record; one that is damaged says nothing."""
+    try:
+        content = json.loads(desk.read(FILE) or b"")
+    except ValueError:
+        return None
+    return content if isinstance(content, dict) and seal_holds(content) else None
+
+
+def _whole(desk: Desk, name: str) -> bool:
+    """Whether what the run handed over is still there and as it was written."""
+    marker = "adapter_config.json" if name == "adapter" else "config.json"
+    if desk.read(f"{name}/{marker}") is None:
+        return False
+    try:
+        check_sums(desk.folder / name)
+    except UserError:
+        return False
+    return True

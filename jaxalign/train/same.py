@@ -1,0 +1,109 @@
+"""Is this the run that was saved? Every setting must be as it was, but for those named here.
+
+sentence = differences(then, now, judged=True)      # '' where it is the same run
+digest_of(stream)                                   # the rows themselves, not their file names
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from typing import Any
+
+import numpy as np
+
+from jaxalign.settings import Config, flatten
+
+# A group ends in a dot. What is not here must not change.
+FREE = {
+    "output": "a run's folder may move",
+    "model.path": "the base is compared by content, its folder may move",
+    "model.revision": "the base is compared by content",
+    "model.remat": "computes the same with other memory",
+    "model.attention": "computes the same with another kernel",
+    "task.train": "rows are compared by content, files may move",
+    "task.columns": "as task.train",
+    "task.languages": "as task.train",
+    "evaluate.groups": "for `jaxalign evaluate` alone, as are the next",
+    "evaluate.rows": "",
+    "evaluate.shots": "",
+    "evaluate.draws": "",
+    "align.train": "as task.train",
+    "align.columns": "as task.train",
+    "align.languages": "as task.train",
+    "train.steps": "going on for longer; see `resume.py` for learning rates that depend on it",
+    "train.epochs": "as train.steps",
+    "train.eval_every": "when to look changes nothing that is seen",
+    "train.patience": "when to stop",
+    "train.log_every": "logging",
+    "train.cosine_every": "logging",
+    "train.warm_up": "when programs are compiled",
+    "checkpoint.": "what is kept",
+    "mesh.": "where arrays are; the rows of an update stay the same",
+    "log.": "logging",
+}
+# Free until something was judged: numbers measured otherwise say nothing about the best so far.
+JUDGE = {
+    "task.valid": "rows are compared by content",
+    "align.valid": "as task.valid",
+    "train.eval_batches": "another part of the validation rows",
+    "train.metric": "another number",
+    "train.goal": "another direction",
+}
+# As JUDGE where answers are written during training (evaluate.sample), else free.
+SAMPLE = {
+    "evaluate.": "what answers are judged by",
+    "generate.": "how they are written",
+}
+BY_CONTENT = ("task.valid", "align.valid")  # once rows are read, their digests are compared
+
+
+def differences(
+    then: dict[str, Any], now: dict[str, Any], judged: bool
+) -> list[tuple[str, Any, Any]]:
+    """(key, was, is) of every setting in which a run differs from what was saved.
+
+    Args:
+      then: the saved configuration as nested dicts; what an older version did not save was at its
+        default.
+      now: the one that is asked for.
+      judged: whether a best checkpoint was chosen already.
+    """
+    defaults = dict(flatten(dataclasses.asdict(Config())))
+    old, new = dict(flatten(then)), dict(flatten(now))
+    sampled = any(side.get("evaluate.sample", 0) for side in (old, new))
+    free = [*FREE, *BY_CONTENT]
+    free += [] if judged else [*JUDGE]
+    free += [] if judged and sampled else [*SAMPLE]
+    found = []
+    for key in old | new:
+        was, wanted = (side.get(key, defaults.get(key, "nothing")) for side in (old, new))
+        if was != wanted and not any(_covers(name, key) for name in free):
+            found.append((key, was, wanted))
+    return found
+
+
+def digest_of(stream: Any) -> str:
+    """SHA-256 of a stream's rows as tokens, in their order; their files' names do not matter."""
+    digest = hashlib.sha256()
+    for row in stream.rows:
+        for name, value in vars(row).items():
+            if name not in ("origin", "whole"):
+                content = value.tobytes() if isinstance(value, np.ndarray) else str(value).encode()
+                digest.update(f"{name}:{len(content)}:".encode())
+                digest.update(content)
+    return digest.hexdigest()
+
+
+def digests(run: Any) -> dict[str, str]:
+    """The rows of a run: `train/task`, `valid/align`, ..."""
+    parts = {"train": run.train, "valid": run.valid}
+    return {
+        f"{part}/{name}": digest_of(stream)
+        for part, streams in parts.items()
+        for name, stream in streams.items()
+    }
+
+
+def _covers(name: str, key: str) -> bool:
+    return key.startswith(name) if name.endswith(".") else key == name or key.startswith(name + ".")

@@ -1,0 +1,336 @@
+"""A run goes on as itself or not at all: other settings, older checkpoints, repeated commands."""
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jaxalign.cli import main
+from jaxalign.config import to_yaml
+from jaxalign.errors import UserError
+from jaxalign.train import loop, record
+from jaxalign.train.loop import train
+from jaxalign.train.same import FREE, JUDGE, SAMPLE, differences
+from tests.train.test_loop import Killed, assert_equal, kill_after, lines, use_devices, weights
+
+FAST = ("align.weight=0", "lora.dropout=0.0", "train.steps=4", "train.eval_every=2",
+        "checkpoint.every=2", "batch.accumulate=1", "train.eval_batches=1")  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def one_device(monkeypatch):
+    use_devices(monkeypatch, 1)
+
+
+@pytest.fixture(scope="module")
+def shelf(tmp_path_factory):
+    return tmp_path_factory.mktemp("finished") / "run"
+
+
+@pytest.fixture
+def finished(configure, shelf):
+    """The settings of a finished run, whose folder is a copy of one that was trained once."""
+    config = configure(*FAST)
+    if not shelf.exists():
+        train(dataclasses.replace(config, output=str(shelf)))
+    shutil.copytree(shelf, config.output)
+    return config
+
+
+def content(folder):
+    return {
+        path.relative_to(folder).as_posix(): (path.read_bytes(), path.stat().st_mtime_ns)
+        for path in Path(folder).rglob("*")
+        if path.is_file() and path.name != ".lock"
+    }
+
+
+def changed(config, *words):
+    from jaxalign.config import load
+
+    tree = dict(word.split("=", 1) for word in words)
+    path = Path(config.output).parent / "changed.yaml"
+    path.write_text(to_yaml(config), "utf-8")
+    return load(path, [f"{key}={value}" for key, value in tree.items()]).config
+
+
+def judged_by_step(monkeypatch, values):
+    monkeypatch.setattr(loop, "validate", lambda run, state: {"eval/loss": values[int(state.step)]})
+
+
+def nothing_loads(monkeypatch):
+    def refuse(*_):
+        raise AssertionError("weights were loaded")
+
+    monkeypatch.setattr(loop, "prepare", refuse)
+
+
+# --- repeated commands ----------------------------------------------------------------------------
+
+
+def test_a_finished_run_repeated_stays_as_it_is(finished, monkeypatch, tmp_path, capsys):
+    nothing_loads(monkeypatch)
+    before = content(finished.output)
+    again = changed(finished, "log.time_every=7", "checkpoint.keep=1")
+    result = train(again)
+    assert (result.step, result.best_step, result.stopped) == (4, 4, "finished")
+    assert result.repeated and result.exit_code == 0 and result.metrics["eval/loss"] > 0
+    assert content(finished.output) == before
+    file = tmp_path / "own.yaml"
+    file.write_text(to_yaml(finished), "utf-8")
+    assert main(["train", str(file)]) == 0
+    told = capsys.readouterr().out
+    assert "finished at step 4 before, nothing was trained or changed" in told
+    assert "a larger train.steps goes on" in told
+
+
+def test_other_settings_are_refused_before_anything_is_loaded(finished, monkeypatch):
+    """A sweep that forgets `output=` must not report one run many times."""
+    nothing_loads(monkeypatch)
+    before = content(finished.output)
+    other = changed(finished, "align.temperature=2.0", "optim.learning_rate=0.05")
+    told = (r"was trained with align\.temperature=0\.1, now it is 2\.0; with optim\.learning_rate="
+            r"0\.01, now it is 0\.05; set them back, or choose another output")  # fmt: skip
+    with pytest.raises(UserError, match=told):
+        train(other)
+    (Path(finished.output) / record.FILE).unlink()  # a run in the middle is as strict
+    with pytest.raises(UserError, match=told):
+        train(other)
+    del before[record.FILE]
+    assert content(finished.output) == before
+
+
+def test_a_longer_run_goes_on_and_says_what_its_learning_rates_are(configure, capsys):
+    config = configure(*FAST, "optim.schedule=cosine", "train.steps=2")
+    train(config)
+    capsys.readouterr()
+    with pytest.raises(UserError, match=r"has done 2 updates, now the run should have 1; raise"):
+        train(changed(config, "train.steps=1"))
+    longer = changed(config, "train.steps=4")
+    result = train(longer)
+    assert result.step == 4 and not result.repeated
+    told = capsys.readouterr().out
+    assert "the run is 4 updates long now and was 2: the learning rate (cosine)" in told
+    assert "up to update 2 it was that of 2 updates" in told
+    assert lines(config, "changed")[0]["total"] == [2, 4]
+    assert "steps: 4" in Path(config.output, "config.yaml").read_text()
+    assert [row["step"] for row in lines(config, "train")] == [1, 2, 3, 4]
+
+
+def test_a_run_without_checkpoints_does_not_begin_anew(finished):
+    for kind in ("checkpoints", "best"):
+        shutil.rmtree(Path(finished.output, kind))
+    assert train(finished).repeated
+    with pytest.raises(UserError, match=r"ended at step 4 and no checkpoint to go on from"):
+        train(changed(finished, "train.steps=6"))
+
+
+def test_an_early_stopped_run_stays_stopped(configure, monkeypatch):
+    judged_by_step(monkeypatch, {1: 1.0, 2: 2.0, 3: 2.0, 4: 0.5})
+    config = configure(*FAST, "train.steps=8", "train.eval_every=1", "train.patience=1")
+    result = train(config)
+    assert (result.stopped, result.step, result.best_step) == ("patience", 2, 1)
+    before = content(config.output)
+    for words in ((), ("train.steps=9",)):
+        again = train(changed(config, *words))
+        assert again.repeated and (again.stopped, again.step) == ("patience", 2)
+    assert content(config.output) == before
+    (Path(config.output) / record.FILE).unlink()  # killed before it was written
+    assert train(config).step == 2
+    result = train(changed(config, "train.patience=2"))
+    assert (result.stopped, result.step, result.best_step) == ("patience", 3, 1)
+    assert [row["step"] for row in lines(config, "eval")] == [1, 2, 3]
+
+
+def test_a_damaged_adapter_is_handed_over_again(finished):
+    whole = weights(finished)
+    shutil.rmtree(Path(finished.output, "adapter"))
+    settings = Path(finished.output, "config.yaml").read_bytes()
+    result = train(finished)
+    assert not result.repeated and result.step == 4
+    assert_equal(weights(finished), whole)
+    assert Path(finished.output, "config.yaml").read_bytes() == settings
+    assert train(finished).repeated
+
+
+# --- whose best -----------------------------------------------------------------------------------
+
+
+def test_an_old_best_does_not_become_another_runs_adapter(configure, monkeypatch):
+    """Stopped after a validation, before the first regular checkpoint."""
+    words = (*FAST, "checkpoint.every=1000", "checkpoint.minutes=0")
+    whole = configure(*words)
+    train(whole)
+    config = dataclasses.replace(whole, output=f"{whole.output}_parted")
+    kill_after(monkeypatch, 3)
+    with pytest.raises(Killed):
+        train(config)
+    assert sorted(p.name for p in Path(config.output, "best").iterdir()) == ["2"]
+    monkeypatch.undo()
+    use_devices(monkeypatch, 1)
+    with pytest.raises(UserError, match=r"was trained with optim\.learning_rate=0\.01, now"):
+        train(changed(config, "optim.learning_rate=0.05"))
+    # The same run goes on from it: it is a whole state.
+    train(config)
+    assert_equal(weights(config), weights(whole))
+    assert [row["step"] for row in lines(config, "train")] == [1, 2, 3, 4]
+    assert [row["step"] for row in lines(config, "eval")] == [2, 4]
+
+
+def test_a_best_of_another_run_is_not_exported(finished, tmp_path):
+    """Folders put together by hand: the identity of the run tells."""
+    other = dataclasses.replace(finished, output=str(tmp_path / "other"))
+    train(other)
+    shutil.rmtree(Path(finished.output, "best"))
+    shutil.copytree(Path(other.output, "best"), Path(finished.output, "best"))
+    store = loop.Checkpoints(finished.output, 2)
+    run = loop.prepare(finished)
+    mine = json.loads(Path(finished.output, record.FILE).read_text())["run"]
+    theirs = json.loads(Path(other.output, record.FILE).read_text())["run"]
+    assert mine != theirs
+    shutil.rmtree(Path(finished.output, "checkpoints", "4"))
+    with pytest.raises(UserError, match=r"best/4 belongs to another run"):
+        store.best_weights(run.abstract_state, 4, mine)
+    store.close()
+
+
+def test_a_missing_best_is_told(configure, monkeypatch, capsys):
+    judged_by_step(monkeypatch, {2: 1.0, 4: 6.0, 6: 5.0})
+    config = configure(*FAST, "checkpoint.keep=1")
+    train(config)
+    shutil.rmtree(Path(config.output, "best"))
+    capsys.readouterr()
+    result = train(changed(config, "train.steps=6"))
+    assert "the best checkpoint (step 2) is not there any more" in capsys.readouterr().out
+    assert result.best_step == 6 and result.metrics["eval/loss"] == 5.0
+
+
+# --- which settings -------------------------------------------------------------------------------
+
+
+def tree(config):
+    return dataclasses.asdict(config)
+
+
+def test_every_name_of_the_table_is_a_setting(configure):
+    from jaxalign.settings import flatten
+
+    known = [key for key, _ in flatten(tree(configure()))]
+    for name in (*FREE, *JUDGE, *SAMPLE):
+        assert any(key == name or key.startswith(name.rstrip(".") + ".") for key in known), name
+
+
+def test_what_the_best_was_chosen_by_is_free_until_then(configure):
+    then = tree(configure())
+    now = tree(configure("train.metric=eval/task_loss", "train.eval_batches=1"))
+    assert differences(then, now, judged=False) == []
+    assert [key for key, *_ in differences(then, now, judged=True)] == [
+        "train.eval_batches",
+        "train.metric",
+    ]
+    now = tree(configure("generate.beams=2", "evaluate.draws=10"))
+    assert differences(then, now, judged=True) == []
+    then, now = (part | {"evaluate": part["evaluate"] | {"sample": 2}} for part in (then, now))
+    assert [key for key, *_ in differences(then, now, judged=True)] == ["generate.beams"]
+
+
+def test_rows_are_compared_by_content(configure, rows, tmp_path):
+    config = configure(*FAST, "train.steps=2", "train.eval_every=0", "task.valid=[]")
+    train(config)
+    moved = tmp_path / "elsewhere.jsonl"
+    moved.write_bytes((rows / "task.jsonl").read_bytes())
+    train(changed(config, f"task.train=[{moved}]", "train.steps=3"))
+    text = moved.read_text("utf-8").splitlines()
+    moved.write_text("\n".join([text[1], text[0], *text[2:]]) + "\n", "utf-8")
+    with pytest.raises(UserError, match=r"was trained with other rows of task\.train than are"):
+        train(changed(config, f"task.train=[{moved}]", "train.steps=4"))
+
+
+# --- the time between checkpoints -----------------------------------------------------------------
+
+
+def test_a_checkpoint_is_due_by_updates_and_by_time(monkeypatch):
+    from jaxalign.train import clock
+
+    now = [0.0]
+    monkeypatch.setattr(clock.time, "monotonic", lambda: now[0])
+    due = clock.Due(every=4, minutes=1)
+    saved = []
+    for step in range(1, 20):
+        now[0] += 25 if step > 8 else 1
+        if due(step):
+            saved.append(step)
+    # From update 9 on each takes 25 s: 60 s are over before four updates are.
+    assert saved == [4, 8, 11, 12, 15, 16, 19]
+
+
+def test_with_several_processes_the_first_ones_clock_decides(monkeypatch):
+    from jaxalign.train import clock
+
+    now, asked = [0.0], []
+    monkeypatch.setattr(clock.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(clock.jax, "process_count", lambda: 2)
+    monkeypatch.setattr(clock, "from_main", lambda array: asked.append(array) or array)
+    due = clock.Due(every=10**6, minutes=1)
+    saved = []
+    for step in range(1, 1001):
+        now[0] += 0.25
+        if due(step):
+            saved.append(step)
+    assert saved == [240, 480, 720, 960]
+    assert len(asked) < 60
+
+
+# --- where a run writes ---------------------------------------------------------------------------
+
+
+def test_one_run_at_a_time_in_a_folder(finished, monkeypatch):
+    from jaxalign.lock import only_run
+
+    nothing_loads(monkeypatch)
+    import os
+    import socket
+
+    with only_run(finished.output):
+        told = rf"is in use by process {os.getpid()} on {socket.gethostname()}; wait until"
+        with pytest.raises(UserError, match=told):
+            train(finished)
+    assert train(finished).repeated
+
+
+def test_a_folder_that_cannot_be_written_is_told_first(configure, monkeypatch, tmp_path):
+    nothing_loads(monkeypatch)
+    file = tmp_path / "file"
+    file.write_text("x")
+    for output in (file, file / "run"):
+        with pytest.raises(UserError, match=r"output: .* is a file, or is below one; name a fold"):
+            train(configure(f"output={output}"))
+    import os
+
+    from jaxalign import lock
+
+    def refuse(*_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(lock.os, "open", refuse)
+    with pytest.raises(UserError, match=r"cannot be written \(Permission denied\); name a folder"):
+        train(configure(f"output={tmp_path / 'other'}"))
+    assert os.path.isdir(tmp_path / "other")
+
+
+def test_the_log_survives_a_kill_while_it_is_rewritten(tmp_path):
+    from jaxalign.train.metrics import _Jsonl
+
+    path = tmp_path / "log.jsonl"
+    rows = [{"step": n, "event": e} for n in (1, 2, 3) for e in ("train", "eval", "goodput")]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"step": 4, "ev')
+    _Jsonl(path, 2, again=False).close()
+    left = [json.loads(line) for line in path.read_text().splitlines()]
+    assert left == rows[:6]
+    _Jsonl(path, 2, again=True).close()
+    left = [json.loads(line) for line in path.read_text().splitlines()]
+    assert left == rows[:4]
+    assert np.all([not p.name.endswith(".partial") for p in tmp_path.iterdir()])
