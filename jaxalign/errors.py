@@ -49,5 +49,8 @@ def reading(place: str, what: str) -> Iterator[None]:
         yield
     except UserError:
         raise
-    except Exception as error:
+    except BaseException as error:
+        # Libraries in Rust panic with an exception that is none of Python's.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
         raise UserError(f"{place}: cannot be read as {what} ({first_line(error)})") from error

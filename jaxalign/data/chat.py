@@ -11,28 +11,35 @@ row and the prompt of a generation are the same tokens.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from jaxalign.bucket import copied
-from jaxalign.data.batch import Encoded, EncodedPair
+from jaxalign.data.batch import Encoded
+from jaxalign.data.render import (
+    LLAMA3_END,
+    LLAMA3_OPEN,
+    LLAMA3_TOKENS,
+    LLAMA3_TURN,
+    Rendered,
+    instruction,
+    render_examples,
+)
+from jaxalign.data.show import show
 from jaxalign.data.tasks import Example
-from jaxalign.errors import UserError
+from jaxalign.errors import UserError, brief, first_line, reading
 from jaxalign.paths import is_remote
 
 if TYPE_CHECKING:
-    from rich.console import Console
-    from rich.text import Text
     from transformers import PreTrainedTokenizerBase
 
-LLAMA3_TURN = "<|start_header_id|>{role}<|end_header_id|>\n\n{content}<|eot_id|>\n"
-LLAMA3_OPEN = "<|start_header_id|>assistant<|end_header_id|>\n\n"
-LLAMA3_END = "<|eot_id|>"
-LLAMA3_TOKENS = ("<|start_header_id|>", "<|end_header_id|>", LLAMA3_END)
+__all__ = [
+    "LLAMA3_END", "LLAMA3_OPEN", "LLAMA3_TOKENS", "LLAMA3_TURN", "Rendered", "encode_examples",
+    "encode_prompts", "encode_texts", "instruction", "load_tokenizer", "render_examples", "show",
+]  # fmt: skip
 
 
 def load_tokenizer(path: str, revision: str | None = None) -> PreTrainedTokenizerBase:
@@ -48,11 +55,21 @@ def load_tokenizer(path: str, revision: str | None = None) -> PreTrainedTokenize
 
     folder = copied(path) if is_remote(path) else path
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, revision=revision or "main")
-    except Exception as error:  # OSError, ValueError, hub errors: all say "no tokenizer here"
+        tokenizer = AutoTokenizer.from_pretrained(
+            folder, revision=revision or "main", trust_remote_code=False
+        )
+    # OSError, ValueError, hub errors, a panic of the tokenizers library: all say the same.
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
         what = "holds no tokenizer" if Path(folder).is_dir() else "is no folder and no hub name"
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(f"{path} {what} that transformers can load: {reason}") from error
+        raise UserError(f"{path} {what} that transformers can load: {first_line(error)}") from error
+    _check_tokenizer(tokenizer, path)
+    return tokenizer
+
+
+def _check_tokenizer(tokenizer: PreTrainedTokenizerBase, path: str) -> None:
+    """A pad token, a length that is one, and a text that comes back from its tokens."""
     if tokenizer.pad_token_id is None:
         if tokenizer.eos_token is None:
             raise UserError(
@@ -60,7 +77,19 @@ def load_tokenizer(path: str, revision: str | None = None) -> PreTrainedTokenize
                 "its tokenizer_config.json"
             )
         tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer
+    longest = tokenizer.model_max_length
+    if isinstance(longest, bool) or not isinstance(longest, int | float) or not longest >= 1:
+        raise UserError(
+            f"the tokenizer of {path}: model_max_length {brief(longest)} in tokenizer_config.json "
+            "is not a number of tokens; mend or remove it"
+        )
+    with reading(f"the tokenizer of {path}", "one that encodes a text"):
+        ids = tokenizer(["a", "b c"])["input_ids"]
+        if not all(isinstance(i, int) and 0 <= i < len(tokenizer) for row in ids for i in row):
+            raise UserError(
+                f"the tokenizer of {path} writes tokens beyond its own {len(tokenizer)}; its files "
+                "do not belong together"
+            )
 
 
 def encode_texts(
@@ -68,6 +97,7 @@ def encode_texts(
     tokenizer: PreTrainedTokenizerBase,
     max_length: int | None = None,
     special: bool = True,
+    control: str = "token",
 ) -> tuple[list[np.ndarray], list[int]]:
     """Token ids of each text, with the tokenizer's own special tokens, cut on the right.
 
@@ -76,6 +106,7 @@ def encode_texts(
         tokenizer: the tokenizer.
         max_length: longest result; None: no cut.
         special: whether the tokenizer adds its special tokens.
+        control: what `<|end|>` within a text is: the 'token', or the 'text' that somebody wrote.
 
     Returns:
         int32 arrays, and the length of each before the cut.
@@ -87,6 +118,7 @@ def encode_texts(
         "return_attention_mask": False,
         "return_token_type_ids": False,
         "verbose": False,
+        "split_special_tokens": control == "text",
     }
     ids = tokenizer(list(texts), **settings)["input_ids"]
     whole = [len(row) for row in ids]
@@ -103,188 +135,6 @@ def encode_texts(
             for i, row in zip(long, cut, strict=True):
                 ids[i] = row
     return [np.array(row, np.int32) for row in ids], whole
-
-
-# Templates ---------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Rendered:
-    """Prompt and completion as text; the completion ends with the token that ends the turn."""
-
-    prompt: str
-    completion: str
-
-
-def instruction(example: Example, system: str | None) -> str:
-    """The system turn: the task's own, or `system` where one is given; '' for none.
-
-    `{source_language}` and `{target_language}` in it become the languages of a translation row.
-    """
-    text = (example.system or "") if system is None else system
-    for name, value in example.names.items():
-        text = text.replace("{" + name + "}", value)
-    return text
-
-
-def render_examples(
-    examples: Sequence[Example],
-    tokenizer: PreTrainedTokenizerBase,
-    template: str = "chat",
-    system: str | None = None,
-) -> list[Rendered]:
-    """Prompts and completions as text.
-
-    Args:
-        examples: finished rows (kind `rows`) are left as they are.
-        tokenizer: supplies the chat template.
-        template: 'chat', the tokenizer's own, or 'llama3_paper', the paper's training format: a
-            newline after each end of turn and no begin-of-text, which the tokenizer adds.
-        system: replaces the instruction of the task; '' for none.
-
-    Raises:
-        UserError: the tokenizer has no chat template, or lacks the Llama 3 turn tokens.
-    """
-    out = [Rendered(e.prompt, e.answer) for e in examples]
-    open_ = [i for i, e in enumerate(examples) if not e.finished]
-    if open_:
-        chosen = [examples[i] for i in open_]
-        for i, rendered in zip(open_, TEMPLATES[template](chosen, tokenizer, system), strict=True):
-            out[i] = rendered
-    return out
-
-
-def _llama3_paper(
-    examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, system: str | None
-) -> list[Rendered]:
-    known = tokenizer.get_vocab()
-    missing = [token for token in LLAMA3_TOKENS if token not in known]
-    if missing:
-        raise UserError(
-            f"prompt.template=llama3_paper needs the tokens of Llama 3, but this tokenizer has no "
-            f"{', '.join(missing)}; use prompt.template=chat"
-        )
-    out = []
-    for example in examples:
-        turns = (
-            ("system", instruction(example, system)),
-            *((turn["role"], turn["content"]) for turn in _shots(example)),
-            ("user", example.prompt),
-        )
-        prompt = "".join(
-            LLAMA3_TURN.format(role=role, content=content.strip())
-            for role, content in turns
-            if content or role != "system"
-        )
-        out.append(Rendered(prompt + LLAMA3_OPEN, example.answer + LLAMA3_END))
-    return out
-
-
-def _chat(
-    examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, system: str | None
-) -> list[Rendered]:
-    if not tokenizer.chat_template:
-        raise UserError(
-            f"the tokenizer of {tokenizer.name_or_path or 'this model'} has no chat template; set "
-            "prompt.template=llama3_paper (Llama 3), give finished rows with task.kind=rows, or "
-            "put a chat_template.jinja into the model's folder"
-        )
-    talks = _with_system_role(examples, tokenizer, system)
-    prompts = _apply(tokenizer, talks, add_generation_prompt=True)
-    answered = [
-        [*talk, {"role": "assistant", "content": e.answer}]
-        for talk, e in zip(talks, examples, strict=True)
-    ]
-    wholes = _apply(tokenizer, answered, add_generation_prompt=False)
-    stops = _stop_texts(tokenizer)
-    out = []
-    for example, prompt, whole in zip(examples, prompts, wholes, strict=True):
-        # Some templates write a finished turn otherwise than an open one (they drop a thinking
-        # block). What the model will see is the open one, so the answer follows that.
-        completion = whole[len(prompt) :] if whole.startswith(prompt) else example.answer
-        out.append(Rendered(prompt, _up_to_stop(completion, example.answer.strip(), stops)))
-    return out
-
-
-def _apply(
-    tokenizer: PreTrainedTokenizerBase,
-    talks: list[list[dict[str, str]]],
-    add_generation_prompt: bool,
-) -> list[str]:
-    texts = tokenizer.apply_chat_template(
-        talks,
-        tokenize=False,
-        add_generation_prompt=add_generation_prompt,
-        # Templates without a thinking mode ignore it; with one, answers start at once.
-        enable_thinking=False,
-    )
-    return [str(text) for text in texts]
-
-
-def _with_system_role(
-    examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, system: str | None
-) -> list[list[dict[str, str]]]:
-    """Conversations up to the user's turn; the instruction joins it where no system turn may be."""
-    instructions = [instruction(example, system) for example in examples]
-    talks = [
-        [
-            *([{"role": "system", "content": text}] if text else []),
-            *_shots(example),
-            {"role": "user", "content": example.prompt},
-        ]
-        for example, text in zip(examples, instructions, strict=True)
-    ]
-    first = next((talk for talk in talks if talk[0]["role"] == "system"), None)
-    if first is None or _accepts(tokenizer, first):
-        return talks
-    return [_without_system(talk) if text else talk
-            for talk, text in zip(talks, instructions, strict=True)]  # fmt: skip
-
-
-def _without_system(talk: list[dict[str, str]]) -> list[dict[str, str]]:
-    """The first turn's text put before the second's."""
-    system, user, *rest = talk
-    return [{"role": "user", "content": f"{system['content']}\n\n{user['content']}"}, *rest]
-
-
-def _shots(example: Example) -> list[dict[str, str]]:
-    """The turns of the solved examples shown before the question."""
-    return [
-        {"role": role, "content": content}
-        for prompt, answer in example.shots
-        for role, content in (("user", prompt), ("assistant", answer))
-    ]
-
-
-def _accepts(tokenizer: PreTrainedTokenizerBase, talk: list[dict[str, str]]) -> bool:
-    from jinja2 import TemplateError
-
-    try:
-        _apply(tokenizer, [talk], add_generation_prompt=True)
-    except TemplateError:
-        return False
-    return True
-
-
-def _stop_texts(tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """Special tokens as text, the end token first."""
-    special = [str(t) for t in tokenizer.added_tokens_decoder.values() if t.special]
-    end = [tokenizer.eos_token] if tokenizer.eos_token else []
-    return list(dict.fromkeys([*end, *tokenizer.all_special_tokens, *special]))
-
-
-def _up_to_stop(completion: str, answer: str, stops: Sequence[str]) -> str:
-    """The completion up to and with the first special token behind the answer, added if absent."""
-    start = max(completion.find(answer), 0) + len(answer)
-    found = [(at, stop) for stop in stops if (at := completion.find(stop, start)) >= 0]
-    if found:
-        at, stop = min(found)
-        return completion[: at + len(stop)]
-    return completion.rstrip() + (stops[0] if stops else "")
-
-
-Renderer = Callable[[Sequence[Example], "PreTrainedTokenizerBase", "str | None"], "list[Rendered]"]
-TEMPLATES: dict[str, Renderer] = {"chat": _chat, "llama3_paper": _llama3_paper}
 
 
 # Tokens ------------------------------------------------------------------------------------------
@@ -366,61 +216,3 @@ def _encode_prompts(
         for i, tokens in zip(these, ids, strict=True):
             out[i] = tokens
     return out
-
-
-# Looking at it -----------------------------------------------------------------------------------
-
-
-def show(
-    rows: Sequence[Encoded | EncodedPair],
-    tokenizer: PreTrainedTokenizerBase,
-    console: Console | None = None,
-) -> None:
-    """Prints rows as the model gets them.
-
-    Task rows: trained tokens green between ⟦ ⟧, the rest dim. Pairs: pooled tokens cyan. Special
-    tokens are written out and bold. Piped output has no colours; the brackets stay.
-    """
-    from rich.console import Console
-    from rich.text import Text
-
-    console = console or Console()
-    for number, row in enumerate(rows, start=1):
-        place = " · ".join(filter(None, (row.language, row.origin)))
-        head = Text(f"row {number} · {place}" if place else f"row {number}", style="bold")
-        body = Text()
-        if isinstance(row, EncodedPair):
-            for side, tokens in (("source", row.source), ("target", row.target)):
-                body.append(f"{side}, {len(tokens)} tokens pooled: ", style="dim")
-                _append(body, tokens, tokenizer, "cyan")
-                body.append("\n")
-        else:
-            cut = f", cut from {row.whole}" if row.whole > len(row.tokens) else ""
-            head.append(f" · {len(row.tokens)} tokens{cut}, {row.targets} trained")
-            _append(body, row.tokens[: row.first], tokenizer, "dim")
-            body.append("⟦", style="green")
-            _append(body, row.tokens[row.first :], tokenizer, "green")
-            body.append("⟧\n", style="green")
-        console.print(head, soft_wrap=True)
-        console.print(body, soft_wrap=True)
-
-
-def _append(text: Text, tokens: np.ndarray, tokenizer: PreTrainedTokenizerBase, style: str) -> None:
-    """Adds decoded runs of ordinary tokens and, each alone and bold, the special ones."""
-    special = set(tokenizer.all_special_ids)
-    special |= {i for i, t in tokenizer.added_tokens_decoder.items() if t.special}
-    run: list[int] = []
-
-    def flush() -> None:
-        if run:
-            decoded = tokenizer.decode(run, clean_up_tokenization_spaces=False)
-            text.append(str(decoded), style=style)
-            run.clear()
-
-    for token in tokens.tolist():
-        if token in special:
-            flush()
-            text.append(str(tokenizer.convert_ids_to_tokens(token)), style=f"bold {style}")
-        else:
-            run.append(token)
-    flush()

@@ -33,6 +33,7 @@ from jaxalign.data.batch import (
     cover,
 )
 from jaxalign.data.chat import encode_examples
+from jaxalign.data.languages import split_direction
 from jaxalign.data.pairs import encode_pairs, shuffle_targets, to_pair
 from jaxalign.data.sampling import (
     Packed,
@@ -339,8 +340,7 @@ def _keep(
 
 def _direction(language: str) -> list[set[str]]:
     """The direction 'de-en' is wanted by its own name or by both its sides."""
-    source, _, target = language.partition("-")
-    return [{language}, {source, target}]
+    return [{language}, set(split_direction(language))]
 
 
 def _longer(pair: EncodedPair) -> int:

@@ -21,8 +21,8 @@ import numpy as np
 from jaxalign.data.batch import EncodedPair
 from jaxalign.data.chat import encode_texts
 from jaxalign.data.sampling import derangement
-from jaxalign.data.sources import Record, nearest
-from jaxalign.errors import UserError
+from jaxalign.data.sources import Record, names, nearest
+from jaxalign.errors import UserError, brief
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -64,17 +64,20 @@ def to_pair(record: Record) -> Pair:
     if form is not None:
         source, target, *languages = (fields.get(name) for name in form)
     elif isinstance(sides, Mapping) and len(sides) == 2:
-        languages = [str(name) for name in sides]
+        languages = list(sides)
         source, target = sides.values()
     else:
         half = next((f for f in FORMS if f[0] in fields or f[1] in fields), FORMS[0])
         missing = half[1] if half[0] in fields else half[0]
         raise UserError(
             f"{record.origin}: no sentence pair in this row, {missing!r} is missing (it has: "
-            f"{', '.join(fields)}){nearest(missing, fields)} Name the columns with "
+            f"{names(fields)}){nearest(missing, fields)} Name the columns with "
             f"align.columns.text0=... and align.columns.text1=..."
         )
-    source_language, target_language = (str(name or "") for name in languages)
+    wrong = next((name for name in languages if name is not None and type(name) is not str), None)
+    if wrong is not None:
+        raise UserError(f"{record.origin}: {brief(wrong)} is not the code of a language")
+    source_language, target_language = (name or "" for name in languages)
     return Pair(
         source=_sentence(record, "source", source),
         target=_sentence(record, "target", target),
@@ -85,7 +88,12 @@ def to_pair(record: Record) -> Pair:
 
 
 def _sentence(record: Record, side: str, text: Any) -> str:
-    if not isinstance(text, str) or not text.strip():
+    if text is not None and not isinstance(text, str):
+        raise UserError(
+            f"{record.origin}: the {side} side of this pair must be text, not "
+            f"{type(text).__name__} ({brief(text)})"
+        )
+    if not text or not text.strip():
         raise UserError(
             f"{record.origin}: the {side} side of this pair is empty; a sentence without "
             "tokens cannot be pooled, so fill or remove the row"
@@ -102,7 +110,7 @@ def encode_pairs(
         UserError: a side has no token at all.
     """
     texts = [text for pair in pairs for text in (pair.source, pair.target)]
-    ids, whole = encode_texts(texts, tokenizer, max_length)
+    ids, whole = encode_texts(texts, tokenizer, max_length, control="text")
     out = []
     for i, pair in enumerate(pairs):
         source, target = ids[2 * i], ids[2 * i + 1]

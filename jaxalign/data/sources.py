@@ -11,21 +11,13 @@ A source is a path or glob (.jsonl .json .csv .tsv .parquet, also with .gz where
 
 from __future__ import annotations
 
-import csv
 import difflib
-import glob
-import gzip
-import json
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-from jaxalign.errors import UserError
-
-LANGUAGE = re.compile(r"[a-z]{2,3}([-_][A-Za-z]{2,4})?")
-PAIR_FIELDS = ("text0", "text1", "lang0", "lang1")
+from jaxalign.data.files import Row, guarded, read_files
+from jaxalign.errors import UserError, first_line
 
 
 @dataclass(frozen=True)
@@ -51,8 +43,11 @@ def read(source: str, columns: Mapping[str, str] | None = None) -> list[Record]:
         UserError: nothing matches, a row is broken, a column is missing.
     """
     kind, _, rest = source.partition(":")
-    rows = SCHEMES[kind](rest) if kind in SCHEMES else _files(source)
-    records = [Record(_rename(fields, columns or {}, origin), origin) for fields, origin in rows]
+    rows = SCHEMES[kind](rest) if kind in SCHEMES else read_files(source)
+    records = [
+        Record(_rename(fields, columns or {}, origin), origin)
+        for fields, origin in guarded(rows, source, "rows")
+    ]
     if not records:
         raise UserError(f"{source} holds no rows; remove it or name another file")
     return records
@@ -69,6 +64,12 @@ def nearest(name: str, names: Iterable[str]) -> str:
     return f"; did you mean {found[0]!r}?" if found else ""
 
 
+def names(fields: Mapping[str, Any]) -> str:
+    """The names of a row's fields, as a sentence lists them."""
+    shown = [name if len(name) <= 40 else f"{name[:40]}..." for name in map(str, fields)]
+    return ", ".join(shown[:20] + (["..."] if len(shown) > 20 else [])) or "no fields"
+
+
 def _rename(fields: dict[str, Any], columns: Mapping[str, str], origin: str) -> dict[str, Any]:
     out = dict(fields)
     for ours, theirs in columns.items():
@@ -77,145 +78,11 @@ def _rename(fields: dict[str, Any], columns: Mapping[str, str], origin: str) -> 
             if not isinstance(value, Mapping) or part not in value:
                 raise UserError(
                     f"{origin}: no column {theirs!r} (columns.{ours}); this row has: "
-                    f"{', '.join(fields)}{nearest(theirs, fields)}"
+                    f"{names(fields)}{nearest(theirs, fields)}"
                 )
             value = value[part]
         out[ours] = value
     return out
-
-
-# Files -------------------------------------------------------------------------------------------
-
-Row = tuple[dict[str, Any], str]  # fields, origin
-
-
-def _files(pattern: str) -> Iterator[Row]:
-    paths = [pattern] if Path(pattern).is_file() else sorted(glob.glob(pattern, recursive=True))
-    if not paths:
-        raise UserError(
-            f"no file matches {pattern!r} (looked from {Path.cwd()}); give a path, a glob, "
-            "hf:NAME@SPLIT or tfds:NAME@SPLIT"
-        )
-    for path in paths:
-        suffixes = [s for s in Path(path).suffixes[-2:] if s != ".gz"]
-        suffix = suffixes[-1] if suffixes else ""
-        if suffix not in READERS or Path(path).is_dir():
-            raise UserError(
-                f"{path}: unknown file type {suffix or Path(path).name!r}; known are "
-                f"{', '.join(READERS)} (text files also with .gz)"
-            )
-        try:
-            yield from READERS[suffix](path)
-        except UnicodeDecodeError as error:
-            raise UserError(f"{path} is not UTF-8 text ({error.reason}); convert it") from error
-        except (OSError, EOFError) as error:
-            raise UserError(f"{path} cannot be read: {error}") from error
-
-
-def _open(path: str) -> IO[str]:
-    # utf-8-sig: a byte order mark, as spreadsheets write it, must not end up in the first name.
-    opener: Callable[..., IO[str]] = gzip.open if path.endswith(".gz") else open  # type: ignore[assignment]
-    return opener(path, "rt", encoding="utf-8-sig", newline="")
-
-
-def _json_line(text: str, origin: str) -> dict[str, Any]:
-    try:
-        fields = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise UserError(
-            f"{origin}: broken JSON ({error.msg} at column {error.colno}); "
-            "each line must be one JSON object"
-        ) from error
-    if not isinstance(fields, dict):
-        raise UserError(f"{origin}: a JSON {type(fields).__name__} where a row must be an object")
-    return fields
-
-
-def _jsonl(path: str) -> Iterator[Row]:
-    with _open(path) as file:
-        for number, line in enumerate(file, start=1):
-            if line.strip():
-                yield _json_line(line, f"{path}:{number}"), f"{path}:{number}"
-
-
-def _json(path: str) -> Iterator[Row]:
-    """JSON lines under the name .json (as in the paper's data), or one list of objects."""
-    with _open(path) as file:
-        start = file.read(1)
-        while start.isspace():
-            start = file.read(1)
-        if start != "[":
-            yield from _jsonl(path)
-            return
-        try:
-            items = json.loads(start + file.read())
-        except json.JSONDecodeError as error:
-            raise UserError(f"{path}:{error.lineno}: broken JSON ({error.msg})") from error
-    for number, item in enumerate(items, start=1):
-        origin = f"{path} item {number}"
-        if not isinstance(item, dict):
-            raise UserError(f"{origin}: a JSON {type(item).__name__} where a row must be an object")
-        yield item, origin
-
-
-def _table(path: str, **dialect: Any) -> Iterator[Row]:
-    with _open(path) as file:
-        reader = csv.reader(file, **dialect)
-        languages = _pair_languages(path)
-        header = list(PAIR_FIELDS[:2]) if languages else None
-        for cells in reader:
-            origin = f"{path}:{reader.line_num}"
-            if not cells:
-                continue
-            if header is None or cells[0] == PAIR_FIELDS[0]:
-                header = cells
-                continue
-            if len(cells) != len(header):
-                raise UserError(f"{origin}: {len(cells)} columns where {len(header)} belong")
-            yield {**languages, **dict(zip(header, cells, strict=True))}, origin
-
-
-def _pair_languages(path: str) -> dict[str, str]:
-    """{'lang0': 'de', 'lang1': 'en'} for de-en.tsv, the layout of Tatoeba's test sets."""
-    name = Path(path).name.removesuffix(".gz")
-    stem, _, suffix = name.rpartition(".")
-    languages = stem.rsplit("-", 1)
-    if suffix != "tsv" or len(languages) != 2 or not all(map(LANGUAGE.fullmatch, languages)):
-        return {}
-    return dict(zip(PAIR_FIELDS[2:], languages, strict=True))
-
-
-def _csv(path: str) -> Iterator[Row]:
-    return _table(path)
-
-
-def _tsv(path: str) -> Iterator[Row]:
-    # Quotes in tab-separated sentences are quotes, not quoting.
-    return _table(path, delimiter="\t", quoting=csv.QUOTE_NONE)
-
-
-def _parquet(path: str) -> Iterator[Row]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        with pq.ParquetFile(path) as file:
-            number = 0
-            for batch in file.iter_batches():
-                for fields in batch.to_pylist():
-                    number += 1
-                    yield fields, f"{path} row {number}"
-    except pa.ArrowInvalid as error:
-        raise UserError(f"{path} is not a Parquet file: {error}") from error
-
-
-READERS: dict[str, Callable[[str], Iterator[Row]]] = {
-    ".jsonl": _jsonl,
-    ".json": _json,
-    ".csv": _csv,
-    ".tsv": _tsv,
-    ".parquet": _parquet,
-}
 
 
 # Hugging Face datasets and TFDS ------------------------------------------------------------------
@@ -230,7 +97,7 @@ def _hub(rest: str) -> Iterator[Row]:
         data = load_dataset(name, subset or None, split=split or "train")
     except Exception as error:  # the library raises a dozen kinds; all mean "not found so"
         raise UserError(
-            f"hf:{rest} cannot be loaded ({_first_line(error)}); the form is hf:NAME[:SUBSET]@SPLIT"
+            f"hf:{rest} cannot be loaded ({first_line(error)}); the form is hf:NAME[:SUBSET]@SPLIT"
         ) from error
     labels = {n: f.int2str for n, f in data.features.items() if hasattr(f, "int2str")}
     for number, fields in enumerate(data, start=1):
@@ -246,7 +113,7 @@ def _tfds(rest: str) -> Iterator[Row]:
         data = tfds.data_source(name, split=split or "train", data_dir=folder or None)
     except Exception as error:
         raise UserError(
-            f"tfds:{rest} cannot be loaded ({_first_line(error)}); the form is "
+            f"tfds:{rest} cannot be loaded ({first_line(error)}); the form is "
             "tfds:NAME[/CONFIG]@SPLIT?data_dir=FOLDER, prepared as array_record"
         ) from error
     labels = {n: f.int2str for n, f in data.dataset_info.features.items() if hasattr(f, "int2str")}
@@ -278,11 +145,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list):
         return [_plain(item) for item in value]
     return value
-
-
-def _first_line(error: Exception) -> str:
-    text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0][:300]
 
 
 SCHEMES: dict[str, Callable[[str], Iterator[Row]]] = {"hf": _hub, "tfds": _tfds}

@@ -21,8 +21,8 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from jaxalign.data.languages import language_name
-from jaxalign.data.sources import Record, nearest
-from jaxalign.errors import UserError
+from jaxalign.data.sources import Record, names, nearest
+from jaxalign.errors import UserError, brief
 
 INTENT = "intent"
 NOTHING = "None"  # the answer of a row without slots
@@ -88,38 +88,49 @@ NER_SYSTEM = (
 # Rendering ---------------------------------------------------------------------------------------
 
 
-def _get(record: Record, *names: str) -> Any:
+def _get(record: Record, *either: str) -> Any:
     """The first of these fields that the record has."""
-    for name in names:
+    for name in either:
         if record.fields.get(name) is not None:
             return record.fields[name]
-    have = ", ".join(record.fields) or "no fields"
     raise UserError(
-        f"{record.origin}: this row has no {names[0]!r} (it has: {have})"
-        f"{nearest(names[0], record.fields)} Name the column with task.columns.{names[0]}=..."
+        f"{record.origin}: this row has no {either[0]!r} (it has: {names(record.fields)})"
+        f"{nearest(either[0], record.fields)} Name the column with task.columns.{either[0]}=..."
     )
 
 
-def _string(record: Record, *names: str) -> str:
-    value = _get(record, *names)
+def _string(record: Record, *either: str) -> str:
+    """The first of these fields, which must be text."""
+    value = _get(record, *either)
     if not isinstance(value, str):
         raise UserError(
-            f"{record.origin}: {names[0]!r} must be text, not {type(value).__name__} ({value!r})"
+            f"{record.origin}: {either[0]!r} must be text, not {type(value).__name__} "
+            f"({brief(value)})"
         )
     return value
 
 
+def _text(record: Record, *either: str) -> str:
+    """The first of these fields, which must be text with something in it."""
+    value = _string(record, *either)
+    if not value.strip():
+        raise UserError(f"{record.origin}: {either[0]!r} is empty; fill it or remove the row")
+    return value
+
+
 def _language(record: Record) -> str:
-    for name in ("lang", "language", "locale"):
-        if record.fields.get(name):
-            return str(record.fields[name])
-    return ""
+    name = next((n for n in ("lang", "language", "locale") if record.fields.get(n)), None)
+    return _text(record, name) if name else ""
 
 
 def _rows(record: Record) -> Example:
-    prefix = record.fields.get("prefix") or ""
+    prefix = record.fields.get("prefix")
+    if prefix is not None and not isinstance(prefix, str):
+        raise UserError(
+            f"{record.origin}: 'prefix' must be text, not {type(prefix).__name__} ({brief(prefix)})"
+        )
     return Example(
-        prompt=str(prefix),
+        prompt=prefix or "",
         answer=_string(record, "text"),
         language=_language(record),
         origin=record.origin,
@@ -131,20 +142,34 @@ def _span(record: Record, item: Any) -> Span:
     if isinstance(item, Mapping):
         kind = item.get("type", item.get("label", item.get("TypeName")))
         words = item.get("text", item.get("words", item.get("Text")))
-    else:
-        kind, words = (*item, None, None)[:2] if isinstance(item, Sequence) else (None, None)
+    elif isinstance(item, Sequence) and not isinstance(item, str | bytes):
+        kind, words = (*item, None, None)[:2]
+    else:  # 'ab' is two letters, not a type and its words
+        kind, words = None, None
     if not isinstance(kind, str) or not isinstance(words, str):
-        raise UserError(f"{record.origin}: {item!r} is not a [type, words] pair")
+        raise UserError(f"{record.origin}: {brief(item)} is not a [type, words] pair")
+    if not kind.strip() or not words.strip():
+        raise UserError(
+            f"{record.origin}: {brief(item)} has no {'words' if kind.strip() else 'type'}; fill it "
+            "or remove it"
+        )
     return kind, words
 
 
 def _spans(record: Record, items: Any) -> list[Span]:
     """Spans of a list of them, or of a dict of columns, as hub and TFDS sequences come."""
     if isinstance(items, Mapping):
-        columns = [
-            dict(zip(items, row, strict=False)) for row in zip(*items.values(), strict=False)
-        ]
-        return [_span(record, item) for item in columns]
+        columns = list(items.values())
+        if not all(isinstance(column, list | tuple) for column in columns) or (
+            len({len(column) for column in columns}) > 1
+        ):
+            raise UserError(
+                f"{record.origin}: {brief(items)} is neither a list of [type, words] nor columns "
+                "of equal length"
+            )
+        items = [dict(zip(items, row, strict=True)) for row in zip(*columns, strict=True)]
+    if not isinstance(items, Sequence) or isinstance(items, str | bytes):
+        raise UserError(f"{record.origin}: {brief(items)} is not a list of [type, words] pairs")
     return [_span(record, item) for item in items]
 
 
@@ -158,14 +183,28 @@ def slot_spans(record: Record) -> list[Span]:
     if fields.get("slots") is not None:
         return _spans(record, fields["slots"])
     if fields.get("annot_utt") is not None:
-        parts = (part.partition(":") for part in _annotations(fields["annot_utt"]))
+        parts = (part.partition(":") for part in _annotations(record))
         return [(kind.strip(), words.strip()) for kind, _, words in parts]
     return parse_slots(_string(record, "target"))
 
 
-def _annotations(annotated: str) -> list[str]:
+def _annotations(record: Record) -> list[str]:
     """'type: words' of each bracket; as in the paper every ' :' becomes ':', in the words too."""
-    return [part.replace(" :", ":") for part in ANNOTATED.findall(annotated)]
+    annotated = _text(record, "annot_utt")
+    # What is left of it are brackets without a partner, or within another.
+    if re.search(r"[][]", ANNOTATED.sub("", annotated)):
+        raise UserError(
+            f"{record.origin}: the brackets of 'annot_utt' do not pair up ({brief(annotated)}); "
+            "write [type : words]"
+        )
+    found = ANNOTATED.findall(annotated)
+    for part in found:
+        kind, colon, words = part.partition(":")
+        if not (kind.strip() and colon and words.strip()) or "[" in part:
+            raise UserError(
+                f"{record.origin}: [{part}] in 'annot_utt' is not [type : words]; mend it"
+            )
+    return [part.replace(" :", ":") for part in found]
 
 
 def entity_spans(record: Record) -> list[Span]:
@@ -187,10 +226,12 @@ def _slots(record: Record) -> Example:
     target = record.fields.get("target")
     if target is None and record.fields.get("slots") is None and "annot_utt" in record.fields:
         # Not by way of spans: the paper keeps the blanks of an annotation as they are.
-        target = "; ".join(_annotations(_string(record, "annot_utt"))) or NOTHING
+        target = "; ".join(_annotations(record)) or NOTHING
+    elif target is not None:
+        target = _string(record, "target")
     return Example(
-        prompt=_string(record, "utterance", "utt"),
-        answer=str(target) if target is not None else format_slots(slot_spans(record)),
+        prompt=_text(record, "utterance", "utt"),
+        answer=target if target is not None else format_slots(slot_spans(record)),
         language=_language(record),
         system=SLOTS_SYSTEM,
         origin=record.origin,
@@ -199,12 +240,18 @@ def _slots(record: Record) -> Example:
 
 def _intent(record: Record, spans: Sequence[Span] = (), system: str = INTENT_SYSTEM) -> Example:
     return Example(
-        prompt=_string(record, "utterance", "utt"),
-        answer=format_slots([(INTENT, str(_get(record, "intent"))), *spans]),
+        prompt=_text(record, "utterance", "utt"),
+        answer=format_slots([(INTENT, _intent_name(record)), *spans]),
         language=_language(record),
         system=system,
         origin=record.origin,
     )
+
+
+def _intent_name(record: Record) -> str:
+    name = _get(record, "intent")
+    # A class without a name is a number.
+    return str(name) if type(name) is int else _text(record, "intent")
 
 
 def _intent_slots(record: Record) -> Example:
@@ -222,7 +269,7 @@ def _translation(record: Record) -> Example:
         for key, side in (("src_lang", "src"), ("tgt_lang", "tgt"))
     )
     return Example(
-        prompt=_string(record, "src"),
+        prompt=_text(record, "src"),
         answer=_string(record, "tgt"),
         language=f"{source}-{target}",
         system=TRANSLATION_SYSTEM,
@@ -241,13 +288,13 @@ def _translation_language(record: Record, key: str, side: str) -> str:
         for language, text in sides.items():
             if text == record.fields.get(side):
                 return str(language)
-    return _string(record, key)
+    return _text(record, key)
 
 
 def _ner(record: Record) -> Example:
     spans = entity_spans(record)
     return Example(
-        prompt=_string(record, "text"),
+        prompt=_text(record, "text"),
         answer=format_entities(spans),
         language=_language(record),
         system=NER_SYSTEM,

@@ -202,17 +202,14 @@ def prompts_by(tokenizer: PreTrainedTokenizerBase, said: str, text: str, name: s
 
 
 def _check_renders(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
-    from jinja2 import TemplateError
-
     try:
         render_examples([Example("a", "b", system="")], tokenizer)
-    # A template of someone else may fail in any way that an expression can.
-    except (TemplateError, ArithmeticError, LookupError, TypeError, ValueError) as error:
-        if isinstance(error, UserError):
-            raise
+    except UserError as error:
+        # As the template's own failure says it, where it is one.
+        reason = first_line(error.__cause__) if error.__cause__ else str(error)
         raise UserError(
-            f"{name}: its chat template cannot be rendered ({first_line(error)}); mend it, or "
-            "remove it to prompt as prompt.template says"
+            f"{name}: its chat template cannot be rendered ({reason}); mend it, or remove it to "
+            "prompt as prompt.template says"
         ) from error
 
 

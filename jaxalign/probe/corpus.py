@@ -18,8 +18,9 @@ from pathlib import Path
 import numpy as np
 
 from jaxalign.data import sources
+from jaxalign.data.files import text_lines
 from jaxalign.data.languages import find_language
-from jaxalign.errors import UserError
+from jaxalign.errors import UserError, brief
 
 # de.txt | dev.de.txt | de-st.txt | pt-BR.txt | deu_Latn.dev | deu_Latn.devtest
 LINES = (
@@ -142,10 +143,7 @@ def _line_files(folder: Path) -> list[Parallel]:
 
 
 def _lines(file: Path) -> list[str]:
-    try:
-        lines = file.read_text("utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise UserError(f"{file} is not UTF-8 text ({error.reason}); convert it") from error
+    lines = text_lines(file)
     for number, line in enumerate(lines, 1):
         if not line.strip():
             raise UserError(
@@ -175,7 +173,7 @@ def _rows(source: str) -> Parallel:
         raise UserError(
             f"{records[0].origin}: parallel rows need text0, text1, lang0, lang1, or a "
             f"translation of several languages, or lang, id and a text; this row has: "
-            f"{', '.join(first)}"
+            f"{sources.names(first)}"
         )
     sentences: dict[str, list[str]] = {}
     for number, record in enumerate(records):
@@ -197,12 +195,21 @@ def _rows(source: str) -> Parallel:
 
 
 def _from_dicts(record: sources.Record) -> dict[str, str]:
-    return dict(record.fields["translation"])
+    sides = record.fields.get("translation")
+    if not isinstance(sides, Mapping):
+        raise UserError(f"{record.origin}: this row has no translation of several languages")
+    return dict(sides)
 
 
 def _from_pairs(record: sources.Record) -> dict[str, str]:
     fields = record.fields
-    return {str(fields["lang0"]): fields["text0"], str(fields["lang1"]): fields["text1"]}
+    missing = {"text0", "text1", "lang0", "lang1"} - fields.keys()
+    if missing:
+        raise UserError(f"{record.origin}: this row has no {', '.join(sorted(missing))}")
+    languages = [fields["lang0"], fields["lang1"]]
+    if not all(isinstance(name, str) and name for name in languages) or len(set(languages)) < 2:
+        raise UserError(f"{record.origin}: lang0 and lang1 should be the codes of two languages")
+    return dict(zip(languages, (fields["text0"], fields["text1"]), strict=True))
 
 
 def _from_ids(records: Sequence[sources.Record]) -> dict[str, list[str]]:
@@ -210,15 +217,21 @@ def _from_ids(records: Sequence[sources.Record]) -> dict[str, list[str]]:
     found: dict[str, dict[str, str]] = {}
     for record in records:
         fields = record.fields
-        name = next((name for name in TEXTS if name in fields), None)
+        text = next((fields[name] for name in TEXTS if name in fields), None)
         language = fields.get("lang") or fields.get("language")
-        if name is None or not language:
+        if text is None or not isinstance(language, str) or "id" not in fields:
             raise UserError(
                 f"{record.origin}: a row with an id needs lang and one of {', '.join(TEXTS)}"
             )
-        if not str(fields[name]).strip():
+        if not isinstance(text, str) or not text.strip():
             raise UserError(f"{record.origin}: the text is empty; remove the row")
-        found.setdefault(str(language), {})[str(fields["id"])] = str(fields[name])
+        texts, name = found.setdefault(language, {}), str(fields["id"])
+        if name in texts:
+            raise UserError(
+                f"{record.origin}: a second row of {language} with the id {brief(name)}; one of "
+                "them would be lost, so remove it"
+            )
+        texts[name] = text
     shared = set.intersection(*(set(texts) for texts in found.values()))
     if not shared:
         raise UserError(

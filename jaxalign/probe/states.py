@@ -80,7 +80,9 @@ def pooled_states(
         check_tap(base.spec, tap, "layer")
     if neurons and 0 in taps:
         raise UserError("layer 0 is the embeddings, which have no neurons; give 1 or more")
-    ids, _ = encode_texts(texts, base.tokenizer, min(LONGEST, base.spec.max_position))
+    ids, _ = encode_texts(
+        texts, base.tokenizer, min(LONGEST, base.spec.max_position), control="text"
+    )
     shape = (len(taps), len(texts), base.spec.ffn if neurons else base.spec.dim)
     found = {name: np.empty(shape, np.float32) for name in poolings}
     waiting: list[tuple[list[int], jax.Array]] = []
@@ -150,7 +152,9 @@ def store_states(
     lengths = [
         len(row)
         for texts in corpus.sentences.values()
-        for row in encode_texts(texts, base.tokenizer, min(LONGEST, base.spec.max_position))[0]
+        for row in encode_texts(
+            texts, base.tokenizer, min(LONGEST, base.spec.max_position), control="text"
+        )[0]
     ]
     buckets = choose_buckets(lengths, batch_size)
     for language in languages:

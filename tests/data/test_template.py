@@ -14,7 +14,7 @@ TALKS = [
     Example("x", "y", system="  Find\nthe slots. \n"),
     Example("q {{ bos_token }} {% raw %} 'q' \"q\" \\n", "a\\b {{ a }}", system="{% if %}"),
     Example("third", " padded answer ", system="s", shots=(("one", " 1 "), ("two\n", "2"))),
-    Example("ねえ <|eot_id|>", "Zoë\n\nline", system="日本"),
+    Example("ねえ <|eot|>", "Zoë\n\nline", system="日本"),
 ]
 
 
