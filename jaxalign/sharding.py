@@ -218,14 +218,54 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P())
 
 
+def row_shards(mesh: Mesh, process: int | None = None) -> tuple[int, ...]:
+    """Which of the data x fsdp shares of a batch's rows lie on devices of a process (this one).
+
+    Several processes have the same share where tensor or seq cross them; the shares of one process
+    need not be neighbours, because a mesh follows the links of a slice and not its hosts.
+    """
+    process = jax.process_index() if process is None else process
+    shares = mesh.devices.reshape(mesh.shape["data"] * mesh.shape["fsdp"], -1)
+    return tuple(
+        number
+        for number, devices in enumerate(shares)
+        if any(device.process_index == process for device in devices)
+    )
+
+
+def rows_here(mesh: Mesh, size: int, process: int | None = None) -> np.ndarray:
+    """The places, among the `size` rows of a batch, that devices of a process (this one) hold.
+
+    Returns:
+      int64 [rows], increasing; what `Stream.stack` is asked for and `put_batch` is given.
+    """
+    places = np.arange(size).reshape(mesh.shape["data"] * mesh.shape["fsdp"], -1)
+    return places[list(row_shards(mesh, process))].ravel()
+
+
 def put_batch(mesh: Mesh, batch: Any, stacked: bool = False) -> Any:
-    """This host's rows (NumPy) as global arrays split over the mesh."""
+    """The rows that this process holds (`rows_here`, NumPy) as global arrays split over the mesh.
+
+    Args:
+      stacked: rows are the second axis, behind that of micro-batches.
+    """
     sharding = batch_sharding(mesh, stacked)
     if jax.process_count() == 1:
         return jax.device_put(batch, sharding)
-    return jax.tree.map(
-        lambda rows: jax.make_array_from_process_local_data(sharding, np.asarray(rows)), batch
-    )
+    axis, shares = int(stacked), row_shards(mesh)
+    ways = mesh.shape["data"] * mesh.shape["fsdp"]
+
+    def put(rows: np.ndarray) -> jax.Array:
+        share = rows.shape[axis] // len(shares)
+        shape = (*rows.shape[:axis], share * ways, *rows.shape[axis + 1 :])
+
+        def part(index: Any) -> np.ndarray:
+            first = share * shares.index((index[axis].start or 0) // share)
+            return rows[(*index[:axis], slice(first, first + share))]
+
+        return jax.make_array_from_callback(shape, sharding, part)
+
+    return jax.tree.map(lambda rows: put(np.asarray(rows)), batch)
 
 
 def _spec(letters: str, shape: tuple[int, ...], mesh: Any, table: dict) -> P:

@@ -12,6 +12,7 @@ from jax.sharding import PartitionSpec as P
 from jaxalign.adapters.lora import Lora, init
 from jaxalign.errors import UserError
 from jaxalign.hf.load import abstract_params
+from jaxalign.plan import topology
 from jaxalign.sharding import (
     batch_sharding,
     constrain,
@@ -19,6 +20,7 @@ from jaxalign.sharding import (
     path_name,
     put_batch,
     replicated,
+    rows_here,
     shard_tree,
     split_slices,
 )
@@ -205,6 +207,48 @@ def test_batches_are_split_by_row():
     stacked = put_batch(mesh, rows[None], stacked=True)
     assert stacked.sharding.shard_shape(stacked.shape) == (1, 2, 6)
     assert replicated(mesh).shard_shape((8, 6)) == (8, 6)
+
+
+# (topology, slices) -> sizes of the mesh. `tensor` 4 crosses hosts on all of them, and a mesh of
+# fsdp alone follows a ring through the slice, in which a host's chips are not neighbours.
+SLICES = {
+    ("v5e:4x4", 1): ((1, 16, 1, 1), (1, 4, 4, 1), (2, 2, 2, 2), (1, 1, 16, 1)),
+    ("v5e:4x8", 1): ((1, 32, 1, 1), (1, 8, 4, 1), (1, 8, 1, 4)),
+    ("v6e:8x8", 1): ((1, 64, 1, 1), (2, 8, 4, 1)),
+    ("v5p:4x4x4", 1): ((1, 64, 1, 1), (1, 16, 4, 1), (4, 4, 2, 2)),
+    ("v5e:4x4", 2): ((2, 16, 1, 1), (2, 4, 4, 1), (1, 32, 1, 1)),
+}
+
+
+@pytest.mark.parametrize("place", SLICES, ids=lambda place: f"{place[1]} x {place[0]}")
+def test_each_process_makes_the_rows_of_its_own_devices(place):
+    """On the device orders of real slices: neither more nor fewer, whatever crosses hosts."""
+    pytest.importorskip("libtpu")
+    devices = topology.devices(topology.parse(*place))
+    crossed = 0
+    for sizes in SLICES[place]:
+        mesh = make_mesh(*sizes, devices=devices)
+        size = 2 * sizes[0] * sizes[1]
+        held = {}  # what JAX says that devices hold
+        for device, (rows,) in batch_sharding(mesh).devices_indices_map((size,)).items():
+            held.setdefault(device.process_index, set()).update(range(*rows.indices(size)))
+        for process, rows in held.items():
+            assert rows_here(mesh, size, process).tolist() == sorted(rows)
+        assert set().union(*held.values()) == set(range(size))
+        crossed += sum(map(len, held.values())) > size
+    assert crossed, "no two processes shared rows"
+
+
+def test_rows_from_a_callback_are_the_batch(monkeypatch):
+    """The way of several processes, here with all devices in one."""
+    mesh = make_mesh(2, 2, 2)
+    rows = np.arange(3 * 8 * 5).reshape(3, 8, 5)
+    plain = put_batch(mesh, rows, stacked=True)
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    for stacked, array in ((True, rows), (False, rows[0])):
+        placed = put_batch(mesh, {"rows": array}, stacked)["rows"]
+        np.testing.assert_array_equal(placed, array)
+    assert put_batch(mesh, rows, stacked=True).sharding == plain.sharding
 
 
 def test_constrain():

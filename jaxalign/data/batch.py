@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -31,6 +31,7 @@ class TaskBatch(NamedTuple):
     positions: np.ndarray  # int32 [B, T]; from 0 in each segment; padding counts on
     answer_at: np.ndarray  # int32 [B, A]; the position that predicts answers[b, a]
     answers: np.ndarray  # int32 [B, A]; token to predict, -100 for none
+    rows: Any = None  # int32 [B, S]; the stream's row in each segment, -1 for none
 
 
 class PairBatch(NamedTuple):
@@ -40,6 +41,7 @@ class PairBatch(NamedTuple):
     source_mask: np.ndarray  # int32 [B, T]; 1 at real tokens
     target: np.ndarray  # int32 [B, T]
     target_mask: np.ndarray  # int32 [B, T]
+    rows: Any = None  # int32 [B]; the stream's row, -1 where a place is empty
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,11 @@ class EncodedPair:
 
 
 def collate_tasks(
-    sequences: Sequence[Sequence[Encoded]], length: int, capacity: int, pad_id: int
+    sequences: Sequence[Sequence[Encoded]],
+    length: int,
+    capacity: int,
+    pad_id: int,
+    numbers: np.ndarray | None = None,
 ) -> TaskBatch:
     """Fills one batch; each sequence holds one row, several (packed) or none (an empty row).
 
@@ -85,6 +91,7 @@ def collate_tasks(
         length: T, the padded length.
         capacity: A, the number of target places.
         pad_id: token at padding.
+        numbers: `rows` of the batch.
 
     Returns:
         A TaskBatch of B rows.
@@ -108,10 +115,15 @@ def collate_tasks(
                 # The token at position i is predicted by the state at i - 1.
                 answer_at[b, places] = np.arange(start + row.first - 1, end - 1)
             start, filled = end, filled + targets
-    return TaskBatch(tokens, segments, positions, answer_at, answers)
+    return TaskBatch(tokens, segments, positions, answer_at, answers, numbers)
 
 
-def collate_pairs(pairs: Sequence[EncodedPair | None], length: int, pad_id: int) -> PairBatch:
+def collate_pairs(
+    pairs: Sequence[EncodedPair | None],
+    length: int,
+    pad_id: int,
+    numbers: np.ndarray | None = None,
+) -> PairBatch:
     """Fills one batch of B pairs, both sides padded to the same T; None leaves an empty row."""
     size = len(pairs)
     ids = np.full((2, size, length), pad_id, np.int32)
@@ -122,7 +134,7 @@ def collate_pairs(pairs: Sequence[EncodedPair | None], length: int, pad_id: int)
         for side, row in enumerate((pair.source, pair.target)):
             ids[side, b, : len(row)] = row
             mask[side, b, : len(row)] = 1
-    return PairBatch(ids[0], mask[0], ids[1], mask[1])
+    return PairBatch(ids[0], mask[0], ids[1], mask[1], numbers)
 
 
 def cover(length: int, multiple: int) -> int:

@@ -1,11 +1,13 @@
 """Streams: endless task rows and sentence pairs as batches, each a pure function of its index.
 
 Everything is tokenised once, when a stream is built. A batch depends on the seed and its index
-alone, so a resumed run, another host or a second look sees the same one. Grain's threads prefetch.
+alone, so a resumed run, another host or a second look sees the same one. A process makes only the
+rows that its devices hold. Grain's threads prefetch.
 
     tasks = task_stream(config, tokenizer, "train")
     tasks.batch(7)                                  # TaskBatch, [B, T]
     tasks.stack(range(8, 12))                       # four micro-batches in one, [4, B, T]
+    tasks.batch(7, rows_here(mesh, tasks.size))     # of 7, what the devices of this process hold
     for item in prefetch(tasks.batch, 8, 100):      # batches 8 to 99, made by threads beforehand
         ...
 """
@@ -115,36 +117,27 @@ class Stream(abc.ABC, Generic[Row, Batch]):
         """Number of rows."""
         return len(self.rows)
 
-    def batch(self, index: int, process_index: int = 0, process_count: int = 1) -> Batch:
+    def batch(self, index: int, places: np.ndarray | None = None) -> Batch:
         """Micro-batch number `index`, from 0.
 
         Args:
             index: counts on through the epochs.
-            process_index: this host.
-            process_count: all hosts; each gets B / process_count consecutive rows, and the length
-                T is that of the whole batch.
+            places: which of the B rows are made, as `sharding.rows_here` tells a process; None:
+                all. The length T is that of the whole batch.
 
         Raises:
             IndexError: a validation stream has no such batch.
         """
-        stacked = self.stack([index], process_index, process_count)
+        stacked = self.stack([index], places)
         return type(stacked)(*(array[0] for array in stacked))
 
-    def stack(
-        self, indices: Sequence[int], process_index: int = 0, process_count: int = 1
-    ) -> Batch:
-        """Several micro-batches with one common length: arrays [M, B, ...]."""
-        if self.size % process_count:
-            raise UserError(
-                f"a micro-batch of {self.size} rows cannot be divided among {process_count} hosts; "
-                "choose batch.size and batch.pairs as multiples of it"
-            )
+    def stack(self, indices: Sequence[int], places: np.ndarray | None = None) -> Batch:
+        """Several micro-batches with one common length: arrays [M, B (or `places`), ...]."""
         chosen = [self._slots(index) for index in indices]
         needed = max((self._length(slot) for slots in chosen for slot in slots), default=0)
         length = next(bucket for bucket in self.buckets if bucket >= needed)
-        share = self.size // process_count
-        mine = slice(process_index * share, (process_index + 1) * share)
-        parts = [self._collate(slots[mine], length) for slots in chosen]
+        mine = range(self.size) if places is None else places
+        parts = [self._collate([slots[place] for place in mine], length) for slots in chosen]
         return type(parts[0])(*(np.stack(arrays) for arrays in zip(*parts, strict=True)))
 
     @property
@@ -153,9 +146,9 @@ class Stream(abc.ABC, Generic[Row, Batch]):
         longest = max((self._length((i,)) for i in range(len(self.rows))), default=0)
         return self.buckets[: bisect.bisect_left(self.buckets, longest) + 1]
 
-    def blank(self, length: int, number: int, process_count: int = 1) -> Batch:
+    def blank(self, length: int, number: int, places: np.ndarray | None = None) -> Batch:
         """`number` stacked micro-batches without rows: the shapes in which this length T comes."""
-        part = self._collate([()] * (self.size // process_count), length)
+        part = self._collate([()] * (self.size if places is None else len(places)), length)
         return type(part)(*(np.stack([array] * number) for array in part))
 
     def real_rows(self, index: int) -> int:
@@ -195,7 +188,10 @@ class TaskStream(Stream[Encoded, TaskBatch]):
 
     def _collate(self, slots: Sequence[Slot], length: int) -> TaskBatch:
         sequences = [[self.rows[i] for i in slot] for slot in slots]
-        return collate_tasks(sequences, length, self.capacities[length], self._pad_id)
+        numbers = np.full((len(slots), self._order.most), -1, np.int32)
+        for place, slot in zip(numbers, slots, strict=True):
+            place[: len(slot)] = slot
+        return collate_tasks(sequences, length, self.capacities[length], self._pad_id, numbers)
 
 
 class PairStream(Stream[EncodedPair, PairBatch]):
@@ -206,7 +202,8 @@ class PairStream(Stream[EncodedPair, PairBatch]):
 
     def _collate(self, slots: Sequence[Slot], length: int) -> PairBatch:
         pairs = [self.rows[slot[0]] if slot else None for slot in slots]
-        return collate_pairs(pairs, length, self._pad_id)
+        numbers = np.array([slot[0] if slot else -1 for slot in slots], np.int32)
+        return collate_pairs(pairs, length, self._pad_id, numbers)
 
 
 def prefetch(item: Callable[[int], Any], start: int, stop: int) -> Iterator[Any]:

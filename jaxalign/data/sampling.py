@@ -48,6 +48,8 @@ def apportion(weights: Sequence[float], total: int) -> np.ndarray:
 class Sequential:
     """Rows once, in file order; for validation."""
 
+    most = 1  # rows of a slot
+
     def __init__(self, rows: int) -> None:
         self.epoch_slots = rows
         self.endless = False
@@ -64,6 +66,8 @@ class Shuffled:
     passes, whatever its share: with one group, or proportional shares, every epoch holds every
     row exactly once; an over-sampled group repeats no row before all of its rows were seen.
     """
+
+    most = 1  # rows of a slot
 
     def __init__(self, groups: Sequence[np.ndarray], weights: Sequence[float], seed: int) -> None:
         """Takes the row numbers of each group, their shares and the run's seed."""
@@ -131,6 +135,7 @@ class Packed:
         # A row the first epoch's mixture did not draw may come later.
         densest = max(densest, *self._targets) if self._targets else densest
         self.capacity = min(-(-densest // multiple) * multiple, length)
+        self.most = max(length // min(self._lengths), 1)  # rows of a slot, in any epoch
         self.epoch_slots = len(first)
         self._ends = [len(first)]  # slots up to the end of each epoch known so far
         self._plan = functools.lru_cache(maxsize=3)(self._pack)

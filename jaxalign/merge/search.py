@@ -43,7 +43,7 @@ from jaxalign.merge.tell import show
 from jaxalign.multihost import barrier, is_main
 from jaxalign.objectives import resolve
 from jaxalign.settings import Config
-from jaxalign.sharding import put_batch, shard_tree
+from jaxalign.sharding import put_batch, rows_here, shard_tree
 from jaxalign.train.state import Frozen
 from jaxalign.train.step import Term, make_eval_step, task_phase
 
@@ -265,8 +265,9 @@ class _Loss:
         with jax.set_mesh(base.mesh):
             for language, stream in self.streams.items():
                 total, count = 0.0, 0.0
+                places = rows_here(base.mesh, stream.size)
                 for number in range(stream.epoch_batches):
-                    batch = stream.batch(number, jax.process_index(), jax.process_count())
+                    batch = stream.batch(number, places)
                     losses, _ = step(lora, Frozen(base.params), put_batch(base.mesh, batch))
                     (loss,) = losses.values()
                     total, count = total + float(loss.sum), count + float(loss.count)

@@ -206,7 +206,7 @@ def _batch(plan: Design, phase: str, *lead: int) -> TaskBatch | PairBatch:
     sharding = batch_sharding(plan.mesh, stacked=bool(lead))
     ids: Any = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=sharding)
     # Every token an answer: what rows really have is known only from the data.
-    return TaskBatch(*[ids] * 5) if phase == "task" else PairBatch(*[ids] * 4)
+    return TaskBatch(*[ids] * 5) if phase == "task" else PairBatch(*[ids] * 4)  # unread: `rows`
 
 
 def _size(plan: Design, phase: str) -> tuple[int, int]:

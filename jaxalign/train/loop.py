@@ -26,7 +26,7 @@ from jaxalign.hf.peft_config import vllm_limits
 from jaxalign.multihost import is_main
 from jaxalign.paths import Desk
 from jaxalign.settings import Config, flatten
-from jaxalign.sharding import put_batch
+from jaxalign.sharding import put_batch, rows_here
 from jaxalign.train import flat, record
 from jaxalign.train.checkpoint import Checkpoints
 from jaxalign.train.clock import Due
@@ -155,20 +155,21 @@ def _train(run: Run, title: str, judge: Judge | None, desk: Desk, watch: Watch) 
 
 def _batches(run: Run, start: int) -> Iterator[tuple[dict, dict[str, Work]]]:
     """Per update: its device batches, and what each phase has to do."""
-    host = jax.process_index(), jax.process_count()
+    places = {name: rows_here(run.mesh, stream.size) for name, stream in run.train.items()}
 
     def item(update: int) -> dict:
-        return {name: run.train[name].stack(r, *host) for name, r in run.turns(update).items()}
+        turns = run.turns(update)
+        return {name: run.train[name].stack(r, places[name]) for name, r in turns.items()}
 
-    for batches in prefetch(item, start, run.total):
-        work = {name: _work(run, name, batch) for name, batch in batches.items()}
-        yield put_batch(run.mesh, batches, stacked=True), work
+    for rows in prefetch(item, start, run.total):
+        batches = put_batch(run.mesh, rows, stacked=True)
+        yield batches, {name: _work(run, name, batch) for name, batch in batches.items()}
 
 
 def _work(run: Run, name: str, batch: Any) -> Work:
     """Tokens of all hosts, padding counted, and least FLOPs."""
-    micro, rows, length = batch[0].shape  # of this host
-    rows *= micro * jax.process_count()
+    micro, rows, length = batch[0].shape
+    rows *= micro
     answers = rows * batch.answers.shape[-1] if name == "task" else None
     least = run.least_flops(name, rows, length, answers)
     return Work(run.tokens(name, rows, length), least)
@@ -180,10 +181,10 @@ def _compare_gradients(run: Run, state: TrainState, step: int) -> dict[str, Any]
     Turns by micro-batch and joint training see both phases in one update and log this anyway; it is
     turns by step that need a look of their own.
     """
-    host = jax.process_index(), jax.process_count()
     gradients = {}
     for name, stream in run.train.items():
-        batch = put_batch(run.mesh, stream.stack([step], *host), stacked=True)
+        places = rows_here(run.mesh, stream.size)
+        batch = put_batch(run.mesh, stream.stack([step], places), stacked=True)
         gradients[name], _ = run.step.gradient(name, state, run.frozen, batch, None)
     return combine(gradients, dict.fromkeys(gradients, 1), run.config.align.every)[1]
 

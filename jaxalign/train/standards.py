@@ -22,7 +22,7 @@ import numpy as np
 from jaxalign.data.batch import PairBatch
 from jaxalign.objectives.standards import Standards
 from jaxalign.objectives.states import PairStates
-from jaxalign.sharding import constrain, put_batch, replicated
+from jaxalign.sharding import constrain, put_batch, replicated, rows_here
 from jaxalign.train.setup import Run
 
 SAMPLE = 512  # pairs: 1,024 states know a dimension's deviation to about 2 %
@@ -34,8 +34,9 @@ def measure(run: Run) -> dict[int, Standards]:
     neutral = {layer: Standards.neutral(run.spec.dim)}
     frozen = run.frozen._replace(standards=neutral)
     number, mean, square = 0.0, np.zeros(run.spec.dim), np.zeros(run.spec.dim)
+    places = rows_here(run.mesh, stream.size)
     for index in range(min(-(-SAMPLE // stream.size), stream.epoch_batches)):
-        batch = put_batch(run.mesh, stream.batch(index, jax.process_index(), jax.process_count()))
+        batch = put_batch(run.mesh, stream.batch(index, places))
         _, states = run.evaluate["align"](run.state.trained, frozen, batch)
         found = jax.device_get(_moments(states, batch, layer))
         more, (its_mean, its_square) = float(found[0]), (v.astype(np.float64) for v in found[1:])

@@ -10,9 +10,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental.multihost_utils import process_allgather
 
 from jaxalign.objectives.contrastive import similarities
-from jaxalign.sharding import put_batch
+from jaxalign.objectives.states import PairStates
+from jaxalign.sharding import put_batch, rows_here
 from jaxalign.train.state import TrainState
 
 
@@ -33,22 +35,21 @@ def validate(run: Any, state: TrainState) -> dict[str, float]:
     for name, stream in run.valid.items():
         number = min(stream.epoch_batches, run.config.train.eval_batches or stream.epoch_batches)
         terms, rows, states = [], [], []
+        places = rows_here(run.mesh, stream.size)
         for index in range(number):
             run.look_up()
-            batch = stream.batch(index, jax.process_index(), jax.process_count())
-            losses, pooled = run.evaluate[name](
-                state.trained, run.frozen, put_batch(run.mesh, batch)
-            )
+            batch = put_batch(run.mesh, stream.batch(index, places))
+            losses, pooled = run.evaluate[name](state.trained, run.frozen, batch)
             terms.append(losses)
             rows.append(stream.real_rows(index))
-            states.append(pooled)
+            states.append((batch.rows, pooled))
         losses = jax.device_get(terms)
         share, plain = _average(run, name, losses, np.array(rows, float))
         values[f"eval/{name}_loss"] = plain
         whole += share
         values |= _logs(name, losses)
         if name == "align":
-            values["eval/retrieval"] = _retrieval(stream, states, rows, run.config.align.layer)
+            values["eval/retrieval"] = _retrieval(stream, states, run.config.align.layer)
     return values | ({"eval/loss": whole} if run.valid else {})
 
 
@@ -79,22 +80,22 @@ def _logs(phase: str, losses: list) -> dict[str, float]:
     return found
 
 
-def _retrieval(stream: Any, states: list, rows: list[int], layer: int) -> float:
+def _retrieval(stream: Any, states: list[tuple[Any, PairStates]], layer: int) -> float:
     """Top-1 retrieval by cosine, source to target, among all validation pairs.
 
     Several languages may share an English target: finding its copy is finding it.
-    """
-    if jax.process_count() > 1:
-        from jax.experimental import multihost_utils
 
-        states = [multihost_utils.process_allgather(s, tiled=True) for s in states]
+    Args:
+      states: of every batch, the stream's row numbers and both sides' states, over all processes.
+    """
+    gathered = process_allgather(states, tiled=True)
+    rows = np.concatenate([numbers for numbers, _ in gathered])
     source, target = (
-        np.concatenate(
-            [np.asarray(getattr(s, side)[layer])[:n] for s, n in zip(states, rows, strict=True)]
-        )
+        np.concatenate([getattr(pooled, side)[layer] for _, pooled in gathered])[rows >= 0]
         for side in ("source", "target")
     )
-    sentence = np.unique([row.target.tobytes() for row in stream.rows], return_inverse=True)[1]
+    same = np.unique([row.target.tobytes() for row in stream.rows], return_inverse=True)[1]
+    sentence = same[rows[rows >= 0]]
     hits = 0
     for first in range(0, len(source), 1024):
         block = similarities(jnp.asarray(source[first : first + 1024]), jnp.asarray(target))

@@ -17,7 +17,7 @@ from typing import Any
 import jax
 from jax.stages import Lowered
 
-from jaxalign.sharding import put_batch
+from jaxalign.sharding import put_batch, rows_here
 from jaxalign.train.design import placed
 from jaxalign.train.setup import Run
 
@@ -46,10 +46,11 @@ def _lowered(run: Run, state: Any, key: jax.Array | None) -> Iterator[Lowered]:
         turns = run.turns(update)
         sizes = tuple((name, len(numbers)) for name, numbers in turns.items())
         for name, numbers in turns.items():
+            places = rows_here(run.mesh, run.train[name].size)
             for length in run.train[name].lengths:
                 if (name, len(numbers), length) not in seen:
                     seen.add((name, len(numbers), length))
-                    blank = run.train[name].blank(length, len(numbers), jax.process_count())
+                    blank = run.train[name].blank(length, len(numbers), places)
                     batch = put_batch(run.mesh, blank, stacked=True)
                     yield run.step.gradient.lower(name, state, run.frozen, batch, key)
         if sizes not in seen:

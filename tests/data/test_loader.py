@@ -105,16 +105,34 @@ def test_the_same_batch_in_another_process_without_torch(config, chatml, chatml_
 
 
 @pytest.mark.parametrize("make", STREAMS)
-def test_host_slices_make_the_whole(config, chatml, make):
+def test_places_of_the_whole(config, chatml, make):
+    """As three hosts may hold them: not neighbours, not equally many, and one place twice."""
     stream = make(config, chatml)
     for indices in ([0], [4, 5, 6]):
         whole = stream.stack(indices)
-        parts = [stream.stack(indices, p, 4) for p in range(4)]
-        assert_same(
-            whole, type(whole)(*(np.concatenate(x, axis=1) for x in zip(*parts, strict=True)))
-        )
-    with pytest.raises(UserError, match=r"8 rows cannot be divided among 3 hosts"):
-        stream.batch(0, 0, 3)
+        for places in ([0, 5], [2, 3, 4, 6, 7], [1, 5]):
+            part = stream.stack(indices, np.array(places))
+            assert_same(part, type(whole)(*(x[:, places] for x in whole)))
+
+
+@pytest.mark.parametrize("split", ["train", "valid"])
+def test_batches_know_their_rows(config, chatml, split):
+    stream = task_stream(config, chatml, split)
+    for index in (0, 6):
+        batch = stream.batch(index)
+        for (number,), tokens, segments in zip(
+            batch.rows, batch.tokens, batch.segments, strict=True
+        ):
+            row = stream.rows[number].tokens if number >= 0 else []
+            np.testing.assert_array_equal(tokens[segments > 0], row)
+    assert (split == "valid") == (-1 in batch.rows)
+    pairs = pair_stream(config, chatml, split)
+    for index in (0, 3):
+        batch = pairs.batch(index)
+        for number, target, mask in zip(batch.rows, batch.target, batch.target_mask, strict=True):
+            row = pairs.rows[number].target if number >= 0 else []
+            np.testing.assert_array_equal(target[mask > 0], row)
+    assert (split == "valid") == (-1 in batch.rows)
 
 
 def test_every_task_row_once_an_epoch(config, chatml):
@@ -150,7 +168,7 @@ def test_shapes(config, chatml):
     assert stack.tokens.shape[:2] == (6, 8)
     assert stack.tokens.shape[2] == max(stream.batch(i).tokens.shape[1] for i in range(6))
     pairs = pair_stream(config, chatml)
-    assert {len({x.shape for x in pairs.batch(i)}) for i in range(5)} == {1}
+    assert {len({x.shape for x in pairs.batch(i)[:4]}) for i in range(5)} == {1}
 
 
 def test_fixed_buckets(config, chatml):
@@ -210,6 +228,10 @@ def test_packed_batches_hold_the_same_rows(config, chatml):
                 tokens = batch.tokens[b]
                 assert tokens[places + 1].tolist() == batch.answers[b, here].tolist()
                 seen[tuple(tokens[at])] = tuple(batch.answers[b, here])
+                assert (
+                    tokens[at].tolist() == stream.rows[batch.rows[b, segment - 1]].tokens.tolist()
+                )
+            assert (batch.rows[b, batch.segments[b].max() :] == -1).all()
     wanted = {tuple(r.tokens): tuple(r.tokens[r.first :]) for r in plain.rows}
     assert wanted.items() <= seen.items()
     assert_same(stream.batch(40), task_stream(config, chatml).batch(40))

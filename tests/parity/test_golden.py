@@ -183,7 +183,7 @@ def trajectory(case, name):
         wide = [
             type(b)(*(
                 np.pad(x, ((0, 0), (0, width - x.shape[1])), constant_values=v)
-                for x, v in zip(b, fill, strict=True)
+                for x, v in zip(b[:-1], fill, strict=True)  # without row numbers
             ))
             for b in batches
         ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""Two processes through jax.distributed train what one trains."""
+"""Several processes through jax.distributed train what one trains."""
 
 import json
 import os
@@ -10,38 +10,42 @@ import sys
 import time
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
 from jaxalign.config import to_yaml
 from jaxalign.hf.load import load_spec
 from jaxalign.hf.peft import load_peft
+from jaxalign.plan import topology
+from jaxalign.sharding import make_mesh
+from jaxalign.train import setup
+from tests.conftest import FLAGS
+from tests.train import worker
 
 REPO = Path(__file__).resolve().parents[2]
 
 
-def start(configs, tmp_path, devices):
-    """Starts one process per config, all in one cluster."""
+def start(commands, devices):
+    """Starts one Python process per command (what follows `python -m`), all in one cluster."""
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         port = probe.getsockname()[1]
     started = []
-    for index, config in enumerate(configs):
-        file = tmp_path / f"{len(configs)}_{index}.yaml"
-        file.write_text(to_yaml(config))
+    for index, command in enumerate(commands):
         env = os.environ | {
-            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+            "XLA_FLAGS": " ".join([*FLAGS, f"--xla_force_host_platform_device_count={devices}"]),
             "JAX_PLATFORMS": "cpu",
         }
-        if len(configs) > 1:
+        if len(commands) > 1:
             env |= {
                 "JAX_COORDINATOR_ADDRESS": f"localhost:{port}",
-                "JAX_NUM_PROCESSES": str(len(configs)),
+                "JAX_NUM_PROCESSES": str(len(commands)),
                 "JAX_PROCESS_ID": str(index),
             }
         started.append(
             subprocess.Popen(
-                [sys.executable, "-m", "jaxalign", "train", str(file), "--debug"],
+                [sys.executable, "-m", *map(str, command)],
                 env=env,
                 cwd=REPO,
                 stdout=subprocess.PIPE,
@@ -52,12 +56,105 @@ def start(configs, tmp_path, devices):
     return started
 
 
+def train(configs, tmp_path, devices):
+    """`jaxalign train`, one process per config."""
+    commands = []
+    for index, config in enumerate(configs):
+        file = tmp_path / f"{len(configs)}_{index}.yaml"
+        file.write_text(to_yaml(config))
+        commands.append(["jaxalign", "train", file, "--debug"])
+    return start(commands, devices)
+
+
 def finish(started, code=0):
     """Their outputs, once all have ended with this exit code."""
     outputs = [process.communicate(timeout=500)[0] for process in started]
     for process, output in zip(started, outputs, strict=True):
         assert process.returncode == code, output
     return outputs
+
+
+def order_of(name, slices, sizes):
+    """The process at each place of the mesh that `make_mesh` lays over these slices."""
+    pytest.importorskip("libtpu")
+    mesh = make_mesh(*sizes, devices=topology.devices(topology.parse(name, slices)))
+    return [device.process_index for device in mesh.devices.flat]
+
+
+# Processes, devices of each, meshes: sizes, and the (topology, slices) whose order they have.
+CLUSTERS = {
+    "two": (2, 1, {"tensor": ((1, 1, 2, 1), None)}),
+    "two, other axes": (
+        2,
+        1,
+        {
+            "seq": ((1, 1, 1, 2), None),
+            "fsdp": ((1, 2, 1, 1), None),
+            "data": ((2, 1, 1, 1), None),
+        },
+    ),
+    "four": (
+        4,
+        1,
+        {
+            "tensor": ((1, 1, 4, 1), None),
+            "data, tensor": ((2, 1, 2, 1), None),
+            "fsdp, seq": ((1, 2, 1, 2), None),
+            "data, fsdp": ((2, 2, 1, 1), None),
+            "tensor, seq": ((1, 1, 2, 2), None),
+        },
+    ),
+    "slices": (
+        4,
+        4,
+        {
+            "ring": ((1, 16, 1, 1), ("v5e:4x4", 1)),
+            "tensor over hosts": ((1, 4, 4, 1), ("v5e:4x4", 1)),
+            "all four": ((2, 2, 2, 2), ("v5e:4x4", 1)),
+            "two slices": ((2, 4, 2, 1), ("v5e:2x4", 2)),
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    "cluster",
+    [c if c == "two" else pytest.param(c, marks=pytest.mark.slow) for c in CLUSTERS],
+)
+def test_processes_compute_what_one_computes(configure, rows, tmp_path, cluster):
+    """Losses, gradients and retrieval, whichever axis of the mesh crosses the processes."""
+    lines = (rows / "pairs.jsonl").read_text("utf-8").splitlines()
+    target = json.loads(lines[0])["text1"]  # several sources of one target, in different batches
+    more = [json.dumps(json.loads(line) | {"text1": target}) for line in lines[40:46]]
+    valid = tmp_path / "valid.jsonl"
+    valid.write_text("\n".join([*lines[:34], *more]) + "\n", "utf-8")
+    config = configure(
+        *("lora.dropout=0.0", "batch.size=16", "batch.pairs=16", "align.group=8"),
+        *("train.eval_batches=0", f"align.valid=[{valid}]", f"task.valid=[{rows}/task.jsonl]"),
+    )
+    processes, devices, wanted_meshes = CLUSTERS[cluster]
+    meshes = {
+        name: (sizes, order_of(*place, sizes) if place else None)
+        for name, (sizes, place) in wanted_meshes.items()
+    }
+    file, out = tmp_path / "run.yaml", tmp_path / "found.npz"
+    file.write_text(to_yaml(config))
+    command = ["tests.train.worker", file, out, json.dumps(meshes)]
+    started = start([command] * processes, devices)
+    with pytest.MonkeyPatch.context() as monkey:
+        monkey.setattr(setup.lora_adapter, "init", worker.warm(setup.lora_adapter.init))
+        alone = make_mesh(1, 1, 1, 1, devices=jax.devices()[:1])
+        wanted = worker.measure(config, alone, monkey.setattr)
+    finish(started)
+    found = np.load(out)
+    assert len(found) == len(meshes) * len(wanted)
+    assert 0 < wanted["eval/retrieval"] < 1
+    for name in meshes:
+        for what, value in wanted.items():
+            ours, scale = found[f"{name}|{what}"], np.abs(value).max() + 1e-8
+            np.testing.assert_allclose(
+                ours / scale, value / scale, atol=2e-5, rtol=0, err_msg=f"{name}: {what}"
+            )
 
 
 @pytest.mark.slow
@@ -75,8 +172,8 @@ def test_two_processes_train_as_one(configure, tmp_path, devices, mesh):
     words = ("lora.dropout=0.0", "train.steps=4", "train.eval_every=2")
     one = configure(*words, f"output={tmp_path / 'one'}")
     two = configure(*words, *mesh, f"output={tmp_path / 'two'}")
-    finish(start([one], tmp_path, devices=1))
-    outputs = finish(start([two, two], tmp_path, devices=devices))
+    finish(train([one], tmp_path, devices=1))
+    outputs = finish(train([two, two], tmp_path, devices=devices))
     assert "written" in outputs[0] and "written" not in outputs[1]
 
     def events(config):
@@ -89,8 +186,6 @@ def test_two_processes_train_as_one(configure, tmp_path, devices, mesh):
             if name in a:
                 np.testing.assert_allclose(b[name], a[name], rtol=1e-5)
     spec = load_spec(one.model.path)
-    import jax
-
     first, second = (load_peft(f"{c.output}/adapter", spec)[0] for c in (one, two))
     for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True):
         np.testing.assert_allclose(a, b, atol=2e-6, rtol=0)
@@ -101,7 +196,7 @@ def test_all_processes_stop_at_the_step_after_one_was_asked(configure, tmp_path)
     out = tmp_path / "run"
     config = configure("lora.dropout=0.0", "train.steps=100000", "train.log_every=1",
                        "checkpoint.every=100000", f"output={out}")  # fmt: skip
-    started = start([config, config], tmp_path, devices=2)
+    started = train([config, config], tmp_path, devices=2)
     try:
         deadline = time.monotonic() + 300
         while not (out / "log.jsonl").is_file() or not (out / "log.jsonl").read_text():
