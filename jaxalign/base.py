@@ -83,7 +83,7 @@ class Base:
 
     config: Config
     spec: ModelSpec
-    params: Any
+    params: Any  # None: not loaded yet
     tokenizer: Any
     mesh: Mesh
 
@@ -99,7 +99,7 @@ class Base:
         Raises:
           UserError: the folder holds no adapter for this base, or a template that cannot be used.
         """
-        prompts = prompts_of(self.tokenizer, self.config.prompt.template, locate(adapter), adapter)
+        prompts = self.prompts_of(adapter)
         return self.attach(*load_peft(adapter, self.spec), prompts)
 
     def attach(self, lora: Any, adapter: Lora, prompts: Prompts | None = None) -> System:
@@ -114,6 +114,39 @@ class Base:
     def decoder(self, adapter: Lora | None = None) -> Decoder:
         """The decoder that runs these weights, by the kernels that `model.attention` names."""
         return Decoder(self.spec, adapter, attention=self.config.model.attention)
+
+    def with_weights(self) -> Base:
+        """The same with its weights, which `prepare_base` leaves out.
+
+        Raises:
+          UserError: weights that are missing or cannot be run.
+        """
+        if self.params is not None:
+            return self
+        model = self.config.model
+        dtype = jnp.dtype(model.dtype)
+        params = load_params(
+            model.path,
+            self.spec,
+            dtype,
+            shard_tree(self.mesh, abstract_params(self.spec, dtype)),
+            model.revision,
+            model.quantize,
+        )
+        return dataclasses.replace(self, params=params)
+
+    def prompts_of(self, adapter: str) -> Prompts:
+        """How a system with this adapter is asked; its weights are not read.
+
+        Raises:
+          UserError: its template cannot be used.
+        """
+        said = self.config.prompt.template
+        return prompts_of(self.tokenizer, said, locate(adapter), adapter)
+
+    def stops(self, prompts: Prompts) -> tuple[int, ...]:
+        """The tokens that end an answer to such prompts."""
+        return stop_ids(self.spec, prompts.tokenizer, prompts.template)
 
     @property
     def prompts(self) -> Prompts:
@@ -160,10 +193,9 @@ class Base:
     ) -> System:
         """These weights on this base's mesh, stopping where its answers end."""
         prompts = prompts or self.prompts
-        stops = stop_ids(self.spec, prompts.tokenizer, prompts.template)
         with jax.set_mesh(self.mesh):
             lora = settle(decoder.adapter, params, lora)
-        return System(decoder, params, lora, self.mesh, stops, prompts)
+        return System(decoder, params, lora, self.mesh, self.stops(prompts), prompts)
 
 
 def load_base(config: Config) -> Base:
@@ -172,21 +204,20 @@ def load_base(config: Config) -> Base:
     Raises:
       UserError: no such model or tokenizer, or one that cannot be run.
     """
+    return prepare_base(config).with_weights()
+
+
+def prepare_base(config: Config) -> Base:
+    """The base without its weights: enough to build prompts and to check adapters by.
+
+    Raises:
+      UserError: no such model or tokenizer, or a mesh that these devices do not make.
+    """
     if not config.model.path:
         raise UserError("model.path is empty; name a folder in Hugging Face layout or a hub model")
     spec = load_spec(config.model.path, config.model.revision)
     tokenizer = load_tokenizer(config.model.path, config.model.revision)
-    mesh = make_mesh(*dataclasses.astuple(config.mesh))
-    dtype = jnp.dtype(config.model.dtype)
-    params = load_params(
-        config.model.path,
-        spec,
-        dtype,
-        shard_tree(mesh, abstract_params(spec, dtype)),
-        config.model.revision,
-        config.model.quantize,
-    )
-    return Base(config, spec, params, tokenizer, mesh)
+    return Base(config, spec, None, tokenizer, make_mesh(*dataclasses.astuple(config.mesh)))
 
 
 def weights_digest(adapter: str) -> str:

@@ -12,9 +12,10 @@ A JSON record carries its hash inside: `seal(record)`, `seal_holds(record)`.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +35,32 @@ def text_digest(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def write_sums(folder: Path) -> None:
-    """Writes `SHA256SUMS` for every file below `folder`; call it as the last step of a writer."""
+def write_sums(folder: Path, names: Sequence[str] | None = None) -> None:
+    """Writes `SHA256SUMS`; call it as the last step of a writer.
+
+    Args:
+      folder: where it is written, whole or not at all.
+      names: the files that are listed; None: every file below `folder`.
+    """
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != SUMS)
+    if names is not None:
+        files = [folder / name for name in names]
     lines = [f"{file_digest(path)}  {path.relative_to(folder).as_posix()}\n" for path in files]
-    (folder / SUMS).write_text("".join(lines), "utf-8")
+    new = folder / f"{SUMS}.new"
+    new.write_text("".join(lines), "utf-8")
+    new.replace(folder / SUMS)
+
+
+@contextlib.contextmanager
+def summed(folder: Path, names: Sequence[str]) -> Iterator[None]:
+    """Within, these files of a folder that is never whole are written; then they are listed.
+
+    The old list goes first, so that a writer that dies leaves files without a hash, never files
+    with the hash of others.
+    """
+    (folder / SUMS).unlink(missing_ok=True)
+    yield
+    write_sums(folder, names)
 
 
 def read_sums(folder: Path) -> dict[str, str]:

@@ -13,10 +13,12 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import os
 import shutil
 import sys
 import tempfile
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -52,6 +54,37 @@ def check_local(path: str, key: str) -> str:
             "this machine"
         )
     return path
+
+
+def check_writable(folder: Path, key: str) -> None:
+    """Makes the folder, if it is not there, and tries to write into it.
+
+    Raises:
+      UserError: it is a file, or nothing can be written there; `key` is what names it.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        what = "is a file" if folder.is_file() else first_line(error)
+        raise UserError(
+            f"{key}: {folder} cannot be written ({what}); name another folder"
+        ) from error
+
+
+@contextlib.contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A file to write that takes the place of `path` when the block ends well.
+
+    A process that dies leaves the old file, or none, never half of one.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = path.with_name(f"{path.stem}.new{path.suffix}")
+    yield new
+    with new.open("rb") as file:
+        os.fsync(file.fileno())
+    new.replace(path)
 
 
 class Desk:

@@ -2,9 +2,11 @@
 
 Every finished batch is appended to a file, one line an answer. An answer belongs to its prompt's
 tokens (and to how often that prompt came before), so rows may be added to the data or moved, and
-old answers are found again.
+old answers are found again. Each line carries a checksum: one that is not what was written, such
+as the torn line of a run that died, is not an answer and is written again.
 
-    texts, cut = answer(base, system, golds, Path('runs/eval/sft/answers.jsonl'), identity)
+    known = Answers(Path('runs/eval/sft/answers.jsonl'), identity)
+    texts = answer(prompts, known, lambda: base.wear('runs/sft/adapter'), base)
 """
 
 from __future__ import annotations
@@ -13,68 +15,68 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from jaxalign.base import Base, System, decoding_of
+from jaxalign.checksums import seal, seal_holds
 from jaxalign.errors import UserError
-from jaxalign.evaluate.measure import Gold
 from jaxalign.evaluate.progress import Progress
 from jaxalign.generate import chunks
-from jaxalign.multihost import from_main, is_main
+from jaxalign.multihost import from_main
+
+HEAD = '{"made_by": {'  # how a file of answers begins
 
 
 def answer(
+    prompts: Sequence[Sequence[int]],
+    known: Answers | None,
+    system: Callable[[], System],
     base: Base,
-    system: System,
-    golds: Sequence[Gold],
-    path: Path,
-    identity: dict[str, Any],
     title: str = "answers",
-) -> tuple[list[str], int]:
-    """What the system writes to each question, and how many prompts were cut.
+) -> list[str]:
+    """What the system writes to each prompt; what is known already is not asked again.
 
-    Every process calls this with the same arguments; only the first one reads and writes files and
-    gets the texts, the others get empty ones.
+    Every process calls this with the same arguments; only the first one keeps answers and gets the
+    texts, the others get empty ones.
 
     Args:
-      base: encodes prompts, decodes answers.
-      system: what writes.
-      golds: the questions.
-      path: the file that keeps what is finished; made where it is not there yet.
-      identity: what the answers depend on besides their prompts; JSON-ready.
+      prompts: token ids.
+      known: the answers on disk; None on the other processes.
+      system: gives what writes; called only where an answer is missing.
+      base: decodes answers.
       title: of the progress bar.
 
     Raises:
-      UserError: `path` holds answers of another system or other settings.
+      UserError: answers cannot be written to disk.
     """
-    prompts, cut = base.encode([gold.example for gold in golds], system.prompts)
-    keys = _keys(prompts)
-    store = _Store(path, identity) if is_main() else None
-    known = np.array([store is not None and key in store.texts for key in keys])
-    known = from_main(known)
-    groups = chunks([len(prompt) for prompt in prompts], base.config.generate.batch)
-    missing = [i for group in groups if not all(known[i] for i in group) for i in group]
+    keys = keys_of(prompts)
+    settings = base.config.generate
+    have = np.array([known is not None and key in known.texts for key in keys])
+    have = from_main(have)
+    groups = chunks([len(prompt) for prompt in prompts], settings.batch)
+    # Whole batches, so that an answer is bit by bit that of a run without a break.
+    missing = [i for group in groups if not all(have[i] for i in group) for i in group]
     if missing:
-        parts = system.chunks(
+        parts = system().chunks(
             [prompts[i] for i in missing],
             decoding_of(base.config),
-            base.config.generate.batch,
+            settings.batch,
             numbers=missing,
         )
         with Progress(title, len(missing), base.config.log.progress) as bar:
             for rows, answers in parts:
                 bar.advance(len(rows), sum(map(len, answers)))
-                if store:
+                if known is not None:
                     names = [keys[missing[row]] for row in rows]
-                    store.add(list(zip(names, base.decode(answers), strict=True)))
-    return [store.texts[key] if store else "" for key in keys], cut
+                    known.add(list(zip(names, base.decode(answers), strict=True)))
+    return [known.texts[key] if known is not None else "" for key in keys]
 
 
-def _keys(prompts: Sequence[Sequence[int]]) -> list[str]:
+def keys_of(prompts: Sequence[Sequence[int]]) -> list[str]:
     """A name for each prompt: a digest of its tokens, and its number among equal ones."""
     seen: Counter[str] = Counter()
     keys = []
@@ -85,55 +87,103 @@ def _keys(prompts: Sequence[Sequence[int]]) -> list[str]:
     return keys
 
 
-class _Store:
-    """Known answers by key, and the file that new ones are appended to."""
+class Answers:
+    """Known answers by key, and the file that new ones are appended to.
+
+    Attributes:
+      path: the file.
+      texts: key -> answer.
+      damaged: lines that were not what had been written; their answers are not known.
+    """
 
     def __init__(self, path: Path, identity: dict[str, Any]) -> None:
+        """Reads what is there, or begins a file.
+
+        Args:
+          path: the file; made with its folder where it is not there yet.
+          identity: what the answers depend on besides their prompts; JSON-ready.
+
+        Raises:
+          UserError: the file holds answers of another system or other settings, something else,
+            or no line that says whose answers it holds; it cannot be read or written.
+        """
         self.path = path
         self.texts: dict[str, str] = {}
-        if path.is_file() and path.stat().st_size:
-            self._read(identity)
-        else:
+        self.damaged = 0
+        try:
+            text = path.read_bytes().decode("utf-8", "replace") if path.exists() else ""
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._append([json.dumps({"made_by": identity}, ensure_ascii=False)])
+        except OSError as error:
+            raise self._unusable(error) from error
+        head, _, rows = text.partition("\n")
+        if head and self._check_head(head, rows, identity):
+            self._read(rows)
+            if not text.endswith("\n"):
+                self._write([""])  # ends the torn line, so that the next one stands alone
+        else:
+            self._write([_line({"made_by": identity})], mode="w")
 
     def add(self, answers: Sequence[tuple[str, str]]) -> None:
         """Remembers answers, on disk too before it returns."""
         self.texts.update(answers)
-        self._append(
-            [json.dumps({"key": k, "answer": text}, ensure_ascii=False) for k, text in answers]
-        )
+        self._write([_line({"key": key, "answer": text}) for key, text in answers])
 
-    def _append(self, lines: Sequence[str]) -> None:
+    def _write(self, lines: Sequence[str], mode: str = "a") -> None:
         try:
-            with self.path.open("a", encoding="utf-8") as file:
+            with self.path.open(mode, encoding="utf-8") as file:
                 file.write("".join(line + "\n" for line in lines))
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
+            raise self._unusable(error) from error
+
+    def _unusable(self, error: OSError) -> UserError:
+        return UserError(
+            f"{self.path}: cannot be read and written ({error.strerror or error}); what was "
+            "written before is kept: make room or choose another --out, and run the command again"
+        )
+
+    def _check_head(self, head: str, rows: str, identity: dict[str, Any]) -> bool:
+        """Whether answers follow; False where a run died in the first line."""
+        row = _object(head)
+        if "made_by" in row and "sha256" in row and not seal_holds(row):
+            row = {}
+        if "made_by" in row:
+            _check_same(self.path, row["made_by"], identity)
+            return True
+        if not rows and HEAD.startswith(head[: len(HEAD)]):
+            return False
+        if any("key" in _object(line) for line in rows.split("\n")):
             raise UserError(
-                f"{self.path}: cannot be written ({error.strerror}); what was written before is "
-                "kept, make room and run the same command again"
-            ) from error
+                f"{self.path}:1: damaged, so that nothing says whose answers these are; remove "
+                "the file, and they are written again"
+            )
+        raise UserError(f"{self.path} is not a file of answers; choose another name")
 
-    def _read(self, identity: dict[str, Any]) -> None:
-        text = self.path.read_text("utf-8", errors="replace")
-        for number, line in enumerate(text.split("\n"), 1):
-            try:
-                row = json.loads(line) if line else {}
-            except json.JSONDecodeError:
-                continue  # a line that a dying run left half written
-            if number == 1 and "made_by" not in row:
-                raise UserError(f"{self.path} is not a file of answers; choose another name")
-            if "made_by" in row:
-                _check_same(self.path, row["made_by"], identity)
-            elif "key" in row:
+    def _read(self, rows: str) -> None:
+        for line in rows.split("\n"):
+            row = _object(line)
+            if seal_holds(row) and isinstance(row.get("key"), str):
                 self.texts[row["key"]] = row["answer"]
-        if not text.endswith("\n"):
-            self._append([""])  # ends the torn line, so that the next one stands alone
+            elif line:
+                self.damaged += 1
 
 
-def _check_same(file: Path, then: dict[str, Any], now: dict[str, Any]) -> None:
+def _line(row: dict[str, Any]) -> str:
+    return json.dumps(seal(row), ensure_ascii=False)
+
+
+def _object(line: str) -> dict[str, Any]:
+    """The JSON object of a line; nothing where there is none."""
+    try:
+        found = json.loads(line)
+    except (ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _check_same(file: Path, then: Any, now: dict[str, Any]) -> None:
+    then = then if isinstance(then, dict) else {}
     for name in {**then, **now}:
         if then.get(name) != now.get(name):
             raise UserError(

@@ -48,20 +48,30 @@ def score_comet(
     Raises:
         UserError: neither package nor command, or the model cannot be had.
     """
-    package = _package()
+    found = find_comet(model)
     columns = (sources, translations, references)
-    if package is not None:
-        scores = _by_package(package, model, columns, gpus)
-    elif command := shutil.which(COMMAND):
-        scores = _by_command(command, model, columns, gpus)
-    else:
+    score = _by_command if isinstance(found, str) else _by_package
+    scores = score(found, model, columns, gpus)
+    if len(scores) != len(sources):
+        raise UserError(f"COMET gave {len(scores)} scores for {len(sources)} rows; see {model!r}")
+    return np.asarray(scores, np.float64)
+
+
+def find_comet(model: str) -> Any:
+    """The package, or the path of the command; nothing is loaded.
+
+    Raises:
+        UserError: neither is installed, or the model is a path without a file.
+    """
+    if model.endswith(".ckpt") and not Path(model).is_file():
+        raise UserError(f"evaluate.options.comet: there is no file {model}")
+    found = _package() or shutil.which(COMMAND)
+    if not found:
         raise UserError(
             "COMET is missing, and its package does not go with JAX's numpy; install it beside "
             f"this environment with: pipx install unbabel-comet (its {COMMAND} must be on the PATH)"
         )
-    if len(scores) != len(sources):
-        raise UserError(f"COMET gave {len(scores)} scores for {len(sources)} rows; see {model!r}")
-    return np.asarray(scores, np.float64)
+    return found
 
 
 def _package() -> Any:

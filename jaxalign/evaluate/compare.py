@@ -13,7 +13,7 @@ rows, not luck of training: read the standard deviation over seeds beside it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -240,13 +240,22 @@ def _same_measures(systems: Sequence[System], languages: Sequence[str]) -> list[
     return names
 
 
+def check_groups(groups: Mapping[str, Sequence[str]]) -> None:
+    """Refuses groups with the names of those that are always there.
+
+    Raises:
+      UserError: a group is called all or other.
+    """
+    for name in (ALL, OTHER):
+        if name in groups:
+            raise UserError(f"the group name {name!r} is taken: it is made of itself; rename it")
+
+
 def _groups(
     groups: dict[str, list[str]], languages: Sequence[str]
 ) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
     """Groups of measured languages, and the languages named that were not measured."""
-    for name in (ALL, OTHER):
-        if name in groups:
-            raise UserError(f"the group name {name!r} is taken: it is made of itself; rename it")
+    check_groups(groups)
     groups = {name: list(dict.fromkeys(named)) for name, named in groups.items()}
     found = {
         name: [language for language in named if language in languages]

@@ -1,20 +1,24 @@
 """Files of predictions: one row a question, written beside the scores and scored without a model.
 
 texts = read_predictions('runs/eval/sft/predictions.jsonl', golds)     # {'de': ['...', ...]}
-write_predictions(Path('predictions.jsonl'), golds, texts, scored)
+write_predictions(Path('runs/eval/sft'), golds, texts, scored)
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from jaxalign.checksums import check_sums, summed
 from jaxalign.data import sources
-from jaxalign.errors import UserError
+from jaxalign.errors import UserError, reading
 from jaxalign.evaluate.gold import Golds
 from jaxalign.evaluate.measure import Gold, Scored
+from jaxalign.paths import whole_file
+
+PREDICTIONS_FILE = "predictions.jsonl"
 
 
 def read_predictions(file: str, golds: Golds) -> dict[str, list[str]]:
@@ -29,12 +33,19 @@ def read_predictions(file: str, golds: Golds) -> dict[str, list[str]]:
     path = Path(file)
     if not path.is_file():
         raise UserError(f"{file}: no such file of predictions")
-    text = path.read_text("utf-8")
+    check_sums(path.parent, [path.name])
+    try:
+        text = path.read_bytes().decode("utf-8-sig").replace("\r\n", "\n")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{file} is not a text in UTF-8; convert it") from error
+    except OSError as error:
+        raise UserError(f"{file} cannot be read ({error.strerror})") from error
     if not text.strip():
         raise UserError(f"{file} is empty; it should hold one answer for each row")
     rows = sum(map(len, golds.values()))
     if path.suffix == ".jsonl":
-        records = sources.read(file)
+        with reading(file, "rows of JSON"):
+            records = sources.read(file)
         named = all({"language", "id"} <= record.fields.keys() for record in records)
         if named:
             return _by_name(file, records, golds)
@@ -87,17 +98,29 @@ def _by_name(file: str, records: Sequence[sources.Record], golds: Golds) -> dict
 
 
 def write_predictions(
-    path: Path, golds: Golds, texts: dict[str, list[str]], scored: dict[str, Scored]
+    folder: Path, golds: Golds, texts: dict[str, list[str]], scored: dict[str, Scored]
 ) -> None:
-    """One row for each question, in the order of the data; written whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    whole = path.with_name(path.name + ".new")
-    with whole.open("w", encoding="utf-8") as file:
-        for language, rows in golds.items():
-            for gold, text, read in zip(rows, texts[language], scored[language].read, strict=True):
-                row = _row(gold, text) | {"read": read}
-                file.write(json.dumps(row, ensure_ascii=False) + "\n")
-    whole.replace(path)
+    """`predictions.jsonl`: one row for each question, in the order of the data.
+
+    Written whole or not at all, with its checksum, by which `read_predictions` knows it again.
+    """
+    rows = (
+        _row(gold, text) | {"read": read}
+        for language, golds_of in golds.items()
+        for gold, text, read in zip(golds_of, texts[language], scored[language].read, strict=True)
+    )
+    with summed(folder, [PREDICTIONS_FILE]):
+        write_rows(folder / PREDICTIONS_FILE, rows)
+
+
+def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """A JSONL file, written whole or not at all."""
+    with whole_file(path) as new, new.open("w", encoding="utf-8") as file:
+        for row in rows:
+            # A half of a surrogate pair, which no UTF-8 file holds, is written as JSON escapes it.
+            line = json.dumps(row, ensure_ascii=False)
+            clean = line.isprintable() or not any("\ud800" <= c <= "\udfff" for c in line)
+            file.write((line if clean else json.dumps(row)) + "\n")
 
 
 def _row(gold: Gold, text: str) -> dict[str, Any]:

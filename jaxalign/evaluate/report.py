@@ -1,33 +1,32 @@
-"""A comparison written down: JSON, Markdown, LaTeX and CSV in a folder, tables in the terminal.
+"""A comparison written down: JSON, Markdown, LaTeX and CSV in a folder.
 
 JSON and CSV hold every number in full; the tables round to one decimal. Significance marks come
 from the paired bootstrap: * p < 0.05, ** p < 0.01.
 
     found = compare(systems, groups)
     write(found, Path("runs/own/report"), "Slots, 52 languages")   # [report.json, report.md, ...]
-    show(found, Console())
 """
 
 from __future__ import annotations
 
 import csv
+import io
 import json
-import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from jaxalign.checksums import summed
 from jaxalign.evaluate.compare import ALL, Comparison, Gain, Score, Tally
-
-if TYPE_CHECKING:
-    from rich.console import Console
+from jaxalign.paths import whole_file
+from jaxalign.terminal import visible
 
 WORDS = {"f1": "F1", "bleu": "BLEU", "chrf": "chrF", "comet": "COMET", "ner": "NER"}
 POINTS = ("bleu", "chrf", "comet")  # scores that are not percent
 MARKS = ((0.01, "**"), (0.05, "*"))
 PLUS_MINUS = "±"
-HEAD = 12  # letters of a system's name before it is folded
+FILES = ("report.json", "report.md", "report.tex", "report.csv")
+PICTURE = "gains.png"
 
 
 # Words --------------------------------------------------------------------------------------------
@@ -71,24 +70,27 @@ def notes(comparison: Comparison) -> list[str]:
     return [*found, *comparison.signatures]
 
 
-def _score(score: Score, between: str = f" {PLUS_MINUS} ") -> str:
+def score_text(score: Score, between: str = f" {PLUS_MINUS} ") -> str:
+    """'41.3', or '41.3 ± 0.8' over seeds."""
     return f"{score.mean:.1f}" + ("" if score.std is None else f"{between}{score.std:.1f}")
 
 
-def _signed(value: float) -> str:
+def signed(value: float) -> str:
+    """'+1.2', '-0.3'; '0.0' has no sign."""
     text = f"{value:+.1f}"
     return "0.0" if text in ("+0.0", "-0.0") else text
 
 
 def _interval(gain: Gain) -> str:
-    return f"{_signed(gain.low)} to {_signed(gain.high)}"
+    return f"{signed(gain.low)} to {signed(gain.high)}"
 
 
 def _p(p: float) -> str:
     return f"{p:.3f}" if p >= 0.0005 else "<0.001"
 
 
-def _tally(tally: Tally) -> str:
+def tally_text(tally: Tally) -> str:
+    """'12-3-40': won, lost, tied."""
     return f"{tally.wins}-{tally.losses}-{tally.ties}"
 
 
@@ -128,32 +130,53 @@ def lines(comparison: Comparison, measure: str) -> Iterator[Line]:
         )  # fmt: skip
 
 
-def _group_name(comparison: Comparison, group: str) -> str:
+def group_name(comparison: Comparison, group: str) -> str:
+    """A group with its number of languages: 'transfer (6)'."""
     return f"{group} ({len(comparison.groups[group])})"
 
 
 # Files --------------------------------------------------------------------------------------------
 
 
-def write(comparison: Comparison, folder: Path, title: str) -> list[Path]:
-    """The files written: report.json, report.md, report.tex, report.csv."""
+def write(
+    comparison: Comparison,
+    folder: Path,
+    title: str,
+    pictures: Mapping[str, Callable[[Path], None]] | None = None,
+) -> list[Path]:
+    """The files written, each whole or not at all: report.json, report.md, report.tex, report.csv.
+
+    Args:
+      comparison: what is reported.
+      folder: of the files, and of the list of their checksums.
+      title: of the report.
+      pictures: name -> what writes that picture to a path.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    found = []
-    for ending, text in (
-        (
-            "json",
-            json.dumps({"title": title, **comparison.as_json()}, indent=1, ensure_ascii=False),
-        ),
-        ("md", markdown(comparison, title)),
-        ("tex", latex(comparison, title)),
-    ):
-        path = folder / f"report.{ending}"
-        path.write_text(text + "\n", encoding="utf-8")
-        found.append(path)
-    path = folder / "report.csv"
-    with path.open("w", encoding="utf-8", newline="") as file:
-        csv.writer(file).writerows(_csv_rows(comparison))
-    return [*found, path]
+    everything = {"title": title, **comparison.as_json()}
+    texts = (
+        json.dumps(everything, indent=1, ensure_ascii=False) + "\n",
+        markdown(comparison, title) + "\n",
+        latex(comparison, title) + "\n",
+        _csv(comparison),
+    )
+    found = [folder / name for name in FILES]
+    pictures = pictures or {}
+    (folder / PICTURE).unlink(missing_ok=True)  # of an earlier comparison
+    with summed(folder, [*FILES, *pictures]):
+        for path, text in zip(found, texts, strict=True):
+            with whole_file(path) as new:
+                new.write_bytes(text.encode("utf-8", "backslashreplace"))
+        for name, draw in pictures.items():
+            with whole_file(folder / name) as new:
+                draw(new)
+    return [*found, *(folder / name for name in pictures)]
+
+
+def _csv(comparison: Comparison) -> str:
+    text = io.StringIO(newline="")
+    csv.writer(text).writerows(_csv_rows(comparison))
+    return text.getvalue()
 
 
 def _csv_rows(comparison: Comparison) -> Iterator[list]:
@@ -191,18 +214,18 @@ def markdown(comparison: Comparison, title: str) -> str:
         body = []
         for line in lines(comparison, measure):
             group = line.level == "group"
-            row = [f"**mean of {_group_name(comparison, line.name)}**" if group else line.name]
+            row = [f"**mean of {group_name(comparison, line.name)}**" if group else line.name]
             row += ["" if group else line.group, f"{line.scores[comparison.systems[0]].rows}"]
             for system, score in line.scores.items():
-                row.append(_score(score))
+                row.append(score_text(score))
                 if gain := line.gains.get(system):
-                    row += [_signed(gain.gain) + mark(gain.p), _interval(gain), _p(gain.p)]
+                    row += [signed(gain.gain) + mark(gain.p), _interval(gain), _p(gain.p)]
             body.append(row)
         parts += [f"## {label(measure)}", _markdown_table(head, body, left=2)]
         if others:
             parts.append(_markdown_table(*_tallies(comparison, measure), left=2))
     if any(comparison.counts.values()):
-        parts += ["## Counts (rows, mean over seeds)", _markdown_table(*_count_table(comparison))]
+        parts += ["## Counts (rows, mean over seeds)", _markdown_table(*count_table(comparison))]
     return "\n\n".join([*parts, *(_cell(note) for note in notes(comparison))])
 
 
@@ -218,7 +241,8 @@ def _tallies(comparison: Comparison, measure: str) -> tuple[list[str], list[list
     return head, body
 
 
-def _count_table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
+def count_table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
+    """Head and rows of how many answers were empty, ill-formed, ..."""
     names = dict.fromkeys(name for found in comparison.counts.values() for name in found)
     rows = f"of {sum(comparison.rows.values())} rows"
     return [rows, *comparison.systems], [
@@ -235,7 +259,7 @@ def _count_table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
 
 def _cell(text: str) -> str:
     """Markdown that shows the text as it is."""
-    return "".join("\\" + letter if letter in "\\|*_`<" else letter for letter in text)
+    return "".join("\\" + letter if letter in "\\|*_`<" else letter for letter in visible(text))
 
 
 def _markdown_table(head: Sequence[str], body: Sequence[Sequence[str]], left: int = 1) -> str:
@@ -263,7 +287,7 @@ TEX = {
 
 def tex(text: str) -> str:
     """LaTeX that prints the text as it is."""
-    return "".join(TEX.get(letter, letter) for letter in text)
+    return "".join(TEX.get(letter, letter) for letter in visible(text))
 
 
 def latex(comparison: Comparison, title: str) -> str:
@@ -295,7 +319,7 @@ def _latex_table(comparison: Comparison, measure: str, title: str) -> str:
             cells.append(mean + ("" if score.std is None else rf" $\pm$ {score.std:.1f}"))
             if gain := line.gains.get(system):
                 stars = mark(gain.p)
-                cells.append(f"${_signed(gain.gain)}{f'^{{{stars}}}' if stars else ''}$")
+                cells.append(f"${signed(gain.gain)}{f'^{{{stars}}}' if stars else ''}$")
         body.append(" & ".join(cells) + r" \\")
     caption = tex(f"{title}: {label(measure)}. " + " ".join(notes(comparison)))
     return "\n".join(
@@ -312,116 +336,3 @@ def _latex_table(comparison: Comparison, measure: str, title: str) -> str:
             r"\end{table}",
         ]
     )
-
-
-# Terminal -----------------------------------------------------------------------------------------
-
-
-def show(comparison: Comparison, console: Console) -> None:
-    """Prints the main measure by language, the others by group, and the counts.
-
-    Systems that do not fit beside each other get tables of their own, each with the baseline.
-    """
-    main, *others = comparison.measures
-    for systems in _chunks(comparison, console.width):
-        rows = list(_main_rows(comparison, main, systems))
-        _print(console, _head(label(main), systems), rows)
-    for systems in _chunks(comparison, console.width) if others else ():
-        rows = []
-        for measure in others:
-            rows += [[label(measure)], *_rows(comparison, measure, systems, "group")]
-        _print(console, _head("means", systems), rows)
-    if any(comparison.counts.values()):
-        head, body = _count_table(comparison)
-        _print(console, head, body)
-    for note in notes(comparison):
-        console.print(note, style="dim", markup=False, highlight=False)
-
-
-def _chunks(comparison: Comparison, width: int) -> Iterator[list[str]]:
-    """The baseline with as many others as a terminal of this width takes."""
-    base, *others = comparison.systems
-    if not others:
-        yield [base]
-    start = 0
-    while start < len(others):
-        step = len(others) - start
-        while step > 1 and _width(comparison, [base, *others[start : start + step]]) > width:
-            step -= 1
-        yield [base, *others[start : start + step]]
-        start += step
-
-
-def _width(comparison: Comparison, systems: Sequence[str]) -> int:
-    """Letters that the widest table of these systems takes."""
-    widest = 0
-    for measure in comparison.measures:
-        columns = _columns(_head(measure, systems), list(_main_rows(comparison, measure, systems)))
-        widest = max(widest, sum(width for _, width in columns) + 3 * len(columns) + 1)
-    return widest
-
-
-def _head(title: str, systems: Sequence[str]) -> list[str]:
-    base, *others = systems
-    return [title, base, *(cell for system in others for cell in (system, "gain"))]
-
-
-def _rows(
-    comparison: Comparison, measure: str, systems: Sequence[str], level: str
-) -> Iterator[list[str]]:
-    """Name, scores, gains; before the languages of a group the group's name alone."""
-    last = ""
-    several = len(by_group(comparison)) > 1
-    for line in lines(comparison, measure):
-        if line.level != level:
-            continue
-        if level == "language" and several and line.group != last:
-            yield [line.group]
-        last = line.group
-        row = [line.name if level == "language" else _group_name(comparison, line.name)]
-        for system in systems:
-            row.append(_score(line.scores[system], PLUS_MINUS))
-            if gain := line.gains.get(system):
-                row.append(_signed(gain.gain) + mark(gain.p))
-        yield row
-
-
-def _main_rows(comparison: Comparison, measure: str, systems: Sequence[str]) -> Iterator[list[str]]:
-    yield from _rows(comparison, measure, systems, "language")
-    yield ["mean"]
-    yield from _rows(comparison, measure, systems, "group")
-    gains = [comparison.measures[measure].group_gains[system][ALL] for system in systems[1:]]
-    if not gains:
-        return
-    yield ["won-lost-tied"]
-    tallies = {"languages": [g.languages for g in gains], "rows": [g.rows for g in gains]}
-    for name, found in tallies.items():
-        if any(found):
-            cells = [cell for tally in found for cell in (_tally(tally) if tally else "", "")]
-            yield [name, "", *cells]
-
-
-def _columns(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[tuple[str, int]]:
-    """(heading, width) of each column: cells stay whole, long headings are folded."""
-    found = []
-    for number, name in enumerate(head):
-        cells = max((len(row[number]) for row in rows if len(row) > number), default=1)
-        folded = textwrap.wrap(name, max(cells, HEAD)) or [""]
-        found.append(("\n".join(folded), max(cells, *map(len, folded))))
-    return found
-
-
-def _print(console: Console, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """One table; a row of a single cell is a heading."""
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1))
-    for number, (name, width) in enumerate(_columns(head, rows)):
-        table.add_column(
-            Text(name), justify="right" if number else "left", min_width=width, no_wrap=True
-        )
-    for row in rows:
-        table.add_row(*map(Text, row), style="bold" if len(row) == 1 else None)
-    console.print(table)

@@ -22,6 +22,7 @@ from jaxalign.evaluate.measure import Gold, Measure, Scored, share
 # As sacreBLEU recommends; all others: 13a.
 TOKENIZERS = {**dict.fromkeys(CHINESE, "zh"), "ja": "ja-mecab", "ko": "ko-mecab"}
 WITHOUT_MECAB = "char"
+COMET = "comet"  # the option, and the measure
 SAMPLE = 100  # references that tell the script
 NO_BLANKS = ("CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR", "TIBETAN")
 BY_BLANKS = ("13a", "intl", "none")  # sacreBLEU's tokenizers that find words by the blanks around
@@ -72,7 +73,7 @@ def score_translation(
         sources = [gold.example.prompt for gold in golds]
         scores = score_comet(comet, sources, texts, references, gpus=comet_gpus)
         parts = np.stack([scores, np.ones(len(scores))], axis=1)
-        measures.append(Measure("comet", parts, share))
+        measures.append(Measure(COMET, parts, share))
         details["comet_model"] = comet
     return Scored(tuple(measures), tuple(texts), {"empty": texts.count("")}, details)
 

@@ -6,21 +6,24 @@ write(config, 'runs/demo/adapter', prompts=[], data=['test.de.jsonl'], out='answ
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
 
-from jaxalign.base import decoding_of, load_base
+from jaxalign.base import decoding_of, prepare_base
 from jaxalign.data.sources import Record
 from jaxalign.data.tasks import render
 from jaxalign.errors import UserError
 from jaxalign.evaluate.answers import answer
+from jaxalign.evaluate.entrants import Entrant
 from jaxalign.evaluate.gold import BLANK, kind_of, questions
-from jaxalign.evaluate.run import Entrant, identity, tell_note
+from jaxalign.evaluate.predictions import write_rows
+from jaxalign.evaluate.prepare import prepare, tell
 from jaxalign.multihost import is_main
+from jaxalign.paths import check_writable
 from jaxalign.settings import Config
+from jaxalign.terminal import visible
 
 ASKED = {  # the field that a prompt of the command line fills
     "rows": "prefix",
@@ -48,33 +51,47 @@ def write(
     data = data or config.evaluate.data
     if not prompts and not data:
         raise UserError("nothing to answer; give --prompt TEXT, or --data FILE")
-    base = load_base(config)
-    system = base.wear(adapter) if adapter else base.bare()
+    entrant = Entrant("answers", adapter, "adapter" if adapter else "base")
     console = Console(quiet=not is_main(), highlight=False)
-    tell_note(config, system, console)
     if prompts:
-        asked = [render(kind_of(config), _asked(config, text)) for text in prompts]
-        ids, _ = base.encode(asked, system.prompts)
-        answers = system.write(ids, decoding_of(config), config.generate.batch)
-        for text in base.decode(answers):
-            console.print(text, markup=False)
+        examples = [render(kind_of(config), _asked(config, text)) for text in prompts]
+        base = prepare_base(config)
+        asked = prepare(base, entrant, examples)
+        tell(asked.notes, console)
+        system = asked.system(base.with_weights())
+        answers = system.write(asked.prompts, decoding_of(config), config.generate.batch)
+        if is_main():
+            for text in base.decode(answers):
+                print(visible(text))
         return
-    path = Path(out or f"{config.output}/answers.jsonl")
     golds = questions(config, data)
-    entrant = Entrant("", adapter, "adapter" if adapter else "base")
+    path = _target(out or f"{config.output}/answers.jsonl")
+    base = prepare_base(config)
     cache = path.with_name(path.name + ".cache")
-    texts, cut = answer(base, system, golds, cache, identity(config, entrant, system))
+    asked = prepare(base, entrant, [gold.example for gold in golds], cache)
+    tell(asked.notes, console)
+    texts = answer(asked.prompts, asked.known, lambda: asked.system(base.with_weights()), base)
     if is_main():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        whole = path.with_name(path.name + ".new")
-        with whole.open("w", encoding="utf-8") as file:
-            for gold, text in zip(golds, texts, strict=True):
-                row = {"id": gold.id, "language": gold.language,
-                       "question": gold.example.prompt, "answer": text}  # fmt: skip
-                file.write(json.dumps(row, ensure_ascii=False) + "\n")
-        whole.replace(path)
-        more = f", {cut} prompts cut from the left" if cut else ""
-        console.print(f"{len(texts)} answers{more}; written: {path}")
+        rows = (
+            {"id": gold.id, "language": gold.language, "question": gold.example.prompt,
+             "answer": text}
+            for gold, text in zip(golds, texts, strict=True)
+        )  # fmt: skip
+        write_rows(path, rows)
+        console.print(visible(f"{len(texts)} answers; written: {path}"), markup=False)
+
+
+def _target(out: str) -> Path:
+    """The file to write, in a folder that can be written.
+
+    Raises:
+      UserError: it is a folder, or its folder cannot be written.
+    """
+    path = Path(out)
+    if path.is_dir():
+        raise UserError(f"--out: {out} is a folder; name a file, as in {out}/answers.jsonl")
+    check_writable(path.parent, "--out")
+    return path
 
 
 def _asked(config: Config, text: str) -> Record:

@@ -15,6 +15,7 @@ import jax
 import numpy as np
 
 from jaxalign.base import weights_digest
+from jaxalign.checksums import check_sums
 from jaxalign.errors import UserError
 from jaxalign.evaluate.report import label
 from jaxalign.export.source import Source
@@ -32,11 +33,12 @@ def scores_of(source: Source) -> Scores | None:
         return None
     folder = home / "evaluation"
     try:
+        check_sums(folder, ["report.json"])
         report = json.loads((folder / "report.json").read_text("utf-8"))
         own = _own_system(source, home, folder, report["systems"])
         return _score_table(report, own) if own else None
     except (OSError, ValueError, KeyError, TypeError, UserError):
-        return None  # no evaluation, or one of another version
+        return None  # no evaluation, one of another version, or one that was damaged since
 
 
 def _own_system(source: Source, home: Path, folder: Path, systems: Sequence[str]) -> str:

@@ -32,6 +32,7 @@ from jaxalign.evaluate.gold import Golds, kind_of, read_golds
 from jaxalign.evaluate.progress import Progress
 from jaxalign.evaluate.report import label
 from jaxalign.evaluate.run import score
+from jaxalign.evaluate.scorers import rehearse
 from jaxalign.hf.files import write_json
 from jaxalign.hf.find import small_files
 from jaxalign.merge.algebra import Merged, Recipe, check, combine
@@ -300,8 +301,7 @@ def _validation(config: Config, data: Sequence[str]) -> Config:
 
 def _check_metric(config: Config, golds: Golds, metric: str) -> str:
     """The measure's name, before anything is computed."""
-    nothing = score(config, golds, {language: [""] * len(rows) for language, rows in golds.items()})
-    known = [measure.name for measure in next(iter(nothing.values())).measures]
+    known = rehearse(kind_of(config), golds, config.evaluate.options)
     if metric and metric not in (*known, LOSS):
         raise UserError(
             f"--metric: {metric!r} is not measured for {kind_of(config)}; choose among "

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxalign.checksums import check_sums
 from jaxalign.data.languages import find_language
 from jaxalign.errors import UserError
 from jaxalign.hf.files import read_json
@@ -51,6 +52,7 @@ def read_scores(file: str, table: Table) -> Scores:
     Raises:
       UserError: none of its systems or fewer than three of its languages were probed.
     """
+    check_sums(Path(file).parent, [Path(file).name])
     content = read_json(Path(file))
     if "measures" in content:
         found = {

@@ -12,7 +12,8 @@ from rich.console import Console
 from jaxalign.evaluate.compare import System, compare
 from jaxalign.evaluate.draw import draw, ordered
 from jaxalign.evaluate.measure import Measure, Scored, share
-from jaxalign.evaluate.report import by_group, label, latex, mark, markdown, show, tex, write
+from jaxalign.evaluate.report import by_group, label, latex, mark, markdown, tex, write
+from jaxalign.evaluate.show import show
 
 GROUPS = {"super_vised": ["en"], "transfer": ["cy", "sw"]}
 NAMES = ("base", "a|b_1 & 50%", "other")

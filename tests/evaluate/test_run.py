@@ -38,7 +38,7 @@ def test_systems_side_by_side(judged, adapters, tmp_path, capsys):
     assert "slot" in out and "transfer" in out
     names = {path.name for path in (tmp_path / "out").iterdir()}
     assert names == {"a_1", "a_2", "base", "base 2-shot", "report.json", "report.md", "report.tex",
-                     "report.csv", "gains.png"}  # fmt: skip
+                     "report.csv", "gains.png", "SHA256SUMS"}  # fmt: skip
     rows = rows_of(tmp_path / "out" / "a_1" / "predictions.jsonl")
     assert len(rows) == 16 and list(rows[0]) == [
         "id", "language", "question", "reference", "answer", "read",

@@ -1,0 +1,121 @@
+"""What an evaluation needs, read and checked before any weights are loaded.
+
+Files of predictions, adapters, chat templates, prompts and old answers: whatever is wrong with one
+of them is told within seconds, not after an hour of answers.
+
+    base = prepare_base(config)
+    asked = prepare(base, Entrant('sft', 'runs/sft/adapter'), golds, Path('runs/eval/sft'))
+    texts = answer(asked.prompts, asked.known, lambda: loaded().wear(...), base)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from jaxalign.base import Base, System, weights_digest
+from jaxalign.data.tasks import Example
+from jaxalign.data.template import Prompts
+from jaxalign.evaluate.answers import Answers
+from jaxalign.evaluate.entrants import Entrant
+from jaxalign.evaluate.gold import kind_of
+from jaxalign.hf.find import locate
+from jaxalign.hf.load import fingerprint
+from jaxalign.hf.peft import load_peft
+from jaxalign.hf.peft_config import named_base
+from jaxalign.multihost import is_main
+from jaxalign.terminal import visible
+
+ANSWERS_FILE = "answers.jsonl"
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One entrant that has a model, ready to answer."""
+
+    entrant: Entrant
+    prompts: list[list[int]]
+    known: Answers | None  # on the first process, where they are kept
+    notes: tuple[str, ...]  # sentences that a reader of the scores needs
+
+    def system(self, base: Base) -> System:
+        """What answers: the base, with its weights, as this entrant wears it."""
+        if self.entrant.kind == "adapter":
+            return base.wear(self.entrant.source)
+        return base.bare()
+
+
+def prepare(
+    base: Base, entrant: Entrant, examples: Sequence[Example], answers: Path | None = None
+) -> Asked:
+    """The prompts of an entrant and its old answers.
+
+    Args:
+      base: without its weights.
+      entrant: not one of predictions.
+      examples: what is asked.
+      answers: the file that keeps its answers; None: they are not kept.
+
+    Raises:
+      UserError: an adapter of another base, a template or prompt that cannot be used, answers of
+        other settings.
+    """
+    how, notes = base.prompts, []
+    if entrant.kind == "adapter":
+        load_peft(entrant.source, base.spec)
+        how = base.prompts_of(entrant.source)
+        notes += [_other_base(base, entrant.source)]
+        # Finished rows know no template.
+        notes += [how.note if kind_of(base.config) != "rows" else ""]
+    prompts, cut = base.encode(examples, how)
+    if cut:
+        notes.append(f"{entrant.name}: {cut} prompts were cut from the left to leave room")
+    known = None
+    if answers is not None and is_main():
+        known = Answers(answers, identity(base, entrant, how))
+    if known and known.damaged:
+        notes.append(
+            f"{answers}: {known.damaged} lines are not what was written; their answers are "
+            "written again"
+        )
+    return Asked(entrant, prompts, known, tuple(filter(None, notes)))
+
+
+def tell(notes: Sequence[str], console: Console) -> None:
+    """Prints sentences that are not errors."""
+    for note in notes:
+        console.print(
+            f"note: {visible(note)}", style="yellow", markup=False, highlight=False, soft_wrap=True
+        )
+
+
+def identity(base: Base, entrant: Entrant, how: Prompts) -> dict[str, Any]:
+    """What answers depend on besides their prompts."""
+    config = base.config
+    adapter = weights_digest(entrant.source) if entrant.kind == "adapter" else ""
+    settings = dataclasses.asdict(config.generate)
+    for name in ("long", "batch"):  # about prompts, which are compared themselves; about speed
+        settings.pop(name)
+    return {
+        "base": fingerprint(config.model.path, config.model.revision),
+        "adapter_weights": adapter,
+        "dtype": config.model.stored,
+        "stop_tokens": sorted(base.stops(how)),
+        **settings,
+    }
+
+
+def _other_base(base: Base, adapter: str) -> str:
+    """A sentence where an adapter that fits names a base of another name; else nothing."""
+    named, ours = named_base(locate(adapter)), base.config.model.path
+    if not named or Path(named).name.casefold() == Path(ours).name.casefold():
+        return ""
+    return (
+        f"{adapter} names {named} as its base, model.path is {ours}; the shapes agree, but an "
+        "update learnt on one base means little on another"
+    )
