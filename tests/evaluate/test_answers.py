@@ -1,13 +1,5 @@
 """Cached answers and predictions: what is not what was written is never scored."""
 
-import json
-import os
-import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
-
 import numpy as np
 import pytest
 
@@ -18,8 +10,8 @@ from jaxalign.evaluate.predictions import read_predictions, write_predictions
 from jaxalign.evaluate.run import score
 
 IDENTITY = {"base": "abc", "seed": 1, "stop_tokens": [2, 7]}
-TEXTS = {f"key{n}-0": text for n, text in enumerate(
-    ["intent: a; b: c", "", "ねえ \u2028 x", 'q"\\', "\x1b[2J", "\ufffd", "line\nline"])}  # fmt: skip
+WRITTEN = ["intent: a; b: c", "", "ねえ \u2028 x", 'q"\\', "\x1b[2J", "\ufffd", "line\nline"]
+TEXTS = {f"key{n}-0": text for n, text in enumerate(WRITTEN)}
 
 
 @pytest.fixture
@@ -66,7 +58,7 @@ def test_a_flipped_bit_is_never_an_answer(file):
 
 
 def test_a_file_cut_anywhere_goes_on(file):
-    """A run that dies leaves any beginning of the file; what is whole counts, the rest is redone."""
+    """A run that dies leaves any beginning of the file: what is whole counts."""
     whole = file.read_bytes()
     for size in range(len(whole)):
         file.write_bytes(whole[:size])
@@ -113,7 +105,9 @@ def test_answers_under_other_settings_are_not_known(file, name):
         Answers(file, IDENTITY | {name: [9]})
 
 
-@pytest.mark.parametrize("rows", ["x", '{"key": "k", "answer": "forged"}', '{"key": 5, "sha256": ""}'])
+@pytest.mark.parametrize(
+    "rows", ["x", '{"key": "k", "answer": "forged"}', '{"key": 5, "sha256": ""}']
+)
 def test_lines_without_a_checksum_do_not_count(file, rows):
     with file.open("a") as out:
         out.write(rows + "\n")

@@ -166,14 +166,15 @@ def test_an_output_that_cannot_be_written(judged, adapters, loads, tmp_path, mon
         out.mkdir()
         (out / "a").write_text("mine")
     if what == "read-only":
+
         def refuse(*_, **__):
             raise PermissionError(13, "Permission denied")
 
         monkeypatch.setattr("jaxalign.paths.tempfile.TemporaryFile", refuse)
-    with pytest.raises(UserError, match="--out: .* cannot be written"):
+    with pytest.raises(UserError, match=r"--out: .* cannot be written"):
         evaluate(judged(), [Entrant("a", f"{adapters}/a1")], str(out))
     if what != "system":
-        with pytest.raises(UserError, match="--out: .* cannot be written"):
+        with pytest.raises(UserError, match=r"--out: .* cannot be written"):
             write(judged(), f"{adapters}/a1", [], [], str(out / "x.jsonl"))
     with pytest.raises(UserError, match="is a folder; name a file"):
         write(judged(), f"{adapters}/a1", [], [], str(tmp_path))
