@@ -69,6 +69,10 @@ def test_settings_that_do_not_fit_the_model(told):
     assert "mesh: data 3" in told("mesh.data=3", "mesh.fsdp=1")
     assert "pip install 'jaxalign[log]'" in told("log.wandb=project")
     assert "did you mean joint" in told("align.every=jont")
+    assert "task.options: language_model takes no option 'gamma'" in told("task.options.gamma=2")
+    assert "did you mean 'temperature'" in told("align.options.temprature=2")
+    extra = "objectives=[{objective: contrastive, phase: align, options: {tau: 2}}]"
+    assert "objectives[0].options: contrastive takes no option 'tau'" in told(extra)
     assert "'no_such' is not measured" in told("train.metric=no_such", "train.steps=1")
 
 

@@ -27,7 +27,7 @@ from jaxalign.errors import UserError
 from jaxalign.hf.load import abstract_params
 from jaxalign.model.decoder import Decoder
 from jaxalign.model.spec import ModelSpec, check_tap, parameter_count
-from jaxalign.objectives import resolve
+from jaxalign.objectives import with_options
 from jaxalign.objectives.standards import Standards
 from jaxalign.settings import AUTO, Config
 from jaxalign.sharding import replicated, shard_tree
@@ -264,13 +264,14 @@ def _phases(
         }
     }
 
-    def term(name: str, weight: float, options: dict) -> Term:
-        chosen = own.get(name, {}) | options
-        return Term(name.rpartition(":")[2], partial(resolve(name), **chosen), weight)
+    def term(key: str, part: Any) -> Term:
+        chosen = own.get(part.objective, {}) | part.options
+        function = with_options(part.objective, chosen, f"{key}.options")
+        return Term(part.objective.rpartition(":")[2], function, part.weight)
 
     def terms(phase: str, part: Any) -> tuple[Term, ...]:
-        extra = [o for o in config.objectives if o.phase == phase]
-        found = [term(o.objective, o.weight, o.options) for o in (part, *extra)]
+        extra = [(f"objectives[{i}]", o) for i, o in enumerate(config.objectives)]
+        found = [term(phase, part), *(term(key, o) for key, o in extra if o.phase == phase)]
         names = [one.name for one in found]
         twice = next((name for name in names if names.count(name) > 1), None)
         if twice:

@@ -171,9 +171,9 @@ def test_resolve():
         ("my_losses.own", "An objective of your own is written package.module:function"),
         (":own", "An objective of your own is written package.module:function"),
         ("my_losses:", "An objective of your own is written package.module:function"),
-        ("no_such_package:own", "cannot be imported: No module named 'no_such_package'"),
+        ("no_such_package:own", "cannot be imported: ModuleNotFoundError: No module"),
         (f"{__name__}:absent", "has no attribute 'absent'"),
-        ("math:pi", "'math:pi' is no function but 3.14"),
+        ("math:pi", "'math:pi' is not a function but 3.14"),
     ],
 )
 def test_names_that_lead_nowhere(name, sentence):

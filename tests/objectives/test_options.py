@@ -1,0 +1,51 @@
+"""Options of an objective are compared with its signature before a weight is read."""
+
+import pytest
+
+from jaxalign.errors import UserError
+from jaxalign.objectives import Loss, with_options
+
+
+def own(states, batch, *, layer: int, margin: float = 0.0, mode: str = "a", deep=None) -> Loss:
+    return Loss(layer, margin, {})
+
+
+def greedy(states, batch, **options) -> Loss:
+    return Loss(0, 1, options)
+
+
+OWN = f"{__name__}:own"
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "says"),
+    [
+        (OWN, {"layer": 1, "marjin": 2}, "takes no option 'marjin'; did you mean 'margin'?"),
+        (OWN, {"margin": 0.5}, "needs the option 'layer'; add it"),
+        (OWN, {"layer": "two"}, "own.options.layer: 'two' should be of the kind int"),
+        (OWN, {"layer": 1.5}, "own.options.layer: 1.5 should be of the kind int"),
+        (OWN, {"layer": True}, "own.options.layer: True should be of the kind int"),
+        (OWN, {"layer": 1, "mode": 3}, "own.options.mode: 3 should be of the kind str"),
+        (OWN, {"layer": 1, "states": 3}, "takes no option 'states'"),
+        ("language_model", {"gamma": 2}, "language_model takes no option 'gamma'; it takes none"),
+        ("contrastive", {"layer": 1, "tau": 0.1}, "contrastive takes no option 'tau'"),
+    ],
+)
+def test_options_that_do_not_fit(name, options, says):
+    with pytest.raises(UserError) as error:
+        with_options(name, options, "own.options")
+    assert says in str(error.value) and str(error.value).startswith("own.options")
+
+
+def test_options_that_fit():
+    loss = with_options(OWN, {"layer": 2, "margin": 1, "deep": {"a": [1]}}, "")(None, None)
+    assert tuple(loss[:2]) == (2, 1)
+    with_options(f"{__name__}:greedy", {"anything": 1}, "")
+    with_options("json:dumps", {}, "")
+
+
+def test_a_module_that_fails_is_one_sentence(tmp_path, monkeypatch):
+    (tmp_path / "broken_losses.py").write_text("1 / 0")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UserError, match="cannot be imported: ZeroDivisionError"):
+        with_options("broken_losses:own", {}, "task.options")
