@@ -29,6 +29,10 @@ def test_equals_the_loops(number):
         table = plain.cosines(x, x)
         others = [table[i, j] for i in range(number) for j in range(number) if i != j]
         assert found.cosine[g] == pytest.approx(np.mean(others), abs=1e-5)
+        assert found.contrast[g] == pytest.approx(np.std(others), abs=1e-5)
+        energy = (x * x).mean(axis=0)
+        assert found.largest[g] == pytest.approx(energy.max() / energy.sum(), rel=1e-5)
+        assert found.place[g] == energy.argmax()
         assert found.isoscore[g] == pytest.approx(isoscore(x), abs=1e-5)
         values = np.linalg.eigvalsh(np.cov(x.T))
         expected = values.sum() ** 2 / (values**2).sum()
@@ -84,6 +88,20 @@ def test_degenerate_states_are_flagged():
     assert len(told) == 5 and told[0].startswith("en: all sentences") and "cone" in told[3]
     same = collapse(np.full((2, 6, 3), 7.7, np.float32))
     assert same.shares == {"language": 0.0, "sentence": 0.0, "rest": 0.0}
+
+
+def test_a_massive_activation_is_named_once():
+    states = plain.realistic(languages=2)
+    states[0, :, 17] += 40 * np.abs(states[0]).max()
+    found = collapse(states)
+    assert found.flags == (("massive",), ())
+    assert found.largest[0] > 0.98 and found.place[0] == 17 and found.contrast[0] < 0.02
+    exact = np.asarray(states[0], np.float64)
+    table = plain.cosines(exact, exact)
+    apart = np.std(table[~np.eye(len(table), dtype=bool)])
+    assert found.contrast[0] == pytest.approx(apart, rel=0.02)  # 1e-4 around a mean of 0.9998
+    (said,) = found.warnings(["cy", "en"])
+    assert said.startswith("cy: one dimension (17) carries 99% of the energy") or "100%" in said
 
 
 def test_products_are_shared():
