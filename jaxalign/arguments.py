@@ -134,7 +134,16 @@ def _probe(to: argparse.ArgumentParser) -> None:
     )
     to.add_argument("--out", default="runs/probe", help="folder (default runs/probe)")
     to.add_argument(
-        "--pooling", default="mean", help="of mean, last, position, first; several: mean,last"
+        "--pooling",
+        default="mean",
+        help="of mean, mean_rest (all but the first token), last, position, first; several: "
+        "mean,last",
+    )
+    to.add_argument(
+        "--states-as",
+        default="raw,standardised",
+        metavar="FORM,FORM",
+        help="how states are compared: raw, standardised, all_but_top (default raw,standardised)",
     )
     to.add_argument("--languages", default="", help="keep only these: en,de,cy")
     to.add_argument("--rows", type=ANY_COUNT, default=0, help="first sentences only (default all)")

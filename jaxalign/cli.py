@@ -190,6 +190,7 @@ def _probe(args: argparse.Namespace) -> None:
         [Probed("base"), *given],
         args.out,
         poolings=args.pooling.split(","),
+        states_as=args.states_as.split(","),
         languages=[name for name in args.languages.split(",") if name],
         rows=args.rows,
         pivot=args.pivot,
@@ -197,11 +198,17 @@ def _probe(args: argparse.Namespace) -> None:
         width=args.width,
         neurons=args.neurons,
         items=args.items,
+        scores=args.scores,
     )
     if multihost.is_main():
-        related = relations(table, read_scores(args.scores, table)) if args.scores else []
+        # On disk before anything is printed or related to scores: neither can lose the numbers.
+        written = write(table, Path(args.out))
+        related = []
+        if args.scores:
+            related = relations(table, read_scores(args.scores, table))
+            written = write(table, Path(args.out), related=related)
         show(table, Console(), related)
-        for path in write(table, Path(args.out), related=related):
+        for path in written:
             print(path)
 
 

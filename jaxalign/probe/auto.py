@@ -11,8 +11,9 @@ import tempfile
 from jaxalign.data import sources
 from jaxalign.data.pairs import to_pair
 from jaxalign.errors import UserError
+from jaxalign.probe.choice import Choice, choose_for_training
 from jaxalign.probe.corpus import Parallel
-from jaxalign.probe.run import Choice, Probed, choose_layer, measure_corpora
+from jaxalign.probe.run import Probed, measure_corpora
 from jaxalign.settings import Config
 
 FEWEST, MOST = 32, 200  # pairs of two languages: fewer say nothing, more say nothing new
@@ -22,15 +23,24 @@ def choose(config: Config) -> Choice:
     """The layer at which the bare base retrieves the sentences of `align.train` best.
 
     Up to 200 pairs of each pair of languages; the mean over the pairs of languages and both
-    directions of top-1 retrieval by the ratio margin, states averaged over tokens.
+    directions of top-1 retrieval by the ratio margin, states pooled as `align.pooling` and compared
+    as `align.states`. Where raw states are dominated by massive activations, standardised ones are
+    asked; the choice says so.
 
     Raises:
-      UserError: no pair of languages has enough pairs.
+      UserError: no pair of languages has enough pairs, or no block finds anything.
     """
     corpora = _corpora(config)
     with tempfile.TemporaryDirectory() as folder:
-        table = measure_corpora(config, corpora, [Probed("base")], folder, pivot="")
-    return choose_layer(table)
+        table = measure_corpora(
+            config,
+            corpora,
+            [Probed("base")],
+            folder,
+            poolings=(config.align.pooling,),
+            pivot="",
+        )
+    return choose_for_training(table, getattr(config.align, "states", "raw"))
 
 
 def _corpora(config: Config) -> list[Parallel]:

@@ -34,9 +34,11 @@ FLAGS = {
     "constant": "all sentences have the same state: no score of it means anything",
     "zero": "some sentences have the zero vector as state",
     "massive": "one dimension ({dimension_of_it}) carries {largest:.0%} of the energy, a massive "
-    "activation, and cosines of different sentences differ by {contrast:.3f} only",
+    "activation; cosines of different sentences spread by only {contrast:.3f}: read the scores by "
+    "standardised states",
     "narrow": "different sentences have cosine {cosine:.3f} on average: a narrow cone",
-    "flat": "cosines of different sentences differ by {contrast:.3f} only",
+    "flat": "cosines of different sentences spread by only {contrast:.3f}: read the scores by "
+    "standardised states",
     "few": "the variance lies in {dimension:.1f} effective dimensions",
 }
 

@@ -5,6 +5,7 @@ curves(table, Path('curves.png'), groups)
 heatmap(table, Path('heatmap.png'), system=0, layer=14)
 difference(table, Path('difference.png'), layer=14)
 health(table, Path('health.png'))
+forms(table, Path('states.png'))                       # raw beside standardised states
 scatter(table, Path('tasks.png'), relations(table, scores), layer=14)
 """
 
@@ -21,9 +22,9 @@ import numpy as np
 from jaxalign.data.languages import language_name
 from jaxalign.errors import UserError
 from jaxalign.evaluate.draw import PALETTE
-from jaxalign.probe.reading import MAIN, Groups, curve_of, order_of
-from jaxalign.probe.run import choose_layer
-from jaxalign.probe.table import Table
+from jaxalign.probe.choice import choose_layer
+from jaxalign.probe.reading import FORM_TITLES, Groups, curve_of, order_of
+from jaxalign.probe.table import MAIN, Table, keyed
 from jaxalign.probe.tasks import Relation
 
 INK = "#222222"
@@ -35,6 +36,8 @@ HEALTH = {
     "norm": "mean length of a state",
     "spread": "spread around the mean",
     "cosine": "cosine of different sentences",
+    "contrast": "spread of those cosines",
+    "largest": "energy in one dimension",
     "isoscore": "isoscore",
     "dimension": "effective dimensions",
     "sentence": "variance that is the sentence's",
@@ -119,9 +122,9 @@ def difference(table: Table, path: Path, layer: int) -> None:
 
 
 def health(table: Table, path: Path) -> None:
-    """Writes a PNG of six panels: length, spread, cosine, isoscore, dimensions, sentence share."""
-    with _figure(8.4, 4.6, path) as (figure, plt):
-        panels = figure.subplots(2, 3, sharex=True)
+    """Writes a PNG with a panel for each number of HEALTH."""
+    with _figure(10.8, 4.6, path) as (figure, plt):
+        panels = figure.subplots(2, 4, sharex=True)
         layer = choose_layer(table).layer
         for axes, (name, title) in zip(panels.flat, HEALTH.items(), strict=True):
             values = table.health[name][:, 0]
@@ -133,7 +136,7 @@ def health(table: Table, path: Path) -> None:
             axes.xaxis.set_major_locator(plt.MaxNLocator(5, integer=True))
             if np.nanmax(values, initial=0.0) > FAR * np.nanmin(values, initial=np.inf) > 0:
                 axes.set_yscale("log")
-            elif name == "cosine":
+            elif name in ("cosine", "largest"):
                 axes.set_ylim(min(0, np.nanmin(values, initial=0.0)), 1)
             else:
                 axes.set_ylim(bottom=0)
@@ -147,6 +150,49 @@ def health(table: Table, path: Path) -> None:
             )
         ]
         figure.legend(handles=handles, loc="outside upper center", ncols=4, frameon=False)
+
+
+def forms(table: Table, path: Path) -> None:
+    """Writes a PNG: margin retrieval by layer, a colour for each form of the states.
+
+    Raises:
+      UserError: there is one form only.
+    """
+    if len(table.forms) < 2:
+        raise UserError("a comparison needs states in two forms, and this table has raw ones only")
+    with _figure(6.8, 3.8, path) as (figure, plt):
+        axes = figure.subplots()
+        layers = np.arange(table.layers + 1)
+        for s, style in enumerate(styles(len(table.systems))):
+            for form, colour in zip(table.forms, (INK, *PALETTE), strict=False):
+                values = 100 * table.curve(keyed(MAIN, form), s, 0)
+                axes.plot(layers, values, ls=style, color=colour, lw=1.6, ms=2.6, marker="o")
+                if s == 0 and not np.isnan(values[1:]).all():
+                    best = 1 + int(np.nanargmax(values[1:]))
+                    axes.plot(best, values[best], "o", ms=7, mfc="none", mec=colour, mew=1.2)
+                    axes.annotate(
+                        f"{best}", (best, values[best]), (0, 7), textcoords="offset points",
+                        ha="center", fontsize=8, color=colour,
+                    )  # fmt: skip
+        axes.set_ylim(bottom=0)
+        axes.margins(y=0.12)
+        axes.set_xlim(-0.3, table.layers + 0.3)
+        axes.xaxis.set_major_locator(plt.MaxNLocator(9, integer=True))
+        axes.set_xlabel("layer (0 = embeddings; circle: best block of the first system)")
+        axes.set_ylabel("sentences that find their translation, %\n(margin score)")
+        axes.grid(axis="y", color="#e4e4e4", lw=0.6)
+        from matplotlib.lines import Line2D
+
+        keys: list[Any] = [
+            Line2D([], [], color=colour, lw=2.4, label=FORM_TITLES[form])
+            for form, colour in zip(table.forms, (INK, *PALETTE), strict=False)
+        ]
+        if len(table.systems) > 1:
+            keys += [
+                Line2D([], [], color=INK, ls=style, lw=1.4, label=name)
+                for style, name in zip(styles(len(table.systems)), table.systems, strict=True)
+            ]
+        figure.legend(handles=keys, loc="outside upper center", ncols=4, frameon=False, fontsize=8)
 
 
 def scatter(table: Table, path: Path, related: Sequence[Relation], layer: int) -> None:

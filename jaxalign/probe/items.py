@@ -76,6 +76,18 @@ def read_items(source: str, languages: Sequence[str]) -> Items:
     return {language: [items[name] for name in shared] for language, items in found.items()}
 
 
+def check_pivot(items: Items, pivot: str) -> None:
+    """Refuses items without the pivot language.
+
+    Raises:
+      UserError: they have none.
+    """
+    if pivot not in items:
+        raise UserError(
+            f"the items have no pivot language {pivot!r} (they have: {', '.join(items)})"
+        )
+
+
 def measure_items(
     base: Base,
     system: System,
@@ -94,10 +106,7 @@ def measure_items(
     Raises:
       UserError: the items have no pivot language.
     """
-    if pivot not in items:
-        raise UserError(
-            f"the items have no pivot language {pivot!r} (they have: {', '.join(items)})"
-        )
+    check_pivot(items, pivot)
     states = {}
     for language, rows in items.items():
         texts = [text for options in rows for text in options]

@@ -4,7 +4,7 @@
   const $ = (id) => document.getElementById(id);
   const D = JSON.parse($("data").textContent);
   const L = D.layers + 1, G = D.codes.length, S = D.systems.length, P = D.poolings.length;
-  const RETRIEVAL = Object.keys(D.pairs);
+  const RETRIEVAL = D.scores, FORMS = Object.keys(D.forms);
   const ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
   const CIVIDIS = ["#00224e", "#123570", "#3b496c", "#575d6d", "#707173", "#8a8678", "#a59c74", "#c3b369", "#e1cc55", "#fee838"];
   const DASHES = ["5 3", "1.5 3", "8 3 2 3"];
@@ -14,8 +14,7 @@
   const digit = new Uint8Array(128);
   [...ALPHABET].forEach((letter, value) => { digit[letter.charCodeAt(0)] = value; });
   const pairs = {};
-  for (const score of RETRIEVAL) {
-    const text = D.pairs[score];
+  for (const [score, text] of Object.entries(D.pairs)) {
     const values = new Float32Array(text.length / 2);
     for (let i = 0; i < values.length; i++) {
       const whole = digit[text.charCodeAt(2 * i)] * 64 + digit[text.charCodeAt(2 * i + 1)];
@@ -24,6 +23,12 @@
     pairs[score] = values;
   }
   const pair = (score, s, p, layer, a, b) => pairs[score][(((s * P + p) * L + layer) * G + a) * G + b];
+  // As keyed in table.py; what is not measured by other states stays as it is.
+  const keyed = (score, form) => {
+    const key = form === "raw" ? score : `${form}_${score}`;
+    return key in pairs || key in D.pivoted ? key : score;
+  };
+  const byStates = (score, form) => (keyed(score, form) === score ? "" : `, ${D.forms[form]} states`);
   const mean = (values) => {
     let sum = 0, count = 0;
     for (const value of values) if (value !== null && !Number.isNaN(value)) { sum += value; count++; }
@@ -34,7 +39,7 @@
   // As curve_of in reading.py: directions from and to the members; with the pivot, the others.
   const languages = [...Array(G).keys()];
   function curve(score, s, p, members) {
-    return layers.map((l) => mean(RETRIEVAL.includes(score)
+    return layers.map((l) => mean(score in pairs
       ? members.flatMap((a) => languages.flatMap((b) => [pair(score, s, p, l, a, b), pair(score, s, p, l, b, a)]))
       : members.filter((g) => g !== D.pivot).map((g) => D.pivoted[score][s][p][l][g])));
   }
@@ -103,14 +108,16 @@
   let cursor = null;  // layer under the pointer
   let stage = null;   // what the pointer needs of the last drawing
   function drawCurve() {
-    const score = $("score").value, p = +$("pooling").value;
+    const plain = $("score").value, score = keyed(plain, $("form").value), p = +$("pooling").value;
+    const words = D.titles[plain] + byStates(plain, $("form").value);
+    $("form").disabled = FORMS.every((form) => keyed(plain, form) === plain);
     const box = $("curve"), width = Math.max(280, box.clientWidth), height = width < 560 ? 270 : 360;
     const left = 44, right = 16, top = 40, bottom = 40;
     const lines = [];
     for (let s = 0; s < S; s++)
       for (const one of picked.values())
         lines.push({ ...one, s, values: curve(score, s, p, one.members) });
-    const retrieval = RETRIEVAL.includes(score);
+    const retrieval = score in pairs;
     const control = retrieval ? D.health.shuffled.map((one) => one[p]) : [];
     const all = [...lines.flatMap((line) => line.values), ...control.flat()].filter((v) => v !== null && !Number.isNaN(v));
     const most = Math.max(0.02, ...all), least = Math.min(0, ...all);
@@ -122,8 +129,8 @@
     const root = svg("svg", { viewBox: `0 0 ${width} ${height}`, width, height, "aria-hidden": "true" });
     for (const mark of marks) {
       root.append(svg("line", { class: "grid", x1: left, x2: width - right, y1: y(mark), y2: y(mark) }));
-      const words = score === "cka" ? `${mark}` : `${+(100 * mark).toPrecision(4)} %`;
-      root.append(svg("text", { x: left - 6, y: y(mark) + 4, "text-anchor": "end" }, words));
+      const number = score === "cka" ? `${mark}` : `${+(100 * mark).toPrecision(4)} %`;
+      root.append(svg("text", { x: left - 6, y: y(mark) + 4, "text-anchor": "end" }, number));
     }
     for (const l of layerTicks(width - left - right))
       root.append(svg("text", { x: x(l), y: height - bottom + 17, "text-anchor": "middle" }, `${l}`));
@@ -151,9 +158,9 @@
     drawCross();
     const pivot = D.names[D.pivot];
     $("curve-words").textContent = retrieval
-      ? `Share of sentences whose translation comes first (${D.titles[score]}). Mean over all directions from and to a language, or a group's languages.`
-      : `${D.titles[score]} with ${pivot}, mean over languages.`;
-    box.setAttribute("aria-label", `${D.titles[score]} by layer`);
+      ? `Share of sentences whose translation comes first (${words}). Mean over all directions from and to a language, or a group's languages.`
+      : `${words} with ${pivot}, mean over languages.`;
+    box.setAttribute("aria-label", `${words} by layer`);
     box.setAttribute("aria-valuemax", D.layers);
   }
   function key(colour, dashes, words, width = 2.2) {
@@ -251,9 +258,10 @@
     maps[id] = { ...maps[id], cells, order, cell, at, width, height };
   }
   function paintMaps() {
-    const score = $("map-score").value, p = +$("pooling").value, s = +$("system").value, l = +$("layer").value;
+    const plain = $("map-score").value, form = $("map-form").value, score = keyed(plain, form);
+    const p = +$("pooling").value, s = +$("system").value, l = +$("layer").value;
     $("layer-words").textContent = `${l} of ${D.layers}, ${Math.round((100 * l) / D.layers)} %${l === D.chosen ? " (chosen)" : ""}`;
-    $("map-title").textContent = `${D.systems[s]}, layer ${l}: ${D.titles[score]}`;
+    $("map-title").textContent = `${D.systems[s]}, layer ${l}: ${D.titles[plain]}${byStates(plain, form)}`;
     const value = (a, b) => pair(score, s, p, l, a, b);
     paint("map", value, (x) => mix(x));
     if (S < 2) return;
@@ -408,10 +416,11 @@
   const number = (x) => (x === null || Number.isNaN(x) ? "" : `${+x.toFixed(6)}`);
   const field = (text) => (/[",\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text);
   function pairsCsv() {
-    const rows = ["system,pooling,layer,source,target,cosine,csls,margin\n"];
+    const scores = Object.keys(pairs);
+    const rows = [`system,pooling,layer,source,target,${scores.join(",")}\n`];
     for (let s = 0; s < S; s++) for (let p = 0; p < P; p++) for (const l of layers)
       for (let a = 0; a < G; a++) for (let b = 0; b < G; b++) {
-        const values = ["cosine", "csls", "margin"].map((score) => pair(score, s, p, l, a, b));
+        const values = scores.map((score) => pair(score, s, p, l, a, b));
         if (values.every(Number.isNaN)) continue;
         rows.push(`${field(D.systems[s])},${field(D.poolings[p])},${l},${field(D.codes[a])},${field(D.codes[b])},${values.map(number).join(",")}\n`);
       }
@@ -426,7 +435,7 @@
       return [...Array(first).keys()].map((i) => (rest.length ? nested(values, rest, at + i * size)
         : Number.isNaN(values[at + i]) ? null : +values[at + i].toFixed(3)));
     };
-    const unpacked = Object.fromEntries(RETRIEVAL.map((score) => [score, nested(pairs[score], [S, P, L, G, G])]));
+    const unpacked = Object.fromEntries(Object.keys(pairs).map((score) => [score, nested(pairs[score], [S, P, L, G, G])]));
     return [JSON.stringify({ ...D, pairs: unpacked })];
   }
 
@@ -434,8 +443,10 @@
   const options = (id, entries) => $(id).append(...entries.map(([value, words]) => html("option", { value }, words)));
   document.body.classList.toggle("one-system", S < 2);
   document.body.classList.toggle("one-pooling", P < 2);
+  document.body.classList.toggle("one-form", FORMS.length < 2);
   options("score", Object.entries(D.titles));
   options("map-score", RETRIEVAL.map((score) => [score, D.titles[score]]).reverse());
+  for (const id of ["form", "map-form"]) options(id, Object.entries(D.forms));
   options("pooling", D.poolings.map((name, p) => [p, name]));
   options("system", D.systems.map((name, s) => [s, name]));
   Object.assign($("layer"), { max: D.layers, value: D.chosen });
@@ -455,9 +466,9 @@
   listenMap("map");
   listenMap("gain");
   listenTable();
-  $("score").addEventListener("change", drawCurve);
+  for (const id of ["score", "form"]) $(id).addEventListener("change", drawCurve);
   $("pooling").addEventListener("change", () => { drawCurve(); paintMaps(); drawHealth(); });
-  for (const id of ["map-score", "system"]) $(id).addEventListener("change", paintMaps);
+  for (const id of ["map-score", "map-form", "system"]) $(id).addEventListener("change", paintMaps);
   $("layer").addEventListener("input", paintMaps);
   $("order").addEventListener("change", rebuild);
   $("pairs-csv").addEventListener("click", () => save("pairs.csv", "text/csv", pairsCsv()));

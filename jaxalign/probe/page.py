@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from html import escape
+from itertools import product
 from pathlib import Path
 from string import Template
 from typing import Any
@@ -19,9 +20,10 @@ from typing import Any
 import numpy as np
 
 from jaxalign.data.languages import language_name, resource_class
+from jaxalign.probe.choice import bests, choose_layer
 from jaxalign.probe.draw import HEALTH
 from jaxalign.probe.reading import (
-    MAIN,
+    FORM_TITLES,
     MISSING,
     TITLES,
     Groups,
@@ -33,8 +35,7 @@ from jaxalign.probe.reading import (
     points,
     summary,
 )
-from jaxalign.probe.run import choose_layer
-from jaxalign.probe.table import SCORES, Table
+from jaxalign.probe.table import MAIN, SCORES, Table
 from jaxalign.probe.tasks import Relation
 
 LETTERS = np.frombuffer(
@@ -57,6 +58,12 @@ METHODS = {
     "Schwenk 2019, arXiv 1811.01136; used to choose the layer by Liu & Niehues 2025.",
     "MEXA": "Share of sentences that are closer to their translation in the pivot language than "
     "any other sentence is, in both directions. Kargaran et al. 2025, arXiv 2410.05873.",
+    "Raw and standardised states": "A few dimensions of an LLM can be hundreds of times larger "
+    "than the rest in every sentence (massive activations: Sun et al. 2024, arXiv 2402.17762), so "
+    "that cosines of raw states compare hardly anything else. Standardised: every dimension minus "
+    "its mean over all sentences of all languages of that layer, divided by its standard "
+    "deviation. All but the top: minus the mean, and without the D / 100 main directions (Mu & "
+    "Viswanath 2018, arXiv 1702.01417).",
     "CKA": "Linear centred kernel alignment of a language with the pivot: do sentences lie alike, "
     "up to rotation and scale? With fewer sentences than dimensions it is biased towards 1. "
     "Kornblith et al. 2019, arXiv 1905.00414.",
@@ -72,7 +79,9 @@ METHODS = {
     "means a mistake in the pairing.",
     "Health": "A cosine can rise because states shrink or fall into few directions. Spread: "
     "1 \N{MINUS SIGN} |mean|² / mean |x|². Cosine of different sentences: anisotropy, "
-    "Ethayarajh 2019, arXiv 1909.00512. Effective dimensions: participation ratio of the "
+    "Ethayarajh 2019, arXiv 1909.00512; where those cosines hardly spread, nothing can be told "
+    "from them. Energy in one dimension: its share of the mean squared length. Effective "
+    "dimensions: participation ratio of the "
     "covariance's eigenvalues. Isoscore: Rudman et al. 2022, arXiv 2108.07344. Variance that is "
     "the sentence's: its share in a two-way analysis of variance over languages and sentences.",
     "Resource class": "Joshi et al. 2020, The State and Fate of Linguistic Diversity and Inclusion "
@@ -103,6 +112,7 @@ def page(table: Table, groups: Groups, related: Sequence[Relation] = ()) -> str:
         "layer": str(layer),
         "last": escape(table.systems[-1]),
         "pivot": escape(language_name(table.pivot)),
+        "forms": _forms(table),
         "tasks": _tasks(table, related, layer),
         "warnings": _warnings(table),
         "methods": "".join(
@@ -149,7 +159,9 @@ def _data(table: Table, groups: Groups, layer: int) -> dict[str, Any]:
             for score, title in sorted(TITLES.items(), key=lambda item: item[0] != MAIN)
             if score in table.pairs or score in table.pivoted
         },
-        "pairs": {score: pack(table.pairs[score]) for score in SCORES},
+        "forms": {form: FORM_TITLES[form] for form in table.forms},
+        "scores": SCORES,
+        "pairs": {score: pack(values) for score, values in table.pairs.items()},
         "pivoted": {name: _plain(values, 3) for name, values in table.pivoted.items()},
         "health": {name: _plain(values, 5) for name, values in table.health.items()},
         "panels": HEALTH,
@@ -191,6 +203,11 @@ def _facts(table: Table, layer: int) -> str:
         value = curve_of(table, MAIN, s, 0)[layer]
         under = f"{points(value - first)} points" if s else "margin score, mean"
         facts.append((system, percent(value), under))
+    for form, row in list(bests(table, 0, 0).items())[1:]:
+        block, value = row[MAIN]
+        facts.append(
+            (f"{table.systems[0]}, {FORM_TITLES[form]}", percent(value), f"best in block {block}")
+        )
     if lines and len(table.languages) > 2:
         facts.append((f"weakest in {last}", lines[0].name, percent(lines[0].accuracy[last])))
     return "".join(
@@ -206,6 +223,7 @@ def _languages(table: Table, layer: int) -> str:
     columns += [(f"{system}, %", "") for system in table.systems]
     columns += [("Gain", "")] * several
     columns += [("Best layer", ""), ("MEXA, %", ""), ("CKA", "")]
+    columns += [(f"{FORM_TITLES[form].capitalize()}, %", "") for form in table.forms[1:]]
     first = 1 + len(table.systems)  # sorted by the last system when it comes
     head = "".join(
         f'<th scope="col" class="{kind or "number"}"'
@@ -234,6 +252,7 @@ def _row(table: Table, line: Line) -> str:
     cells.append(_cell(line.best, "" if line.best is None else str(line.best)))
     cells.append(_cell(line.mexa, f"{100 * line.mexa:.1f}"))
     cells.append(_cell(line.cka, f"{line.cka:.2f}"))
+    cells += [_cell(value, f"{100 * value:.1f}") for value in line.forms.values()]
     name = f'<th scope="row" data-value="{escape(line.name)}" data-code="{escape(line.language)}">'
     name += f"{escape(line.name)}{code}</th>"
     return f"<tr>{name}{''.join(cells)}</tr>"
@@ -243,6 +262,41 @@ def _cell(value: float | None, text: str) -> str:
     if value is None or np.isnan(value):
         return '<td data-value=""></td>'
     return f'<td data-value="{value:.6f}">{escape(text)}</td>'
+
+
+def _forms(table: Table) -> str:
+    """The best block by each measure and form of the states, or nothing where raw is the only."""
+    if len(table.forms) < 2:
+        return ""
+    head = "".join(
+        f'<th scope="col">{escape(system)}, {escape(FORM_TITLES[form])}</th>'
+        for system in table.systems
+        for form in table.forms
+    )
+    rows = []
+    for place, score in product(range(len(table.poolings)), (MAIN, "csls", "cosine", "mexa")):
+        found = [bests(table, s, place) for s in range(len(table.systems))]
+        cells = [by.get(form, {}).get(score) for by in found for form in table.forms]
+        pooling = f", {table.poolings[place]} pooling" if len(table.poolings) > 1 else ""
+        rows.append(
+            f'<tr><th scope="row">{escape(TITLES[score] + pooling)}</th>'
+            + "".join(
+                f"<td>{MISSING}</td>"
+                if cell is None
+                else f"<td>block {cell[0]}: {escape(percent(cell[1]))}</td>"
+                for cell in cells
+            )
+            + "</tr>"
+        )
+    return (
+        '<section aria-labelledby="forms-title">'
+        '<h2 id="forms-title">Best block by each measure</h2>'
+        '<p class="note">And what it finds there. A few dimensions may dominate raw states; '
+        "standardised states compare all of them.</p>"
+        '<div class="scroll" tabindex="0" role="region" aria-labelledby="forms-title">'
+        f'<table class="values"><thead><tr><th scope="col">Measure</th>{head}</tr></thead>'
+        f"<tbody>{''.join(rows)}</tbody></table></div></section>"
+    )
 
 
 def _tasks(table: Table, related: Sequence[Relation], layer: int) -> str:

@@ -17,9 +17,10 @@ import numpy as np
 
 from jaxalign.data.languages import language_name, resource_class
 from jaxalign.errors import UserError
-from jaxalign.probe.table import Table, mean_of
+from jaxalign.probe.choice import bests, hidden
+from jaxalign.probe.collapse import MASSIVE
+from jaxalign.probe.table import MAIN, Table, keyed, mean_of
 
-MAIN = "margin"
 MISSING = "\u2013"
 LOW = 2  # the highest resource class of Joshi et al. 2020 that is called low here
 TITLES = {
@@ -34,6 +35,7 @@ TITLES = {
     "dali": "DALI",
     "dali_strong": "DALI, strong",
 }
+FORM_TITLES = {"raw": "raw", "standardised": "standardised", "all_but_top": "all but the top"}
 Groups = dict[str, tuple[str, ...]]
 
 
@@ -49,6 +51,7 @@ class Line:
     best: int | None  # layer with the highest accuracy in the last system
     mexa: float  # in the last system
     cka: float
+    forms: dict[str, float]  # form other than raw -> accuracy by such states, in the last system
 
 
 def groups_of(table: Table, groups: Mapping[str, Sequence[str]] | None = None) -> Groups:
@@ -90,6 +93,9 @@ def curve_of(
 def lines_of(table: Table, layer: int) -> list[Line]:
     """One line per language, the weakest of the last system first, the unmeasured last."""
     by = mean_of(table.ends(MAIN)[:, 0], -1)  # [S, L+1, G]
+    others = {
+        form: mean_of(table.ends(keyed(MAIN, form))[-1, 0, layer], -1) for form in table.forms[1:]
+    }  # [G] each
     found = []
     for g, language in enumerate(table.languages):
         course = by[-1, :, g]
@@ -103,6 +109,7 @@ def lines_of(table: Table, layer: int) -> list[Line]:
                 None if np.isnan(course).all() else int(np.nanargmax(course)),
                 float(table.pivoted["mexa"][-1, 0, layer, g]),
                 float(table.pivoted["cka"][-1, 0, layer, g]),
+                {form: float(values[g]) for form, values in others.items()},
             )
         )
     last = table.systems[-1]
@@ -162,6 +169,7 @@ def summary(table: Table, layer: int) -> list[str]:
             f"{percent(curves[0][-1])})."
         ),
     ]
+    found += _by_other_states(table, layer)
     for name, curve in zip(table.systems[1:], curves[1:], strict=True):
         gain = points(curve[layer] - curves[0][layer])
         found.append(
@@ -181,6 +189,37 @@ def summary(table: Table, layer: int) -> list[str]:
         found.append(
             f"There {'is 1 warning' if warned == 1 else f'are {warned} warnings'} about the shape "
             "of the states: read them before trusting a score."
+        )
+    return found
+
+
+def _by_other_states(table: Table, layer: int) -> list[str]:
+    """Which block the other forms of the states would choose, and whether raw ones say anything."""
+    found = []
+    best = bests(table, 0, 0)
+    for form in table.forms[1:]:
+        if MAIN in best.get(form, {}):
+            block, value = best[form][MAIN]
+            here = table.curve(keyed(MAIN, form), 0, 0)[layer]
+            words = (
+                "with all but the top directions" if form == "all_but_top" else f"by {form} states"
+            )
+            found.append(
+                f"{words[0].upper()}{words[1:]} the best block is {block}, with {percent(value)}"
+                + ("." if block == layer else f" ({percent(here)} at block {layer}).")
+            )
+    where = np.flatnonzero(hidden(table, 0, 0)[1:])
+    if len(where):
+        share = table.health["largest"][0, 0, 1 + where]
+        what = (
+            f"{percent(share.min(), 0)} to {percent(share.max(), 0)} of the energy in one dimension"
+            if share.min() > MASSIVE
+            else "cosines of different sentences hardly differ"
+        )
+        found.append(
+            f"Raw cosines of {table.systems[0]} say little in {len(where)} of {table.layers} "
+            f"blocks, where massive activations hide the rest ({what}): believe the standardised "
+            "states there, and train with align.states=standardised."
         )
     return found
 

@@ -17,11 +17,20 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from jaxalign.probe.draw import curves, difference, health, heatmap, label, scatter
+from jaxalign.probe.choice import as_json, bests, choose_layer
+from jaxalign.probe.draw import curves, difference, forms, health, heatmap, label, scatter
 from jaxalign.probe.page import page
-from jaxalign.probe.reading import MAIN, curve_of, groups_of, lines_of, percent, points, summary
-from jaxalign.probe.run import as_json, choose_layer
-from jaxalign.probe.table import SCORES, Table
+from jaxalign.probe.reading import (
+    MISSING,
+    TITLES,
+    curve_of,
+    groups_of,
+    lines_of,
+    percent,
+    points,
+    summary,
+)
+from jaxalign.probe.table import MAIN, SCORES, Table, keyed
 from jaxalign.probe.tasks import Relation, sentence
 
 if TYPE_CHECKING:
@@ -32,6 +41,7 @@ WEAKEST = 10  # languages in the terminal
 ROWS = 18  # layers in the terminal; deeper models show every second or third
 SHOWN = 5  # warnings of a system in the terminal
 COLUMNS = {MAIN: "margin", "cosine": "cosine", "mexa": "MEXA"}
+FORMS = {"raw": "raw", "standardised": "standard-\nised", "all_but_top": "all but\nthe top"}
 
 
 def write(
@@ -70,6 +80,9 @@ def write(
     for system, name in enumerate(table.systems):
         found.append(folder / f"heatmap-{_filename(name)}.png")
         heatmap(table, found[-1], system, layer)
+    if len(table.forms) > 1:
+        found.append(folder / "states.png")
+        forms(table, found[-1])
     if len(table.systems) > 1:
         found.append(folder / "difference.png")
         difference(table, found[-1], layer)
@@ -84,6 +97,8 @@ def show(table: Table, console: Console, related: Sequence[Relation] = ()) -> No
     layer = choose_layer(table).layer
     console.print(" ".join(summary(table, layer)), soft_wrap=False, markup=False, highlight=False)
     console.print(_course(table, layer))
+    if len(table.forms) > 1:
+        console.print(_bests(table))
     if len(table.languages) > 2:
         console.print(_weakest(table, layer))
     for relation in related:
@@ -116,8 +131,9 @@ def _number(value: float) -> str:
 
 def _pairs(table: Table) -> Iterator[Sequence[object]]:
     """Long form; directions that were not measured are left out."""
-    yield ("system", "pooling", "layer", "source", "target", *SCORES)
-    stacked = np.stack([table.pairs[score] for score in SCORES], axis=-1)
+    scores = [keyed(score, form) for form in table.forms for score in SCORES]
+    yield ("system", "pooling", "layer", "source", "target", *scores)
+    stacked = np.stack([table.pairs[score] for score in scores], axis=-1)
     for s, p, layer, a, b in np.argwhere(~np.isnan(stacked).all(axis=-1)):
         yield (
             table.systems[s], table.poolings[p], layer, table.languages[a], table.languages[b],
@@ -128,16 +144,17 @@ def _pairs(table: Table) -> Iterator[Sequence[object]]:
 def _languages(table: Table, layer: int) -> Iterator[Sequence[object]]:
     """As on the page: the weakest first, at the chosen layer."""
     systems = [f"accuracy {system}" for system in table.systems]
+    others = [f"accuracy {table.systems[-1]} {form}" for form in table.forms[1:]]
     yield (
         "language", "name", "class", "layer", *systems, "gain", "best_layer", "mexa", "cka",
-        "sentences",
+        "sentences", *others,
     )  # fmt: skip
     for line in lines_of(table, layer):
         yield (
             line.language, line.name, "" if line.resource is None else line.resource, layer,
             *(_number(line.accuracy[system]) for system in table.systems), _number(line.gain),
             "" if line.best is None else line.best, _number(line.mexa), _number(line.cka),
-            table.sentences.get(line.language, ""),
+            table.sentences.get(line.language, ""), *map(_number, line.forms.values()),
         )  # fmt: skip
 
 
@@ -172,6 +189,8 @@ def _course(table: Table, layer: int) -> Grid:
 
     systems = _systems(table)
     scores = COLUMNS if len(systems) < 3 else {MAIN: "margin"}  # 80 columns hold no more
+    if len(systems) == 1:
+        scores = scores | {keyed(MAIN, form): FORMS[form] for form in table.forms[1:]}
     grid = _grid("Means by layer, %" + _left_out(table, systems))
     grid.add_column("layer", justify="right")
     grid.add_column("depth", justify="right")
@@ -189,6 +208,28 @@ def _course(table: Table, layer: int) -> Grid:
         depth = f"{row / table.layers:.0%}"
         mark = f"> {row}" if row == layer else str(row)
         grid.add_row(mark, depth, *cells, style="bold" if row == layer else None)
+    return grid
+
+
+def _bests(table: Table) -> Grid:
+    """Block and share found there: a line for each measure, a column for each form of states."""
+    from rich.text import Text
+
+    grid = _grid("Best block by measure: % it finds")
+    grid.add_column("measure")
+    columns = []
+    for s in sorted({0, len(table.systems) - 1}):
+        found = bests(table, s, 0)
+        name = table.systems[s] if len(table.systems) > 1 else ""
+        for form in table.forms:
+            grid.add_column(Text(f"{name}\n{FORMS[form]}".strip()), justify="right")
+            columns.append(found.get(form, {}))
+    for score in (MAIN, "csls", "cosine", "mexa"):
+        cells = [
+            f"{row[score][0]}: {_bare(row[score][1])}" if score in row else MISSING
+            for row in columns
+        ]
+        grid.add_row(TITLES[score].removesuffix(" retrieval"), *cells)
     return grid
 
 

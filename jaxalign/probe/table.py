@@ -3,6 +3,7 @@
 table.pairs['margin'][s, p, layer, a, b]       # share of sentences of a that find those of b
 table.curve('margin', 0, 0)                    # [L+1]: mean over all directions
 table.best('margin', 0, 0)                     # the layer where that is largest
+table.curve(keyed('margin', 'standardised'), 0, 0)             # by states in another form
 """
 
 from __future__ import annotations
@@ -12,10 +13,19 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+MAIN = "margin"
 SCORES = ("cosine", "csls", "margin")  # retrieval, all ordered pairs
 PIVOTED = ("mexa", "cka", "neighbours")  # each language with the pivot
 ASKED = ("nasca", "navca", "dali", "dali_strong")  # likewise, only where asked for
-HEALTH = ("norm", "spread", "cosine", "dimension", "isoscore", "sentence", "shuffled")
+HEALTH = (
+    "norm", "spread", "cosine", "contrast", "largest", "dimension", "isoscore", "sentence",
+    "shuffled",
+)  # fmt: skip
+
+
+def keyed(score: str, form: str) -> str:
+    """The key of a score of SCORES, or MEXA, by states in this form: `standardised_margin`."""
+    return score if form == "raw" else f"{form}_{score}"
 
 
 def mean_of(values: np.ndarray, axis: int | tuple[int, ...] | None = None) -> np.ndarray:
@@ -37,11 +47,12 @@ class Table:
     languages: tuple[str, ...]
     pivot: str
     sentences: dict[str, int]  # language -> number of sentences
-    pairs: dict[str, np.ndarray]  # SCORES -> [S, P, L+1, G, G] in 0..1, row finds column
-    pivoted: dict[str, np.ndarray]  # PIVOTED, ASKED -> [S, P, L+1, G] in 0..1
+    pairs: dict[str, np.ndarray]  # SCORES by form -> [S, P, L+1, G, G] in 0..1, row finds column
+    pivoted: dict[str, np.ndarray]  # PIVOTED (MEXA by form), ASKED -> [S, P, L+1, G] in 0..1
     health: dict[str, np.ndarray]  # HEALTH -> [S, P, L+1]: means over languages
     warnings: dict[str, list[str]] = field(default_factory=dict)  # system -> sentences
     notes: tuple[str, ...] = ()
+    forms: tuple[str, ...] = ("raw",)  # of the states: raw, then standardised, all_but_top
 
     @property
     def layers(self) -> int:

@@ -30,6 +30,15 @@ Scores = dict[str, dict[str, dict[str, float]]]  # system -> measure -> language
 
 
 @dataclass(frozen=True)
+class Names:
+    """What a table will name, before it is there."""
+
+    systems: tuple[str, ...]
+    languages: tuple[str, ...]
+    pivot: str
+
+
+@dataclass(frozen=True)
 class Relation:
     """One system's scores in one measure against its alignment, layer by layer."""
 
@@ -41,7 +50,7 @@ class Relation:
     by_layer: tuple[Correlation, ...]  # L+1
 
 
-def read_scores(file: str, table: Table) -> Scores:
+def read_scores(file: str, table: Table | Names) -> Scores:
     """The scores of the probed systems.
 
     Args:
@@ -120,7 +129,7 @@ def _p(value: float) -> str:
     return f"{value:.3f}" if value >= 0.0005 else "< 0.001"
 
 
-def _probed(file: str, row: dict[str, float], table: Table) -> dict[str, float]:
+def _probed(file: str, row: dict[str, float], table: Table | Names) -> dict[str, float]:
     """The row by the codes of the table, without the pivot and what was not probed."""
     spelt = {find_language(name, table.languages): score for name, score in row.items()}
     kept = {name: spelt[name] for name in table.languages if name in spelt and name != table.pivot}

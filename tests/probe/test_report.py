@@ -18,11 +18,11 @@ from jaxalign.probe.page import page, unpack
 from jaxalign.probe.reading import curve_of, groups_of, lines_of, order_of, percent, points
 from jaxalign.probe.report import show, write
 from jaxalign.probe.run import choose_layer
-from jaxalign.probe.table import PIVOTED, SCORES
-from tests.probe.tables import bilingual, invented, small
+from jaxalign.probe.table import PIVOTED, SCORES, keyed
+from tests.probe.tables import bilingual, in_forms, invented, small
 
 VOID = {"meta", "link", "input", "br", "hr", "img"}
-TABLES = {"small": small, "bilingual": bilingual, "many": invented}
+TABLES = {"small": small, "bilingual": bilingual, "many": invented, "forms": in_forms}
 
 
 class Reader(HTMLParser):
@@ -86,9 +86,11 @@ def test_page_holds_the_numbers(name):
     table = TABLES[name]()
     text, reader = read(table)
     data = data_of(reader)
-    for score in SCORES:
-        found = unpack(data["pairs"][score], table.pairs[score].shape)
-        np.testing.assert_allclose(found, table.pairs[score], atol=0.0005001)
+    assert data["pairs"].keys() == table.pairs.keys()
+    assert list(data["forms"]) == list(table.forms)
+    for score, values in table.pairs.items():
+        found = unpack(data["pairs"][score], values.shape)
+        np.testing.assert_allclose(found, values, atol=0.0005001)
     for kind, names in (("pivoted", PIVOTED), ("health", table.health)):
         for one in names:
             found = np.array(data[kind][one], float)
@@ -208,14 +210,15 @@ def rows_of(path):
         return list(csv.DictReader(file))
 
 
-@pytest.mark.parametrize("name", ["small", "bilingual"])
+@pytest.mark.parametrize("name", ["small", "bilingual", "forms"])
 @pytest.mark.filterwarnings("error")
 def test_files(tmp_path, name):
     table = TABLES[name]()
     found = write(table, tmp_path / "new" / "report")
     assert all(path.is_file() for path in found)
     names = {path.name for path in found}
-    several = {"heatmap-aligned.png", "difference.png"} if name == "bilingual" else set()
+    several = {"heatmap-aligned.png", "difference.png"} if name != "small" else set()
+    several |= {"states.png"} if name == "forms" else set()
     assert names == several | {
         "report.html", "report.json", "pairs.csv", "languages.csv", "curves.png", "health.png",
         "heatmap-base.png",
@@ -232,7 +235,8 @@ def test_files(tmp_path, name):
         np.array(saved["pairs"]["csls"], float), table.pairs["csls"], atol=1e-6
     )
 
-    again = {score: np.full(table.pairs[score].shape, np.nan) for score in SCORES}
+    scores = list(table.pairs)
+    again = {score: np.full(table.pairs[score].shape, np.nan) for score in scores}
     rows = rows_of(folder / "pairs.csv")
     for row in rows:
         place = (
@@ -240,9 +244,9 @@ def test_files(tmp_path, name):
             int(row["layer"]), table.languages.index(row["source"]),
             table.languages.index(row["target"]),
         )  # fmt: skip
-        for score in SCORES:
+        for score in scores:
             again[score][place] = float(row[score])
-    for score in SCORES:
+    for score in scores:
         np.testing.assert_allclose(again[score], table.pairs[score], rtol=1e-5, atol=1e-6)
     assert len(rows) == (~np.isnan(table.pairs["margin"])).sum()
 
@@ -302,6 +306,41 @@ def test_show_fits_80_columns(systems):
     assert all(f" {line.language} " in text for line in weakest[:10])
     assert f"{weakest[0].name} " in text
     assert "! base: layer 0, cy" in text
+
+
+def test_the_best_block_by_each_form_of_the_states_is_everywhere(tmp_path):
+    table = in_forms()
+    console = Console(width=80, record=True, file=io.StringIO())
+    show(table, console)
+    text = console.export_text()
+    assert max(map(len, text.splitlines())) <= 80 and "…" not in text
+    write(table, tmp_path)
+    saved = json.loads((tmp_path / "report.json").read_text("utf-8"))["best"]
+    page_text = " ".join((tmp_path / "report.html").read_text("utf-8").split())
+    for s, system in enumerate(table.systems):
+        for form in table.forms:
+            for score in SCORES:
+                curve = curve_of(table, keyed(score, form), s, 0)
+                best = 1 + int(np.argmax(curve[1:]))
+                found = saved[system]["mean"][form][score]
+                assert found == {"layer": best, "value": pytest.approx(curve[best], abs=1e-6)}
+                assert f"{best}: {100 * curve[best]:.1f}" in text
+                share = percent(curve[best]).replace("\u00a0", " ")
+                assert f"<td>block {best}: {share}</td>" in page_text
+    words = " ".join(text.split())
+    best = saved["base"]["mean"]["standardised"]["margin"]
+    assert f"By standardised states the best block is {best['layer']}" in words
+    assert "Raw cosines of base say little in 4 of 6 blocks" in words
+    assert "train with align.states=standardised" in words
+    quiet = dataclasses.replace(table, health={**table.health, "largest": table.health["norm"] * 0})
+    assert "say little" not in " ".join(page(quiet, groups_of(quiet)).split())
+
+
+def test_a_picture_of_forms_needs_two(tmp_path):
+    from jaxalign.probe.draw import forms
+
+    with pytest.raises(UserError, match="raw ones only"):
+        forms(small(), tmp_path / "states.png")
 
 
 def test_show_shortens_warnings():
