@@ -23,7 +23,7 @@ from typing import Any
 from jaxalign.errors import UserError, first_line, missing_extra
 
 # Of a model or an adapter, all but the weights.
-SMALL = ("*.json", "tokenizer*", "*.model", "*.txt", "*.jinja")
+SMALL = ("*.json", "tokenizer*", "*.model", "*.txt", "*.jinja", "SHA256SUMS")
 _CHUNK = 32 << 20  # bytes of one request; requests of a range run side by side
 
 

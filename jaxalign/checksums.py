@@ -15,13 +15,19 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from jaxalign.errors import UserError
 
 SUMS = "SHA256SUMS"
+_READERS = 4  # files hashed side by side
+# Digests of this process by path, inode, size and time; of files that nobody has just written.
+_KNOWN: dict[tuple[Path, int, int, int], str] = {}
+_SETTLED = 2e9  # nanoseconds; clocks of file systems tick slowly
 
 
 def file_digest(path: Path) -> str:
@@ -38,14 +44,20 @@ def text_digest(text: str) -> str:
 def write_sums(folder: Path, names: Sequence[str] | None = None) -> None:
     """Writes `SHA256SUMS`; call it as the last step of a writer.
 
+    Links are left out: what they lead to is not of this folder.
+
     Args:
       folder: where it is written, whole or not at all.
       names: the files that are listed; None: every file below `folder`.
     """
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != SUMS)
-    if names is not None:
-        files = [folder / name for name in names]
-    lines = [f"{file_digest(path)}  {path.relative_to(folder).as_posix()}\n" for path in files]
+    files = [folder / name for name in names or ()]
+    if names is None:
+        below = sorted(path for path in folder.rglob("*") if path.is_file())
+        files = [path for path in below if path.name != SUMS and not path.is_symlink()]
+    lines = [
+        f"{digest}  {path.relative_to(folder).as_posix()}\n"
+        for path, digest in zip(files, _digests(files), strict=True)
+    ]
     new = folder / f"{SUMS}.new"
     new.write_text("".join(lines), "utf-8")
     new.replace(folder / SUMS)
@@ -92,16 +104,17 @@ def check_sums(folder: Path, names: Sequence[str] | None = None) -> None:
       UserError: a file is missing or its content has changed.
     """
     recorded = read_sums(folder)
-    for name in recorded if names is None else names:
-        if name not in recorded:
-            continue
-        path = folder / name
-        if not path.is_file():
-            raise UserError(f"{path} is missing, though {SUMS} lists it; copy the folder again")
-        if file_digest(path) != recorded[name]:
+    names = [name for name in (recorded if names is None else names) if name in recorded]
+    for name in names:
+        if not (folder / name).is_file():
             raise UserError(
-                f"{path}: the content is not what was written ({SUMS}); copy or export it again, "
-                f"or remove {SUMS} if you changed the file on purpose"
+                f"{folder / name} is missing, though {SUMS} lists it; copy the folder again"
+            )
+    for name, digest in zip(names, _digests(folder / name for name in names), strict=True):
+        if digest != recorded[name]:
+            raise UserError(
+                f"{folder / name}: the content is not what was written ({SUMS}); copy or export it "
+                f"again, or remove {SUMS} if you changed the file on purpose"
             )
 
 
@@ -114,3 +127,20 @@ def seal(content: Mapping[str, Any]) -> dict[str, Any]:
 def seal_holds(content: Mapping[str, Any]) -> bool:
     """Whether a sealed object is as it was written; one without a seal never is."""
     return content.get("sha256") == seal(content)["sha256"]
+
+
+def _digests(paths: Iterable[Path]) -> list[str]:
+    with ThreadPoolExecutor(_READERS) as readers:
+        return list(readers.map(_digest_once, paths))
+
+
+def _digest_once(path: Path) -> str:
+    """The digest; a file that one command reads several times is hashed once."""
+    stat = path.stat()
+    key = (path.absolute(), stat.st_ino, stat.st_size, stat.st_mtime_ns)
+    if key in _KNOWN:
+        return _KNOWN[key]
+    digest = file_digest(path)
+    if time.time_ns() - stat.st_mtime_ns > _SETTLED:
+        _KNOWN[key] = digest
+    return digest

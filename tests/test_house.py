@@ -25,6 +25,7 @@ FLOORS = (
         "compiler",
         "checksums",
         "lock",
+        "folders",
         "model.spec",
     },
     {"sharding", "objectives", "data"},

@@ -26,9 +26,9 @@ from jaxalign.data.chat import load_tokenizer
 from jaxalign.data.template import TOKENIZER_FILE, find_template, template_files
 from jaxalign.errors import UserError
 from jaxalign.export.facts import block_range
-from jaxalign.export.folder import check_target, fresh_folder
 from jaxalign.export.run import base_tokenizer, write_texts
 from jaxalign.export.source import CONFIG_FILE, read_adapter
+from jaxalign.folders import check_target, whole_folder
 from jaxalign.hf.find import locate, small_files
 from jaxalign.hf.load import load_spec
 from jaxalign.hf.peft import save_peft
@@ -82,7 +82,8 @@ def import_adapter(path: str, base: str, out: str, existing: str = "refuse") -> 
     if tokenizer:
         _check_vocabulary(path, tokenizer, spec)
     must_stay = [Path.cwd(), Path.home(), folder, where]
-    with fresh_folder(Path(out), existing, must_stay) as new:
+    # continue.yaml is there to be edited.
+    with whole_folder(Path(out), existing, keep=must_stay, sealed=["adapter"]) as new:
         adapter = new / "adapter"
         save_peft(adapter, found.weights, spec, found.adapter, base_name=base)
         if tokenizer:

@@ -21,7 +21,6 @@ from jaxalign.data.chat import load_tokenizer
 from jaxalign.data.template import TOKENIZER_FILE, find_template, template_files
 from jaxalign.errors import UserError
 from jaxalign.export.facts import card_facts
-from jaxalign.export.folder import check_target, fresh_folder
 from jaxalign.export.push import check_hub, push
 from jaxalign.export.source import (
     CONFIG_FILE,
@@ -32,6 +31,7 @@ from jaxalign.export.source import (
     whole_base,
 )
 from jaxalign.export.verify import BOUNDS, in_memory, verify
+from jaxalign.folders import check_target, whole_folder
 from jaxalign.hf.card import model_card
 from jaxalign.hf.files import read_json, write_json
 from jaxalign.hf.peft import save_peft
@@ -94,7 +94,7 @@ def export(order: Order) -> Path:
     must_stay = [Path.cwd(), Path.home(), source.folder, *([source.files] if source.files else [])]
     if "://" not in order.run and Path(order.run).is_dir():
         must_stay.append(Path(order.run))
-    with fresh_folder(out, order.existing, must_stay) as folder:
+    with whole_folder(out, order.existing, keep=must_stay) as folder:
         dtype = WRITERS[order.form](source, folder, order.dtype, shard_bytes)
         template = find_template(base_tokenizer(source.folder), source.config, source.files)
         write_texts(folder, template_files(template, folder / TOKENIZER_FILE))
@@ -187,7 +187,6 @@ def _orbax(source: Source, folder: Path, dtype: str, shard_bytes: int) -> str:
 
     tensors = model_tensors(source, dtype)
     params = assemble(tensors, source.spec)
-    folder.mkdir()
     with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as writer:
         writer.save(folder / "params", args=ocp.args.StandardSave(params))
     write_json(folder / "config.json", read_json(source.folder / "config.json"))

@@ -22,12 +22,13 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxalign.checksums import check_sums
 from jaxalign.errors import UserError
 from jaxalign.hf.files import read_json, reading
 from jaxalign.hf.find import locate, small_files
 from jaxalign.hf.leaf import load_leaf
 from jaxalign.hf.names import TARGETS, Row, base_rows, get_leaf, input_axes, set_leaf, sizes
-from jaxalign.hf.tensors import DTYPES, StoredTensor, open_index
+from jaxalign.hf.tensors import DTYPES, StoredTensor, check_content, open_index
 from jaxalign.model.quantised import quantise, quantise_on
 from jaxalign.model.spec import ModelSpec
 from jaxalign.model.spec.keys import ids
@@ -36,6 +37,7 @@ from jaxalign.model.spec.keys import ids
 _READERS = 4
 # Of a few bytes each: in a bucket every one is a request that is waited for.
 _SAMPLERS = 32
+_EMBED, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 
 def load_spec(path: str | Path, revision: str | None = None) -> ModelSpec:
@@ -48,6 +50,7 @@ def load_spec(path: str | Path, revision: str | None = None) -> ModelSpec:
         UserError: no such folder, no config.json, or a model that is not supported.
     """
     folder = small_files(path, revision)
+    check_sums(folder, ["config.json", "generation_config.json"])
     config = read_json(folder / "config.json")
     try:
         with reading(folder / "config.json"):
@@ -100,7 +103,8 @@ def load_params(
         UserError: the folder, a file or a tensor is missing, cut short, misshapen or not known.
     """
     folder = locate(path, revision)
-    index = _checked_index(folder, spec)
+    index = base_index(folder, spec)
+    check_content(index, jax.process_index(), jax.process_count())
     if shardings is None:
         shardings = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     shared = isinstance(shardings, jax.sharding.Sharding)
@@ -123,7 +127,7 @@ def fingerprint(path: str | Path, revision: str | None = None) -> str:
     """
     folder = locate(path, revision)
     spec = load_spec(folder)
-    index = _checked_index(folder, spec)
+    index = base_index(folder, spec)
     facts = dataclasses.asdict(spec)
     for key in ("bos_id", "eos_ids", "pad_id", "max_position"):
         del facts[key]
@@ -141,16 +145,15 @@ def fingerprint(path: str | Path, revision: str | None = None) -> str:
     return digest.hexdigest()
 
 
-def _expected_names(spec: ModelSpec) -> dict[str, Row]:
-    return {
-        row.name(layer): row
-        for row in base_rows(spec)
-        for layer in range(spec.layers if row.stacked else 1)
-    }
+def base_index(folder: Path, spec: ModelSpec) -> dict[str, StoredTensor]:
+    """Every tensor of a base, compared with what its config.json asks for; no weight is read.
 
-
-def _checked_index(folder: Path, spec: ModelSpec) -> dict[str, StoredTensor]:
+    Raises:
+        UserError: the folder, a file or a tensor is missing, cut short, misshapen or not known.
+    """
     index = open_index(folder, "model")
+    if spec.tied and _EMBED not in index and _HEAD in index:
+        index[_EMBED] = index.pop(_HEAD)  # some tools keep the other name of the one matrix
     expected = _expected_names(spec)
     for name, row in expected.items():
         if name not in index:
@@ -175,8 +178,16 @@ def _checked_index(folder: Path, spec: ModelSpec) -> dict[str, StoredTensor]:
     return index
 
 
+def _expected_names(spec: ModelSpec) -> dict[str, Row]:
+    return {
+        row.name(layer): row
+        for row in base_rows(spec)
+        for layer in range(spec.layers if row.stacked else 1)
+    }
+
+
 def _missing(folder: Path, name: str, index: dict[str, StoredTensor]) -> UserError:
-    if name == "lm_head.weight":
+    if name == _HEAD:
         return UserError(
             f"{folder}: tensor {name} is missing; if the embeddings are also the head, set "
             "tie_word_embeddings: true in config.json"
@@ -191,4 +202,4 @@ def _missing(folder: Path, name: str, index: dict[str, StoredTensor]) -> UserErr
 
 def _may_be_ignored(name: str, spec: ModelSpec) -> bool:
     # Old exports carry the rotary table, and a tied head written out beside the embeddings.
-    return name.endswith("rotary_emb.inv_freq") or (spec.tied and name == "lm_head.weight")
+    return name.endswith("rotary_emb.inv_freq") or (spec.tied and name == _HEAD)

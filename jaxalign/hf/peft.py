@@ -21,6 +21,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from jaxalign.adapters.lora import Lora
+from jaxalign.checksums import check_sums
 from jaxalign.errors import UserError
 from jaxalign.hf.files import reading, write_json
 from jaxalign.hf.find import locate
@@ -34,7 +35,7 @@ from jaxalign.hf.save import (
     to_host,
     writing,
 )
-from jaxalign.hf.tensors import DTYPES, StoredTensor, open_index
+from jaxalign.hf.tensors import DTYPES, StoredTensor, check_content, open_index
 from jaxalign.model.spec import ModelSpec
 
 
@@ -102,8 +103,10 @@ def load_peft(
     """
     folder = locate(folder, revision)
     with reading(folder):
+        check_sums(folder, ["adapter_config.json"])
         said = PeftConfig.read(folder / "adapter_config.json")
         index = open_index(folder, "adapter_model")
+        check_content(index)
         table = _compare(folder, said, index, spec)
     adapter = Lora.of_table(
         table,

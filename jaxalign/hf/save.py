@@ -24,12 +24,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxalign.adapters.lora import Lora, merge
-from jaxalign.hf.files import atomic_folder, write_json
+from jaxalign.folders import whole_folder
+from jaxalign.hf.files import write_json
 from jaxalign.hf.find import locate
+from jaxalign.hf.load import base_index
 from jaxalign.hf.names import TARGETS, Row, base_rows, get_leaf, set_leaf, sizes
 from jaxalign.hf.stream import METADATA as METADATA
 from jaxalign.hf.stream import SHARD_BYTES, Pending, write_shards
-from jaxalign.hf.tensors import StoredTensor, open_index
+from jaxalign.hf.tensors import StoredTensor, check_content
 from jaxalign.model.spec import ModelSpec
 
 TOKENIZER_FILES = (
@@ -157,7 +159,8 @@ def merged_tensors(
         dtype: of every tensor; None keeps each tensor's own.
         revision: hub branch, tag or commit.
     """
-    index = open_index(locate(base, revision), "model")
+    index = base_index(locate(base, revision), spec)
+    check_content(index)
     size = sizes(spec)
     adapted = adapter.table(spec.layers)
     target_of = {TARGETS[target].path: target for target in adapter.targets}
@@ -200,7 +203,8 @@ def assemble(tensors: Sequence[Pending], spec: ModelSpec) -> dict[str, Any]:
 def writing(folder: str | Path, marker: str) -> Iterator[Path | None]:
     """The folder to write into on process 0, None elsewhere."""
     first = jax.process_index() == 0
-    with atomic_folder(Path(folder), marker) if first else nullcontext() as target:
+    whole = whole_folder(Path(folder), "update", marker=marker) if first else nullcontext()
+    with whole as target:
         yield target
 
 

@@ -20,6 +20,7 @@ import ml_dtypes
 import numpy as np
 
 from jaxalign.bucket import BucketFile, left_in_bucket
+from jaxalign.checksums import check_sums
 from jaxalign.errors import UserError
 from jaxalign.hf.files import read_json, reading
 from jaxalign.hf.header import LENGTH, header_length, parse_header
@@ -162,6 +163,7 @@ def open_index(folder: Path, stem: str) -> dict[str, StoredTensor]:
         return _read_header(files[single])
     if not index_file.is_file():
         raise _no_safetensors(folder, stem, files)
+    check_sums(folder, [index_file.name])
     weight_map = read_weight_map(index_file)
     tensors: dict[str, StoredTensor] = {}
     for shard in sorted(set(weight_map.values())):
@@ -182,6 +184,23 @@ def open_index(folder: Path, stem: str) -> dict[str, StoredTensor]:
             "it, but it is not; download the folder again"
         )
     return tensors
+
+
+def check_content(index: Mapping[str, StoredTensor], part: int = 0, parts: int = 1) -> None:
+    """Compares the files of an index with the hashes that their folder has of them.
+
+    Args:
+        index: from `open_index`.
+        part: which share of the files this process looks at.
+        parts: how many processes there are.
+
+    Raises:
+        UserError: a byte of one is not what was written.
+    """
+    paths = {one.file.path for one in index.values() if isinstance(one.file, DiskFile)}
+    for folder in {path.parent for path in paths}:
+        names = sorted(path.name for path in paths if path.parent == folder)
+        check_sums(folder, names[part::parts])
 
 
 def read_weight_map(index_file: Path) -> dict[str, str]:

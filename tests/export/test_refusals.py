@@ -14,9 +14,9 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from jaxalign.errors import UserError
-from jaxalign.export.folder import fresh_folder
 from jaxalign.export.run import Order, export
 from jaxalign.export.source import open_source
+from jaxalign.folders import whole_folder
 from jaxalign.hf.load import load_spec
 from jaxalign.hf.peft import save_peft
 
@@ -217,10 +217,9 @@ def test_a_failure_changes_nothing(run, tmp_path, monkeypatch):
 
 
 def test_two_at_a_time(tmp_path):
-    refused = pytest.raises(UserError, match="another export is writing there")
-    with fresh_folder(tmp_path / "out", "refuse") as folder:
-        folder.mkdir()
-        with refused, fresh_folder(tmp_path / "out", "refuse"):
+    refused = pytest.raises(UserError, match="another process is writing there")
+    with whole_folder(tmp_path / "out", "refuse") as folder:
+        with refused, whole_folder(tmp_path / "out", "refuse"):
             pass
         assert folder.exists()
     assert left(tmp_path) == ["out"]
@@ -232,12 +231,13 @@ def test_a_death_between_two_moves_is_mended(tmp_path):
     (work / "old").mkdir(parents=True)
     (work / "old" / "kept.txt").write_text("old")
     refused = pytest.raises(UserError, match="is not empty")
-    with refused, fresh_folder(tmp_path / "out", "refuse"):
+    with refused, whole_folder(tmp_path / "out", "refuse"):
         pass
     assert (tmp_path / "out" / "kept.txt").read_text() == "old"
-    with fresh_folder(tmp_path / "out", "replace") as folder:
-        folder.mkdir()
+    with whole_folder(tmp_path / "out", "replace"):
+        pass
     assert left(tmp_path) == ["out"]
+    assert left(tmp_path / "out") == ["SHA256SUMS"]
 
 
 SLOW = """

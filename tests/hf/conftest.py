@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxalign.checksums import SUMS
 from jaxalign.hf.load import abstract_params
 from jaxalign.hf.names import adapter_rows, set_leaf, sizes
 from jaxalign.hf.save import save_base
@@ -73,16 +74,18 @@ def assert_same_tree(ours, theirs):
 
 @pytest.fixture
 def model(tmp_path) -> Path:
-    """A small Llama folder of our own, in four files, to spoil."""
+    """A small Llama folder of our own, in four files, to spoil: nothing tells its hashes."""
     save_base(tmp_path / "model", random_params(LLAMA), LLAMA, max_shard_bytes=40_000)
+    (tmp_path / "model" / SUMS).unlink()
     return tmp_path / "model"
 
 
 @pytest.fixture
 def edit_json() -> Callable:
-    """Change keys of a JSON file; None removes the key."""
+    """Change keys of a JSON file; None removes the key, and nothing tells the folder's hashes."""
 
     def edit(file: Path, **changes):
+        (file.parent / SUMS).unlink(missing_ok=True)
         content = json.loads(file.read_text()) | changes
         file.write_text(json.dumps({k: v for k, v in content.items() if v is not None}))
 

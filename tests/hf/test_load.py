@@ -11,6 +11,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from safetensors.numpy import load_file, save_file
 
+from jaxalign.checksums import SUMS
 from jaxalign.errors import UserError
 from jaxalign.hf.leaf import by_rows
 from jaxalign.hf.load import abstract_params, fingerprint, load_params, load_spec
@@ -26,6 +27,7 @@ GOLDEN = find("case.json")
 
 def rewrite(file, change):
     """Save a safetensors file again with its dict of tensors changed in place."""
+    (file.parent / SUMS).unlink(missing_ok=True)
     tensors = load_file(file)
     change(tensors)
     save_file(tensors, file, metadata={"format": "pt"})

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
 from jaxalign.adapters.lora import Lora
+from jaxalign.checksums import SUMS
 from jaxalign.errors import UserError
 from jaxalign.hf.load import load_spec
 from jaxalign.hf.names import adapter_rows
@@ -48,6 +49,7 @@ def refusal(folder, spec=LLAMA) -> str:
 
 
 def respoil(folder, change):
+    (folder / SUMS).unlink(missing_ok=True)
     file = folder / "adapter_model.safetensors"
     tensors = load_file(file)
     change(tensors)
@@ -276,6 +278,7 @@ def test_other_methods_and_bad_ranks(adapter, edit_json):
 
 
 def test_missing_and_pickled_files(adapter, tmp_path):
+    (adapter / SUMS).unlink()
     (adapter / "adapter_model.safetensors").rename(adapter / "adapter_model.bin")
     assert "adapter_model.bin: pickled .bin weights" in refusal(adapter)
     (adapter / "adapter_model.bin").unlink()
@@ -401,6 +404,7 @@ def test_not_finite(adapter, value):
 
 
 def test_truncated(adapter):
+    (adapter / SUMS).unlink()
     file = adapter / "adapter_model.safetensors"
     file.write_bytes(file.read_bytes()[:-10])
     assert refusal(adapter).startswith(f"{file}: cut short")
@@ -461,6 +465,7 @@ def test_values_of_the_wrong_kind(adapter, edit_json, key, value):
 
 @pytest.mark.parametrize("content", ["", "[]", "null", "{", "[" * 100_000, '"a"', "\ud800"])
 def test_a_configuration_that_is_no_object(adapter, content):
+    (adapter / SUMS).unlink()
     file = adapter / "adapter_config.json"
     file.write_bytes(content.encode("utf-8", "surrogatepass"))
     assert refusal(adapter).startswith(f"{file}: ")

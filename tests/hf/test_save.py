@@ -9,7 +9,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from jaxalign.errors import UserError
-from jaxalign.hf.files import atomic_folder
+from jaxalign.folders import whole_folder
 from jaxalign.hf.load import abstract_params, load_params, load_spec
 from jaxalign.hf.save import save_base
 from jaxalign.sharding import make_mesh, shard_tree
@@ -74,6 +74,7 @@ def test_a_smaller_save_leaves_no_old_shards(tmp_path):
     (folder / "notes.txt").write_text("mine")
     save_base(folder, random_params(LLAMA, seed=1), LLAMA)
     assert {file.name for file in folder.iterdir()} == {
+        "SHA256SUMS",
         "config.json",
         "model.safetensors",
         "notes.txt",
@@ -88,6 +89,7 @@ def test_tokenizer_comes_along(tmp_path):
         (source / name).write_text("{}")
     save_base(tmp_path / "m", random_params(LLAMA), LLAMA, tokenizer_from=source)
     assert {file.name for file in (tmp_path / "m").iterdir()} == {
+        "SHA256SUMS",
         "config.json",
         "generation_config.json",
         "model.safetensors",
@@ -131,7 +133,7 @@ def test_other_peoples_folders_are_not_replaced(tmp_path):
 
 def test_the_folder_is_as_readable_as_any_other(tmp_path):
     (tmp_path / "plain").mkdir()
-    with atomic_folder(tmp_path / "deep" / "m", marker="x") as folder:
+    with whole_folder(tmp_path / "deep" / "m", "update", marker="x") as folder:
         (folder / "x").touch()
     assert (tmp_path / "deep" / "m").stat().st_mode == (tmp_path / "plain").stat().st_mode
 
