@@ -1,47 +1,69 @@
-"""Where a model or an adapter lies: a folder, a repository of the hub, or a folder in a bucket.
+"""Where a model or an adapter is: a folder, a repository of the hub, or a folder in a bucket.
 
 folder = locate('meta-llama/Llama-3.2-1B')       # or a local folder, returned as it is
+folder = locate('me/adapters:slots/cy@v2')       # a folder in a repository, at a tag
 folder = small_files('meta-llama/Llama-3.2-1B')  # for config and tokenizer alone
 folder = locate('gs://bucket/llama')             # small files copied, weights left there
 """
 
 from __future__ import annotations
 
+import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from jaxalign.bucket import SMALL, copied
 from jaxalign.errors import UserError
 from jaxalign.paths import is_remote
 
-_ALL = (*SMALL, "*.safetensors")
-_HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
+# NAME or OWNER/NAME, then :FOLDER/IN/IT, then @REVISION (a branch, a tag, refs/pr/1 or a commit).
+_HUB_NAME = re.compile(r"([\w.-]+(?:/[\w.-]+)?)(?::([\w./-]+))?(?:@([\w./-]+))?")
+# The weights of a model and of an adapter, which may be in shards that an index names.
+STEMS = ("model", "adapter_model")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 def locate(path: str | Path, revision: str | None = None) -> Path:
     """The local folder of a model: `path` itself, or the snapshot of that hub name.
 
+    Of a repository only the weights that are read come along, not the copies in other formats that
+    some have beside them.
+
     Args:
-        path: folder in Hugging Face layout, a hub name such as `meta-llama/Llama-3.2-1B`, or
-            gs://BUCKET/FOLDER, whose weights are read where they are.
-        revision: hub branch, tag or commit; ignored for others.
+        path: folder in Hugging Face layout, a hub name such as `meta-llama/Llama-3.2-1B` or
+            `NAME:FOLDER@REVISION`, or gs://BUCKET/FOLDER, whose weights are read where they are.
+            A folder of this machine comes first, whatever its name.
+        revision: hub branch, tag or commit, where the name has none; ignored for others.
 
     Raises:
         UserError: no such folder, and the hub cannot give it either.
     """
-    return _found(path, revision, _ALL)
+    return _found(path, revision, weights=True)
 
 
 def small_files(path: str | Path, revision: str | None = None) -> Path:
-    """As `locate`, for configuration and tokenizer: weights are there only where they lie already.
+    """As `locate`, for configuration and tokenizer: weights are there only where they were already.
 
     Raises:
         UserError: as `locate`.
     """
-    return _found(path, revision, SMALL)
+    return _found(path, revision, weights=False)
 
 
-def _found(path: str | Path, revision: str | None, wanted: tuple[str, ...]) -> Path:
+def hub_parts(path: str) -> tuple[str, str, str | None] | None:
+    """Repository, folder in it and revision of a hub name; None where it is not one."""
+    found = _HUB_NAME.fullmatch(path)
+    if not found or path.startswith((".", "/")):
+        return None
+    name, folder, revision = found.groups()
+    if any(part in ("", ".", "..") for part in (folder or "x").split("/")):
+        return None
+    return name, folder or "", revision
+
+
+def _found(path: str | Path, revision: str | None, weights: bool) -> Path:
     if is_remote(path):
         return copied(str(path))
     folder = Path(path).expanduser()
@@ -49,21 +71,72 @@ def _found(path: str | Path, revision: str | None, wanted: tuple[str, ...]) -> P
         return folder
     if folder.exists():
         raise UserError(f"{path}: is a file; give the folder that holds it")
-    if not _HUB_NAME.fullmatch(str(path)) or str(path).startswith("."):
+    parts = hub_parts(str(path))
+    if parts is None:
         raise UserError(f"{path}: no such folder")
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+    name, inner, pinned = parts
+    if pinned and revision and pinned != revision:
+        raise UserError(f"{path}: the revision is given twice, as {pinned} and as {revision}")
+    revision = pinned or revision
+    snapshot = _download(path, name, revision, inner, SMALL)
+    if weights:
+        # The same commit again, though the branch may have moved on.
+        same = snapshot.name if _COMMIT.fullmatch(snapshot.name) else revision
+        snapshot = _download(path, name, same, inner, _weights_of(snapshot / inner))
+    if not (snapshot / inner).is_dir():
+        raise UserError(f"{path}: the hub repository {name} has no folder {inner}")
+    return snapshot / inner
 
+
+def _weights_of(folder: Path) -> list[str]:
+    """The files that hold the weights, by the index where there is one."""
+    found: list[str] = []
+    for stem in STEMS:
+        file = folder / f"{stem}.safetensors.index.json"
+        shards: Any = []
+        try:
+            shards = json.loads(file.read_text("utf-8"))["weight_map"].values()
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            pass  # there is none, or whoever reads it next says what is wrong with it
+        # An index is a stranger's: its names are names here, not patterns or paths.
+        names = sorted({one for one in shards if isinstance(one, str) and _plain(one)})
+        found += names or [f"{stem}.safetensors"]
+    return found
+
+
+def _plain(name: str) -> bool:
+    return re.fullmatch(r"[\w.-]+\.safetensors", name) is not None
+
+
+def _download(
+    path: str | Path, name: str, revision: str | None, inner: str, wanted: Sequence[str]
+) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    prefix = f"{inner}/" if inner else ""
     try:
         return Path(
             snapshot_download(
-                str(path), revision=revision, allow_patterns=list(wanted), ignore_patterns=["*/*"]
+                name,
+                revision=revision,
+                allow_patterns=[prefix + pattern for pattern in wanted],
+                ignore_patterns=[f"{prefix}*/*"],
             )
         )
     except GatedRepoError as error:
         raise UserError(
             f"{path}: this hub repository asks for consent; accept its terms on its page, then run "
             "`hf auth login`, or give a local folder"
+        ) from error
+    except RevisionNotFoundError as error:
+        raise UserError(
+            f"{path}: the hub repository {name} has no revision {revision}; give a branch, a tag "
+            "or a commit of it"
         ) from error
     except RepositoryNotFoundError as error:
         raise UserError(
