@@ -27,6 +27,7 @@ FLOORS = (
         "lock",
         "folders",
         "model.spec",
+        "hf.find",
     },
     {"sharding", "objectives", "data"},
     {"adapters", "model"},

@@ -12,12 +12,12 @@ row and the prompt of a generation are the same tokens.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
+from fnmatch import fnmatch
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from jaxalign.bucket import copied
+from jaxalign.checksums import check_sums, read_sums
 from jaxalign.data.batch import Encoded
 from jaxalign.data.render import (
     LLAMA3_END,
@@ -31,7 +31,7 @@ from jaxalign.data.render import (
 from jaxalign.data.show import show
 from jaxalign.data.tasks import Example
 from jaxalign.errors import UserError, brief, first_line, reading
-from jaxalign.paths import is_remote
+from jaxalign.hf.find import TOKENIZER_FILES, small_files
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -53,17 +53,18 @@ def load_tokenizer(path: str, revision: str | None = None) -> PreTrainedTokenize
     """
     from transformers import AutoTokenizer
 
-    folder = copied(path) if is_remote(path) else path
+    folder = small_files(path, revision)
+    check_sums(folder, [name for name in read_sums(folder) if _of_tokenizer(name)])
     try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            folder, revision=revision or "main", trust_remote_code=False
-        )
-    # OSError, ValueError, hub errors, a panic of the tokenizers library: all say the same.
+        # A folder may name code that would run when it is loaded; none of it does.
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    # OSError, ValueError, a panic of the tokenizers library: all say the same.
     except BaseException as error:
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
-        what = "holds no tokenizer" if Path(folder).is_dir() else "is no folder and no hub name"
-        raise UserError(f"{path} {what} that transformers can load: {first_line(error)}") from error
+        raise UserError(
+            f"{path} holds no tokenizer that transformers can load: {first_line(error)}"
+        ) from error
     _check_tokenizer(tokenizer, path)
     return tokenizer
 
@@ -90,6 +91,10 @@ def _check_tokenizer(tokenizer: PreTrainedTokenizerBase, path: str) -> None:
                 f"the tokenizer of {path} writes tokens beyond its own {len(tokenizer)}; its files "
                 "do not belong together"
             )
+
+
+def _of_tokenizer(name: str) -> bool:
+    return "/" not in name and any(fnmatch(name, pattern) for pattern in TOKENIZER_FILES)
 
 
 def encode_texts(

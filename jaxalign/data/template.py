@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from jaxalign.checksums import check_sums
 from jaxalign.config import load
 from jaxalign.data.chat import (
     LLAMA3_END,
@@ -127,8 +128,9 @@ def stored(folder: Path) -> str:
     """The chat template in a folder, '' where there is none; of several the default one.
 
     Raises:
-        UserError: a file that is not text, or not JSON.
+        UserError: a file that is not text, not JSON, or not what was written.
     """
+    check_sums(folder, [TEMPLATE_FILE, TOKENIZER_FILE])
     file = folder / TEMPLATE_FILE
     if file.is_file():
         return _text_of(file)

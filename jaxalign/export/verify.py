@@ -247,7 +247,9 @@ def _torch(
     from transformers import AutoModelForCausalLM
 
     with _quiet():
-        model = AutoModelForCausalLM.from_pretrained(str(folder), dtype=torch.float32)
+        model = AutoModelForCausalLM.from_pretrained(
+            str(folder), dtype=torch.float32, trust_remote_code=False
+        )
         model = (wear(model) if wear else model).eval()
     with torch.no_grad():
         found = [

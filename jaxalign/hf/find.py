@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,15 @@ from jaxalign.paths import is_remote
 
 # NAME or OWNER/NAME, then :FOLDER/IN/IT, then @REVISION (a branch, a tag, refs/pr/1 or a commit).
 _HUB_NAME = re.compile(r"([\w.-]+(?:/[\w.-]+)?)(?::([\w./-]+))?(?:@([\w./-]+))?")
+# What a tokenizer may consist of.
+TOKENIZER_FILES = (
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.*",
+    "merges.txt",
+    "chat_template*",
+)
 # The weights of a model and of an adapter, which may be in shards that an index names.
 STEMS = ("model", "adapter_model")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -82,7 +92,8 @@ def _found(path: str | Path, revision: str | None, weights: bool) -> Path:
     if weights:
         # The same commit again, though the branch may have moved on.
         same = snapshot.name if _COMMIT.fullmatch(snapshot.name) else revision
-        snapshot = _download(path, name, same, inner, _weights_of(snapshot / inner))
+        wanted = (*SMALL, *_weights_of(snapshot / inner))
+        snapshot = _download(path, name, same, inner, wanted)
     if not (snapshot / inner).is_dir():
         raise UserError(f"{path}: the hub repository {name} has no folder {inner}")
     return snapshot / inner
@@ -94,10 +105,9 @@ def _weights_of(folder: Path) -> list[str]:
     for stem in STEMS:
         file = folder / f"{stem}.safetensors.index.json"
         shards: Any = []
-        try:
+        # There may be none; whoever reads it next says what is wrong with it.
+        with suppress(OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             shards = json.loads(file.read_text("utf-8"))["weight_map"].values()
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            pass  # there is none, or whoever reads it next says what is wrong with it
         # An index is a stranger's: its names are names here, not patterns or paths.
         names = sorted({one for one in shards if isinstance(one, str) and _plain(one)})
         found += names or [f"{stem}.safetensors"]

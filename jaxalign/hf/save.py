@@ -15,6 +15,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from fnmatch import fnmatch
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,8 +25,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxalign.adapters.lora import Lora, merge
+from jaxalign.checksums import check_sums, read_sums
+from jaxalign.errors import UserError
 from jaxalign.folders import whole_folder
 from jaxalign.hf.files import write_json
+from jaxalign.hf.find import TOKENIZER_FILES as TOKENIZER_FILES
 from jaxalign.hf.find import locate
 from jaxalign.hf.load import base_index
 from jaxalign.hf.names import TARGETS, Row, base_rows, get_leaf, set_leaf, sizes
@@ -34,14 +38,6 @@ from jaxalign.hf.stream import SHARD_BYTES, Pending, write_shards
 from jaxalign.hf.tensors import StoredTensor, check_content
 from jaxalign.model.spec import ModelSpec
 
-TOKENIZER_FILES = (
-    "tokenizer*",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.*",
-    "merges.txt",
-    "chat_template*",
-)
 GENERATION_FILE = "generation_config.json"
 
 
@@ -227,11 +223,35 @@ def checked_leaf(row: Row, tree: Mapping[str, Any], size: Mapping[str, int]) -> 
 
 
 def copy_files(source: Path, target: Path, patterns: Sequence[str]) -> None:
-    """The files of a folder that match, copied without their permissions."""
-    for pattern in patterns:
-        for file in source.glob(pattern):
-            if file.is_file():
-                shutil.copyfile(file, target / file.name)
+    """The files of a folder that match, copied without their permissions.
+
+    What is copied may be published. A link that a folder brought along could lead to any file of
+    this machine; those of the hub's cache lead to its own blobs.
+
+    Raises:
+        UserError: a link to somewhere else, or a file whose content is not what was written.
+    """
+    found = [file for pattern in patterns for file in source.glob(pattern) if file.is_file()]
+    names = {*(file.name for file in found), *read_sums(source)}
+    names = {name for name in names if any(fnmatch(name, pattern) for pattern in patterns)}
+    check_sums(source, sorted(name for name in names if "/" not in name))
+    for file in found:
+        if not _may_follow(file):
+            raise UserError(
+                f"{file}: is a link to {file.resolve()}, outside of its folder, and is not copied; "
+                "put the file itself there"
+            )
+        shutil.copyfile(file, target / file.name)
+
+
+def _may_follow(file: Path) -> bool:
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    folder, real = file.parent.resolve(), file.resolve()
+    homes = [folder, Path(HF_HUB_CACHE).expanduser().resolve()]
+    if folder.parent.name == "snapshots":  # of a cache in another place
+        homes.append(folder.parents[1] / "blobs")
+    return any(real.is_relative_to(home) for home in homes)
 
 
 def _places(spec: ModelSpec, order: str) -> list[tuple[Row, int]]:

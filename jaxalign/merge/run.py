@@ -20,6 +20,7 @@ from jaxalign.base import weights_digest
 from jaxalign.data.chat import load_tokenizer
 from jaxalign.data.template import TOKENIZER_FILE, template_files
 from jaxalign.errors import UserError
+from jaxalign.folders import check_target
 from jaxalign.hf.card import model_card
 from jaxalign.hf.files import read_json
 from jaxalign.hf.find import locate, small_files
@@ -27,7 +28,7 @@ from jaxalign.hf.load import fingerprint
 from jaxalign.hf.names import TARGETS, sizes
 from jaxalign.hf.peft import save_peft
 from jaxalign.hf.save import merged_tensors, write_model
-from jaxalign.hf.stream import Pending
+from jaxalign.hf.stream import Pending, finite
 from jaxalign.merge.algebra import (
     METHODS,
     Cell,
@@ -104,8 +105,7 @@ def check_out(out: str, paths: Sequence[str], existing: str) -> None:
     for path in paths:
         if Path(path).exists() and folder.resolve() == Path(path).resolve():
             raise UserError(f"--out: {out} is one of the adapters; choose a folder of its own")
-    if existing == "refuse" and folder.is_dir() and any(folder.iterdir()):
-        raise UserError(f"--out: {out} is not empty; choose a new folder, or add --force")
+    check_target(folder, existing)
 
 
 def write_adapter(
@@ -177,6 +177,8 @@ def _into_base(
         tensors = merged_tensors(base, spec, merged.lora, merged.adapter)
     else:
         tensors = _whole_tensors(base, spec, whole_updates(parts, spec, recipe))
+    advice = "the base's files are damaged, or the weights are too large for its dtype"
+    tensors = [finite(tensor, advice) for tensor in tensors]
     folder = locate(base)
     template = template_of(sources, weights, folder)
     dtype = next(tensor.dtype for tensor in tensors)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import jax
@@ -41,7 +42,7 @@ def test_an_adapter_keeps_its_bits(run, base):
     assert (adapter.r, adapter.alpha, adapter.dropout) == (4, 16.0, 0.1)
     assert names(folder) == {
         "adapter_config.json", "adapter_model.safetensors", "README.md", "chat_template.jinja",
-        "tokenizer.json", "tokenizer_config.json",
+        "tokenizer.json", "tokenizer_config.json", "SHA256SUMS",
     }  # fmt: skip
     config = json.loads((folder / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == base
@@ -116,17 +117,17 @@ def test_an_adapter_needs_no_weights_of_the_base(run, llama_base, tmp_path, monk
         folder = tmp_path / str(len(asked))
         folder.mkdir()
         for path in set(kept):
-            (folder / path.name).symlink_to(path)
+            shutil.copy(path, folder)
         return str(folder)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     folder = export(Order(out, base="lab/base"))
-    assert asked == ["lab/base"] and not list((tmp_path / "1").glob("*.safetensors"))
+    assert set(asked) == {"lab/base"} and not list(tmp_path.glob("[0-9]*/*.safetensors"))
     assert list((tmp_path / "1").glob("*.index.json"))
     assert_same_tree(trained, load_peft(folder, load_spec(llama_base))[0])
     assert "base_model: lab/base" in (folder / "README.md").read_text()
     merged = export(Order(out, base="lab/base", form="merged"))
-    assert list((tmp_path / "3").glob("*.safetensors"))
+    assert list(tmp_path.glob("[0-9]*/*.safetensors"))
     assert stored(merged).keys() == stored(llama_base).keys()
 
 

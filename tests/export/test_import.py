@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from jaxalign.checksums import SUMS
 from jaxalign.config import load
 from jaxalign.export.incoming import import_adapter
 from jaxalign.export.run import Order, export
@@ -34,6 +35,7 @@ def theirs(run, base, tmp_path):
 
 def rewrite(folder, change):
     file = Path(folder, "adapter_model.safetensors")
+    Path(folder, SUMS).unlink(missing_ok=True)
     save_file(change(load_file(file)), file, metadata={"format": "pt"})
 
 
@@ -172,6 +174,7 @@ def test_another_base(theirs, base, tmp_path, told):
     folder, _, _ = theirs()
     shutil.copytree(base, tmp_path / "wide")
     config = json.loads((tmp_path / "wide" / "config.json").read_text())
+    (tmp_path / "wide" / SUMS).unlink()
     (tmp_path / "wide" / "config.json").write_text(json.dumps(config | {"hidden_size": 64}))
     words = ("import", folder, "--base", tmp_path / "wide", "--out", tmp_path / "in")
     error = told(*words)

@@ -60,8 +60,8 @@ def test_calls(run, hub, done):
     assert upload["repo_id"] == "me/slots"
     assert Path(upload["folder_path"]) == Path(out, "export", "peft")
     assert hub.files == [
-        "README.md", "adapter_config.json", "adapter_model.safetensors", "chat_template.jinja",
-        "tokenizer.json", "tokenizer_config.json",
+        "README.md", "SHA256SUMS", "adapter_config.json", "adapter_model.safetensors",
+        "chat_template.jinja", "tokenizer.json", "tokenizer_config.json",
     ]  # fmt: skip
     assert "pushed: https://huggingface.co/me/slots" in said
     card = Path(out, "export", "peft", "README.md").read_text()

@@ -202,7 +202,7 @@ def test_hub_name_goes_to_the_hub_with_only_the_needed_files(model, monkeypatch)
     assert "*.json" in facts and not any("safetensors" in pattern for pattern in facts)
     load_params("someone/some-model", LLAMA, jnp.float32, revision="v3")
     assert (asked["name"], asked["revision"]) == ("someone/some-model", "v3")
-    assert "*.safetensors" in asked["allow_patterns"]
+    assert "model-00001-of-00004.safetensors" in asked["allow_patterns"]
     assert not any("bin" in pattern or "pth" in pattern for pattern in asked["allow_patterns"])
 
 

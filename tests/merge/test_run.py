@@ -1,12 +1,14 @@
 """The command: what it writes, prints and refuses."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
 from jaxalign.adapters.lora import Lora
+from jaxalign.checksums import SUMS
 from jaxalign.cli import main
 from jaxalign.hf.load import load_params, load_spec
 from jaxalign.hf.peft import load_peft, save_peft
@@ -154,7 +156,7 @@ def hub(folders, tmp_path, monkeypatch):
         asked.append(tmp_path / "hub" / str(len(asked)))
         asked[-1].mkdir(parents=True)
         for path in {path for pattern in allow_patterns for path in folder.glob(pattern)}:
-            (asked[-1] / path.name).symlink_to(path)
+            shutil.copy(path, asked[-1])
         return str(asked[-1])
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
@@ -216,7 +218,7 @@ def test_force_replaces(folders, tmp_path, capsys):
     out = tmp_path / "out"
     run(folders["plain"], "--out", out)
     told = refusal(capsys, folders["equal"], "--out", out)
-    assert told == f"jaxalign: --out: {out} is not empty; choose a new folder, or add --force"
+    assert told == f"jaxalign: {out}: is not empty; choose another --out, or --force to replace it"
     run(folders["equal"], "--out", out, "--force")
     assert Found(out).adapter == KINDS["equal"][0]
     stranger = tmp_path / "stranger"
@@ -229,6 +231,7 @@ def test_force_replaces(folders, tmp_path, capsys):
 
 def spoiled(folders, change):
     file = folders["upper"] / "adapter_model.safetensors"
+    (file.parent / SUMS).unlink()
     tensors = load_file(file)
     change(tensors)
     save_file(tensors, file, metadata={"format": "pt"})
