@@ -79,6 +79,7 @@ def test_settings_that_do_not_fit_the_model(told):
 def test_checkpoints_that_cannot_be_read(told, tmp_path, base):
     other = tmp_path / "other"
     shutil.copytree(base, other)
+    (other / "SHA256SUMS").unlink()
     facts = json.loads((other / "config.json").read_text())
     (other / "config.json").write_text(json.dumps(facts | {"model_type": "gpt2"}))
     error = told(f"model.path={other}")

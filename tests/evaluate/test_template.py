@@ -174,6 +174,7 @@ def test_a_broken_template_is_told(judge, adapter, text, message):
 
 def test_a_template_that_is_no_text(judge, adapter):
     folder = Path(adapter("x"))
+    (folder / "SHA256SUMS").unlink()
     (folder / "chat_template.jinja").write_bytes(b"\xff\xfe{{")
     with pytest.raises(UserError, match=r"chat_template.jinja: is not a text in UTF-8"):
         load_base(judge()).wear(str(folder))
@@ -210,6 +211,7 @@ def test_merges_keep_the_template_of_the_training(trained, llama_base, tmp_path)
     merge([str(trained)], [0.5], Recipe("delta"), str(tmp_path / "half"))
     assert stored(tmp_path / "half") == paper
     file = Path(llama_base, "config.json")
+    Path(llama_base, "SHA256SUMS").unlink(missing_ok=True)
     before = file.read_text()
     file.write_text(json.dumps(json.loads(before) | {"of_its_own": [1]}))
     try:
