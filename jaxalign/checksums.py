@@ -21,7 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from jaxalign.errors import UserError
+from jaxalign.errors import UserError, reading
 
 SUMS = "SHA256SUMS"
 _READERS = 4  # files hashed side by side
@@ -136,11 +136,12 @@ def _digests(paths: Iterable[Path]) -> list[str]:
 
 def _digest_once(path: Path) -> str:
     """The digest; a file that one command reads several times is hashed once."""
-    stat = path.stat()
-    key = (path.absolute(), stat.st_ino, stat.st_size, stat.st_mtime_ns)
-    if key in _KNOWN:
-        return _KNOWN[key]
-    digest = file_digest(path)
+    with reading(str(path), "a file"):
+        stat = path.stat()
+        key = (path.absolute(), stat.st_ino, stat.st_size, stat.st_mtime_ns)
+        if key in _KNOWN:
+            return _KNOWN[key]
+        digest = file_digest(path)
     if time.time_ns() - stat.st_mtime_ns > _SETTLED:
         _KNOWN[key] = digest
     return digest

@@ -23,8 +23,8 @@ import jax
 import numpy as np
 
 from jaxalign.checksums import check_sums
-from jaxalign.errors import UserError
-from jaxalign.hf.files import read_json, reading
+from jaxalign.errors import UserError, reading
+from jaxalign.hf.files import read_json
 from jaxalign.hf.find import locate, small_files
 from jaxalign.hf.leaf import load_leaf
 from jaxalign.hf.names import TARGETS, Row, base_rows, get_leaf, input_axes, set_leaf, sizes
@@ -53,7 +53,7 @@ def load_spec(path: str | Path, revision: str | None = None) -> ModelSpec:
     check_sums(folder, ["config.json", "generation_config.json"])
     config = read_json(folder / "config.json")
     try:
-        with reading(folder / "config.json"):
+        with reading(str(folder / "config.json"), "the facts of a model"):
             spec = ModelSpec.from_hf(config)
         if (file := folder / "generation_config.json").is_file():
             more = ids(read_json(file), "eos_token_id", file.name)

@@ -22,8 +22,8 @@ from safetensors.numpy import save_file
 
 from jaxalign.adapters.lora import Lora
 from jaxalign.checksums import check_sums
-from jaxalign.errors import UserError
-from jaxalign.hf.files import reading, write_json
+from jaxalign.errors import UserError, reading
+from jaxalign.hf.files import write_json
 from jaxalign.hf.find import locate
 from jaxalign.hf.names import TARGETS, Row, adapter_rows, peft_module, set_leaf, sizes
 from jaxalign.hf.peft_config import PeftConfig, module_name, write_config
@@ -102,7 +102,7 @@ def load_peft(
             configuration that speaks of other tensors.
     """
     folder = locate(folder, revision)
-    with reading(folder):
+    with reading(str(folder), "an adapter"):
         check_sums(folder, ["adapter_config.json"])
         said = PeftConfig.read(folder / "adapter_config.json")
         index = open_index(folder, "adapter_model")

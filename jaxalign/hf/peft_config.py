@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxalign.adapters.lora import Lora
-from jaxalign.errors import UserError
+from jaxalign.errors import UserError, brief
 from jaxalign.hf.files import read_json
 from jaxalign.hf.names import adapter_rows, peft_module
 from jaxalign.model.spec import ModelSpec
@@ -113,10 +113,10 @@ class PeftConfig:
             patterns = content.get(key) or {}
             if not isinstance(patterns, dict) or len(patterns) > _MAX_PATTERNS:
                 raise UserError(
-                    f"{file}: {key} should map modules to numbers, found {_short(patterns)}"
+                    f"{file}: {key} should map modules to numbers, found {brief(patterns)}"
                 )
             for pattern, value in patterns.items():
-                check(f"{key}[{_short(pattern)}]", value)
+                check(f"{key}[{brief(pattern)}]", value)
         said._check_modules()
         said._patterns  # noqa: B018 - compiles every pattern, or says which is wrong
         return said
@@ -202,7 +202,7 @@ class PeftConfig:
         elif not isinstance(named, list) or not all(isinstance(name, str) for name in named):
             raise UserError(
                 f"{self.file}: target_modules should be a list of modules, a pattern or all-linear,"
-                f" found {_short(named)}"
+                f" found {brief(named)}"
             )
         excluded = self.content.get("exclude_modules")
         if isinstance(excluded, str):
@@ -215,13 +215,13 @@ class PeftConfig:
         if type(value) is not int or not 1 <= value <= _MAX_RANK:
             raise UserError(
                 f"{self.file}: {key} should be a positive whole number up to {_MAX_RANK}, found "
-                f"{_short(value)}"
+                f"{brief(value)}"
             )
 
     def _alpha(self, key: str, value: Any) -> None:
         number = type(value) in (int, float) and abs(value) < 1e12  # false of nan, too
         if not number or not math.isfinite(value):
-            raise UserError(f"{self.file}: {key} should be a number, found {_short(value)}")
+            raise UserError(f"{self.file}: {key} should be a number, found {brief(value)}")
         if not value:
             raise UserError(f"{self.file}: {key} is 0, which switches the adapter off")
 
@@ -231,7 +231,7 @@ class PeftConfig:
         nested = re.search(r"\)\s*(?:[*+]|\{\d*,\d*\})", pattern)
         if len(pattern) > _MAX_PATTERN or endless > _MAX_REPEATS or nested:
             raise UserError(
-                f"{self.file}: {key}: {_short(pattern)} is too long, or repeats a group or too "
+                f"{self.file}: {key}: {brief(pattern)} is too long, or repeats a group or too "
                 "many things, which can take for ever to match; write a simpler pattern, or list "
                 "the modules"
             )
@@ -239,7 +239,7 @@ class PeftConfig:
             return re.compile(whole or pattern)
         except (re.error, RecursionError, OverflowError) as error:
             raise UserError(
-                f"{self.file}: {key}: {_short(pattern)} is not a regular expression ({error})"
+                f"{self.file}: {key}: {brief(pattern)} is not a regular expression ({error})"
             ) from error
 
 
@@ -314,8 +314,7 @@ def vllm_limits(adapter: Lora) -> list[str]:
 def _refuse_variants(file: Path, content: Mapping[str, Any]) -> None:
     if content.get("peft_type") != "LORA":
         raise UserError(
-            f"{file}: peft_type {_short(content.get('peft_type'))} is not supported; supported: "
-            "LORA"
+            f"{file}: peft_type {brief(content.get('peft_type'))} is not supported; supported: LORA"
         )
     refused = {key: content[key] for key in _VARIANTS if content.get(key)}
     if content.get("bias") not in (None, "none"):
@@ -323,7 +322,7 @@ def _refuse_variants(file: Path, content: Mapping[str, Any]) -> None:
     if content.get("init_lora_weights") not in _INITS:
         refused["init_lora_weights"] = content["init_lora_weights"]
     if refused:
-        settings = ", ".join(f"{key}={_short(value)}" for key, value in refused.items())
+        settings = ", ".join(f"{key}={brief(value)}" for key, value in refused.items())
         raise UserError(
             f"{file}: {settings} is not supported; only LoRA and DoRA are (merge the adapter into "
             "its base in PEFT and give the merged model instead)"
@@ -334,12 +333,7 @@ def _check_kinds(file: Path, content: Mapping[str, Any]) -> None:
     for key, (check, what) in _KINDS.items():
         value = content.get(key)
         if value is not None and not check(value):
-            raise UserError(f"{file}: {key} should be {what}, found {_short(value)}")
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."
+            raise UserError(f"{file}: {key} should be {what}, found {brief(value)}")
 
 
 def _is_named(named: str | Iterable[str], module: str) -> bool:

@@ -21,8 +21,8 @@ import numpy as np
 
 from jaxalign.bucket import BucketFile, left_in_bucket
 from jaxalign.checksums import check_sums
-from jaxalign.errors import UserError
-from jaxalign.hf.files import read_json, reading
+from jaxalign.errors import UserError, reading
+from jaxalign.hf.files import read_json
 from jaxalign.hf.header import LENGTH, header_length, parse_header
 
 DTYPES = {
@@ -236,7 +236,7 @@ def _no_safetensors(
 
 
 def _read_header(file: DiskFile | BucketFile) -> dict[str, StoredTensor]:
-    with reading(file):
+    with reading(str(file), "safetensors"):
         size = file.size
         try:
             length = header_length(file.read(0, min(LENGTH, size)), size)

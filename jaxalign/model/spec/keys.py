@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from jaxalign.errors import UserError
+from jaxalign.errors import UserError, brief
 
 # The largest whole numbers that are believed; others may fill 31 bits, as positions do.
 LARGEST = {
@@ -40,9 +40,9 @@ def size(config: Mapping[str, Any], key: str, least: int = 1) -> int:
     most = LARGEST.get(key, _INT32)
     if type(value) is not int or value < least:
         what = "a positive whole number" if least == 1 else f"a whole number from {least}"
-        raise UserError(f"config.json: {key} should be {what}, found {_short(value)}")
+        raise UserError(f"config.json: {key} should be {what}, found {brief(value)}")
     if value > most:
-        raise UserError(f"config.json: {key} {_short(value)} is absurd; models have up to {most:,}")
+        raise UserError(f"config.json: {key} {brief(value)} is absurd; models have up to {most:,}")
     return value
 
 
@@ -55,7 +55,7 @@ def positive(facts: Mapping[str, Any], key: str, of: str = "") -> float:
     value: Any = facts.get(key)
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if not number or not 0 < value < _REAL:
-        raise UserError(f"config.json: {of}needs a positive {key}, found {_short(value)}")
+        raise UserError(f"config.json: {of}needs a positive {key}, found {brief(value)}")
     return float(value)
 
 
@@ -79,7 +79,7 @@ def flag(config: Mapping[str, Any], key: str, default: bool = False) -> bool:
     if value is None:
         return default
     if not isinstance(value, bool):
-        raise UserError(f"config.json: {key} should be true or false, found {_short(value)}")
+        raise UserError(f"config.json: {key} should be true or false, found {brief(value)}")
     return value
 
 
@@ -91,7 +91,7 @@ def table(config: Mapping[str, Any], key: str) -> Mapping[str, Any]:
     """
     value = config.get(key)
     if value is not None and not isinstance(value, dict):
-        raise UserError(f"config.json: {key} should be an object, found {_short(value)}")
+        raise UserError(f"config.json: {key} should be an object, found {brief(value)}")
     return value or {}
 
 
@@ -105,7 +105,7 @@ def ids(config: Mapping[str, Any], key: str, file: str = "config.json") -> tuple
     found = [] if value is None else value if isinstance(value, list) else [value]
     # Some old files say -1 where there is no such token.
     if len(found) > 1000 or not all(type(one) is int and -1 <= one <= _INT32 for one in found):
-        raise UserError(f"{file}: {key} should be token ids, found {_short(value)}")
+        raise UserError(f"{file}: {key} should be token ids, found {brief(value)}")
     return tuple(found)
 
 
@@ -126,11 +126,3 @@ def ids_to_hf(ids: tuple[int, ...]) -> int | list[int] | None:
     if len(ids) < 2:
         return ids[0] if ids else None
     return list(ids)
-
-
-def _short(value: Any) -> str:
-    try:
-        text = repr(value)
-    except ValueError:  # Python does not spell whole numbers of many thousand digits
-        return "a number of thousands of digits"
-    return text if len(text) <= 60 else text[:57] + "..."
