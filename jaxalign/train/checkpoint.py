@@ -18,8 +18,10 @@ and is compared with them when it is read (`sums.py`). One that is not what was 
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import shutil
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -288,15 +290,28 @@ def reading() -> Any:
       Damaged: as said.
       UserError: the files may be whole, but cannot be read now.
     """
+    _hush()
     try:
         yield
     except (Damaged, UserError, MemoryError):
         raise
     except Exception as error:  # Orbax, TensorStore and each file system have their own
-        reason = _first_line(error)
+        reason = _first_line(error)[:80]
         if isinstance(error, PermissionError) or any(w in str(error) for w in NOT_DAMAGE):
             raise UserError(f"a checkpoint cannot be read now ({reason})") from error
         raise Damaged(reason) from error
+
+
+@functools.cache
+def _hush() -> None:
+    """TensorStore's threads that finish after a read has failed find Orbax's event loop closed."""
+    before = sys.unraisablehook
+
+    def tell(what: Any) -> None:
+        if str(what.exc_value) != "Event loop is closed":
+            before(what)
+
+    sys.unraisablehook = tell
 
 
 def _steps(folder: Any) -> list[int]:
