@@ -223,6 +223,14 @@ def test_every_name_of_the_table_is_a_setting(configure):
         assert any(key == name or key.startswith(name.rstrip(".") + ".") for key in known), name
 
 
+def test_the_documentation_names_what_may_change():
+    page = Path(__file__).parents[2].joinpath("docs", "resume.md").read_text("utf-8")
+    named = page.partition("| may change |")[2].partition("\n\n")[0]
+    for name in (*FREE, *JUDGE, *SAMPLE):
+        short = name.rpartition(".")[2] if name.startswith("evaluate.") else name
+        assert f"`{short or name}" in named or f"`{name}*`" in named, name
+
+
 def test_what_the_best_was_chosen_by_is_free_until_then(configure):
     then = tree(configure())
     now = tree(configure("train.metric=eval/task_loss", "train.eval_batches=1"))
