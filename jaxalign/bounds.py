@@ -54,7 +54,7 @@ class Bounds:
             one = dataclasses.replace(self, many=False)
             for name, item in value.items() if isinstance(value, dict) else enumerate(value):
                 if isinstance(value, dict):
-                    check_text(key, name)
+                    check_text(key, name, nul="refused")
                 one.check(f"{key}.{name}" if isinstance(value, dict) else f"{key}[{name}]", item)
         elif self.choices:
             if value not in self.choices:
@@ -69,7 +69,7 @@ class Bounds:
         elif value is not None and not isinstance(value, str | bool):
             raise UserError(f"{key}: {brief(value)} should be text")
         else:
-            check_text(key, value)
+            check_text(key, value, nul="refused")
 
     def phrase(self, value: Any = None) -> str:
         """'a whole number, 1 or more'; names a bound of int32 only where `value` is beyond it."""
@@ -143,13 +143,18 @@ def as_float32(value: float) -> float:
         return math.inf if value > 0 else -math.inf
 
 
-def check_text(key: str, value: Any) -> None:
-    """Refuses text that no file can hold: half a surrogate pair, or a NUL.
+def check_text(key: str, value: Any, nul: str = "kept") -> None:
+    """Refuses text that no file, tokenizer or terminal takes: half a surrogate pair.
+
+    Args:
+      key: what the sentence calls it.
+      value: anything; what is not text is passed over.
+      nul: 'refused' where a system call would end at a NUL.
 
     Raises:
       UserError: naming `key`.
     """
-    if not isinstance(value, str):
+    if not isinstance(value, str) or (value.isascii() and nul == "kept"):
         return
     try:
         value.encode("utf-8")
@@ -158,5 +163,5 @@ def check_text(key: str, value: Any) -> None:
             f"{key}: {brief(value)} has half of a character at position {error.start + 1} (a lone "
             "surrogate), which no file can hold; write it in UTF-8"
         ) from error
-    if "\0" in value:
+    if nul == "refused" and "\0" in value:
         raise UserError(f"{key}: {brief(value)} holds a NUL character; remove it")

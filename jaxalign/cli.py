@@ -51,7 +51,7 @@ def _run(words: Sequence[str]) -> int:
     args.settings = [*getattr(args, "settings", []), *rest]
     try:
         for word in words:
-            check_text("command line", word)
+            check_text("command line", word, nul="refused")
         check_local(getattr(args, "out", ""), "--out")
         return args.run(args) or 0
     except UserError as error:

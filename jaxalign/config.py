@@ -120,7 +120,7 @@ def _read_yaml(path: Path) -> DictConfig:
 def _read_words(words: Sequence[str]) -> DictConfig:
     layer = OmegaConf.create()
     for word in words:
-        check_text("command line", word)
+        check_text("command line", word, nul="refused")
         try:
             # Two mappings give a mapping; the signature covers lists, too.
             layer = cast(DictConfig, OmegaConf.merge(layer, OmegaConf.from_dotlist([word])))

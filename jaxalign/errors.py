@@ -24,8 +24,11 @@ def brief(value: object, most: int = 60) -> str:
     """A value as a sentence shows it: as Python writes it, cut to `most` characters."""
     if isinstance(value, int) and value.bit_length() > 128:  # Python refuses to print it
         return f"a whole number of {value.bit_length()} bits"
-    # Of a long text or list the rest is not even formatted.
-    text = repr(value[:most] if isinstance(value, str | bytes | list) else value)
+    try:
+        # Of a long text or list the rest is not even formatted.
+        text = repr(value[:most] if isinstance(value, str | bytes | list) else value)
+    except (ValueError, RecursionError):  # such a number within, or too many lists within lists
+        text = f"a {type(value).__name__} too long to show"
     return text if len(text) <= most else f"{text[: most - 3]}..."
 
 

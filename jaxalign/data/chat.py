@@ -125,7 +125,8 @@ def encode_texts(
         "verbose": False,
         "split_special_tokens": control == "text",
     }
-    ids = tokenizer(list(texts), **settings)["input_ids"]
+    with reading("the tokenizer", "one that encodes these texts"):
+        ids = tokenizer(list(texts), **settings)["input_ids"]
     whole = [len(row) for row in ids]
     if max_length is not None:
         long = [i for i, length in enumerate(whole) if length > max_length]

@@ -101,7 +101,7 @@ def _told(rows: Iterator[Row], path: str) -> Iterator[Row]:
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 text ({error.reason}); convert it") from error
     except (OSError, EOFError, zlib.error) as error:
-        raise UserError(f"{path} cannot be read: {error}; copy it again") from error
+        raise UserError(f"{path} cannot be read ({first_line(error)}); copy it again") from error
 
 
 def _open(path: str) -> IO[str]:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from jaxalign.bounds import check_text
 from jaxalign.data.batch import EncodedPair
 from jaxalign.data.chat import encode_texts
 from jaxalign.data.sampling import derangement
@@ -98,6 +99,7 @@ def _sentence(record: Record, side: str, text: Any) -> str:
             f"{record.origin}: the {side} side of this pair is empty; a sentence without "
             "tokens cannot be pooled, so fill or remove the row"
         )
+    check_text(f"{record.origin}: the {side} side", text)
     return text
 
 

@@ -70,7 +70,7 @@ def render_examples(
     open_ = [i for i, e in enumerate(examples) if not e.finished]
     if open_:
         chosen = [examples[i] for i in open_]
-        _check_control(chosen, tokenizer)
+        _check_control(chosen, tokenizer, system)
         for i, rendered in zip(open_, TEMPLATES[template](chosen, tokenizer, system), strict=True):
             out[i] = rendered
     return out
@@ -205,12 +205,15 @@ def _squeezed(text: str) -> str:
     return "".join(text.split())
 
 
-def _check_control(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase) -> None:
+def _check_control(
+    examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, system: str | None
+) -> None:
     """Refuses texts in which somebody wrote a control token: they would end or open a turn."""
     stops = [stop for stop in _stop_texts(tokenizer) if stop]
     control = re.compile("|".join(map(re.escape, stops)) or "(?!)")
     for example in examples:
-        for text in (example.prompt, example.answer, *(t for shot in example.shots for t in shot)):
+        shown = [text for shot in example.shots for text in shot]
+        for text in (instruction(example, system), example.prompt, example.answer, *shown):
             found = control.search(text)
             if found and _changes(tokenizer, text):
                 raise UserError(

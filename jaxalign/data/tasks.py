@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from jaxalign.bounds import check_text
 from jaxalign.data.languages import language_name
 from jaxalign.data.sources import Record, names, nearest
 from jaxalign.errors import UserError, brief
@@ -107,6 +108,7 @@ def _string(record: Record, *either: str) -> str:
             f"{record.origin}: {either[0]!r} must be text, not {type(value).__name__} "
             f"({brief(value)})"
         )
+    check_text(f"{record.origin}: {either[0]!r}", value)
     return value
 
 
@@ -124,13 +126,8 @@ def _language(record: Record) -> str:
 
 
 def _rows(record: Record) -> Example:
-    prefix = record.fields.get("prefix")
-    if prefix is not None and not isinstance(prefix, str):
-        raise UserError(
-            f"{record.origin}: 'prefix' must be text, not {type(prefix).__name__} ({brief(prefix)})"
-        )
     return Example(
-        prompt=prefix or "",
+        prompt="" if record.fields.get("prefix") is None else _string(record, "prefix"),
         answer=_string(record, "text"),
         language=_language(record),
         origin=record.origin,
@@ -148,6 +145,8 @@ def _span(record: Record, item: Any) -> Span:
         kind, words = None, None
     if not isinstance(kind, str) or not isinstance(words, str):
         raise UserError(f"{record.origin}: {brief(item)} is not a [type, words] pair")
+    for text in (kind, words):
+        check_text(record.origin, text)
     if not kind.strip() or not words.strip():
         raise UserError(
             f"{record.origin}: {brief(item)} has no {'words' if kind.strip() else 'type'}; fill it "

@@ -1,0 +1,1 @@
+"""Odd and hostile inputs: every reader works or refuses in one sentence."""
