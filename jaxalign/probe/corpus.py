@@ -54,7 +54,8 @@ class Parallel:
         Translations of one sentence cannot be told apart, so finding either is finding it.
         """
         texts = self.sentences.get(pivot) or self.sentences[self.languages[0]]
-        return np.unique(np.array(texts), return_inverse=True)[1]
+        numbers: dict[str, int] = {}  # an array of texts would be as wide as the longest of them
+        return np.array([numbers.setdefault(text, len(numbers)) for text in texts], np.int32)
 
 
 def read_parallel(
@@ -72,8 +73,11 @@ def read_parallel(
       One corpus where all languages are parallel, one for each pair of languages otherwise.
 
     Raises:
-      UserError: files of unequal length, an empty line, an unknown language, fewer than two.
+      UserError: files of unequal length, an empty line, an unknown language, fewer than two; an id
+        that a language has twice; a negative number of rows.
     """
+    if rows < 0:
+        raise UserError(f"--rows: {rows} should be 0 (all) or more")
     folder = Path(source)
     if folder.is_dir():
         found = _line_files(folder) or _pair_files(folder)

@@ -56,7 +56,12 @@ def read_items(source: str, languages: Sequence[str]) -> Items:
         texts = [f"{fields['premise']} {option}" for option in options]
         language = find_language(str(fields["lang"]), languages)
         if language in languages:
-            found.setdefault(language, {})[str(fields["id"])] = texts
+            rows = found.setdefault(language, {})
+            if str(fields["id"]) in rows:
+                raise UserError(
+                    f"{record.origin}: {language} has the item {fields['id']!r} twice; keep one row"
+                )
+            rows[str(fields["id"])] = texts
     if len(found) < 2:
         raise UserError(
             f"{source}: items of {', '.join(found) or 'none'} of the probed languages "

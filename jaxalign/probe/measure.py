@@ -108,6 +108,7 @@ def join(
     corpora: Sequence[Parallel],
     parts: Sequence[Part],
     asked: Sequence[dict[str, dict[str, np.ndarray]]],
+    notes: tuple[str, ...] = (),
 ) -> Table:
     """One table of all corpora: a direction is measured in one of them."""
     languages = tuple(sorted({name for part in parts for name in part.languages}))
@@ -156,5 +157,6 @@ def join(
             ]
             for system, name in enumerate(systems)
         },
+        notes=notes,
         forms=forms,
     )

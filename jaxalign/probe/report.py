@@ -103,6 +103,8 @@ def show(table: Table, console: Console, related: Sequence[Relation] = ()) -> No
         console.print(_weakest(table, layer))
     for relation in related:
         console.print(sentence(relation, layer), markup=False, highlight=False)
+    for note in table.notes:
+        console.print(note, markup=False, highlight=False)
     for system, warnings in table.warnings.items():
         for text in warnings[:SHOWN]:
             console.print(f"! {system}: {text}", style="yellow", markup=False, highlight=False)

@@ -24,7 +24,7 @@ from jaxalign.probe.items import Items, measure_items, read_items
 from jaxalign.probe.measure import join, measure
 from jaxalign.probe.neurons import measure_neurons
 from jaxalign.probe.preflight import Probed, check, check_systems, folder_of
-from jaxalign.probe.states import store_states
+from jaxalign.probe.states import cut_sentences, store_states
 from jaxalign.probe.table import Table
 from jaxalign.probe.tasks import Names, read_scores
 from jaxalign.settings import Config
@@ -143,7 +143,10 @@ def measure_corpora(
                 )
             )
     names = [system.name for system in systems]
-    return join(config.model.path, names, tuple(poolings), forms, pivot, corpora, parts, asked)
+    return join(
+        config.model.path, names, tuple(poolings), forms, pivot, corpora, parts, asked,
+        cut_sentences(base, corpora),
+    )  # fmt: skip
 
 
 def _sentences(corpora: Sequence[Parallel]) -> int:

@@ -168,6 +168,17 @@ def store_states(
     return dict(blocks.arrays)
 
 
+def cut_sentences(base: Base, corpora: Sequence[Parallel]) -> tuple[str, ...]:
+    """A note for the report if sentences are longer than what is read of them; empty if none is."""
+    most = min(LONGEST, base.spec.max_position)
+    texts = [text for corpus in corpora for rows in corpus.sentences.values() for text in rows]
+    lengths = encode_texts(texts, base.tokenizer, control="text")[1]
+    long = sum(length > most for length in lengths)
+    if not long:
+        return ()
+    return (f"Of {len(texts):,} sentences {long:,} are longer than {most} tokens and were cut.",)
+
+
 @partial(jax.jit, static_argnums=(0, 5, 6, 7))
 def _pooled(
     decoder: Decoder,

@@ -47,9 +47,18 @@ def test_massive_activations_hand_the_choice_to_standardised_states():
     words = choice.sentence()
     assert "chose block 3 of 5" in words and "80.0% by margin score of standardised states" in words
     assert "the middle of blocks 2 to 4" in words
-    assert "97% of the energy is in one dimension" in words and "block 4 with 40.0%" in words
+    assert "dominate in 5 blocks" in words and "block 4 with 40.0%" in words
     assert "set align.states=standardised" in words
     assert choose_layer(table).layer == 4  # the report stays at the raw states' block
+
+
+def test_a_raw_peak_where_they_are_small_is_not_believed():
+    table = curved([0.1, 0.6, 0.1, 0.2, 0.4, 0.1], FLAT, largest=0.97)
+    table.health["largest"][..., 1] = 0.1
+    assert not hidden(table, 0, 0)[1]
+    assert choose_for_training(table).layer == 3
+    table.health["largest"][..., 1:4] = 0.1  # two of five
+    assert choose_for_training(table).layer == 1
 
 
 def test_a_run_with_standardised_states_is_asked_about_them():

@@ -1,0 +1,154 @@
+"""What is wrong with a probe is said before weights are loaded; what was measured is kept."""
+
+import json
+
+import jax
+import pytest
+
+from jaxalign import base as base_module
+from jaxalign import cli
+from jaxalign.config import load
+from jaxalign.errors import UserError
+from jaxalign.probe import run as run_module
+from jaxalign.probe import states as states_module
+from jaxalign.probe.corpus import Parallel
+from jaxalign.probe.preflight import Probed, check_systems, folder_of
+from jaxalign.probe.run import measure_corpora, probe
+from jaxalign.sharding import make_mesh
+from tests.probe.tables import in_forms
+from tests.tiny import ASSETS, base  # noqa: F401  (a fixture)
+
+LANGUAGES = ("de", "en", "it", "nl", "tr")
+
+
+@pytest.fixture
+def text(tmp_path):
+    """A folder of parallel text in five languages."""
+    folder = tmp_path / "text"
+    folder.mkdir()
+    for language in LANGUAGES:
+        lines = (ASSETS / f"test.{language}.jsonl").read_text("utf-8").splitlines()[:12]
+        texts = [json.loads(line)["utterance"] for line in lines]
+        (folder / f"{language}.txt").write_text("\n".join(texts) + "\n", "utf-8")
+    return folder
+
+
+@pytest.fixture
+def config(base, monkeypatch):  # noqa: F811
+    monkeypatch.setattr(
+        base_module, "make_mesh", lambda *axes: make_mesh(*axes, devices=jax.devices()[:1])
+    )
+    return load(None, [f"model.path={base}", "model.dtype=float32", "mesh.fsdp=1"]).config
+
+
+@pytest.fixture
+def no_weights(monkeypatch):
+    """Loading a base fails the test."""
+
+    def loads(config):
+        raise AssertionError("weights were loaded")
+
+    monkeypatch.setattr(run_module, "load_base", loads)
+
+
+def scores_file(tmp_path, content):
+    file = tmp_path / "scores.json"
+    file.write_text(content)
+    return str(file)
+
+
+BAD = [
+    ({"systems": [Probed("base"), Probed("a", "nowhere/adapter")]}, "nowhere/adapter"),
+    ({"systems": [Probed("base"), Probed("../../a", "x")]}, "cannot name a system"),
+    ({"systems": [Probed("base"), Probed("", "x")]}, "cannot name a system"),
+    ({"poolings": ["mean", "max"]}, "--pooling: 'max' is not one of"),
+    ({"poolings": ["mean", "mean"]}, "'mean' is there twice"),
+    ({"states_as": ["raw", "whitened"]}, "--states-as: 'whitened' is not one of raw"),
+    ({"dtype": "int8"}, "--states: 'int8' is not one of"),
+    ({"width": 0}, "--width: 0"),
+    ({"neurons": -1}, "--neurons: -1"),
+    ({"rows": -3}, "--rows: -3"),
+    ({"rows": 1}, "one sentence has nothing to be told apart from"),
+    ({"languages": ["de", "xx"]}, "has no 'xx'"),
+    ({"pivot": "zz"}, "no pivot language 'zz'"),
+    ({"scores": "missing.json"}, "missing.json"),
+    ({"items": "missing.jsonl"}, "missing.jsonl"),
+]
+
+
+@pytest.mark.parametrize(("words", "sentence"), BAD, ids=[next(iter(row[0])) for row in BAD])
+def test_mistakes_are_found_before_the_weights(config, text, tmp_path, no_weights, words, sentence):
+    words = {"systems": [Probed("base")], "out": str(tmp_path / "out"), **words}
+    with pytest.raises(UserError) as error:
+        probe(config, str(text), words.pop("systems"), words.pop("out"), **words)
+    assert sentence in str(error.value) and "\n" not in str(error.value)
+
+
+def test_files_are_read_before_the_weights(config, text, tmp_path, no_weights):
+    def refused(**words):
+        with pytest.raises(UserError) as error:
+            probe(
+                config, str(text), [Probed("base")], words.pop("out", str(tmp_path / "o")), **words
+            )
+        return str(error.value)
+
+    assert "probed were base" in refused(scores=scores_file(tmp_path, '{"other": {"de": 1}}'))
+    assert "only 2 were probed" in refused(scores=scores_file(tmp_path, '{"de": 1, "it": 2}'))
+    rows = [
+        {"id": "1", "lang": language, "premise": "p", "options": ["a", "b"]}
+        for language in ("de", "it")
+    ]
+    items = tmp_path / "items.jsonl"
+    items.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert "no pivot language 'en'" in refused(items=str(items))
+    items.write_text(json.dumps(rows[0]) + "\n" + json.dumps(rows[0]) + "\n")
+    assert "de has the item '1' twice" in refused(items=str(items))
+    (tmp_path / "file").write_text("x")
+    assert "is a file" in refused(out=str(tmp_path / "file"))
+
+
+def test_sentences_that_are_all_the_same(config, tmp_path, no_weights):
+    corpus = Parallel({"de": ["a", "b", "c"], "en": ["x"] * 3}, "made")
+    with pytest.raises(UserError, match="all 3 sentences of en are the same"):
+        measure_corpora(config, [corpus], [Probed("base")], str(tmp_path))
+
+
+def test_names_become_folders_within_the_report():
+    for name in ("de-en", "zh.Hans-en", "runs a+b"):
+        assert folder_of(name) == name
+    assert folder_of("/data/x/de-en.tsv") == "de-en"
+    assert folder_of("..") == folder_of("") == "_"
+    assert folder_of("a/../..\\b") == "b"
+    check_systems([Probed("base"), Probed("sft 1", "x")])
+
+
+def test_what_was_measured_is_on_disk_before_it_is_printed(tmp_path, monkeypatch, capsys):
+    from jaxalign.probe import report, tasks
+
+    table, said = in_forms(), []
+    monkeypatch.setattr(run_module, "probe", lambda *args, **words: table)
+    monkeypatch.setattr(tasks, "read_scores", lambda file, names: {})
+    monkeypatch.setattr(report, "show", lambda *args: said.append(set(tmp_path.rglob("*.*"))))
+    words = ["probe", "model", "--parallel", "text", "--out", str(tmp_path / "out")]
+    assert cli.main(words) == 0
+    names = {path.name for path in said[0]}
+    assert {"report.json", "report.html", "states.png", "pairs.csv"} <= names
+    (tmp_path / "out" / "report.json").unlink()
+
+    def fails(*args):
+        raise UserError("scores that cannot be related")
+
+    monkeypatch.setattr(tasks, "relations", fails)
+    assert cli.main([*words, "--scores", "scores.json"]) == 2
+    assert "cannot be related" in capsys.readouterr().err
+    saved = json.loads((tmp_path / "out" / "report.json").read_text("utf-8"))
+    assert "standardised_margin" in saved["pairs"]
+
+
+def test_long_sentences_are_counted(config, tmp_path, monkeypatch):
+    monkeypatch.setattr(states_module, "LONGEST", 8)
+    corpus = Parallel({"de": ["a", "b", "wake me up " * 9], "en": ["x", "y", "z"]}, "made")
+    out = str(tmp_path)
+    table = measure_corpora(config, [corpus], [Probed("base")], out, states_as=["raw"])
+    assert table.notes == ("Of 6 sentences 1 are longer than 8 tokens and were cut.",)
+    assert table.forms == ("raw",) and set(table.pairs) == {"cosine", "csls", "margin"}
