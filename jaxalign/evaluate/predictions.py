@@ -117,10 +117,7 @@ def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """A JSONL file, written whole or not at all."""
     with whole_file(path) as new, new.open("w", encoding="utf-8") as file:
         for row in rows:
-            # A half of a surrogate pair, which no UTF-8 file holds, is written as JSON escapes it.
-            line = json.dumps(row, ensure_ascii=False)
-            clean = line.isprintable() or not any("\ud800" <= c <= "\udfff" for c in line)
-            file.write((line if clean else json.dumps(row)) + "\n")
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
 def _row(gold: Gold, text: str) -> dict[str, Any]:

@@ -23,36 +23,32 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from jaxalign.data.languages import CHINESE, base_language
-from jaxalign.data.sources import Record
 from jaxalign.data.tasks import (
-    ANNOTATED,
     INTENT,
     NOTHING,
     Span,
     parse_intent_slots,
     parse_slots,
-    slot_spans,
 )
 from jaxalign.errors import UserError, missing_extra
 from jaxalign.evaluate.measure import Gold, Measure, Scored, f1, share
+from jaxalign.evaluate.tags import (
+    OUTSIDE,
+    Tagged,
+    characters,
+    gold_spans,
+    is_by_character,
+    places_of,
+)
+from jaxalign.evaluate.tags import tag_command as tag_command
 
-OUTSIDE = "Other"
-BY_CHARACTER = {"ja", *CHINESE}
 RULES = ("paper", "mended")
-
-
-class Tagged(NamedTuple):
-    """A command in tokens; in the paper's reading the labels may be more or fewer."""
-
-    tokens: list[str]
-    labels: list[str]
 
 
 def score_slots(golds: Sequence[Gold], answers: Sequence[str], *, rules: str = "paper") -> Scored:
@@ -110,25 +106,6 @@ def score_intent(golds: Sequence[Gold], answers: Sequence[str]) -> Scored:
     return Scored((_intent_accuracy(golds, found),), tuple(found), counts)
 
 
-def tag_command(gold: Gold, rules: str = "paper") -> Tagged:
-    """The tokens of a command and their labels, 'Other' outside of slots.
-
-    MASSIVE rows (`utt`, `annot_utt`) are read as the paper's code does. Other rows get them from
-    `char_spans`, or from searching the words from left to right; there a token also ends where a
-    slot begins or ends.
-    """
-    by_character = _by_character(gold)
-    annotated = gold.fields.get("annot_utt")
-    if annotated is None or gold.fields.get("slots") is not None:
-        return _tag_places(gold.example.prompt, _places(gold)[0], by_character, rules)
-    if rules == "mended":
-        command, places = _unbracket(annotated)
-        return _tag_places(command, places, by_character, rules)
-    if by_character:
-        return _tag_characters(annotated.split())
-    return Tagged(gold.example.prompt.split(), _label_words(annotated.split()))
-
-
 def find_words(tokens: Sequence[str], words: Sequence[str]) -> list[int]:
     """Where the words begin in the tokens, case ignored; no words are nowhere."""
     wanted = [word.lower() for word in words]
@@ -184,112 +161,12 @@ def predict_labels(
         elif rules == "paper":
             wanted = list(words)
         else:
-            wanted = [token for chunk in words.split() for token in _characters(chunk)]
+            wanted = [token for chunk in words.split() for token in characters(chunk)]
         starts = find_words(command.tokens, wanted)
         lost += not starts
         for start in starts:
             labels[start : start + len(wanted)] = [label] * len(wanted)
     return labels[:size], lost
-
-
-# Reading rows ------------------------------------------------------------------------------------
-
-
-def _by_character(gold: Gold) -> bool:
-    return base_language(gold.language) in BY_CHARACTER
-
-
-def _characters(chunk: str) -> list[str]:
-    return [chunk] if chunk.isascii() else list(chunk)
-
-
-def _label_words(annotated: Sequence[str]) -> list[str]:
-    """The labels of the words between '[type', ':' and 'words]' chunks."""
-    labels, label, chunks = [], OUTSIDE, iter(annotated)
-    for chunk in chunks:
-        if chunk.startswith("["):
-            label = chunk.lstrip("[")
-            next(chunks, None)  # the colon
-            continue
-        labels.append(label)
-        if chunk.endswith("]"):
-            label = OUTSIDE
-    return labels
-
-
-def _tag_characters(annotated: Sequence[str]) -> Tagged:
-    """Characters, or ASCII chunks as a whole: those do not end a slot, so its label goes on."""
-    tagged = Tagged([], [])
-    label, colon = OUTSIDE, False
-    for chunk in annotated:
-        if chunk.startswith("["):
-            label, colon = chunk.lstrip("["), True
-        elif chunk == ":" and colon:
-            colon = False
-        elif chunk.isascii():
-            _append(tagged, [chunk.rstrip("]")], label)
-        else:
-            *pieces, rest = chunk.split("]")
-            for piece in pieces:
-                _append(tagged, piece, label)
-                label = OUTSIDE
-            _append(tagged, rest, label)
-    return tagged
-
-
-def _append(tagged: Tagged, tokens: Iterable[str], label: str) -> None:
-    before = len(tagged.tokens)
-    tagged.tokens.extend(tokens)
-    tagged.labels.extend([label] * (len(tagged.tokens) - before))
-
-
-def _unbracket(annotated: str) -> tuple[str, list[tuple[int, int, str]]]:
-    """The command without its brackets, and the places of its slots."""
-    command, places, last = "", [], 0
-    for match in ANNOTATED.finditer(annotated):
-        label, _, words = match[1].partition(":")
-        command += annotated[last : match.start()]
-        places.append((len(command), len(command) + len(words.strip()), label.strip()))
-        command, last = command + words.strip(), match.end()
-    return command + annotated[last:], places
-
-
-def _places(gold: Gold) -> tuple[list[tuple[int, int, str]], int]:
-    """(start, end, label) of each slot in the command, in order; how many were not found."""
-    spans = _gold_spans(gold)
-    given = gold.fields.get("char_spans")
-    if given is not None and len(given) == len(spans):
-        places = [(int(s), int(e), label) for (s, e), (label, _) in zip(given, spans, strict=True)]
-        return sorted(places), 0
-    command, places, at = gold.example.prompt, [], 0
-    for label, words in spans:
-        start = command.find(words, at)
-        start = command.find(words) if start < 0 else start
-        if words and start >= 0:
-            at = start + len(words)
-            places.append((start, at, label))
-    return sorted(places), len(spans) - len(places)
-
-
-def _tag_places(
-    command: str, places: Sequence[tuple[int, int, str]], by_character: bool, rules: str
-) -> Tagged:
-    """Tokens of the command, cut at the slots' ends, with the labels of the slots."""
-    tagged, at, outside = Tagged([], []), 0, OUTSIDE
-    for start, end, label in [*places, (len(command), len(command), OUTSIDE)]:
-        chunks: list[str] = []
-        for text, name in ((command[at:start], outside), (command[max(at, start) : end], label)):
-            chunks = text.split()
-            for chunk in chunks:
-                _append(tagged, _characters(chunk) if by_character else [chunk], name)
-        leaks = by_character and rules == "paper" and chunks and chunks[-1].isascii()
-        outside = label if leaks else OUTSIDE
-        at = max(at, end)
-    return tagged
-
-
-def _gold_spans(gold: Gold) -> list[Span]:
-    return slot_spans(Record(dict(gold.fields), gold.example.origin))
 
 
 # Scoring -----------------------------------------------------------------------------------------
@@ -306,14 +183,14 @@ def _score(golds: Sequence[Gold], texts: Sequence[str], rules: str) -> Scored:
     for gold, text in zip(golds, texts, strict=True):
         command = tag_command(gold, rules)
         parts, broken = read_parts(text, rules)
-        found, lost = predict_labels(command, parts, _by_character(gold), rules)
+        found, lost = predict_labels(command, parts, is_by_character(gold), rules)
         counts.update(ill_formed=broken, ill_formed_rows=int(broken > 0), not_found=lost)
         if gold.fields.get("annot_utt") is None:
-            counts.update(gold_not_found=_places(gold)[1])
+            counts.update(gold_not_found=places_of(gold)[1])
         tags.append(count_types(_entities(command.labels), _entities(found), types))
         exact.append((found == command.labels, 1))
         said = parse_slots(text)
-        spans.append(_overlap(_folded(_gold_spans(gold)), _folded(said)))
+        spans.append(_overlap(_folded(gold_spans(gold)), _folded(said)))
         read.append([list(span) for span in said])
         places += len(command.labels)
     slot_f1 = Measure("slot_f1", np.array(tags, float), f1)

@@ -19,7 +19,7 @@ from typing import Any
 from jaxalign.adapters import lora as lora_adapter
 from jaxalign.data import sources, tasks
 from jaxalign.data.chat import instruction
-from jaxalign.data.languages import base_language
+from jaxalign.data.languages import base_language, split_direction
 from jaxalign.data.pairs import to_pair
 from jaxalign.errors import UserError
 from jaxalign.export.scores import scores_of
@@ -270,7 +270,7 @@ def _rows(part: TaskConfig | AlignConfig) -> list[Any]:
 
 def _sides(language: str, directed: bool) -> tuple[str, ...]:
     """The two languages of the direction 'de-en', or the one of 'de-st' and 'zh-CN'."""
-    return tuple(language.split("-", 1)) if directed else (language,)
+    return tuple(filter(None, split_direction(language))) if directed else (language,)
 
 
 def _counted(item: tuple[str, int]) -> str:

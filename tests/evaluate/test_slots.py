@@ -156,6 +156,18 @@ def test_by_character_whatever_the_code(code):
     assert len(tag_command(gold(code, lang=code, **fields)).tokens) == 7
 
 
+@pytest.mark.parametrize(
+    "places",
+    [[], [[0, 4]], [[0, 4], [11, 14]], [[8, 15], None], [["8", 15], [20, 23]], [[8, 15], [-4, -1]],
+     {"8": 15}, 5, "ab", [[8.0, 15], [20, 23]], [[8, 15], [20, 23], [1, 2]]],
+)  # fmt: skip
+def test_places_that_are_not_those_of_the_words_are_told(places):
+    """They would tag other words than the slots'."""
+    assert score_slots([wake(char_spans=[[8, 15], [20, 23]])], [RIGHT])["slot_f1"].value == 100
+    with pytest.raises(UserError, match=r"data.jsonl:1: 'char_spans' must be, for each slot"):
+        score_slots([wake(char_spans=places)], [RIGHT])
+
+
 def test_chinese_by_character_with_the_leak_and_mended():
     row = gold("zh-CN", utt="播放 hello 歌 吧", annot_utt="播放 [song : hello] 歌 吧")
     assert tag_command(row).labels == ["Other", "Other", "song", "song", "song"]

@@ -1,0 +1,160 @@
+"""A command in tokens with the labels of its slots, as the paper's code cuts it or mended.
+
+tag_command(gold)                    # Tagged(tokens=['wake', 'me', 'at', 'nine'], labels=[...])
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+from jaxalign.data.languages import CHINESE, base_language
+from jaxalign.data.sources import Record
+from jaxalign.data.tasks import ANNOTATED, Span, slot_spans
+from jaxalign.errors import UserError
+from jaxalign.evaluate.measure import Gold
+
+OUTSIDE = "Other"
+BY_CHARACTER = {"ja", *CHINESE}
+
+
+class Tagged(NamedTuple):
+    """A command in tokens; in the paper's reading the labels may be more or fewer."""
+
+    tokens: list[str]
+    labels: list[str]
+
+
+def tag_command(gold: Gold, rules: str = "paper") -> Tagged:
+    """The tokens of a command and their labels, 'Other' outside of slots.
+
+    MASSIVE rows (`utt`, `annot_utt`) are read as the paper's code does. Other rows get them from
+    `char_spans`, or from searching the words from left to right; there a token also ends where a
+    slot begins or ends.
+    """
+    by_character = is_by_character(gold)
+    annotated = gold.fields.get("annot_utt")
+    if annotated is None or gold.fields.get("slots") is not None:
+        return _tag_places(gold.example.prompt, places_of(gold)[0], by_character, rules)
+    if rules == "mended":
+        command, places = _unbracket(annotated)
+        return _tag_places(command, places, by_character, rules)
+    if by_character:
+        return _tag_characters(annotated.split())
+    return Tagged(gold.example.prompt.split(), _label_words(annotated.split()))
+
+
+def is_by_character(gold: Gold) -> bool:
+    """Whether this row's language is compared by character."""
+    return base_language(gold.language) in BY_CHARACTER
+
+
+def characters(chunk: str) -> list[str]:
+    """Tokens of a chunk: its characters, or the whole of ASCII."""
+    return [chunk] if chunk.isascii() else list(chunk)
+
+
+def _label_words(annotated: Sequence[str]) -> list[str]:
+    """The labels of the words between '[type', ':' and 'words]' chunks."""
+    labels, label, chunks = [], OUTSIDE, iter(annotated)
+    for chunk in chunks:
+        if chunk.startswith("["):
+            label = chunk.lstrip("[")
+            next(chunks, None)  # the colon
+            continue
+        labels.append(label)
+        if chunk.endswith("]"):
+            label = OUTSIDE
+    return labels
+
+
+def _tag_characters(annotated: Sequence[str]) -> Tagged:
+    """Characters, or ASCII chunks as a whole: those do not end a slot, so its label goes on."""
+    tagged = Tagged([], [])
+    label, colon = OUTSIDE, False
+    for chunk in annotated:
+        if chunk.startswith("["):
+            label, colon = chunk.lstrip("["), True
+        elif chunk == ":" and colon:
+            colon = False
+        elif chunk.isascii():
+            _append(tagged, [chunk.rstrip("]")], label)
+        else:
+            *pieces, rest = chunk.split("]")
+            for piece in pieces:
+                _append(tagged, piece, label)
+                label = OUTSIDE
+            _append(tagged, rest, label)
+    return tagged
+
+
+def _append(tagged: Tagged, tokens: Iterable[str], label: str) -> None:
+    before = len(tagged.tokens)
+    tagged.tokens.extend(tokens)
+    tagged.labels.extend([label] * (len(tagged.tokens) - before))
+
+
+def _unbracket(annotated: str) -> tuple[str, list[tuple[int, int, str]]]:
+    """The command without its brackets, and the places of its slots."""
+    command, places, last = "", [], 0
+    for match in ANNOTATED.finditer(annotated):
+        label, _, words = match[1].partition(":")
+        command += annotated[last : match.start()]
+        places.append((len(command), len(command) + len(words.strip()), label.strip()))
+        command, last = command + words.strip(), match.end()
+    return command + annotated[last:], places
+
+
+def places_of(gold: Gold) -> tuple[list[tuple[int, int, str]], int]:
+    """(start, end, label) of each slot in the command, in order; how many were not found."""
+    spans = gold_spans(gold)
+    given = gold.fields.get("char_spans")
+    if given is not None:
+        return _given_places(gold, given, spans), 0
+    command, places, at = gold.example.prompt, [], 0
+    for label, words in spans:
+        start = command.find(words, at)
+        start = command.find(words) if start < 0 else start
+        if words and start >= 0:
+            at = start + len(words)
+            places.append((start, at, label))
+    return sorted(places), len(spans) - len(places)
+
+
+def _given_places(gold: Gold, given: Any, spans: Sequence[Span]) -> list[tuple[int, int, str]]:
+    """The places that a row itself names, at which its slots' words must stand."""
+    command, places = gold.example.prompt, []
+    pairs = given if isinstance(given, list) else []
+    for pair, (label, words) in zip(pairs, spans, strict=False):
+        whole = isinstance(pair, list) and len(pair) == 2 and all(type(n) is int for n in pair)
+        if whole and pair[0] >= 0 and command[pair[0] : pair[1]] == words:
+            places.append((pair[0], pair[1], label))
+    if len(places) != len(spans) or len(pairs) != len(spans):
+        raise UserError(
+            f"{gold.example.origin}: 'char_spans' must be, for each slot in its order, the two "
+            "places between which its words stand in the utterance; correct it, or remove it to "
+            "have the words searched"
+        )
+    return sorted(places)
+
+
+def _tag_places(
+    command: str, places: Sequence[tuple[int, int, str]], by_character: bool, rules: str
+) -> Tagged:
+    """Tokens of the command, cut at the slots' ends, with the labels of the slots."""
+    tagged, at, outside = Tagged([], []), 0, OUTSIDE
+    for start, end, label in [*places, (len(command), len(command), OUTSIDE)]:
+        chunks: list[str] = []
+        for text, name in ((command[at:start], outside), (command[max(at, start) : end], label)):
+            chunks = text.split()
+            for chunk in chunks:
+                _append(tagged, characters(chunk) if by_character else [chunk], name)
+        leaks = by_character and rules == "paper" and chunks and chunks[-1].isascii()
+        outside = label if leaks else OUTSIDE
+        at = max(at, end)
+    return tagged
+
+
+def gold_spans(gold: Gold) -> list[Span]:
+    """(type, words) of the row's slots."""
+    return slot_spans(Record(dict(gold.fields), gold.example.origin))
