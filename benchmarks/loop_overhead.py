@@ -42,12 +42,12 @@ class Timed:
 
     def __init__(self, step: Any) -> None:
         self.step, self.calls = step, []
-        self.gradient, self.apply = step.gradient, step.apply
+        self.phase, self.programs = step.phase, step.programs
 
-    def __call__(self, *args: Any) -> Any:
+    def __call__(self, *args: Any, **more: Any) -> Any:
         """As the step."""
         began = time.perf_counter()
-        found = jax.block_until_ready(self.step(*args))
+        found = jax.block_until_ready(self.step(*args, **more))
         self.calls.append((began, time.perf_counter()))
         return found
 

@@ -18,6 +18,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import NamedSharding
 
 from jaxalign.chips import Chip
@@ -198,7 +199,7 @@ def lengths(plan: Design, phase: str) -> int:
 def micro_batches(plan: Design, phase: str) -> tuple[int, float]:
     """How many micro-batches of this phase one update takes: at most, and in the mean."""
     counts = [len(plan.turns(update).get(phase, ())) for update in (0, 1)]  # then turns repeat
-    return max(counts), sum(counts) / 2
+    return plan.micro_batches(phase), sum(counts) / 2
 
 
 def _batch(plan: Design, phase: str, *lead: int) -> TaskBatch | PairBatch:
@@ -231,13 +232,23 @@ def _key(plan: Design) -> Any:
 
 def _gradient(plan: Design, phase: str) -> Job:
     number, _ = micro_batches(plan, phase)
-    batch = _batch(plan, phase, number)
     first = phase == plan.active[0]
+    # The gradient of the phase before waits for this one's.
+    waiting = None if first else plan.state.trained
+    buckets, packed = plan.config.batch.buckets, plan.config.batch.pack != "none"
+    if number == 1 or len(buckets) == 1 or (packed and phase == "task"):
+        batch = _batch(plan, phase, number)
+        lower = partial(plan.step.gradient.lower, phase, plan.state, plan.frozen, batch, _key(plan))
+        given: Any = (batch, waiting)
+    else:  # each micro-batch by itself, as its length may differ from the others'
+        number, batch, total = 1, _batch(plan, phase, 1), plan.state.trained
+        given = (batch, waiting, total)
+        arguments = phase, plan.state, plan.frozen, batch, _key(plan), total, np.int32(0)
+        lower = partial(plan.step.add.lower, *arguments)
     return Job(
-        lower=partial(plan.step.gradient.lower, phase, plan.state, plan.frozen, batch, _key(plan)),
+        lower=lower,
         what=_shape(plan, phase),
-        # The gradient of the phase before waits for this one's.
-        given=(batch, None if first else plan.state.trained),
+        given=given,
         tokens=plan.tokens(phase, *_size(plan, phase)),
         times=number,
         least=plan.least_flops(phase, *_size(plan, phase)),

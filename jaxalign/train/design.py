@@ -88,6 +88,10 @@ class Design:
         """Which micro-batches of each stream make up an update."""
         return turns(self.config.align.every, update, self.config.batch.accumulate, self.active)
 
+    def micro_batches(self, phase: str) -> int:
+        """How many micro-batches of this phase an update takes, at most."""
+        return max(len(self.turns(update).get(phase, ())) for update in (0, 1))  # turns repeat
+
     def tokens(self, phase: str, rows: int, length: int) -> int:
         """Tokens of so many padded task rows, or of both sides of so many pairs."""
         return rows * length * (1 if phase == "task" else 2)

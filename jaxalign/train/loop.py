@@ -159,20 +159,23 @@ def _batches(run: Run, start: int) -> Iterator[tuple[dict, dict[str, Work]]]:
 
     def item(update: int) -> dict:
         turns = run.turns(update)
-        return {name: run.train[name].stack(r, places[name]) for name, r in turns.items()}
+        return {name: run.batches(name, r, places[name]) for name, r in turns.items()}
 
     for rows in prefetch(item, start, run.total):
         batches = put_batch(run.mesh, rows, stacked=True)
         yield batches, {name: _work(run, name, batch) for name, batch in batches.items()}
 
 
-def _work(run: Run, name: str, batch: Any) -> Work:
+def _work(run: Run, name: str, batches: Any) -> Work:
     """Tokens of all hosts, padding counted, and least FLOPs."""
-    micro, rows, length = batch[0].shape
-    rows *= micro
-    answers = rows * batch.answers.shape[-1] if name == "task" else None
-    least = run.least_flops(name, rows, length, answers)
-    return Work(run.tokens(name, rows, length), least)
+    tokens, least = 0, 0.0
+    for batch in batches if isinstance(batches, list) else [batches]:
+        micro, rows, length = batch[0].shape
+        rows *= micro
+        answers = rows * batch.answers.shape[-1] if name == "task" else None
+        tokens += run.tokens(name, rows, length)
+        least += run.least_flops(name, rows, length, answers)
+    return Work(tokens, least)
 
 
 def _compare_gradients(run: Run, state: TrainState, step: int) -> dict[str, Any]:
@@ -184,8 +187,8 @@ def _compare_gradients(run: Run, state: TrainState, step: int) -> dict[str, Any]
     gradients = {}
     for name, stream in run.train.items():
         places = rows_here(run.mesh, stream.size)
-        batch = put_batch(run.mesh, stream.stack([step], places), stacked=True)
-        gradients[name], _ = run.step.gradient(name, state, run.frozen, batch, None)
+        batches = put_batch(run.mesh, run.batches(name, [step], places), stacked=True)
+        gradients[name], _ = run.step.phase(name, state, run.frozen, batches, None)
     return combine(gradients, dict.fromkeys(gradients, 1), run.config.align.every)[1]
 
 

@@ -13,11 +13,11 @@ update held one phase only, that phase's. An update of both phases cannot be tol
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -70,23 +70,23 @@ class Pace:
         taken, self._timings = self._timings, []
         return taken
 
-    def apart(self, step: TrainStep, work: Mapping[str, Work]) -> TrainStep:
+    def apart(self, step: TrainStep, work: Mapping[str, Work]) -> Callable[..., Any]:
         """The same update, with the device waited for after each phase, which times them all.
 
         Its programs and results are those of any other update; only the dispatch of one program
-        waits for the end of another. A program that had to be compiled first is not timed.
+        waits for the end of another. A phase for which a program had to be compiled is not timed.
         """
         self.settle()
 
-        def gradient(name: str, *rest: Any) -> Any:
-            known, began = step.gradient._cache_size(), time.monotonic()  # type: ignore[attr-defined]
-            out = jax.block_until_ready(step.gradient(name, *rest))
+        def phase(name: str, *rest: Any) -> Any:
+            known, began = step.programs(), time.monotonic()
+            out = jax.block_until_ready(step.phase(name, *rest))
             took = time.monotonic() - began
-            if step.gradient._cache_size() == known:  # type: ignore[attr-defined]
+            if step.programs() == known:
                 self._timings.append(Timing(name, took, work[name]))
             return out
 
-        return dataclasses.replace(step, gradient=gradient)  # type: ignore[arg-type]
+        return partial(step, phase=phase)
 
     def _wait(self) -> None:
         oldest, work = self.in_flight.popleft(), self._works.popleft()

@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import jax
+import numpy as np
 
 from jaxalign.adapters import lora as lora_adapter
 from jaxalign.adapters.lora import Lora
@@ -45,6 +46,18 @@ class Run(Design):
     base: str  # fingerprint of the base
     # Called between the parts of long work (validation, answers); raises where the run should stop.
     look_up: Callable[[], None] = lambda: None
+
+    def alone(self, name: str) -> bool:
+        """Whether each micro-batch of a phase is padded and run by itself: an update has several,
+        and their lengths may differ."""
+        return self.micro_batches(name) > 1 and len(self.train[name].lengths) > 1
+
+    def batches(self, name: str, numbers: Sequence[int], places: np.ndarray) -> Any:
+        """These micro-batches of a phase, as `TrainStep.phase` takes them: this process's rows."""
+        stream = self.train[name]
+        if self.alone(name):
+            return [stream.stack([number], places) for number in numbers]
+        return stream.stack(numbers, places)
 
     @property
     def abstract_state(self) -> TrainState:

@@ -19,6 +19,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.stages import Wrapped
 
@@ -32,6 +33,10 @@ from jaxalign.train.schedule import PHASES
 from jaxalign.train.state import Frozen, TrainState
 
 Weights = Callable[[Any, Frozen], tuple[dict, dict | None]]  # -> (base, adapter)
+
+
+# Of n micro-batches: weights [n], losses [n], and each term's (mean, count, logs), all [n].
+Records = tuple[jax.Array, jax.Array, dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -155,6 +160,27 @@ def phase_gradient(
         result does not depend on how rows fell into micro-batches; `microbatch`: all weigh the
         same, a mean of means (what the paper's code does).
     """
+    zeros = jax.tree.map(jnp.zeros_like, trained)
+    return mean_gradient(*add_gradients(phase, trained, frozen, batches, key, average, zeros))
+
+
+def add_gradients(
+    phase: Phase,
+    trained: Any,
+    frozen: Any,
+    batches: Any,
+    key: Any,
+    average: str,
+    total: Any,
+    first: Any = 0,
+) -> tuple[Any, Records]:
+    """`total` and the weighted gradients of stacked micro-batches [n, B, ...], one after the other.
+
+    Args:
+      average: as of `phase_gradient`.
+      total: sum of the micro-batches before these; like `trained`.
+      first: the number of the first micro-batch in its update, which dropout's masks depend on.
+    """
 
     def weighted(trained: Any, batch: Any, key: Any) -> Any:
         loss, terms = phase_loss(phase, trained, frozen, batch, key)
@@ -175,16 +201,20 @@ def phase_gradient(
         return jax.tree.map(jnp.add, total, gradient), (weight, loss, means)
 
     number = jax.tree.leaves(batches)[0].shape[0]
-    zeros = jax.tree.map(jnp.zeros_like, trained)
-    gradient, (weights, losses, means) = jax.lax.scan(body, zeros, (batches, jnp.arange(number)))
+    return jax.lax.scan(body, total, (batches, first + jnp.arange(number)))
+
+
+def mean_gradient(total: Any, records: Records) -> tuple[Any, dict[str, jax.Array]]:
+    """The mean gradient and what to log, from a sum and what was recorded of its micro-batches."""
+    weights, losses, means = records
     whole = jnp.maximum(jnp.sum(weights), 1.0)
     metrics = {"micro_losses": losses, "loss": jnp.sum(weights * losses) / whole}
     for name, (mean, count, logs) in means.items():
         metrics[name] = jnp.sum(weights * mean) / whole
         metrics[f"{name}/count"] = jnp.sum(count)
-        for key_, values in logs.items():
-            metrics[f"{name}/{key_}"] = jnp.sum(values) / jnp.maximum(jnp.sum(count), 1.0)
-    return jax.tree.map(lambda g: g / whole, gradient), metrics
+        for key, values in logs.items():
+            metrics[f"{name}/{key}"] = jnp.sum(values) / jnp.maximum(jnp.sum(count), 1.0)
+    return jax.tree.map(lambda g: g / whole, total), metrics
 
 
 def combine(
@@ -206,23 +236,59 @@ def combine(
 
 @dataclass(frozen=True)
 class TrainStep:
-    """One update, made of two compiled programs; see `make_train_step`."""
+    """One update, made of a few compiled programs; see `make_train_step`."""
 
     gradient: Wrapped  # (phase, state, frozen, batches, key) -> (gradient, metrics)
     apply: Wrapped  # (state, gradients, ((phase, micro-batches), ...)) -> (state, metrics)
+    # For micro-batches of different lengths, one after the other:
+    zeros: Wrapped  # (trained) -> sum of none
+    add: Wrapped  # (phase, state, frozen, batches, key, sum, first) -> (sum, records)
+    mean: Wrapped  # (sum, [records, ...]) -> (gradient, metrics)
 
     def __call__(
-        self, state: TrainState, frozen: Any, batches: dict[str, Any], key: jax.Array | None
+        self,
+        state: TrainState,
+        frozen: Any,
+        batches: dict[str, Any],
+        key: jax.Array | None,
+        phase: Callable[..., Any] | None = None,
     ) -> tuple[TrainState, dict[str, jax.Array]]:
-        """The state after the update, and what to log; the state before it is donated."""
+        """The state after the update, and what to log; the state before it is donated.
+
+        Args:
+          batches: phase -> its micro-batches, as `phase` takes them.
+          phase: takes the place of the method, to watch it.
+        """
         gradients: dict[str, Any] = {}
         metrics: dict[str, jax.Array] = {}
         for name in sorted(batches, key=PHASES.index):
-            gradients[name], logs = self.gradient(name, state, frozen, batches[name], key)
+            gradients[name], logs = (phase or self.phase)(name, state, frozen, batches[name], key)
             metrics |= {f"{name}/{what}": value for what, value in logs.items()}
-        sizes = tuple((name, jax.tree.leaves(batches[name])[0].shape[0]) for name in gradients)
+        sizes = tuple((name, metrics[f"{name}/micro_losses"].shape[0]) for name in gradients)
         state, more = self.apply(state, gradients, sizes)
         return state, metrics | more
+
+    def phase(
+        self, name: str, state: TrainState, frozen: Any, batches: Any, key: jax.Array | None
+    ) -> tuple[Any, dict[str, jax.Array]]:
+        """A phase's mean gradient and what to log.
+
+        Args:
+          batches: micro-batches of one length, stacked [n, B, ...], or a list of such stacks, each
+            padded to its own: one program for each length, whatever their order and number.
+        """
+        if not isinstance(batches, list):
+            return self.gradient(name, state, frozen, batches, key)
+        total, records, first = self.zeros(state.trained), [], 0
+        for stack in batches:
+            total, record = self.add(name, state, frozen, stack, key, total, np.int32(first))
+            records.append(record)
+            first += jax.tree.leaves(stack)[0].shape[0]
+        return self.mean(total, records)
+
+    def programs(self) -> int:
+        """How many programs of the phases were compiled up to now."""
+        return sum(one._cache_size() for one in (self.gradient, self.zeros, self.add, self.mean))  # type: ignore[attr-defined]
 
 
 def make_train_step(
@@ -237,7 +303,7 @@ def make_train_step(
 ) -> TrainStep:
     """The update: (state, frozen, batches, key) -> (state, metrics); the state is donated.
 
-    `batches` maps a phase to its micro-batches stacked [n, B, ...]; its keys and shapes are static.
+    `batches` maps a phase to its micro-batches (`TrainStep.phase`); its keys and shapes are static.
     Each phase's gradient is one jitted function and the optimiser another, so that a run compiles
     as many programs as the phases have bucket lengths, not as many as these have combinations.
 
@@ -247,14 +313,34 @@ def make_train_step(
       options: for the compiler (`jaxalign.compiler`).
     """
     trained_shardings = None if shardings is None else (shardings.trained, None)
+    sum_shardings = None if shardings is None else (shardings.trained, shardings.step)
 
     compiled = partial(jax.jit, compiler_options=options)
 
+    def of_phase(key: Any, state: TrainState, name: str) -> Any:
+        if key is None:
+            return None
+        return jax.random.fold_in(jax.random.fold_in(key, state.step), PHASES.index(name))
+
     @partial(compiled, static_argnums=0, out_shardings=trained_shardings)
     def gradient_step(name: str, state: TrainState, frozen: Any, batches: Any, key: Any) -> Any:
-        if key is not None:
-            key = jax.random.fold_in(jax.random.fold_in(key, state.step), PHASES.index(name))
+        key = of_phase(key, state, name)
         return phase_gradient(phases[name], state.trained, frozen, batches, key, average)
+
+    @partial(compiled, out_shardings=None if shardings is None else shardings.trained)
+    def zeros_step(trained: Any) -> Any:
+        return jax.tree.map(jnp.zeros_like, trained)
+
+    @partial(compiled, static_argnums=0, donate_argnums=5, out_shardings=sum_shardings)
+    def add_step(
+        name: str, state: TrainState, frozen: Any, batches: Any, key: Any, total: Any, first: Any
+    ) -> Any:
+        key, phase = of_phase(key, state, name), phases[name]
+        return add_gradients(phase, state.trained, frozen, batches, key, average, total, first)
+
+    @partial(compiled, donate_argnums=0, out_shardings=trained_shardings)
+    def mean_step(total: Any, records: list[Records]) -> Any:
+        return mean_gradient(total, jax.tree.map(lambda *parts: jnp.concatenate(parts), *records))
 
     @partial(
         compiled,
@@ -271,7 +357,7 @@ def make_train_step(
         trained = optax.apply_updates(state.trained, changes)
         return TrainState(state.step + 1, trained, moments), metrics
 
-    return TrainStep(gradient_step, apply_step)
+    return TrainStep(gradient_step, apply_step, zeros_step, add_step, mean_step)
 
 
 def make_eval_step(phase: Phase, options: dict[str, str] | None = None) -> Wrapped:

@@ -11,10 +11,11 @@ with Watch(config, 'runs/demo') as watch:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import jax
 
@@ -54,7 +55,9 @@ class Watch:
         return self._clock.inputs(items, self._pace.in_flight)
 
     @contextmanager
-    def update(self, step: TrainStep, number: int, work: Mapping[str, Work]) -> Iterator[TrainStep]:
+    def update(
+        self, step: TrainStep, number: int, work: Mapping[str, Work]
+    ) -> Iterator[Callable[..., Any]]:
         """The step to dispatch as update `number`: now and then one that times its phases apart."""
         both = len(work) > 1 and self._time_every and number % self._time_every == 0
         with self._profile.update(number):

@@ -262,13 +262,17 @@ def test_other_failures_of_the_device_stay_what_they_are(configure, monkeypatch)
         loop.train(configure())
 
 
+PROGRAMS = ("gradient_step", "zeros_step", "add_step", "mean_step", "apply_step")
+
+
 def test_programs_compiled_ahead_are_not_compiled_again(configure, monkeypatch):
-    """Two lengths of task rows, turns of three micro-batches: 2 + 1, then 1 + 2."""
+    """Turns of three micro-batches, 2 + 1, then 1 + 2: of task rows of two lengths, each by itself,
+    of pairs of one length, stacked."""
     compiled, before, lengths = [], [], set()
 
     def hear(event, seconds, fun_name="", **_):
         if event == BACKEND:
-            compiled.extend(n for n in ("gradient_step", "apply_step") if n in fun_name)
+            compiled.extend(n for n in PROGRAMS if n in fun_name)
 
     real_warm_up, real_batches = warm.warm_up, loop._batches
 
@@ -280,7 +284,7 @@ def test_programs_compiled_ahead_are_not_compiled_again(configure, monkeypatch):
 
     def batches(run, start):
         for item in real_batches(run, start):
-            lengths.add(item[0]["task"].tokens.shape[::2])
+            lengths.add(tuple(one.tokens.shape[2] for one in item[0]["task"]))
             yield item
 
     monkeypatch.setattr(loop, "warm_up", warm_up)
@@ -297,5 +301,6 @@ def test_programs_compiled_ahead_are_not_compiled_again(configure, monkeypatch):
     finally:
         jax.monitoring.unregister_event_duration_listener(hear)
     assert len(lengths) >= 3, "too few shapes came to prove anything"
-    assert before.count("gradient_step") == 4 + 2 and before.count("apply_step") == 2
+    counts = {"gradient_step": 2, "zeros_step": 1, "add_step": 2, "mean_step": 2, "apply_step": 2}
+    assert {name: before.count(name) for name in PROGRAMS} == counts
     assert compiled == before
