@@ -51,6 +51,8 @@ class Bounds:
         if self.free:
             return
         if self.many:
+            if not isinstance(value, list | tuple | dict):
+                raise UserError(f"{key}: {brief(value)} should be a list or a mapping")
             one = dataclasses.replace(self, many=False)
             for name, item in value.items() if isinstance(value, dict) else enumerate(value):
                 if isinstance(value, dict):

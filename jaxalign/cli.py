@@ -60,9 +60,10 @@ def _run(words: Sequence[str]) -> int:
         return _told(error)
     except OSError as error:
         # A full disk, a folder that nobody may write: of the machine, not of this package.
-        if args.debug or not error.filename:
+        if args.debug or not error.strerror:
             raise
-        return _told(f"{error.filename}: {error.strerror} (--debug shows where)")
+        where = f"{error.filename}: " if error.filename else ""
+        return _told(f"{where}{error.strerror} (--debug shows where)")
     except KeyboardInterrupt:
         print("jaxalign: interrupted; the same command goes on from the last checkpoint",
               file=sys.stderr)  # fmt: skip

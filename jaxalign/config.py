@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -89,8 +90,19 @@ class Loaded:
 
 
 def to_yaml(config: Config) -> str:
-    """The whole configuration as YAML."""
-    return OmegaConf.to_yaml(OmegaConf.structured(config))
+    """The whole configuration as YAML, which `load` reads as the same again."""
+    return OmegaConf.to_yaml(OmegaConf.create(_escaped(dataclasses.asdict(config))))
+
+
+def _escaped(value: Any) -> Any:
+    """The value with `${` as the text that it is, not as a reference."""
+    if isinstance(value, str):
+        return re.sub(r"(\\*)\$\{", r"\1\1\\${", value)
+    if isinstance(value, list):
+        return [_escaped(item) for item in value]
+    if isinstance(value, dict):
+        return {_escaped(name): _escaped(item) for name, item in value.items()}
+    return value
 
 
 def _read_yaml(path: Path) -> DictConfig:
@@ -146,7 +158,8 @@ def _check_keys(layer: DictConfig, origin: str) -> list[str]:
         if isinstance(wanted, dict) and isinstance(value, list):
             raise UserError(f"{origin}: {key}: not a mapping; write {{name: value}}")
         # YAML 1.1 reads no, off and y, all of them codes of languages, as true or false.
-        if isinstance(wanted, list) and isinstance(value, list) and any(map(_is_bool, value)):
+        codes = isinstance(wanted, list) or key.startswith("evaluate.groups.")
+        if codes and isinstance(value, list) and any(map(_is_bool, value)):
             raise UserError(
                 f"{origin}: {key}: YAML reads a word of this list as true or false; put it into "
                 "quotes, as in 'no'"

@@ -129,6 +129,17 @@ def test_what_is_written_reads_back(write):
     assert again != Config()
 
 
+@pytest.mark.parametrize(
+    "text", ["${a}", "\\\\${a}", "a${", "\\\\", "a\\\\${b}c${", "$", "{}", "???"]
+)
+def test_any_text_reads_back(write, text):
+    """What looks like a reference, or is one behind a backslash, is written as the text it is."""
+    config = Config()
+    config.prompt.system = text
+    config.task.options = {"deep": [{"text": text}]}
+    assert load(write(to_yaml(config))).config == config
+
+
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_shipped_configurations_load(path):
     assert load(path).origins  # sparse, not empty
@@ -243,6 +254,7 @@ ODD = {
     "objectives: [3]": "objectives[0]: ",
     "objectives: [{options: {1: 2}}]": "options.1: ",
     "task: {train: [[a]]}": "task.train[0]: ['a'] should be text",
+    "evaluate: {groups: {north: [no]}}": "evaluate.groups.north: YAML reads a word of this list as",
     "task: {languages: [no, en]}": "task.languages: YAML reads a word of this list as true or",
     "output: ${output}": "Recursive interpolation",
     "seed: '${seed:'": "seed: ",
@@ -380,6 +392,10 @@ def test_text_that_no_file_can_hold():
         "command line: 'output=a\\ud800' has half of a character at position 9"
     )
     config = Config()
+    config.task.train = "a.jsonl"  # type: ignore[assignment]
+    with pytest.raises(UserError, match=r"task.train: 'a.jsonl' should be a list"):
+        check(config)
+    config.task.train = []
     config.task.columns = {"text": "a\0b"}
     with pytest.raises(UserError, match=r"columns.text: .* holds a NUL character"):
         check(config)

@@ -56,7 +56,11 @@ def _holds(config: Config, folder: Path) -> None:
         if type(value) in (int, float) and "options" not in key:
             assert math.isfinite(value), key
     (folder / "again.yaml").write_text(to_yaml(config), "utf-8")
-    assert load(folder / "again.yaml").config == config
+    try:
+        again = load(folder / "again.yaml").config
+    except UserError as error:
+        raise AssertionError(f"what was written is refused: {error}") from error
+    assert again == config
 
 
 def read_words(words: list[str], folder: Path) -> None:
