@@ -1,0 +1,127 @@
+"""Killed at random moments until it is done: bit by bit what nobody disturbed."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jaxalign.config import to_yaml
+from tests.chaos import Server, same_files, table, torment
+
+# The keys of a line that tell of time.
+CLOCK = ("time", "tokens_per_second", "seconds_per_step", "mfu")
+
+
+@pytest.fixture(scope="module")
+def server():
+    with Server() as started:
+        yield started
+
+
+def told(folder):
+    """The lines of updates and validations, without what the clock says."""
+    rows = map(json.loads, Path(folder, "log.jsonl").read_text().splitlines())
+    return [
+        {key: value for key, value in row.items() if not key.endswith(CLOCK)}
+        for row in rows
+        if row["event"] in ("train", "eval")
+    ]
+
+
+def test_training_short(server, configure, tmp_path):
+    assert len(train(server, configure, tmp_path, kills=3, steps=8)) >= 3
+
+
+@pytest.mark.slow
+def test_training(server, configure, tmp_path):
+    kills = train(server, configure, tmp_path, kills=110, steps=40)
+    assert {kill.signal.name for kill in kills} == {"SIGKILL", "SIGTERM", "SIGINT"}
+    assert sum(kill.inside == "save" for kill in kills) >= 5
+
+
+def train(server, configure, tmp_path, kills, steps):
+    words = (f"train.steps={steps}", "train.eval_every=3", "checkpoint.every=2",
+             "train.patience=0")  # fmt: skip
+    file, rng, found = tmp_path / "own.yaml", np.random.default_rng(7), []
+    whole = tmp_path / "whole"
+    file.write_text(to_yaml(configure(*words, f"output={whole}")), "utf-8")
+    assert not torment(server, ["train", str(file)], whole, 0, rng, 0.0)
+    while len(found) < kills:
+        out = tmp_path / "killed"
+        shutil.rmtree(out, ignore_errors=True)
+        command = ["train", str(file), f"output={out}"]
+        found += torment(server, command, out, kills - len(found), rng, span=0.6)
+        assert not same_files(whole / "adapter", out / "adapter")
+        assert told(out) == told(whole)
+        left = {path.name for path in out.iterdir()}
+        assert left == {
+            ".lock", "adapter", "best", "checkpoints", "config.yaml", "log.jsonl", "result.json",
+        }, left  # fmt: skip
+        assert not [p for p in out.rglob("*") if "orbax-checkpoint-tmp" in p.name]
+    print("\n" + table("training", found))
+    return found
+
+
+@pytest.fixture(scope="module")
+def adapter(server, tmp_path_factory):
+    """The settings and the output of a run that was trained once, for those that read one."""
+    return tmp_path_factory.mktemp("trained"), server
+
+
+def trained(adapter, configure):
+    """The run's folder; its YAML file is beside it."""
+    place, server = adapter
+    out, file = place / "run", place / "run.yaml"
+    if not out.exists():
+        file.write_text(to_yaml(configure("train.steps=2", f"output={out}")), "utf-8")
+        assert not torment(server, ["train", str(file)], out, 0, np.random.default_rng(0), span=0.0)
+    return out, file
+
+
+def beside(server, words, place, kills, span, names=None):
+    """A command with `OUT` in its words, once as it is and then killed; files must be the same."""
+    rng, found, whole = np.random.default_rng(11), [], place / "whole"
+
+    def run(out, number):
+        return torment(server, [word.replace("OUT", str(out)) for word in words], out, number,
+                       rng, span)  # fmt: skip
+
+    assert not run(whole, 0)
+    while len(found) < kills:
+        out = place / "killed"
+        shutil.rmtree(out, ignore_errors=True)
+        found += run(out, kills - len(found))
+        differ = [n for n in same_files(whole, out) if names is None or n in names]
+        assert not differ, differ
+    print("\n" + table(words[0], found))
+    return found
+
+
+@pytest.mark.slow
+def test_generation(server, adapter, configure, rows, tmp_path):
+    out, file = trained(adapter, configure)
+    words = ["generate", str(file), "--adapter", str(out / "adapter"), "--data",
+             str(rows / "task.jsonl"), "--out", "OUT/answers.jsonl", "generate.max_new_tokens=8",
+             "generate.batch=2"]  # fmt: skip
+    assert len(beside(server, words, tmp_path, 30, span=1.0, names={"answers.jsonl"})) >= 30
+
+
+@pytest.mark.slow
+def test_probe(server, adapter, configure, rows, tmp_path):
+    out, file = trained(adapter, configure)
+    pairs = [json.loads(line) for line in (rows / "pairs.jsonl").read_text().splitlines()]
+    texts = [(p.get("text0") or p["source"], p.get("text1") or p["target"]) for p in pairs]
+    parallel = tmp_path / "en-de.tsv"
+    parallel.write_text("".join(f"{a}\t{b}\n" for a, b in texts), "utf-8")
+    words = ["probe", str(file), "--parallel", str(parallel), "--adapter", str(out / "adapter"),
+             "--out", "OUT"]  # fmt: skip
+    assert len(beside(server, words, tmp_path, 30, span=2.0)) >= 30
+
+
+@pytest.mark.slow
+def test_export(server, adapter, configure, tmp_path):
+    out, _ = trained(adapter, configure)
+    words = ["export", str(out), "--format", "merged", "--out", "OUT/model"]
+    assert len(beside(server, words, tmp_path, 30, span=0.5)) >= 30
