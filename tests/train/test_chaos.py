@@ -82,17 +82,13 @@ def trained(adapter, configure):
 
 def beside(server, words, place, kills, span, names=None):
     """A command with `OUT` in its words, once as it is and then killed; files must be the same."""
-    rng, found, whole = np.random.default_rng(11), [], place / "whole"
-
-    def run(out, number):
-        return torment(server, [word.replace("OUT", str(out)) for word in words], out, number,
-                       rng, span)  # fmt: skip
-
-    assert not run(whole, 0)
+    rng, found, whole, out = np.random.default_rng(11), [], place / "whole", place / "out"
+    words = [word.replace("OUT", str(out)) for word in words]
+    assert not torment(server, words, out, 0, rng, span)
+    out.rename(whole)
     while len(found) < kills:
-        out = place / "killed"
         shutil.rmtree(out, ignore_errors=True)
-        found += run(out, kills - len(found))
+        found += torment(server, words, out, kills - len(found), rng, span)
         differ = [n for n in same_files(whole, out) if names is None or n in names]
         assert not differ, differ
     print("\n" + table(words[0], found))
