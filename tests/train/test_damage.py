@@ -272,3 +272,37 @@ def test_any_mesh_gives_the_same_sums():
         for axes in ((), ("fsdp",), (("data", "fsdp"), "tensor")):
             placed = jax.device_put(array, NamedSharding(mesh, PartitionSpec(*axes)))
             assert array_sums({"x": {"y": placed}}) == {"x/y": expected}
+
+
+@pytest.mark.slow
+def test_all_processes_go_on_from_the_same_checkpoint(configure, tmp_path):
+    """Two processes, whose arrays are split: what one cannot read, none goes on from."""
+    from tests.train.test_processes import finish
+    from tests.train.test_processes import train as together
+
+    whole, parted = (
+        configure(*FAST, "mesh.fsdp=4", f"output={tmp_path / name}") for name in ("whole", "parted")
+    )
+    outputs = finish(together([whole, whole], tmp_path, devices=2))
+    assert "finished at step 4; written" in outputs[0]
+    shutil.copytree(whole.output, parted.output)
+    shutil.rmtree(Path(parted.output, "best"))
+    Path(parted.output, "result.json").unlink()
+    for path in files(Path(parted.output, "checkpoints", "4", "state")):
+        if "process_1" in str(path):  # what the second process wrote
+            path.write_bytes(path.read_bytes()[: path.stat().st_size // 3])
+    outputs = finish(together([parted, parted], tmp_path, devices=2))
+    assert "checkpoints/4 is damaged" in outputs[0]
+    assert "going on from checkpoints/2" in outputs[0]
+    assert_equal(weights(parted), weights(whole))
+    # All damaged: both say it and leave.
+    shutil.rmtree(Path(parted.output, "best"))
+    Path(parted.output, "result.json").unlink()
+    for path in files(Path(parted.output, "checkpoints")):
+        if path.name == "metadata":
+            path.write_bytes(b"{}")
+    outputs = finish(together([parted, parted], tmp_path, devices=2), code=1)  # with --debug
+    assert all("no checkpoint is intact" in output for output in outputs)
+    # A finished run is one for both.
+    outputs = finish(together([whole, whole], tmp_path, devices=2))
+    assert "nothing was trained or changed" in outputs[0]
