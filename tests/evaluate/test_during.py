@@ -1,11 +1,15 @@
 """Scores of a sample while training: the same numbers as afterwards, and they may choose."""
 
+import signal
+from pathlib import Path
+
 import pytest
 
 from jaxalign.errors import UserError
 from jaxalign.evaluate.during import sample_judge
 from jaxalign.evaluate.run import Entrant, evaluate
 from jaxalign.train.loop import train
+from jaxalign.train.stop import Request
 from tests.evaluate.test_run import one_device  # noqa: F401  (a fixture)
 from tests.train.conftest import base, configure, rows  # noqa: F401  (fixtures)
 from tests.train.test_loop import lines, use_devices
@@ -29,6 +33,31 @@ def test_the_sample_chooses_the_best(configure, golds, monkeypatch, tmp_path):  
     for measure in ("intent_accuracy", "span_f1"):
         score = after.measures[measure].groups["a"]["all"].mean
         assert row[f"eval/{measure}"] == pytest.approx(score, abs=1e-9)
+
+
+def test_a_stop_does_not_wait_for_the_other_answers(configure, golds, monkeypatch):  # noqa: F811
+    """A machine that goes away gives seconds: between two batches of answers the run looks up."""
+    use_devices(monkeypatch, 1)
+    calls = []
+    real = Request.leave
+
+    def leave(self, step):
+        calls.append(step)
+        if len(calls) == 2:
+            self.hear(signal.SIGTERM)
+        real(self, step)
+
+    monkeypatch.setattr(Request, "leave", leave)
+    config = configure(
+        "train.steps=1", "task.valid=[]", "align.valid=[]", "align.weight=0",
+        "train.metric=eval/intent_accuracy", "train.goal=max", "evaluate.sample=4",
+        f"evaluate.data=[{golds}/test.*.jsonl]", "generate.max_new_tokens=8", "mesh.fsdp=1",
+        "generate.batch=2",
+    )  # fmt: skip
+    result = train(config, judge=sample_judge(config))
+    assert (result.step, result.stopped, calls) == (1, "signal", [1, 1])
+    assert lines(config, "eval") == []
+    assert Path(config.output, "checkpoints", "1").is_dir()
 
 
 def test_a_metric_without_rows_is_refused(configure, golds):  # noqa: F811
