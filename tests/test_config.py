@@ -129,9 +129,7 @@ def test_what_is_written_reads_back(write):
     assert again != Config()
 
 
-@pytest.mark.parametrize(
-    "text", ["${a}", "\\\\${a}", "a${", "\\\\", "a\\\\${b}c${", "$", "{}", "???"]
-)
+@pytest.mark.parametrize("text", ["${a}", "\\\\${a}", "a${", "\\\\", "a\\\\${b}c${", "$", "{}"])
 def test_any_text_reads_back(write, text):
     """What looks like a reference, or is one behind a backslash, is written as the text it is."""
     config = Config()
