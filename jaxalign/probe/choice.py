@@ -19,7 +19,7 @@ from jaxalign.errors import UserError
 from jaxalign.probe.collapse import FLAT, MASSIVE
 from jaxalign.probe.table import MAIN, SCORES, Table, keyed, mean_of
 
-NEARLY = 0.95  # of the best block's score: as good, for a choice
+NEARLY = 0.9  # of the best block's score: as good, for a choice
 MANY = 0.5  # of the blocks: then the raw curve compares blocks that say something with others
 
 
@@ -73,7 +73,7 @@ def choose_for_training(table: Table, states: str = "raw") -> Choice:
     of the blocks, by standardised states all the same: the raw curve then peaks where they happen
     to be small (Qwen2.5-Coder 0.5B: in block 1 of 24). The curve of standardised states is flat
     over many blocks (Gemma 3 270M: 75 to 81 % from block 4 to 11), where the highest is a matter of
-    chance: of the blocks around it that find 95 % as many, the middle one is taken.
+    chance: of the blocks around it that find 90 % as many, the middle one is taken.
 
     Raises:
       UserError: no block finds anything.
