@@ -31,7 +31,7 @@ from jaxalign.export.source import Source, whole_base
 from jaxalign.hf.load import abstract_params, load_params, load_spec
 from jaxalign.hf.peft import load_peft
 from jaxalign.model.decoder import Decoder
-from jaxalign.sharding import make_mesh, shard_tree
+from jaxalign.sharding import make_mesh, path_name, shard_tree
 
 TEXTS = (
     "Wake me up at nine tomorrow morning.",
@@ -107,7 +107,7 @@ def verify(source: Source, folder: Path, form: str, dtype: str, reference: Refer
 
     Raises:
         UserError: they differ by more than the bound, or are no nearer to the trained model than
-            its base is, or their tokenizer builds other prompts.
+            its base is, or their tokenizer builds other prompts, or a bit of an adapter differs.
     """
     _check_tokenizer(source, folder, reference.rows)
     reader, logits = READERS[form](source, folder, reference.rows)
@@ -137,7 +137,31 @@ def verify(source: Source, folder: Path, form: str, dtype: str, reference: Refer
             + (f"{dtype} is too coarse for this adapter, try --dtype float32" if form != "peft"
                else "the adapter has no effect there")
         )  # fmt: skip
+    if form == "peft":
+        _check_bits(source, folder)
     return check
+
+
+def _check_bits(source: Source, folder: Path) -> None:
+    """The factors in the files must be those that were read, bit by bit.
+
+    Those were compared with the checkpoint's own sums, or with the folder's hashes, when they were
+    read: logits of a few prompts would not show a changed bit of a factor.
+    """
+    written, _ = load_peft(folder, source.spec)
+    ours = dict(jax.tree_util.tree_leaves_with_path(source.weights))
+    theirs = dict(jax.tree_util.tree_leaves_with_path(written))
+    for path in ours | theirs:
+        if path not in ours or path not in theirs or not _same_bits(ours[path], theirs[path]):
+            raise UserError(
+                f"verification failed, nothing was kept: {path_name(path)} in the files is not "
+                "what was read; look for a broken disk or memory"
+            )
+
+
+def _same_bits(one: Any, other: Any) -> bool:
+    a, b = (np.asarray(array, np.float32) for array in (one, other))
+    return a.shape == b.shape and a.tobytes() == b.tobytes()
 
 
 def prompts(source: Source) -> list[np.ndarray]:

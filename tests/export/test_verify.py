@@ -101,6 +101,21 @@ def test_an_adapter_that_loads_as_nothing(run, monkeypatch, told, spoil, reader)
     assert not Path(out, "export", "peft").exists()
 
 
+def test_one_bit_of_a_factor(run, monkeypatch, told, spoil):
+    """No logit shows the last bit of one number; the adapter's file is compared bit by bit."""
+    monkeypatch.setattr(verifying, "_installed", lambda *packages: False)
+    out, _ = run()
+
+    def flip(tensor):
+        tensor.view(np.uint32)[1, 2] ^= 1
+        return tensor
+
+    spoil(out, "peft", "2.mlp.up_proj.lora_A.weight", flip)
+    error = told("export", out, "--verify")
+    assert "blocks/mlp/up/a in the files is not what was read" in error
+    assert not Path(out, "export", "peft").exists()
+
+
 @pytest.mark.torch
 @pytest.mark.parametrize("form", ["peft", "merged"])
 def test_weights_that_differ(run, told, spoil, form):
