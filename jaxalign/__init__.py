@@ -42,6 +42,9 @@ def states(
     Raises:
       UserError: no such model, adapter, layer or pooling.
     """
+    from jaxalign import multihost
+
+    multihost.settle_platform()
     from jaxalign.base import load_base
     from jaxalign.config import load
     from jaxalign.probe.states import pooled_states

@@ -365,6 +365,9 @@ def _config(args: argparse.Namespace) -> None:
 
 
 def _demo(args: argparse.Namespace) -> None:
+    from jaxalign import multihost
+
+    multihost.settle_platform()
     keep_programs()
     from jaxalign.demo.run import demo
 

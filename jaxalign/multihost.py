@@ -7,8 +7,10 @@ barrier('saved')
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from collections.abc import Mapping, Sequence
+from importlib.metadata import entry_points
 from typing import Any
 
 from jaxalign.errors import UserError
@@ -45,6 +47,31 @@ def in_cluster(environment: Mapping[str, str], platforms: str | None) -> bool:
     return "tpu" in (platforms or "") and "TPU_SKIP_MDS_QUERY" not in environment
 
 
+def without_chips(environment: Mapping[str, str], platforms: str | None) -> bool:
+    """Whether JAX would ask libtpu for chips on a machine that has none.
+
+    libtpu answers that with six lines of warnings, which say nothing that JAX does not know.
+
+    Args:
+      environment: variables, as in `os.environ`, after JAX was imported: where it finds no chip it
+        sets `TPU_SKIP_MDS_QUERY`.
+      platforms: `jax.config.jax_platforms`; None: the user did not choose, and no chip was found.
+    """
+    if platforms is not None or environment.get("TPU_SKIP_MDS_QUERY") != "1":
+        return False
+    # Other accelerators come as plugins, which JAX finds in these two ways; it should ask them.
+    plugins = entry_points(group="jax_plugins") or importlib.util.find_spec("jax_plugins")
+    return bool(importlib.util.find_spec("libtpu")) and not plugins
+
+
+def settle_platform() -> None:
+    """Leaves the CPU alone where nothing else is; call before any other use of JAX."""
+    import jax
+
+    if without_chips(os.environ, getattr(jax.config, "jax_platforms", None)):
+        jax.config.update("jax_platforms", "cpu")
+
+
 def start() -> None:
     """Joins the cluster that the environment names, if any; call before any other use of JAX.
 
@@ -56,6 +83,7 @@ def start() -> None:
     """
     import jax
 
+    settle_platform()
     platforms = getattr(jax.config, "jax_platforms", None)  # unknown to type checkers
     if not in_cluster(os.environ, platforms) or jax.distributed.is_initialized():
         return

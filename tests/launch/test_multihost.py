@@ -1,5 +1,6 @@
 """Who joins a cluster: the environments that the launchers make, and what JAX itself says."""
 
+import importlib.util
 import os
 import re
 import subprocess
@@ -107,3 +108,34 @@ def test_xla_knows_the_flags():
             text=True,
         )
         assert (done.returncode == 0) is good, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("environment", "platforms", "expected"),
+    [
+        ({"TPU_SKIP_MDS_QUERY": "1"}, None, True),  # JAX looked and found no chip
+        ({"TPU_SKIP_MDS_QUERY": "1"}, "tpu,cpu", False),  # chips, and no metadata to ask
+        ({"TPU_SKIP_MDS_QUERY": "1"}, "tpu", False),  # asked for: its errors are wanted
+        ({}, None, False),
+    ],
+)
+def test_absent_chips_are_not_asked_for(monkeypatch, environment, platforms, expected):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name == "libtpu" or None)
+    monkeypatch.setattr(multihost, "entry_points", lambda group: ())
+    assert multihost.without_chips(environment, platforms) is expected
+    monkeypatch.setattr(multihost, "entry_points", lambda group: ["xla_cuda12"])
+    assert not multihost.without_chips(environment, platforms)
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("libtpu"), reason="libtpu is not installed")
+def test_libtpu_says_nothing_on_a_machine_without_chips():
+    script = (
+        "from jaxalign import multihost; multihost.start(); import jax; print(jax.devices()[0])"
+    )
+    environment = {k: v for k, v in os.environ.items() if k not in ("JAX_PLATFORMS", "XLA_FLAGS")}
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    if "cpu" in done.stdout.lower():
+        assert done.stderr == ""
