@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from jaxalign.data.files import text_lines
 from jaxalign.demo import ALIGNED, LANGUAGES
 from jaxalign.errors import UserError
 
@@ -106,18 +107,18 @@ def read_corpus(data: str | Path) -> Corpus:
     sentences["en"] += [row["utterance"] for row in task]
     parallel: dict[str, list[tuple[str, str]]] = {lang: [] for lang in LANGUAGES[1:]}
     pairs = []
-    english = _lines(data / "ntrex" / "en.txt")[NTREX_HELD_OUT:]
+    english = text_lines(data / "ntrex" / "en.txt")[NTREX_HELD_OUT:]
     sentences["en"] += english
     for path in sorted((data / "tatoeba").glob("*-en.tsv")):  # English of every language's file
-        sentences["en"] += [line.split("\t")[1] for line in _lines(path)]
+        sentences["en"] += [line.split("\t")[1] for line in text_lines(path)]
     for lang in LANGUAGES[1:]:
         ntrex, tatoeba = data / "ntrex" / f"{lang}.txt", data / "tatoeba" / f"{lang}-en.tsv"
         if ntrex.exists():
-            lines = _lines(ntrex)[NTREX_HELD_OUT:]
+            lines = text_lines(ntrex)[NTREX_HELD_OUT:]
             sentences[lang] += lines
             parallel[lang] += zip(lines, english, strict=True)
         if tatoeba.exists():
-            rows = [line.split("\t") for line in _lines(tatoeba)]
+            rows = [line.split("\t") for line in text_lines(tatoeba)]
             both = [(a, b) for a, b, *_ in rows if allowed(a, b) and not _cyrillic(a)]
             sentences[lang] += [a for a, _ in both]
             parallel[lang] += both[::2]
@@ -209,12 +210,8 @@ def _pair(lang: str, foreign: str, english: str, source: str) -> dict[str, str]:
     return {"lang0": lang, "lang1": "en", "text0": foreign, "text1": english, "from": source}
 
 
-def _lines(path: Path) -> list[str]:
-    return path.read_text(encoding="utf-8").splitlines()
-
-
 def _rows(path: Path) -> list[dict]:
-    return [json.loads(line) for line in _lines(path)]
+    return [json.loads(line) for line in text_lines(path)]
 
 
 def _cyrillic(text: str) -> bool:

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from jaxalign.base import Base, System, decoding_of
+from jaxalign.data.files import text_lines
 from jaxalign.data.sources import Record
 from jaxalign.data.tasks import render
 from jaxalign.evaluate.measure import Gold
@@ -28,8 +29,8 @@ def read_rows(assets: Path, split: str, languages: tuple[str, ...]) -> Rows:
     """The rows of one split, by language and by the id that translations share."""
     found: Rows = {}
     for language in languages:
-        text = (assets / "data" / f"{split}.{language}.jsonl").read_text("utf-8")
-        rows = [json.loads(line) for line in text.splitlines()]
+        lines = text_lines(assets / "data" / f"{split}.{language}.jsonl")
+        rows = [json.loads(line) for line in lines]
         found[language] = {row["id"]: row for row in rows}
     return found
 
