@@ -35,6 +35,7 @@ LAST = (
     "result.json",
 )
 CHUNK = 16 << 20  # bytes
+LONGEST = 200  # bytes of a file's name, which may get an ending; file systems take 255
 
 
 def is_remote(path: str | Path) -> bool:
@@ -66,11 +67,27 @@ def check_writable(folder: Path, key: str) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
-    except OSError as error:
-        what = "is a file" if folder.is_file() else first_line(error)
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        what = "is a file" if os.path.isfile(folder) else first_line(error)
         raise UserError(
             f"{key}: {folder} cannot be written ({what}); name another folder"
         ) from error
+
+
+def check_file(path: Path, key: str) -> None:
+    """Makes the folder of a file that is to be written, and sees that the file can be.
+
+    Raises:
+      UserError: it is a folder or a device, its name is too long, or its folder cannot be written.
+    """
+    if os.path.isdir(path):
+        raise UserError(f"{key}: {path} is a folder; name a file in it")
+    # A device would be replaced by a file of its name.
+    if os.path.lexists(path) and not os.path.isfile(path):
+        raise UserError(f"{key}: {path} is a device or a broken link; name a plain file")
+    if len(os.fsencode(path.name)) > LONGEST:
+        raise UserError(f"{key}: the name of this file has more than {LONGEST} bytes; shorten it")
+    check_writable(path.parent, key)
 
 
 @contextlib.contextmanager
@@ -78,8 +95,12 @@ def whole_file(path: Path) -> Iterator[Path]:
     """A file to write that takes the place of `path` when the block ends well.
 
     A process that dies leaves the old file, or none, never half of one.
+
+    Raises:
+      UserError: as `check_file`; a device is never replaced.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    check_file(path, "output")
+    path = path.resolve()  # a link stays one
     new = path.with_name(f"{path.stem}.new{path.suffix}")
     yield new
     with new.open("rb") as file:

@@ -21,7 +21,7 @@ from jaxalign.evaluate.gold import BLANK, kind_of, questions
 from jaxalign.evaluate.predictions import write_rows
 from jaxalign.evaluate.prepare import prepare, tell
 from jaxalign.multihost import is_main
-from jaxalign.paths import check_writable
+from jaxalign.paths import check_file
 from jaxalign.settings import Config
 from jaxalign.terminal import visible
 
@@ -65,7 +65,8 @@ def write(
                 print(visible(text))
         return
     golds = questions(config, data)
-    path = _target(out or f"{config.output}/answers.jsonl")
+    path = Path(out or f"{config.output}/answers.jsonl")
+    check_file(path, "--out")
     base = prepare_base(config)
     cache = path.with_name(path.name + ".cache")
     asked = prepare(base, entrant, [gold.example for gold in golds], cache)
@@ -79,19 +80,6 @@ def write(
         )  # fmt: skip
         write_rows(path, rows)
         console.print(visible(f"{len(texts)} answers; written: {path}"), markup=False)
-
-
-def _target(out: str) -> Path:
-    """The file to write, in a folder that can be written.
-
-    Raises:
-      UserError: it is a folder, or its folder cannot be written.
-    """
-    path = Path(out)
-    if path.is_dir():
-        raise UserError(f"--out: {out} is a folder; name a file, as in {out}/answers.jsonl")
-    check_writable(path.parent, "--out")
-    return path
 
 
 def _asked(config: Config, text: str) -> Record:

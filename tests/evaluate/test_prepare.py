@@ -1,6 +1,7 @@
 """Everything that can be wrong with an evaluation is told before weights are loaded."""
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from jaxalign.evaluate.entrants import Entrant, check_name, folder_names
 from jaxalign.evaluate.run import evaluate
 from jaxalign.evaluate.write import write
 from jaxalign.hf.peft import load_peft, save_peft
+from jaxalign.paths import whole_file
 from tests.evaluate.conftest import rows_of
 from tests.tiny import SPEC
 
@@ -176,9 +178,31 @@ def test_an_output_that_cannot_be_written(judged, adapters, loads, tmp_path, mon
     if what != "system":
         with pytest.raises(UserError, match=r"--out: .* cannot be written"):
             write(judged(), f"{adapters}/a1", [], [], str(out / "x.jsonl"))
-    with pytest.raises(UserError, match="is a folder; name a file"):
+    with pytest.raises(UserError, match="is a folder; name a file in it"):
         write(judged(), f"{adapters}/a1", [], [], str(tmp_path))
     assert loads == [] and (tmp_path / "file").read_text() == "mine"
+
+
+def test_devices_and_links_are_not_replaced_by_files(judged, adapters, loads, tmp_path):
+    """`--out /dev/null` of a privileged user replaced the device: a pipe stands in for it here."""
+    pipe, link, kept = tmp_path / "pipe", tmp_path / "link", tmp_path / "kept.jsonl"
+    os.mkfifo(pipe)
+    (tmp_path / "broken").symlink_to(tmp_path / "none")
+    for name in (pipe, tmp_path / "broken"):
+        with pytest.raises(UserError, match="is a device or a broken link"):
+            write(judged(), f"{adapters}/a1", [], [], str(name))
+        with pytest.raises(UserError, match="is a device or a broken link"), whole_file(name):
+            pass
+    assert pipe.is_fifo() and sorted(tmp_path.iterdir()) == sorted([pipe, tmp_path / "broken"])
+    for name, message in (("x" * 201, "more than 200 bytes"), ("a\x00b/c", "null byte")):
+        with pytest.raises(UserError, match=message):
+            write(judged(), f"{adapters}/a1", [], [], str(tmp_path / name))
+    assert loads == []
+    kept.write_text("old")
+    link.symlink_to(kept)
+    with whole_file(link) as new:
+        new.write_text("new")
+    assert link.is_symlink() and kept.read_text() == "new"
 
 
 @pytest.mark.parametrize(
