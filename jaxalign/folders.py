@@ -29,7 +29,7 @@ from jaxalign.errors import UserError
 NEW, OLD = "new", "old"
 OF_THE_DISK = {
     errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.ENOTDIR,
-    errno.ENAMETOOLONG, errno.ELOOP, errno.EFBIG,
+    errno.ENAMETOOLONG, errno.ELOOP, errno.EFBIG, errno.EEXIST,
 }  # fmt: skip
 # What this process is writing.
 _OPEN: set[Path] = set()

@@ -39,6 +39,7 @@ from jaxalign.hf.save import (
     GENERATION_FILE,
     TOKENIZER_FILES,
     assemble,
+    config_for,
     copy_files,
     merged_tensors,
     tree_tensors,
@@ -172,11 +173,9 @@ def _peft(source: Source, folder: Path, dtype: str, shard_bytes: int) -> str:
 
 def _merged(source: Source, folder: Path, dtype: str, shard_bytes: int) -> str:
     tensors = model_tensors(source, dtype)
-    config = read_json(source.folder / "config.json")
     kinds = {tensor.dtype.name for tensor in tensors}
-    if len(kinds) == 1:
-        # Transformers 5 calls it dtype; 4 knows only the longer name, and 5 reads that too.
-        config["dtype" if "dtype" in config else "torch_dtype"] = kinds.copy().pop()
+    dtype = "" if len(kinds) > 1 else min(kinds)
+    config = config_for(source.spec, dtype, source.folder)
     write_model(folder, tensors, config, max_shard_bytes=shard_bytes)
     copy_files(source.folder, folder, (*TOKENIZER_FILES, GENERATION_FILE))
     return coarsest(kinds)
@@ -189,7 +188,7 @@ def _orbax(source: Source, folder: Path, dtype: str, shard_bytes: int) -> str:
     params = assemble(tensors, source.spec)
     with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as writer:
         writer.save(folder / "params", args=ocp.args.StandardSave(params))
-    write_json(folder / "config.json", read_json(source.folder / "config.json"))
+    write_json(folder / "config.json", config_for(source.spec, "", source.folder))
     copy_files(source.folder, folder, (*TOKENIZER_FILES, GENERATION_FILE))
     return coarsest({tensor.dtype.name for tensor in tensors})
 

@@ -12,6 +12,7 @@ have a room of their own: `jaxalign.hf.peft`.
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -28,9 +29,9 @@ from jaxalign.adapters.lora import Lora, merge
 from jaxalign.checksums import check_sums, read_sums
 from jaxalign.errors import UserError
 from jaxalign.folders import whole_folder
-from jaxalign.hf.files import write_json
+from jaxalign.hf.files import read_json, write_json
 from jaxalign.hf.find import TOKENIZER_FILES as TOKENIZER_FILES
-from jaxalign.hf.find import locate
+from jaxalign.hf.find import locate, small_files
 from jaxalign.hf.load import base_index
 from jaxalign.hf.names import TARGETS, Row, base_rows, get_leaf, set_leaf, sizes
 from jaxalign.hf.stream import METADATA as METADATA
@@ -63,16 +64,37 @@ def save_base(
     Raises:
         UserError: `folder` holds something that is not a model.
     """
-    # Transformers 4 knows only this name of it; 5 reads it too.
-    config = spec.to_hf() | {"torch_dtype": np.dtype(params["embed"].dtype).name}
     write_model(
         folder,
         tree_tensors(params, spec),
-        config,
+        config_for(spec, np.dtype(params["embed"].dtype).name, tokenizer_from),
         max_shard_bytes=max_shard_bytes,
         tokenizer_from=tokenizer_from,
         texts=texts,
     )
+
+
+def config_for(spec: ModelSpec, dtype: str, base: str | Path | None = None) -> dict[str, Any]:
+    """The config.json of a model.
+
+    Args:
+        spec: its facts.
+        dtype: of its weights; empty: as the base says, for weights of several.
+        base: what it was made from: where its config.json says the same facts, it stays as it is
+            with all its keys, also those that nobody here knows. Names of code are left out, which
+            is not copied.
+    """
+    file = None if base is None else small_files(base) / "config.json"
+    config = read_json(file) if file and file.is_file() else {}
+    said = ModelSpec.from_hf(config) if config else None
+    # Stop ids may come from generation_config.json, which is copied along.
+    if said is None or said != dataclasses.replace(spec, eos_ids=said.eos_ids):
+        config = spec.to_hf()
+    config = {key: value for key, value in config.items() if key != "auto_map"}
+    if dtype:
+        # Transformers 5 calls it dtype; 4 knows only the longer name, and 5 reads that too.
+        config["dtype" if "dtype" in config else "torch_dtype"] = dtype
+    return config
 
 
 def write_model(

@@ -22,12 +22,11 @@ from jaxalign.data.template import TOKENIZER_FILE, template_files
 from jaxalign.errors import UserError
 from jaxalign.folders import check_target
 from jaxalign.hf.card import model_card
-from jaxalign.hf.files import read_json
 from jaxalign.hf.find import locate, small_files
 from jaxalign.hf.load import fingerprint
 from jaxalign.hf.names import TARGETS, sizes
 from jaxalign.hf.peft import save_peft
-from jaxalign.hf.save import merged_tensors, write_model
+from jaxalign.hf.save import config_for, merged_tensors, write_model
 from jaxalign.hf.stream import Pending, finite
 from jaxalign.merge.algebra import (
     METHODS,
@@ -182,9 +181,7 @@ def _into_base(
     folder = locate(base)
     template = template_of(sources, weights, folder)
     dtype = next(tensor.dtype for tensor in tensors)
-    # What the base says of itself stays, also what this package does not know.
-    config = read_json(folder / "config.json")
-    config["dtype" if "dtype" in config else "torch_dtype"] = dtype.name
+    config = config_for(spec, dtype.name, folder)
     facts = merge_facts(
         out,
         base,

@@ -1,6 +1,8 @@
 """Models go out: transformers loads them, and a save is whole or absent."""
 
+import dataclasses
 import json
+import os
 
 import jax
 import jax.numpy as jnp
@@ -8,8 +10,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from jaxalign.checksums import SUMS
 from jaxalign.errors import UserError
 from jaxalign.folders import whole_folder
+from jaxalign.hf.files import read_json, write_json
 from jaxalign.hf.load import abstract_params, load_params, load_spec
 from jaxalign.hf.save import save_base
 from jaxalign.sharding import make_mesh, shard_tree
@@ -144,3 +148,41 @@ def test_a_tree_of_another_model_is_a_bug_of_the_caller(tmp_path):
     with pytest.raises(ValueError, match=r"head is \(7, 7\), expected \(96, 32\)"):
         save_base(tmp_path / "m", params, LLAMA)
     assert not (tmp_path / "m").exists()
+
+
+def test_keys_that_nobody_here_knows_stay(tmp_path):
+    save_base(tmp_path / "base", random_params(LLAMA), LLAMA)
+    (tmp_path / "base" / SUMS).unlink()
+    file = tmp_path / "base" / "config.json"
+    own = {"of_its_own": [1], "pretraining_tp": 1, "auto_map": {"AutoModel": "own.Own"}}
+    write_json(file, read_json(file) | own)
+    write_json(tmp_path / "base" / "generation_config.json", {"eos_token_id": [7]})
+    spec = load_spec(tmp_path / "base")
+    assert spec.eos_ids == (2, 3, 7)
+    params = random_params(LLAMA, jnp.bfloat16)
+    save_base(tmp_path / "m", params, spec, tokenizer_from=tmp_path / "base")
+    written = read_json(tmp_path / "m" / "config.json")
+    assert written["of_its_own"] == [1] and written["torch_dtype"] == "bfloat16"
+    assert "auto_map" not in written  # the code is not copied, so nobody should look for it
+    assert load_spec(tmp_path / "m") == spec
+    # A model of other facts than the base's is described by its own.
+    other = dataclasses.replace(spec, rope_theta=1e4)
+    save_base(tmp_path / "other", params, other, tokenizer_from=tmp_path / "base")
+    assert load_spec(tmp_path / "other").rope_theta == 1e4
+    assert "of_its_own" not in read_json(tmp_path / "other" / "config.json")
+
+
+@pytest.mark.parametrize("place", ["a file", "below a file", "a read-only folder"])
+def test_places_that_cannot_be_written(tmp_path, place):
+    (tmp_path / "file").touch()
+    locked = tmp_path / "locked"
+    locked.mkdir()
+    locked.chmod(0o555)
+    out = {"a file": tmp_path / "file", "below a file": tmp_path / "file" / "m",
+           "a read-only folder": locked / "m"}[place]  # fmt: skip
+    if place == "a read-only folder" and os.geteuid() == 0:
+        pytest.skip("root writes everywhere")
+    with pytest.raises(UserError) as error:
+        save_base(out, random_params(LLAMA), LLAMA)
+    assert str(out) in str(error.value) and "\n" not in str(error.value)
+    assert (tmp_path / "file").read_bytes() == b""
