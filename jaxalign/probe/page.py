@@ -193,7 +193,7 @@ def _facts(table: Table, layer: int) -> str:
     lines = [line for line in lines_of(table, layer) if not np.isnan(line.accuracy[last])]
     facts = [
         (
-            "chosen block",
+            "chosen block" if len(table.forms) == 1 else "best block, raw states",
             f"{layer} of {table.layers}",
             f"{percent(layer / table.layers, 0)} of the depth",
         )

@@ -11,13 +11,14 @@ pooling unless told, and never warn about what was not measured: NaN stays NaN.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
 
 from jaxalign.data.languages import language_name, resource_class
 from jaxalign.errors import UserError
-from jaxalign.probe.choice import bests, hidden
+from jaxalign.probe.choice import bests, choose_for_training, hidden
 from jaxalign.probe.collapse import MASSIVE
 from jaxalign.probe.table import MAIN, Table, keyed, mean_of
 
@@ -169,13 +170,13 @@ def summary(table: Table, layer: int) -> list[str]:
             f"{percent(curves[0][-1])})."
         ),
     ]
-    found += _by_other_states(table, layer)
     for name, curve in zip(table.systems[1:], curves[1:], strict=True):
         gain = points(curve[layer] - curves[0][layer])
         found.append(
             f"In {name} that block finds {percent(curve[layer])} ({gain} points)"
             + _best_elsewhere(curve, layer)
         )
+    found += _by_other_states(table, layer)
     weakest = [line for line in lines_of(table, layer) if not np.isnan(line.accuracy[last])][:3]
     if len(table.languages) > 2 and weakest:
         named = [f"{line.name} ({percent(line.accuracy[last])})" for line in weakest]
@@ -201,9 +202,7 @@ def _by_other_states(table: Table, layer: int) -> list[str]:
         if MAIN in best.get(form, {}):
             block, value = best[form][MAIN]
             here = table.curve(keyed(MAIN, form), 0, 0)[layer]
-            words = (
-                "with all but the top directions" if form == "all_but_top" else f"by {form} states"
-            )
+            words = "without the main directions" if form == "all_but_top" else f"by {form} states"
             found.append(
                 f"{words[0].upper()}{words[1:]} the best block is {block}, with {percent(value)}"
                 + ("." if block == layer else f" ({percent(here)} at block {layer}).")
@@ -221,6 +220,10 @@ def _by_other_states(table: Table, layer: int) -> list[str]:
             f"blocks, where massive activations hide the rest ({what}): believe the standardised "
             "states there, and train with align.states=standardised."
         )
+        if len(table.forms) > 1 and not np.isnan(table.curve(MAIN, 0, 0)[1:]).all():
+            with suppress(UserError):  # nothing is found in any block
+                block = choose_for_training(table).layer
+                found.append(f"By its rule align.layer=auto would take block {block}.")
     return found
 
 
