@@ -77,8 +77,10 @@ def parse_header(text: bytes, room: int) -> dict[str, Entry]:
     if not text.startswith(b"{"):
         raise ValueError("its header is not JSON")
     try:
-        header = json.loads(text.decode(), object_pairs_hook=_once)
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        header = json.loads(text.decode(), object_pairs_hook=_once, parse_constant=_no_number)
+        if b"\\u" in text:  # Python takes half of a character, the format does not
+            json.dumps(header, ensure_ascii=False).encode()
+    except (UnicodeError, json.JSONDecodeError, RecursionError) as error:
         raise ValueError("its header is not JSON") from error
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
@@ -93,6 +95,10 @@ def parse_header(text: bytes, room: int) -> dict[str, Entry]:
     if end != room:
         raise ValueError(f"its tensors should end at byte {end} behind the header, not at {room}")
     return entries
+
+
+def _no_number(name: str) -> None:
+    raise ValueError(f"its header holds {name}, which is not JSON")
 
 
 def _once(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:

@@ -79,12 +79,16 @@ def stored() -> tuple[dict[str, Any], bytes]:
     return header | {"__metadata__": {"format": "pt"}}, body
 
 
+def file_of(header: bytes, body: bytes, added: int = 0) -> bytes:
+    """A safetensors file; `added` to the length that it says of its header."""
+    return struct.pack("<q", len(header) + added) + header + body
+
+
 @st.composite
 def safetensors_files(draw: Any) -> bytes:
     header, body = stored()
     text = written(draw(changed(header))).encode()
-    length = len(text) + draw(st.sampled_from([0] * 20 + [1, -1, 8, 2**40, -5]))
-    data = struct.pack("<q", length) + text + body
+    data = file_of(text, body, draw(st.sampled_from([0] * 20 + [1, -1, 8, 2**40, -5])))
     return draw(st.one_of(st.just(data), st.just(data), st.just(data), damaged(data)))
 
 

@@ -4,7 +4,7 @@ import gzip
 
 import pytest
 
-from tests.fuzz import rows
+from tests.fuzz import models, rows
 from tests.fuzz.judge import fuzz, judge, table
 from tests.fuzz.targets import TARGETS
 
@@ -53,6 +53,21 @@ FOUND = [
     ("settings as YAML", b"null: 1", "refused"),
     ("settings as YAML", b"task: {columns: {1: a}}", "refused"),
     ("settings as YAML", b"task: {options: " + b"{a: " * 500, "refused"),
+    (
+        "safetensors",
+        models.file_of(
+            b'{"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4], "r": {"\\ud9c1": 1}}}',
+            bytes(4),
+        ),
+        "refused",
+    ),
+    (
+        "safetensors",
+        models.file_of(
+            b'{"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4], "r": NaN}}', bytes(4)
+        ),
+        "refused",
+    ),
     ("jaxalign config", ["output='[/nope]'"], "accepted"),
     ("jaxalign config", ["output=\ud800"], "refused"),
 ]
