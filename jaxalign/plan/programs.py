@@ -258,7 +258,9 @@ def _gradient(plan: Design, phase: str) -> Job:
 def _update(plan: Design) -> Job:
     gradients = dict.fromkeys(plan.active, plan.state.trained)
     sizes = tuple((phase, micro_batches(plan, phase)[0]) for phase in plan.active)
-    lower = partial(plan.step.apply.lower, plan.state, gradients, sizes)
+    number = jax.ShapeDtypeStruct((), jnp.float32, sharding=plan.shardings.step)
+    losses = dict.fromkeys(plan.active, number)
+    lower = partial(plan.step.apply.lower, plan.state, gradients, losses, sizes)
     return Job(lower, f"{plan.trained_count:,} trained", gradients)
 
 

@@ -137,6 +137,7 @@ def design(config: Config, spec: ModelSpec, adapter: Lora | None, mesh: Mesh, to
     weights: Weights = full_weights(dtype) if full else lora_weights
     phases = _phases(config, decoder, weights, active)
     optim = config.optim
+    layer_mask = lora_adapter.layer_mask(adapter, spec) if adapter else None
     rate = learning_rate(
         optim.schedule,
         optim.learning_rate,
@@ -151,7 +152,7 @@ def design(config: Config, spec: ModelSpec, adapter: Lora | None, mesh: Mesh, to
         weight_decay=optim.weight_decay,
         clip_norm=optim.clip_norm,
         missing=optim.missing,
-        layer_mask=lora_adapter.layer_mask(adapter, spec) if adapter else None,
+        layer_mask=layer_mask,
     )
     held = jnp.dtype(jnp.float32) if full else dtype
     base = abstract_params(spec, held, config.model.quantize)
@@ -179,6 +180,7 @@ def design(config: Config, spec: ModelSpec, adapter: Lora | None, mesh: Mesh, to
             every=config.align.every,
             average=config.optim.average,
             rate=rate,
+            layer_mask=layer_mask,
             shardings=shardings,
             options=asked,
         ),

@@ -49,11 +49,14 @@ def make_optimiser(
     return optax.chain(*steps)
 
 
-def _keep_layers(mask: jax.Array) -> optax.GradientTransformation:
-    def keep(updates: Any, _: Any = None) -> Any:
-        return jax.tree.map(lambda u: u * mask.reshape(-1, *(1,) * (u.ndim - 1)), updates)
+def keep_layers(tree: Any, mask: jax.Array) -> Any:
+    """The leaves [L, ...] with zeros, whatever was there, where the mask [L] is 0."""
+    wide = lambda x: mask.reshape(-1, *(1,) * (x.ndim - 1)) > 0  # noqa: E731
+    return jax.tree.map(lambda x: jnp.where(wide(x), x, 0), tree)
 
-    return optax.stateless(keep)
+
+def _keep_layers(mask: jax.Array) -> optax.GradientTransformation:
+    return optax.stateless(lambda updates, _=None: keep_layers(updates, mask))
 
 
 class PresentAdamState(NamedTuple):

@@ -8,6 +8,9 @@ training and either objective alone.
     phases = {'task': task_phase(...), 'align': align_phase(...)}
     step = make_train_step(phases, optimiser, every='microbatch')
     state, metrics = step(state, frozen, {'task': [n, B, T] ..., 'align': ...}, key)
+
+An update that is not finite is skipped on the device, without the host: parameters and moments stay
+as they were.
 """
 
 from __future__ import annotations
@@ -29,10 +32,12 @@ from jaxalign.objectives.contrastive import pooling_weights
 from jaxalign.objectives.standards import standardise
 from jaxalign.objectives.states import Loss, PairStates, TaskStates
 from jaxalign.sharding import Array, constrain
+from jaxalign.train.optim import keep_layers
 from jaxalign.train.schedule import PHASES
 from jaxalign.train.state import Frozen, TrainState
 
 Weights = Callable[[Any, Frozen], tuple[dict, dict | None]]  # -> (base, adapter)
+Sizes = tuple[tuple[str, int], ...]  # (phase, its micro-batches in this update)
 
 
 # Of n micro-batches: weights [n], losses [n], and each term's (mean, count, logs), all [n].
@@ -239,7 +244,7 @@ class TrainStep:
     """One update, made of a few compiled programs; see `make_train_step`."""
 
     gradient: Wrapped  # (phase, state, frozen, batches, key) -> (gradient, metrics)
-    apply: Wrapped  # (state, gradients, ((phase, micro-batches), ...)) -> (state, metrics)
+    apply: Wrapped  # (state, gradients, losses, ((phase, micro-batches), ...)) -> (state, metrics)
     # For micro-batches of different lengths, one after the other:
     zeros: Wrapped  # (trained) -> sum of none
     add: Wrapped  # (phase, state, frozen, batches, key, sum, first) -> (sum, records)
@@ -265,7 +270,8 @@ class TrainStep:
             gradients[name], logs = (phase or self.phase)(name, state, frozen, batches[name], key)
             metrics |= {f"{name}/{what}": value for what, value in logs.items()}
         sizes = tuple((name, metrics[f"{name}/micro_losses"].shape[0]) for name in gradients)
-        state, more = self.apply(state, gradients, sizes)
+        losses = {name: metrics[f"{name}/loss"] for name in gradients}
+        state, more = self.apply(state, gradients, losses, sizes)
         return state, metrics | more
 
     def phase(
@@ -298,6 +304,7 @@ def make_train_step(
     every: str = "microbatch",
     average: str = "tokens",
     rate: optax.Schedule | None = None,
+    layer_mask: jax.Array | None = None,
     shardings: Any = None,
     options: dict[str, str] | None = None,
 ) -> TrainStep:
@@ -307,13 +314,18 @@ def make_train_step(
     Each phase's gradient is one jitted function and the optimiser another, so that a run compiles
     as many programs as the phases have bucket lengths, not as many as these have combinations.
 
+    Where the gradient, a loss or what would become of the parameters is not finite, the update is
+    skipped: parameters and moments stay, `skipped` is 1; the state's step and the schedule go on.
+
     Args:
+      layer_mask: [L], 1 where a block's adapter is trained; the others' gradients count nowhere.
       shardings: of the state, in and out: left to the compiler, the state could come out split
         otherwise than it went in, and the second step would compile again.
       options: for the compiler (`jaxalign.compiler`).
     """
-    trained_shardings = None if shardings is None else (shardings.trained, None)
-    sum_shardings = None if shardings is None else (shardings.trained, shardings.step)
+    whole = None if shardings is None else shardings.step  # of numbers: the same everywhere
+    of_sum = None if shardings is None else (shardings.trained, whole)
+    of_state = None if shardings is None else (shardings, whole)
 
     compiled = partial(jax.jit, compiler_options=options)
 
@@ -322,40 +334,58 @@ def make_train_step(
             return None
         return jax.random.fold_in(jax.random.fold_in(key, state.step), PHASES.index(name))
 
-    @partial(compiled, static_argnums=0, out_shardings=trained_shardings)
+    def of_layers(gradient: Any, metrics: dict) -> Any:
+        return gradient if layer_mask is None else keep_layers(gradient, layer_mask), metrics
+
+    @partial(compiled, static_argnums=0, out_shardings=of_sum)
     def gradient_step(name: str, state: TrainState, frozen: Any, batches: Any, key: Any) -> Any:
-        key = of_phase(key, state, name)
-        return phase_gradient(phases[name], state.trained, frozen, batches, key, average)
+        key, phase = of_phase(key, state, name), phases[name]
+        return of_layers(*phase_gradient(phase, state.trained, frozen, batches, key, average))
 
     @partial(compiled, out_shardings=None if shardings is None else shardings.trained)
     def zeros_step(trained: Any) -> Any:
         return jax.tree.map(jnp.zeros_like, trained)
 
-    @partial(compiled, static_argnums=0, donate_argnums=5, out_shardings=sum_shardings)
+    @partial(compiled, static_argnums=0, donate_argnums=5, out_shardings=of_sum)
     def add_step(
         name: str, state: TrainState, frozen: Any, batches: Any, key: Any, total: Any, first: Any
     ) -> Any:
         key, phase = of_phase(key, state, name), phases[name]
         return add_gradients(phase, state.trained, frozen, batches, key, average, total, first)
 
-    @partial(compiled, donate_argnums=0, out_shardings=trained_shardings)
+    @partial(compiled, donate_argnums=0, out_shardings=of_sum)
     def mean_step(total: Any, records: list[Records]) -> Any:
-        return mean_gradient(total, jax.tree.map(lambda *parts: jnp.concatenate(parts), *records))
+        joined = jax.tree.map(lambda *parts: jnp.concatenate(parts), *records)
+        return of_layers(*mean_gradient(total, joined))
 
-    @partial(
-        compiled,
-        static_argnums=2,
-        donate_argnums=0,
-        out_shardings=None if shardings is None else (shardings, None),
-    )
-    def apply_step(state: TrainState, gradients: dict, sizes: tuple[tuple[str, int], ...]) -> Any:
+    def looked(state: TrainState, gradients: dict, sizes: Sizes) -> Any:
         gradient, metrics = combine(gradients, dict(sizes), every)
         metrics["grad_norm"] = optax.tree.norm(gradient)
         if rate is not None:
             metrics["learning_rate"] = rate(state.step)
+        return gradient, metrics
+
+    def updated(state: TrainState, gradients: dict, sizes: Sizes) -> Any:
+        gradient, metrics = looked(state, gradients, sizes)
         changes, moments = optimiser.update(gradient, state.optimiser, state.trained)
         trained = optax.apply_updates(state.trained, changes)
         return TrainState(state.step + 1, trained, moments), metrics
+
+    def skipped(state: TrainState, gradients: dict, sizes: Sizes) -> Any:
+        _, metrics = looked(state, gradients, sizes)
+        moments = _tick(state.optimiser)
+        return TrainState(state.step + 1, state.trained, moments), metrics
+
+    @partial(compiled, static_argnums=3, donate_argnums=0, out_shardings=of_state)
+    def apply_step(state: TrainState, gradients: dict, losses: dict, sizes: Sizes) -> Any:
+        norm = looked(state, gradients, sizes)[1]["grad_norm"]
+        # What would come of the parameters is computed once more in the branch that is taken:
+        # kept until the verdict, new and old state would both lie in memory.
+        after = updated(state, gradients, sizes)[0].trained
+        finite = _all_finite((norm, losses, after))
+        branches = (partial(one, sizes=sizes) for one in (updated, skipped))
+        state, metrics = jax.lax.cond(finite, *branches, state, gradients)
+        return state, metrics | {"skipped": 1 - finite.astype(jnp.int32)}
 
     return TrainStep(gradient_step, apply_step, zeros_step, add_step, mean_step)
 
@@ -373,6 +403,17 @@ def make_eval_step(phase: Phase, options: dict[str, str] | None = None) -> Wrapp
         return losses, states if isinstance(states, PairStates) else None
 
     return eval_step
+
+
+def _all_finite(tree: Any) -> jax.Array:
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]))
+
+
+def _tick(moments: Any) -> Any:
+    """The schedule's clock goes on: it counts updates, not successes."""
+    is_clock = lambda node: isinstance(node, optax.ScaleByScheduleState)  # noqa: E731
+    tick = lambda node: node._replace(count=node.count + 1) if is_clock(node) else node  # noqa: E731
+    return jax.tree.map(tick, moments, is_leaf=is_clock)
 
 
 def _interleave(a: Array, b: Array) -> jax.Array:

@@ -16,6 +16,7 @@ from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.stages import Lowered
 
@@ -96,4 +97,5 @@ def _mean(run: Run, name: str, number: int, length: int, state: Any, key: Any) -
 
 def _apply(run: Run, sizes: tuple[tuple[str, int], ...], state: Any, key: Any) -> Lowered:
     gradients = dict.fromkeys(dict(sizes), placed(state.trained, run.shardings.trained))
-    return run.step.apply.lower(state, gradients, sizes)
+    number = jax.ShapeDtypeStruct((), jnp.float32, sharding=run.shardings.step)
+    return run.step.apply.lower(state, gradients, dict.fromkeys(dict(sizes), number), sizes)
