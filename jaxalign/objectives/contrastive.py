@@ -73,7 +73,8 @@ def contrastive(
       detach: the side through which no gradient flows: none, source, target.
 
     Returns:
-      Sum and count over pairs. Logs: `retrieval` (hits at 1 among the candidates), `cosine` of
+      Sum and count over pairs. Logs: `retrieval` (sources whose own target is nearer than every
+      candidate that is another sentence; a tie is no hit), `cosine` of
       the true pairs, `norm` of the states, `spread` (1 - |mean of unit vectors|^2: 0 when all
       sentences have collapsed to one direction), `deviation` (standard deviation of the cosines
       of sources with other pairs' targets: far below the temperature, the loss is flat).
@@ -86,11 +87,13 @@ def contrastive(
     size = source.shape[0] if negatives == "global" else min(group, source.shape[0])
     fold = lambda x: x.reshape(-1, size, *x.shape[1:])  # noqa: E731  [B, ...] -> [G, g, ...]
     source, target, real = fold(source), fold(target), fold(real)
+    texts = fold(_digest(batch.target, batch.target_mask))  # [G, g]
+    others = texts[:, :, None] != texts[:, None, :]  # [G, g, g]: not copies of one sentence
 
     cosine = similarities(source, target)  # [G, g, g]: row = source, column = target
-    losses, hits = _rank(cosine / temperature, real)
+    losses, hits = _rank(cosine / temperature, real, others)
     if direction == "symmetric":
-        back, _ = _rank(jnp.swapaxes(cosine, 1, 2) / temperature, real)
+        back, _ = _rank(jnp.swapaxes(cosine, 1, 2) / temperature, real, others)
         losses = (losses + back) / 2
     count = jnp.sum(real).astype(jnp.float32)
     add = lambda x: jnp.sum(jnp.where(real, x, 0.0))  # noqa: E731
@@ -118,16 +121,23 @@ def _deviation(cosine: jax.Array, real: jax.Array) -> jax.Array:
     return jnp.sqrt(jnp.sum(there * (cosine - mean) ** 2) / number)
 
 
-def _rank(logits: jax.Array, real: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Negative log-likelihood of the diagonal, and whether it is the largest: both [G, g]."""
+def _rank(logits: jax.Array, real: jax.Array, others: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Negative log-likelihood of the diagonal, and whether it is above all others: both [G, g]."""
     logits = jnp.where(real[:, None, :], logits, -jnp.inf)
     right = jnp.diagonal(logits, axis1=1, axis2=2)
     right = jnp.where(real, right, 0.0)
     # A group of padding alone has no candidate: its normaliser is kept finite, then dropped.
     logits = jnp.where(jnp.any(real, -1)[:, None, None], logits, 0.0)
-    # The first of equals wins: where all states have collapsed into one, hits fall to chance.
-    first = jnp.argmax(logits, axis=-1) == jnp.arange(logits.shape[-1])
-    return jax.nn.logsumexp(logits, axis=-1) - right, first
+    # Equals are no hits: where all states have collapsed into one, nothing is found.
+    hits = right > jnp.max(logits, axis=-1, initial=-jnp.inf, where=others)
+    return jax.nn.logsumexp(logits, axis=-1) - right, hits
+
+
+def _digest(tokens: jax.Array, mask: jax.Array) -> jax.Array:
+    """[B] uint32 of rows [B, T]: those of equal sentences are equal."""
+    powers = jnp.cumprod(jnp.full(tokens.shape[-1], 0x9E3779B1, jnp.uint32))
+    numbers = jnp.where(mask != 0, tokens + 1, 0).astype(jnp.uint32)
+    return jnp.sum(numbers * powers, axis=-1, dtype=jnp.uint32)
 
 
 def _unit(x: jax.Array) -> jax.Array:

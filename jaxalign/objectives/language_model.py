@@ -31,7 +31,8 @@ def language_model(states: TaskStates, batch: Any) -> Loss:
         token ids, -100 where there is none.
 
     Returns:
-      Sum and count over answer tokens; logs `accuracy` (argmax hits, teacher forced).
+      Sum and count over answer tokens; logs `accuracy` (teacher forced: tokens whose logit is above
+      every other one; a tie is no hit).
     """
     # A one-hot product picks rows exactly and, unlike a gather, splits and transposes cheaply.
     places = jnp.arange(states.hidden.shape[1])
@@ -62,7 +63,7 @@ def cross_entropy(
 def _through(
     hidden: jax.Array, head: jax.Array, answers: jax.Array, soft_cap: float, chunk: int
 ) -> tuple[jax.Array, jax.Array]:
-    """(sum of losses, argmax hits), in chunks of so many columns of A."""
+    """(sum of losses, hits), in chunks of so many columns of A."""
 
     def body(_: Any, piece: Any) -> Any:
         total, hits, _ = _visit(piece[0], head, piece[1], soft_cap, slopes="none")
@@ -124,7 +125,8 @@ def _visit(
     top = jnp.max(logits, axis=-1)
     powers = jnp.exp(logits - top[..., None])
     whole = jnp.sum(powers, axis=-1)
-    hits = jnp.sum(jnp.where(real, right >= top, False).astype(jnp.float32))
+    alone = jnp.sum(logits == top[..., None], axis=-1) == 1  # else all words are as likely
+    hits = jnp.sum((real & (right >= top) & alone).astype(jnp.float32))
     total = jnp.sum(jnp.where(real, top + jnp.log(whole) - right, 0.0))
     if slopes == "none":
         return total, hits, None

@@ -83,7 +83,8 @@ def _logs(phase: str, losses: list) -> dict[str, float]:
 def _retrieval(stream: Any, states: list[tuple[Any, PairStates]], layer: int) -> float:
     """Top-1 retrieval by cosine, source to target, among all validation pairs.
 
-    Several languages may share an English target: finding its copy is finding it.
+    Several languages may share an English target: finding its copy is finding it. Another sentence
+    that is as near is not: of a model that has collapsed, nothing is found.
 
     Args:
       states: of every batch, the stream's row numbers and both sides' states, over all processes.
@@ -98,7 +99,12 @@ def _retrieval(stream: Any, states: list[tuple[Any, PairStates]], layer: int) ->
     sentence = same[rows[rows >= 0]]
     hits = 0
     for first in range(0, len(source), 1024):
-        block = similarities(jnp.asarray(source[first : first + 1024]), jnp.asarray(target))
-        nearest = np.asarray(jnp.argmax(block, axis=-1))
-        hits += int((sentence[nearest] == sentence[first : first + len(nearest)]).sum())
+        block = np.asarray(
+            similarities(jnp.asarray(source[first : first + 1024]), jnp.asarray(target))
+        )
+        own = sentence[first : first + len(block), None] == sentence
+        right, other = (
+            np.max(block, axis=-1, initial=-np.inf, where=chosen) for chosen in (own, ~own)
+        )
+        hits += int((right > other).sum())
     return hits / max(len(source), 1)

@@ -25,15 +25,19 @@ class Masks(NamedTuple):
 
     source_mask: np.ndarray
     target_mask: np.ndarray
+    target: np.ndarray
 
 
-def masks(real, empty: str = "both") -> Masks:
-    """A batch whose pair i has tokens on both sides where real[i]."""
+def masks(real, empty: str = "both", texts=None) -> Masks:
+    """A batch whose pair i has tokens on both sides where real[i]; targets differ, or are texts."""
     real = np.asarray(real)
     one = np.stack([real, np.zeros_like(real)], axis=1)  # [B, 2]: one token and one padding
     full = np.ones_like(one)
+    texts = np.arange(len(real)) if texts is None else np.asarray(texts)
     return Masks(
-        one if empty in ("both", "source") else full, one if empty in ("both", "target") else full
+        one if empty in ("both", "source") else full,
+        one if empty in ("both", "target") else full,
+        np.stack([texts, np.zeros_like(texts)], axis=1),
     )
 
 
@@ -216,11 +220,19 @@ def test_logs():
     np.testing.assert_allclose(loss.logs["spread"], 3 * (1 - centre @ centre), rtol=1e-6)
 
 
-def test_collapsed_states_retrieve_by_chance_alone():
+def test_collapsed_states_find_nothing():
     loss, _ = evaluate(np.ones((2, PAIRS, DIM), np.float32))
     np.testing.assert_allclose(loss.sum / loss.count, math.log(PAIRS), rtol=1e-6)
-    assert loss.logs["retrieval"] == 1  # of six
+    assert loss.logs["retrieval"] == 0
     np.testing.assert_allclose(loss.logs["spread"], 0, atol=1e-5)
+
+
+def test_a_copy_of_the_target_is_no_rival():
+    """Pairs 0 and 1 share a target: both find it. Pair 2's equals pair 3's, another sentence."""
+    target = np.array([[1, 0, 0], [1, 0, 0], [0, 1, 0], [0, 1, 0]], np.float32)
+    both = np.stack([target, target])
+    loss, _ = evaluate(both, masks([1] * 4, texts=[7, 7, 8, 9]))
+    assert loss.logs["retrieval"] == 2
 
 
 def test_similarities():

@@ -181,3 +181,11 @@ def test_names_that_lead_nowhere(name, sentence):
         resolve(name)
     assert str(error.value).startswith(f"objective {name!r} ")
     assert sentence in str(error.value)
+
+
+def test_a_tie_is_no_hit():
+    """A collapsed model, whose words are all as likely, is right nowhere."""
+    _, head, batch = case()
+    loss, _ = evaluate(np.zeros((*batch.answer_at.shape, head.shape[1]), np.float32), head, batch)
+    np.testing.assert_allclose(loss.sum / loss.count, np.log(VOCAB), rtol=1e-6)
+    assert loss.logs["accuracy"] == 0
