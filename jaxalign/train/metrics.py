@@ -1,6 +1,8 @@
 """What a run says about itself: JSONL always, a progress bar on a terminal, trackers as extras.
 
 Numbers stay on the device until their update is over, so logging never makes the accelerator wait.
+An update lasts from the moment at which the one before it was seen to be over until it is over
+itself; the loop waits for an update of its own accord (`pace`), so that moment is the true one.
 
     log = Log('runs/demo', steps=400)
     log.update(step, metrics, {'task': Work(tokens=8192, flops=1e12)})
@@ -12,6 +14,7 @@ from __future__ import annotations
 import json
 import math
 import time
+import uuid
 from collections import defaultdict, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -32,11 +35,9 @@ SHOWN = ("task/loss", "align/loss", "align/contrastive/retrieval", "eval/loss")
 class _Window:
     """The updates behind one line of the log."""
 
-    since: float
     steps: list[tuple[int, Any]] = field(default_factory=list)  # (step, metrics on the device)
     works: list[Work] = field(default_factory=list)
     timings: list[Timing] = field(default_factory=list)
-    seconds: float = 0.0  # once it is closed
 
     @property
     def over(self) -> bool:
@@ -62,8 +63,9 @@ class Log:
         title: str = "training",
     ) -> None:
         self._every, self._writes = every, jax.process_index() == 0
-        self._window = _Window(time.monotonic())
+        self._window = _Window()
         self._closed: deque[_Window] = deque()
+        self._since = time.monotonic()  # the end of what is logged
         chip = of_kind(jax.devices()[0].device_kind)
         self._peak = chip.flops * jax.device_count() if chip else 0.0
         self._sinks: list[Any] = []
@@ -71,11 +73,12 @@ class Log:
         if not self._writes:
             return
         Path(output).mkdir(parents=True, exist_ok=True)
-        self._sinks.append(_Jsonl(Path(output, "log.jsonl"), start, again))
+        lines = _Jsonl(Path(output, "log.jsonl"), start, again)
+        self._sinks.append(lines)
         if tensorboard:
             self._sinks.append(_tensorboard(str(output)))
         if wandb:
-            self._sinks.append(_wandb(wandb, str(output), settings or {}))
+            self._sinks.append(_wandb(wandb, str(output), settings or {}, _tracked(lines, wandb)))
         if progress == "auto":
             self._bar = _Bar(title, steps, start)
 
@@ -98,8 +101,7 @@ class Log:
             `log.time_every` is 0 nobody can tell them apart without holding up the device: there
             are none, and `mfu` is that of both together.
         """
-        while self._closed and self._closed[0].over:
-            self._flush(self._closed.popleft())
+        self._flush()
         self._window.steps.append((step, metrics))
         self._window.works += work.values()
         self._window.timings += timings
@@ -122,12 +124,14 @@ class Log:
             console.print(text, highlight=False, markup=False)
 
     def drain(self) -> None:
-        """Writes what is still on the device, and starts the clock anew."""
+        """Writes what is still on the device, and starts the clock anew: call it before and after
+        what is no update."""
         if self._window.steps:
             self._close()
         while self._closed:
-            self._flush(self._closed.popleft())
-        self._window.since = time.monotonic()
+            jax.block_until_ready(self._closed[0].steps)
+            self._flush()
+        self._since = time.monotonic()
 
     def close(self) -> None:
         """Ends bar and trackers."""
@@ -140,15 +144,25 @@ class Log:
                 sink.close()
 
     def _close(self) -> None:
-        now = time.monotonic()
-        self._window.seconds = max(now - self._window.since, 1e-9)
         self._closed.append(self._window)
-        self._window = _Window(now)
+        self._window = _Window()
 
-    def _flush(self, window: _Window) -> None:
+    def _flush(self) -> None:
+        """Writes the windows that the device is done with; they share the time since the last."""
+        over = []
+        while self._closed and self._closed[0].over:
+            over.append(self._closed.popleft())
+        if over:
+            now = time.monotonic()
+            each = max(now - self._since, 1e-9) / sum(len(window.steps) for window in over)
+            self._since = now
+            for window in over:
+                self._write_window(window, each)
+
+    def _write_window(self, window: _Window, each: float) -> None:
         values = mean_metrics(jax.device_get([metrics for _, metrics in window.steps]))
-        values |= self._speed("", window.seconds, window.works)
-        values["seconds_per_step"] = window.seconds / len(window.steps)
+        values |= self._speed("", each * len(window.steps), window.works)
+        values["seconds_per_step"] = each
         phases = defaultdict(list)
         for timing in window.timings:
             phases[timing.phase].append(timing)
@@ -173,13 +187,21 @@ class Log:
 
 
 def mean_metrics(steps: list[dict[str, Any]]) -> dict[str, float]:
-    """Each metric's mean over the updates that had it (a phase without a turn has none)."""
+    """Each metric's mean over the updates that had it (a phase without a turn has none).
+
+    Updates that were skipped are counted as `skipped`; the means are those of the others, and NaN
+    where there is no other.
+    """
     names = dict.fromkeys(name for metrics in steps for name in metrics)
+    names = dict.fromkeys(name for name in names if not name.endswith("micro_losses"))
+    done = [metrics for metrics in steps if not metrics.get("skipped")]
     means = {}
     for name in names:
-        values = [np.mean(metrics[name]) for metrics in steps if name in metrics]
-        means[name] = float(np.mean(values))
-    return {name: value for name, value in means.items() if not name.endswith("micro_losses")}
+        values = [float(metrics[name]) for metrics in done if name in metrics]
+        means[name] = float(np.mean(values)) if values else math.nan
+    if "skipped" in names:
+        means["skipped"] = len(steps) - len(done)
+    return means
 
 
 def _plain(value: Any) -> Any:
@@ -192,6 +214,7 @@ class _Jsonl:
     """One object a line; lines past the step that a resumed run starts from are dropped first."""
 
     def __init__(self, path: Path, start: int, again: bool) -> None:
+        self.kept: list[dict[str, Any]] = []
         kept = []
         if path.exists() and start:
             for line in path.read_text("utf-8").splitlines():
@@ -201,6 +224,7 @@ class _Jsonl:
                     repeated = again and row["event"] in ("eval", "goodput")
                     if row["step"] < start + (not repeated):
                         kept.append(line + "\n")
+                        self.kept.append(row)
                 except (ValueError, KeyError, TypeError):
                     continue  # the line a dying run did not finish
         part = path.with_suffix(".partial")
@@ -281,10 +305,20 @@ def _tensorboard(output: str) -> _Tracker:
     return _Tracker(write, writer.close)
 
 
-def _wandb(project: str, output: str, settings: dict[str, Any]) -> _Tracker:
+def _tracked(lines: _Jsonl, project: str) -> str:
+    """The id under which the tracker knows this run; it stays with the log, as a resumed run."""
+    for row in lines.kept:
+        if row["event"] == "wandb" and row.get("project") == project:
+            return str(row["id"])
+    made = uuid.uuid4().hex[:16]
+    lines.write(0, "wandb", {"project": project, "id": made})
+    return made
+
+
+def _wandb(project: str, output: str, settings: dict[str, Any], run_id: str) -> _Tracker:
     try:
         import wandb
     except ImportError as error:
         raise missing_extra("wandb", "log") from error
-    run = wandb.init(project=project, dir=output, config=settings, resume="allow")
+    run = wandb.init(project=project, dir=output, config=settings, id=run_id, resume="allow")
     return _Tracker(lambda step, event, values: run.log(values, step=step), run.finish)

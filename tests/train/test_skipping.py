@@ -1,5 +1,6 @@
 """An update that is not finite leaves the state as it was, and counts; inside the compiled step."""
 
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import jax
@@ -8,11 +9,12 @@ import numpy as np
 import optax
 import pytest
 
-from jaxalign.objectives import Loss
+from jaxalign.objectives import Loss, PairStates
 from jaxalign.train.optim import make_optimiser
 from jaxalign.train.schedule import learning_rate
 from jaxalign.train.state import TrainState
 from jaxalign.train.step import Phase, Term, make_train_step
+from jaxalign.train.validate import _retrieval
 
 LAYERS, WIDTH = 3, 4
 
@@ -112,3 +114,14 @@ def test_blocks_that_are_not_trained_count_nowhere():
     norm = float(jnp.linalg.norm(gradient["a"]))
     _, metrics = step(state, None, rows(1), None)
     assert float(metrics["task/grad_norm"]) == float(metrics["grad_norm"]) == pytest.approx(norm)
+
+
+def test_a_collapsed_model_retrieves_nothing():
+    """Rows 0 and 1 have the same target, which counts as found by either."""
+    same = np.ones((4, 3), np.float32)
+    apart, tied = (np.eye(4, dtype=np.float32)[rows] for rows in ([0, 0, 1, 2], [0, 0, 1, 1]))
+    texts = [SimpleNamespace(target=np.array([n], np.int32)) for n in (7, 7, 8, 9)]
+    stream = SimpleNamespace(rows=texts)
+    for vectors, share in ((same, 0.0), (apart, 1.0), (tied, 0.5)):
+        states = [PairStates({2: vectors}, {2: vectors})]
+        assert _retrieval(stream, states, [4], 2) == share
