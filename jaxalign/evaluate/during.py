@@ -2,11 +2,12 @@
 
     train(config, judge=sample_judge(config))      # logs eval/slot_f1, eval/slot_f1/de, ...
 
-With `train.metric=eval/slot_f1 train.goal=max` they choose the best checkpoint.
+With `train.metric=eval/slot_f1` they choose the best checkpoint.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -16,7 +17,9 @@ import numpy as np
 
 from jaxalign.base import Base, decoding_of
 from jaxalign.evaluate.gold import read_golds
+from jaxalign.evaluate.measure import Scored
 from jaxalign.evaluate.run import score
+from jaxalign.evaluate.translation import COMET
 from jaxalign.settings import Config
 
 
@@ -28,7 +31,7 @@ def sample_judge(config: Config) -> Callable[[Any, Any], dict[str, float]] | Non
 
     Returns:
       A function of the run and its state: each measure's mean over the languages as
-      `eval/MEASURE`, each language's as `eval/MEASURE/LANGUAGE`.
+      `eval/MEASURE`, each language's as `eval/MEASURE/LANGUAGE`. Its `scores` are these names.
 
     Raises:
       UserError: as `read_golds`.
@@ -53,12 +56,24 @@ def sample_judge(config: Config) -> Callable[[Any, Any], dict[str, float]] | Non
             run.look_up()  # a machine that goes away does not wait for the other answers
         texts = iter(base.decode(answers))
         scored = score(config, golds, {lang: [next(texts) for _ in golds[lang]] for lang in golds})
-        values: dict[str, list[float]] = {}
-        found = {}
-        for language, result in scored.items():
-            for measure in result.measures:
-                found[f"eval/{measure.name}/{language}"] = measure.value
-                values.setdefault(f"eval/{measure.name}", []).append(measure.value)
-        return {name: float(np.mean(part)) for name, part in values.items()} | found
+        return _values(scored)
 
+    # What it will be asked for is known before a training starts, but for its numbers.
+    silent = {language: [""] * len(rows) for language, rows in golds.items()}
+    options = {name: value for name, value in config.evaluate.options.items() if name != "comet"}
+    plain = dataclasses.replace(config.evaluate, options=options)
+    names = set(_values(score(dataclasses.replace(config, evaluate=plain), golds, silent)))
+    if config.evaluate.options.get("comet"):
+        names |= {f"eval/{COMET}", *(f"eval/{COMET}/{language}" for language in golds)}
+    judge.scores = names  # type: ignore[attr-defined]
     return judge
+
+
+def _values(scored: dict[str, Scored]) -> dict[str, float]:
+    values: dict[str, list[float]] = {}
+    found = {}
+    for language, result in scored.items():
+        for measure in result.measures:
+            found[f"eval/{measure.name}/{language}"] = measure.value
+            values.setdefault(f"eval/{measure.name}", []).append(measure.value)
+    return {name: float(np.mean(part)) for name, part in values.items()} | found

@@ -52,8 +52,15 @@ class TrainConfig:
     metric: str = setting(
         "eval/loss", "any logged eval metric; decides best checkpoint and early stop"
     )
-    goal: str = setting("min", "of the metric", choices=("min", "max"))
+    goal: str = setting(
+        "auto",
+        "`auto`: losses should be small, scores large; one's own metric wants `min` or `max`",
+        choices=("auto", "min", "max"),
+    )
     patience: int = setting(5, "validations without improvement; 0: never stop early", lowest=0)
+    max_skipped: int = setting(
+        5, "updates in a row that are not finite, after which the run ends as diverged", lowest=1
+    )
     log_every: int = setting(10, "updates", lowest=1)
     cosine_every: int = setting(
         0,

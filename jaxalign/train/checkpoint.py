@@ -184,6 +184,12 @@ class Checkpoints:
             self._best.delete(later)
         return self._best.latest_step() is not None
 
+    def forget_from(self, step: int) -> None:
+        """Drops the newest checkpoints from this step on: states from which nothing finite came."""
+        self.wait()
+        for later in [s for s in self._newest.all_steps() if s >= step]:
+            self._newest.delete(later)
+
     def wait(self) -> None:
         """Returns when everything is on disk.
 

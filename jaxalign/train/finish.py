@@ -28,6 +28,7 @@ ENDS = {
     "patience": (0, "stopped early"),
     "signal": (128 + signal.SIGTERM, "stopped on request"),
     "interrupt": (128 + signal.SIGINT, "stopped on request"),
+    "diverged": (1, "diverged"),
 }
 
 
@@ -41,6 +42,7 @@ class Result:
     metrics: dict[str, float] = field(default_factory=dict)  # the last (or best) validation
     stopped: str = "finished"  # a key of ENDS
     repeated: bool = False  # the run was over before: nothing was done
+    why: str = ""  # of a run that diverged
 
     @property
     def complete(self) -> bool:
@@ -55,6 +57,8 @@ class Result:
     @property
     def sentence(self) -> str:
         """For the reader."""
+        if self.why:
+            return self.why
         how = f"{ENDS[self.stopped][1]} at step {self.step}"
         if not self.complete:
             return f"{how}; the same command goes on from there"

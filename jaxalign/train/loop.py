@@ -21,23 +21,23 @@ import jax
 
 from jaxalign.config import to_yaml
 from jaxalign.data.loader import prefetch
-from jaxalign.errors import UserError
 from jaxalign.hf.peft_config import vllm_limits
 from jaxalign.multihost import is_main
 from jaxalign.paths import Desk
 from jaxalign.settings import Config, flatten
 from jaxalign.sharding import put_batch, rows_here
 from jaxalign.train import flat, record
+from jaxalign.train.apply import combine
 from jaxalign.train.checkpoint import Checkpoints
 from jaxalign.train.clock import Due
-from jaxalign.train.finish import Result, finish
+from jaxalign.train.finish import ENDS, Result, finish
+from jaxalign.train.guard import Guard
 from jaxalign.train.memory import telling_memory
 from jaxalign.train.metrics import Log
 from jaxalign.train.pace import Work
 from jaxalign.train.resume import Progress, Start, meta_of, resume
 from jaxalign.train.setup import Run, prepare
 from jaxalign.train.state import TrainState
-from jaxalign.train.step import combine
 from jaxalign.train.stop import StopRequested, stop_signal
 from jaxalign.train.validate import validate
 from jaxalign.train.warm import warm_up
@@ -53,7 +53,8 @@ def train(config: Config, title: str = "training", judge: Judge | None = None) -
       config: the run.
       title: of the progress bar.
       judge: looked up at every validation for more `eval/...` values, such as scores of what the
-        model writes; every process calls it.
+        model writes; every process calls it. Its attribute `scores`, if it has one, names those
+        of which more is better.
 
     Raises:
       UserError: anything the user can mend; see `setup.prepare` and `Checkpoints`.
@@ -65,12 +66,7 @@ def train(config: Config, title: str = "training", judge: Judge | None = None) -
     ):
         if done := record.over(config, desk):
             return done
-        run = prepare(config)
-        if judge and not run.valid and config.train.metric == "eval/loss":
-            raise UserError(
-                "train.metric: eval/loss needs validation rows; name task.valid, or choose a score "
-                "of the sample, as in train.metric=eval/slot_f1 train.goal=max"
-            )
+        run = prepare(config, getattr(judge, "scores", None) if judge else ())
         with jax.set_mesh(run.mesh):
             return _train(run, title, judge, desk, watch)
 
@@ -90,23 +86,32 @@ def _train(run: Run, title: str, judge: Judge | None, desk: Desk, watch: Watch) 
     due = Due(config.checkpoint.every, config.checkpoint.minutes)
     saved, looked = step, False  # step of the newest checkpoint; at the alignment's first loss
 
-    def save(evaluated: bool, best: bool = False) -> None:
+    def save(evaluated: bool, best: bool = False) -> bool:
+        """Whether this state is kept now: not one from which nothing finite comes."""
+        guard.settle(state)
         log.drain()  # no line of an update may be lost that is not done again
+        if guard.doubtful and not best:
+            return False
         with watch.pause("save"):
             store.save(step, state, meta_of(run, start, step, progress, evaluated), best)
             desk.publish()
+        log.drain()  # what follows is no save
+        return True
 
     def look() -> str:
         """Validation after this update: why to stop, or ''."""
+        log.drain()  # what follows is no update
         with watch.pause("evaluate"):
             values = validate(run, state) | (judge(run, state) if judge else {})
         log.event("eval", step, values)
         log.event("goodput", step, watch.goodput())
-        if progress.see(_watched(config, values), config.train.goal, values):
+        assert run.aim is not None  # something is measured
+        if progress.see(run.aim.value(values), run.aim.goal, values):
             progress.best_step = step
             save(evaluated=True, best=True)
         return "patience" if _patient_enough(config, progress) else ""
 
+    guard, batches = Guard(run, log, key), None
     stopped = "patience" if _patient_enough(config, progress) else ""
     with stop_signal() as asked, _closing(log, store):
         run.look_up = lambda: asked.leave(step)
@@ -119,8 +124,8 @@ def _train(run: Run, title: str, judge: Judge | None, desk: Desk, watch: Watch) 
                 step += 1
                 watch.dispatched(metrics["grad_norm"], work)
                 log.update(step, metrics, work, watch.timings())
+                guard.update(step, state, batches, metrics)
                 if step == start.step + 1:
-                    _check_first(run, metrics)
                     _on_record(run, desk)
                 if "align" in work and not looked:
                     looked = True
@@ -129,10 +134,11 @@ def _train(run: Run, title: str, judge: Judge | None, desk: Desk, watch: Watch) 
                 if _due(step, config.train.cosine_every):
                     log.event("gradients", step, _compare_gradients(run, state, step))
                 judged = _judged_at(run, judge, step)
-                if due(step) or step == run.total:
-                    save(evaluated=not judged)
+                if (due(step) or step == run.total) and save(evaluated=not judged):
                     saved = step
-                if judged:
+                if guard.diverged:
+                    stopped = "diverged"
+                elif judged:
                     stopped = look()
                 if not stopped and asked(step) and step < run.total:
                     stopped = asked.how
@@ -140,12 +146,17 @@ def _train(run: Run, title: str, judge: Judge | None, desk: Desk, watch: Watch) 
                     break
         except StopRequested:
             judged, stopped = False, asked.how
+        stopped = stopped or "finished"
+        if ENDS[stopped][0] == 0 and guard.last_look(state, batches, step, progress):
+            stopped = "diverged"
         if saved < step:
             save(evaluated=judged)
         log.drain()
+        why = guard.sentence(store) if stopped == "diverged" else ""
         with watch.pause("save"):
             store.wait()
-            result = finish(run, desk, store, start, state, step, progress, stopped or "finished")
+            result = finish(run, desk, store, start, state, step, progress, stopped)
+            result.why = why
             if result.complete:
                 record.write(desk, run, start, progress, result)
         log.event("goodput", step, watch.goodput())
@@ -229,33 +240,6 @@ def _on_record(run: Run, desk: Desk) -> None:
     if is_main():
         Path(desk.folder, "config.yaml").write_text(to_yaml(run.config), "utf-8")
         desk.remove(record.FILE)  # of when the run was shorter
-
-
-def _check_first(run: Run, metrics: Any) -> None:
-    """After the first update: do the trained parameters receive gradients at all?"""
-    for name in run.active:
-        norm = metrics.get(f"{name}/grad_norm")
-        if norm is not None and not (float(norm) > 0 and float(norm) < float("inf")):
-            align, pairs = run.config.align, run.config.batch.pairs
-            if name == "align" and (align.layer == 0 or pairs == 1):
-                raise UserError(
-                    "align: no gradient reaches the adapter; the embeddings (align.layer=0) are "
-                    "frozen and a single pair has no negatives: choose a layer of 1 or more and "
-                    "batch.pairs of 2 or more"
-                )
-            raise UserError(
-                f"{name}: the first gradient has norm {float(norm)}; where it is 0, no trained "
-                "block sees the rows (lora.layers); where it is not finite, try model.dtype=float32"
-            )
-
-
-def _watched(config: Config, values: dict[str, float]) -> float:
-    if config.train.metric not in values:
-        raise UserError(
-            f"train.metric: {config.train.metric!r} is not measured; choose among "
-            f"{', '.join(sorted(values))}"
-        )
-    return values[config.train.metric]
 
 
 def _judged_at(run: Run, judge: Judge | None, step: int) -> bool:

@@ -34,13 +34,19 @@ class Progress:
     best_step: int | None = None  # whose weights are kept
 
     def see(self, value: float, goal: str, metrics: dict[str, float]) -> bool:
-        """Whether this evaluation is the best so far (strictly)."""
+        """Whether this evaluation is the best so far (strictly).
+
+        What is not finite never is, nor what comes with a loss that is not: a model without finite
+        numbers has an accuracy of 0, which could be the best.
+        """
+        losses = [number for name, number in metrics.items() if name.endswith("loss")]
+        finite = np.isfinite([value, *losses]).all()
         better = self.best is None or (value < self.best if goal == "min" else value > self.best)
-        if better:
+        if better and finite:
             self.best, self.waited, self.metrics = value, 0, metrics
         else:
             self.waited += 1
-        return better
+        return bool(better and finite)
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,7 @@ FREE = {
     "train.epochs": "as train.steps",
     "train.eval_every": "when to look changes nothing that is seen",
     "train.patience": "when to stop",
+    "train.max_skipped": "when to stop",
     "train.log_every": "logging",
     "train.cosine_every": "logging",
     "train.warm_up": "when programs are compiled",

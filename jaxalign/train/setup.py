@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -27,8 +27,10 @@ from jaxalign.errors import UserError
 from jaxalign.hf.load import abstract_params, fingerprint, load_params, load_spec
 from jaxalign.hf.peft import load_peft
 from jaxalign.model.spec import ModelSpec
+from jaxalign.objectives import Loss
 from jaxalign.settings import AlignConfig, Config, TaskConfig
 from jaxalign.sharding import make_mesh, shard_tree
+from jaxalign.train.aim import Aim, aim_of, measured_by
 from jaxalign.train.design import Design, active_phases, adapter_of, check_fit, design, placed
 from jaxalign.train.state import Frozen, TrainState
 
@@ -44,6 +46,7 @@ class Run(Design):
     valid: dict[str, Stream]
     total: int  # updates
     base: str  # fingerprint of the base
+    aim: Aim | None  # what chooses the best checkpoint; None where nothing is measured
     # Called between the parts of long work (validation, answers); raises where the run should stop.
     look_up: Callable[[], None] = lambda: None
 
@@ -65,8 +68,12 @@ class Run(Design):
         return placed(self.state, self.shardings)
 
 
-def prepare(config: Config) -> Run:
+def prepare(config: Config, scores: Collection[str] | None = ()) -> Run:
     """Reads data and model and builds the jitted step.
+
+    Args:
+      config: the run.
+      scores: what a judge of answers measures besides; None: not known beforehand.
 
     Raises:
       UserError: anything in the configuration, the data or the checkpoint that cannot work.
@@ -97,6 +104,9 @@ def prepare(config: Config) -> Run:
     total = config.train.steps or _steps_of_epochs(config, train)
 
     plan = design(config, spec, adapter, mesh, total)
+    with jax.set_mesh(mesh):
+        names = measured_by(config.train.metric, valid, partial(_losses, plan))
+    aim = aim_of(config, names, scores)
     params = load_params(
         config.model.path,
         spec,
@@ -121,8 +131,14 @@ def prepare(config: Config) -> Run:
         train=train,
         valid=valid,
         total=total,
+        aim=aim,
         base=fingerprint(config.model.path, config.model.revision),
     )
+
+
+def _losses(plan: Design, phase: str, batch: Any) -> dict[str, Loss]:
+    step = plan.evaluate[phase]
+    return jax.eval_shape(step, plan.state.trained, plan.frozen, batch)[0]
 
 
 def _adapter(config: Config, spec: ModelSpec) -> tuple[Lora | None, Any]:

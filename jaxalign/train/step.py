@@ -32,12 +32,12 @@ from jaxalign.objectives.contrastive import pooling_weights
 from jaxalign.objectives.standards import standardise
 from jaxalign.objectives.states import Loss, PairStates, TaskStates
 from jaxalign.sharding import Array, constrain
+from jaxalign.train.apply import make_update
 from jaxalign.train.optim import keep_layers
 from jaxalign.train.schedule import PHASES
 from jaxalign.train.state import Frozen, TrainState
 
 Weights = Callable[[Any, Frozen], tuple[dict, dict | None]]  # -> (base, adapter)
-Sizes = tuple[tuple[str, int], ...]  # (phase, its micro-batches in this update)
 
 
 # Of n micro-batches: weights [n], losses [n], and each term's (mean, count, logs), all [n].
@@ -155,6 +155,16 @@ def phase_loss(
     return total, losses
 
 
+def lost_rows(states: TaskStates | PairStates) -> jax.Array:
+    """[B] bool: rows whose states hold something that is not finite."""
+    if isinstance(states, TaskStates):
+        leaves = [states.hidden]
+    else:
+        leaves = [*states.source.values(), *states.target.values()]
+    each = [jnp.any(~jnp.isfinite(x), axis=tuple(range(1, x.ndim))) for x in leaves]
+    return jnp.any(jnp.stack(each), axis=0)
+
+
 def phase_gradient(
     phase: Phase, trained: Any, frozen: Any, batches: Any, key: Any, average: str
 ) -> tuple[Any, dict[str, jax.Array]]:
@@ -220,23 +230,6 @@ def mean_gradient(total: Any, records: Records) -> tuple[Any, dict[str, jax.Arra
         for key, values in logs.items():
             metrics[f"{name}/{key}"] = jnp.sum(values) / jnp.maximum(jnp.sum(count), 1.0)
     return jax.tree.map(lambda g: g / whole, total), metrics
-
-
-def combine(
-    gradients: dict[str, Any], sizes: dict[str, int], every: str
-) -> tuple[Any, dict[str, jax.Array]]:
-    """One gradient from the phases', and their norms and cosine.
-
-    Turns by micro-batch weigh each phase by its share of the update's micro-batches (`sizes`);
-    joint training adds the phases.
-    """
-    metrics = {f"{name}/grad_norm": optax.tree.norm(g) for name, g in gradients.items()}
-    if len(gradients) == 2:
-        metrics["gradient_cosine"] = _cosine(gradients["task"], gradients["align"])
-    total = sum(sizes.values())
-    share = {name: 1.0 if every == "joint" else size / total for name, size in sizes.items()}
-    scaled = [jax.tree.map(partial(jnp.multiply, share[n]), g) for n, g in gradients.items()]
-    return jax.tree.map(lambda *parts: sum(parts), *scaled), metrics
 
 
 @dataclass(frozen=True)
@@ -358,34 +351,12 @@ def make_train_step(
         joined = jax.tree.map(lambda *parts: jnp.concatenate(parts), *records)
         return of_layers(*mean_gradient(total, joined))
 
-    def looked(state: TrainState, gradients: dict, sizes: Sizes) -> Any:
-        gradient, metrics = combine(gradients, dict(sizes), every)
-        metrics["grad_norm"] = optax.tree.norm(gradient)
-        if rate is not None:
-            metrics["learning_rate"] = rate(state.step)
-        return gradient, metrics
-
-    def updated(state: TrainState, gradients: dict, sizes: Sizes) -> Any:
-        gradient, metrics = looked(state, gradients, sizes)
-        changes, moments = optimiser.update(gradient, state.optimiser, state.trained)
-        trained = optax.apply_updates(state.trained, changes)
-        return TrainState(state.step + 1, trained, moments), metrics
-
-    def skipped(state: TrainState, gradients: dict, sizes: Sizes) -> Any:
-        _, metrics = looked(state, gradients, sizes)
-        moments = _tick(state.optimiser)
-        return TrainState(state.step + 1, state.trained, moments), metrics
-
-    @partial(compiled, static_argnums=3, donate_argnums=0, out_shardings=of_state)
-    def apply_step(state: TrainState, gradients: dict, losses: dict, sizes: Sizes) -> Any:
-        norm = looked(state, gradients, sizes)[1]["grad_norm"]
-        # What would come of the parameters is computed once more in the branch that is taken:
-        # kept until the verdict, new and old state would both lie in memory.
-        after = updated(state, gradients, sizes)[0].trained
-        finite = _all_finite((norm, losses, after))
-        branches = (partial(one, sizes=sizes) for one in (updated, skipped))
-        state, metrics = jax.lax.cond(finite, *branches, state, gradients)
-        return state, metrics | {"skipped": 1 - finite.astype(jnp.int32)}
+    apply_step = compiled(
+        make_update(optimiser, every, rate),
+        static_argnums=3,
+        donate_argnums=0,
+        out_shardings=of_state,
+    )
 
     return TrainStep(gradient_step, apply_step, zeros_step, add_step, mean_step)
 
@@ -405,21 +376,5 @@ def make_eval_step(phase: Phase, options: dict[str, str] | None = None) -> Wrapp
     return eval_step
 
 
-def _all_finite(tree: Any) -> jax.Array:
-    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]))
-
-
-def _tick(moments: Any) -> Any:
-    """The schedule's clock goes on: it counts updates, not successes."""
-    is_clock = lambda node: isinstance(node, optax.ScaleByScheduleState)  # noqa: E731
-    tick = lambda node: node._replace(count=node.count + 1) if is_clock(node) else node  # noqa: E731
-    return jax.tree.map(tick, moments, is_leaf=is_clock)
-
-
 def _interleave(a: Array, b: Array) -> jax.Array:
     return jnp.stack([a, b], axis=1).reshape(-1, a.shape[-1])  # [B, T] twice -> [2B, T]
-
-
-def _cosine(a: Any, b: Any) -> jax.Array:
-    dot = sum(jax.tree.leaves(jax.tree.map(jnp.vdot, a, b)))
-    return dot / jnp.maximum(optax.tree.norm(a) * optax.tree.norm(b), 1e-30)

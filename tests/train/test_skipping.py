@@ -123,5 +123,5 @@ def test_a_collapsed_model_retrieves_nothing():
     texts = [SimpleNamespace(target=np.array([n], np.int32)) for n in (7, 7, 8, 9)]
     stream = SimpleNamespace(rows=texts)
     for vectors, share in ((same, 0.0), (apart, 1.0), (tied, 0.5)):
-        states = [PairStates({2: vectors}, {2: vectors})]
-        assert _retrieval(stream, states, [4], 2) == share
+        states = [(np.arange(4), PairStates({2: vectors}, {2: vectors}))]
+        assert _retrieval(stream, states, 2) == share
