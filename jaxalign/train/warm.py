@@ -49,7 +49,8 @@ def _lowered(run: Run, state: Any, key: jax.Array | None) -> Iterator[Lowered]:
         turns = run.turns(update)
         sizes = tuple((name, len(numbers)) for name, numbers in turns.items())
         programs = [one for name, number in sizes for one in _of_phase(run, name, number)]
-        for what, lower in [*programs, (("apply", sizes), partial(_apply, run, sizes))]:
+        programs.append((("apply", sizes), partial(_apply, run, sizes)))
+        for what, lower in programs:
             if what not in seen:
                 seen.add(what)
                 yield lower(state, key)
