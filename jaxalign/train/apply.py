@@ -47,7 +47,7 @@ def make_update(
         moments = _tick(state.optimiser)
         return TrainState(state.step + 1, state.trained, moments), metrics
 
-    def update(state: TrainState, gradients: dict, losses: dict, sizes: Sizes) -> Any:
+    def apply_step(state: TrainState, gradients: dict, losses: dict, sizes: Sizes) -> Any:
         norm = looked(state, gradients, sizes)[1]["grad_norm"]
         # What would come of the parameters is computed once more in the branch that is taken:
         # kept until the verdict, new and old state would both lie in memory.
@@ -57,7 +57,7 @@ def make_update(
         state, metrics = jax.lax.cond(finite, *branches, state, gradients)
         return state, metrics | {"skipped": 1 - finite.astype(jnp.int32)}
 
-    return update
+    return apply_step
 
 
 def combine(
