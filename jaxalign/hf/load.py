@@ -154,6 +154,8 @@ def base_index(folder: Path, spec: ModelSpec) -> dict[str, StoredTensor]:
     index = open_index(folder, "model")
     if spec.tied and _EMBED not in index and _HEAD in index:
         index[_EMBED] = index.pop(_HEAD)  # some tools keep the other name of the one matrix
+    if spec.tied and _HEAD in index:
+        _same_matrix(index[_EMBED], index[_HEAD])
     expected = _expected_names(spec)
     for name, row in expected.items():
         if name not in index:
@@ -184,6 +186,19 @@ def _expected_names(spec: ModelSpec) -> dict[str, Row]:
         for row in base_rows(spec)
         for layer in range(spec.layers if row.stacked else 1)
     }
+
+
+def _same_matrix(embed: StoredTensor, head: StoredTensor) -> None:
+    """A tied head that is written out, too, must be the embeddings; a few bytes tell.
+
+    Transformers 4 ignores such a head, transformers 5 uses it where it differs: two models.
+    """
+    if embed.dtype_name == head.dtype_name and embed.sample() != head.sample():
+        raise UserError(
+            f"{head.file}: {_HEAD} differs from {_EMBED}, though config.json says "
+            "tie_word_embeddings; set it to false if the head is one of its own, or save the model "
+            "again without it"
+        )
 
 
 def _missing(folder: Path, name: str, index: dict[str, StoredTensor]) -> UserError:

@@ -130,7 +130,7 @@ def test_old_leftovers_are_ignored(tmp_path):
         tmp_path / "m" / "model.safetensors",
         lambda tensors: tensors.update(
             {
-                "lm_head.weight": tensors["model.embed_tokens.weight"] + 1,
+                "lm_head.weight": tensors["model.embed_tokens.weight"].copy(),
                 "model.layers.0.self_attn.rotary_emb.inv_freq": np.ones(4, np.float32),
             }
         ),
@@ -138,6 +138,19 @@ def test_old_leftovers_are_ignored(tmp_path):
     params = load_params(tmp_path / "m", tied, jnp.float32)
     assert_same_tree(random_params(tied), params)
     assert fingerprint(tmp_path / "m") == plain
+
+
+def test_a_tied_head_of_its_own_is_two_models(tmp_path):
+    """Transformers 4 ties it, transformers 5 does not."""
+    tied = dataclasses.replace(LLAMA, tied=True)
+    save_base(tmp_path / "m", random_params(tied), tied)
+    rewrite(
+        tmp_path / "m" / "model.safetensors",
+        lambda t: t.update({"lm_head.weight": t["model.embed_tokens.weight"] + 1}),
+    )
+    said = refusal(tmp_path / "m", tied)
+    assert "lm_head.weight differs from model.embed_tokens.weight" in said
+    assert "set it to false" in said
 
 
 # --- the fingerprint ----------------------------------------------------------------------------
