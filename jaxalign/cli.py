@@ -68,6 +68,15 @@ def _run(words: Sequence[str]) -> int:
         print("jaxalign: interrupted; the same command goes on from the last checkpoint",
               file=sys.stderr)  # fmt: skip
         return 130
+    except Exception as error:
+        from jaxalign import multihost
+
+        sentence = multihost.lost(error)
+        if args.debug or sentence is None:
+            raise
+        print(f"jaxalign: {visible(sentence)}", file=sys.stderr, flush=True)
+        sys.stdout.flush()
+        os._exit(multihost.LOST)  # JAX would wait for the other process to end in good order
 
 
 def _told(sentence: object) -> int:

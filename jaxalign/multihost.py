@@ -3,12 +3,20 @@
 start()                       # joins jax.distributed where the environment names a cluster
 if is_main(): print(...)
 barrier('saved')
+
+Where one process dies, JAX ends the others: at once where their connection to the first one breaks,
+else when its heartbeats have been missing for `JAXALIGN_HEARTBEAT_SECONDS` (100).
 """
 
 from __future__ import annotations
 
 import importlib.util
 import os
+import re
+import signal
+import subprocess
+import sys
+import threading
 from collections.abc import Mapping, Sequence
 from importlib.metadata import entry_points
 from typing import Any
@@ -25,6 +33,21 @@ CLUSTER = (
 )
 # Where GKE and hosted notebooks list the hosts of a TPU slice, in the order in which JAX looks.
 TPU_HOSTS = ("TPU_PROCESS_ADDRESSES", "TPU_WORKER_HOSTNAMES")
+
+HEARTBEAT = "JAXALIGN_HEARTBEAT_SECONDS"
+GOES_ON = "the same command on every host goes on from the last checkpoint"
+ABORTED = (
+    "jaxalign: this process was aborted, as a rule because another process of this run ended or "
+    f"could not be reached (its output says why); {GOES_ON}"
+)
+# What collectives say when the process at the other end is gone: Gloo's, NCCL's, gRPC's words.
+GONE = re.compile(
+    r"(?i)(gloo|nccl|coordination|collective|barrier).*(connection (closed|reset)|broken pipe|"
+    r"remote|timed? ?out|heartbeat|unavailable|socket closed|aborted)",
+    re.DOTALL,
+)
+LOST = 75  # exit code, EX_TEMPFAIL: worth another try
+_speakers: list[subprocess.Popen] = []
 
 
 def in_cluster(environment: Mapping[str, str], platforms: str | None) -> bool:
@@ -79,7 +102,7 @@ def start() -> None:
     hand; on SLURM, Open MPI and TPU slices JAX finds the rest by itself.
 
     Raises:
-      UserError: the others did not answer.
+      UserError: the others did not answer, or the heartbeat is no number of seconds.
     """
     import jax
 
@@ -88,10 +111,14 @@ def start() -> None:
     if not in_cluster(os.environ, platforms) or jax.distributed.is_initialized():
         return
     number, index = os.environ.get("JAX_NUM_PROCESSES"), os.environ.get("JAX_PROCESS_ID")
+    patience = _heartbeat(os.environ.get(HEARTBEAT) or "100")
     try:
         jax.distributed.initialize(
             num_processes=int(number) if number else None,
             process_id=int(index) if index else None,
+            heartbeat_timeout_seconds=patience,
+            # One that failed waits so long for the others to end, too.
+            shutdown_timeout_seconds=patience,
         )
     except (RuntimeError, ValueError, OSError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
@@ -100,6 +127,51 @@ def start() -> None:
             "on every host of a TPU, or elsewhere check JAX_COORDINATOR_ADDRESS, "
             "JAX_NUM_PROCESSES and JAX_PROCESS_ID"
         ) from error
+    if jax.process_count() > 1:
+        speak_when_aborted()
+
+
+def _heartbeat(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and 10 <= int(text) <= 86_400):
+        raise UserError(f"{HEARTBEAT}: {text!r} should be a number of seconds from 10 to 86400")
+    return int(text)
+
+
+def speak_when_aborted() -> None:
+    """Lets this process end with a sentence where JAX aborts it because another one is gone.
+
+    JAX aborts from a thread of its own, in C++, and no Python runs any more. What Python's signal
+    handler still does, in any thread, is to write the signal's number into a pipe; at its other end
+    a small process waits, says the sentence where the number was SIGABRT's, and ends.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return  # only there are signals handled
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    listen = "import sys\nif 6 in sys.stdin.buffer.read(): print(sys.argv[1], file=sys.stderr)"
+    _speakers.append(
+        subprocess.Popen(
+            [sys.executable, "-I", "-S", "-c", listen, ABORTED],
+            stdin=reader,
+            stdout=subprocess.DEVNULL,
+            start_new_session=True,  # Ctrl-C is not meant for it
+        )
+    )
+    os.close(reader)
+    signal.signal(signal.SIGABRT, lambda *_: None)
+    signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+
+
+def lost(error: BaseException) -> str | None:
+    """A sentence where this error says that another process is gone; None where it does not."""
+    import jax
+
+    if not jax.distributed.is_initialized() or jax.process_count() == 1:
+        return None
+    if isinstance(error, UserError) or not GONE.search(str(error)):
+        return None
+    reason = str(error).splitlines()[0][:200]
+    return f"another process of this run ended or cannot be reached ({reason}); {GOES_ON}"
 
 
 def is_main() -> bool:
@@ -128,6 +200,33 @@ def from_main(array: Any) -> Any:
     from jax.experimental import multihost_utils
 
     return multihost_utils.broadcast_one_to_all(array)
+
+
+def agree(digests: Mapping[str, str]) -> None:
+    """Checks that all processes hold the same, before they work on it together.
+
+    Args:
+      digests: what -> SHA-256 of it; every process gives the same names.
+
+    Raises:
+      UserError: in every process, where one differs from the first; names what and which.
+    """
+    import jax
+
+    if jax.process_count() == 1:
+        return
+    import numpy as np
+    from jax.experimental import multihost_utils
+
+    mine = np.stack([np.frombuffer(bytes.fromhex(digest), np.uint8) for digest in digests.values()])
+    gathered = multihost_utils.process_allgather(mine)  # [processes, digests, 32]
+    for what, column in zip(digests, np.swapaxes(gathered, 0, 1), strict=True):
+        others = np.flatnonzero((column != column[0]).any(axis=-1))
+        if len(others):
+            raise UserError(
+                f"{what} of process {', '.join(map(str, others))} (counted from 0) differ from "
+                "those of process 0; give every process the same settings and the same files"
+            )
 
 
 def everywhere(flags: Sequence[bool]) -> list[bool]:

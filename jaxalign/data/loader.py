@@ -17,6 +17,7 @@ from __future__ import annotations
 import abc
 import bisect
 import functools
+import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -151,6 +152,14 @@ class Stream(abc.ABC, Generic[Row, Batch]):
         part = self._collate([()] * (self.size if places is None else len(places)), length)
         return type(part)(*(np.stack([array] * number) for array in part))
 
+    def digest(self) -> str:
+        """SHA-256 of everything that a batch is made of but the seed: rows, sizes and lengths."""
+        found = hashlib.sha256(repr((self.size, self.buckets, self._pad_id)).encode())
+        for row in self.rows:
+            for content in self._contents(row):
+                found.update(len(content).to_bytes(8, "big") + content)
+        return found.hexdigest()
+
     def real_rows(self, index: int) -> int:
         """Rows in micro-batch `index` over all hosts; fewer than B in a last validation batch."""
         return sum(len(slot) for slot in self._slots(index))
@@ -159,6 +168,10 @@ class Stream(abc.ABC, Generic[Row, Batch]):
         if index < 0 or (not self.endless and index >= self.epoch_batches):
             raise IndexError(f"micro-batch {index} of {self.epoch_batches}")
         return self._order.slots(index * self.size, (index + 1) * self.size)
+
+    @abc.abstractmethod
+    def _contents(self, row: Row) -> tuple[bytes, ...]:
+        """What of a row reaches a batch."""
 
     @abc.abstractmethod
     def _length(self, slot: Slot) -> int:
@@ -183,6 +196,9 @@ class TaskStream(Stream[Encoded, TaskBatch]):
         }
         return {t: min(cover(targets, CAPACITY_STEP), t) for t, targets in longest.items()}
 
+    def _contents(self, row: Encoded) -> tuple[bytes, ...]:
+        return row.tokens.tobytes(), str(row.first).encode(), row.language.encode()
+
     def _length(self, slot: Slot) -> int:
         return sum(len(self.rows[i].tokens) for i in slot)
 
@@ -196,6 +212,9 @@ class TaskStream(Stream[Encoded, TaskBatch]):
 
 class PairStream(Stream[EncodedPair, PairBatch]):
     """Sentence pairs."""
+
+    def _contents(self, row: EncodedPair) -> tuple[bytes, ...]:
+        return row.source.tobytes(), row.target.tobytes(), row.language.encode()
 
     def _length(self, slot: Slot) -> int:
         return max((_longer(self.rows[i]) for i in slot), default=0)

@@ -21,14 +21,16 @@ import numpy as np
 
 from jaxalign.adapters import lora as lora_adapter
 from jaxalign.adapters.lora import Lora
+from jaxalign.checksums import text_digest
 from jaxalign.data.chat import load_tokenizer
 from jaxalign.data.loader import Stream, pair_stream, task_stream
 from jaxalign.errors import UserError
 from jaxalign.hf.load import abstract_params, fingerprint, load_params, load_spec
 from jaxalign.hf.peft import load_peft
 from jaxalign.model.spec import ModelSpec
+from jaxalign.multihost import agree
 from jaxalign.objectives import Loss
-from jaxalign.settings import AlignConfig, Config, TaskConfig
+from jaxalign.settings import AlignConfig, Config, TaskConfig, flatten
 from jaxalign.sharding import make_mesh, shard_tree
 from jaxalign.train.aim import Aim, aim_of, measured_by
 from jaxalign.train.design import Design, active_phases, adapter_of, check_fit, design, placed
@@ -102,6 +104,8 @@ def prepare(config: Config, scores: Collection[str] | None = ()) -> Run:
         name: STREAMS[name](config, tokenizer, "valid") for name in active if parts[name].valid
     }
     total = config.train.steps or _steps_of_epochs(config, train)
+    if jax.process_count() > 1:
+        agree(_digests(config, train, valid))
 
     plan = design(config, spec, adapter, mesh, total)
     with jax.set_mesh(mesh):
@@ -139,6 +143,20 @@ def prepare(config: Config, scores: Collection[str] | None = ()) -> Run:
 def _losses(plan: Design, phase: str, batch: Any) -> dict[str, Loss]:
     step = plan.evaluate[phase]
     return jax.eval_shape(step, plan.state.trained, plan.frozen, batch)[0]
+
+
+# Of a process, not of the run: where things are found and told, and what follows training.
+OWN = ("output", "model.path", "log.", "evaluate.", "generate.", "lora.start")
+FILES = ("task.train", "task.valid", "align.train", "align.valid")  # whose rows are compared
+
+
+def _digests(config: Config, train: dict[str, Stream], valid: dict[str, Stream]) -> dict[str, str]:
+    """What must be the same in every process, for `agree`."""
+    settings = flatten(dataclasses.asdict(config))
+    shared = [one for one in settings if not one[0].startswith((*OWN, *FILES))]
+    rows = {f"the rows of {name}.train": stream.digest() for name, stream in train.items()}
+    rows |= {f"the rows of {name}.valid": stream.digest() for name, stream in valid.items()}
+    return {"the settings": text_digest(repr(shared))} | rows
 
 
 def _adapter(config: Config, spec: ModelSpec) -> tuple[Lora | None, Any]:

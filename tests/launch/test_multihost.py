@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -70,7 +71,8 @@ def test_numbers_of_the_launcher_reach_jax(monkeypatch):
     joined(monkeypatch, record)
     assert calls == []
     joined(monkeypatch, record, SLURM_NTASKS="4")
-    assert calls.pop() == {"num_processes": None, "process_id": None}
+    patience = {"heartbeat_timeout_seconds": 100, "shutdown_timeout_seconds": 100}
+    assert calls.pop() == {"num_processes": None, "process_id": None} | patience
     joined(
         monkeypatch,
         record,
@@ -78,7 +80,45 @@ def test_numbers_of_the_launcher_reach_jax(monkeypatch):
         JAX_NUM_PROCESSES="3",
         JAX_PROCESS_ID="2",
     )
-    assert calls.pop() == {"num_processes": 3, "process_id": 2}
+    assert calls.pop() == {"num_processes": 3, "process_id": 2} | patience
+    joined(monkeypatch, record, SLURM_NTASKS="4", JAXALIGN_HEARTBEAT_SECONDS="30")
+    assert calls.pop()["heartbeat_timeout_seconds"] == 30
+    with pytest.raises(UserError, match="HEARTBEAT_SECONDS: 'soon' should be a number of seconds"):
+        joined(monkeypatch, record, SLURM_NTASKS="4", JAXALIGN_HEARTBEAT_SECONDS="soon")
+
+
+def test_an_abort_ends_with_a_sentence():
+    """As JAX aborts: from a thread in which no Python runs, while the main thread waits."""
+    code = (
+        "import ctypes, threading, time; from jaxalign import multihost\n"
+        "multihost.speak_when_aborted()\n"
+        "threading.Thread(target=ctypes.CDLL(None).abort).start(); time.sleep(60)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == -signal.SIGABRT
+    assert done.stderr == multihost.ABORTED + "\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "gone"),
+    [
+        (
+            "UNKNOWN: Gloo AllGather failed: [pair.cc:547] Connection closed by peer [::1]:3462",
+            True,
+        ),
+        ("Gloo AllReduce failed: Read error [::1]:37008: Connection reset by peer", True),
+        ("NCCL operation ncclAllReduce failed: remote process exited", True),
+        ("INTERNAL: a broken cable", False),
+        ("RESOURCE_EXHAUSTED: Out of memory allocating 8 bytes", False),
+    ],
+)
+def test_errors_of_a_lost_process_are_one_sentence(monkeypatch, text, gone):
+    monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    found = multihost.lost(jax.errors.JaxRuntimeError(text))
+    assert (found is not None) is gone
+    monkeypatch.setattr(jax, "process_count", lambda: 1)
+    assert multihost.lost(jax.errors.JaxRuntimeError(text)) is None
 
 
 @pytest.mark.parametrize("error", [OSError("metadata.google.internal"), RuntimeError("")])
@@ -139,3 +179,20 @@ def test_libtpu_says_nothing_on_a_machine_without_chips():
     assert done.returncode == 0, done.stderr
     if "cpu" in done.stdout.lower():
         assert done.stderr == ""
+
+
+def test_processes_that_hold_something_else_are_named(monkeypatch):
+    first, second = "00" * 32, "11" * 32
+
+    def gathered(mine):
+        import numpy as np
+
+        assert mine.shape == (2, 32)
+        other = np.full_like(mine[:1], 0x11)
+        return np.stack([mine, mine, np.concatenate([mine[:1], other])])
+
+    monkeypatch.setattr(jax, "process_count", lambda: 3)
+    monkeypatch.setattr("jax.experimental.multihost_utils.process_allgather", gathered)
+    multihost.agree({"the settings": first, "the rows of task.train": second})
+    with pytest.raises(UserError, match=r"the rows of task\.train of process 2 .* differ from"):
+        multihost.agree({"the settings": first, "the rows of task.train": first})

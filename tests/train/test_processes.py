@@ -14,20 +14,25 @@ import jax
 import numpy as np
 import pytest
 
+from jaxalign import multihost
 from jaxalign.config import to_yaml
 from jaxalign.hf.load import load_spec
 from jaxalign.hf.peft import load_peft
 from jaxalign.plan import topology
 from jaxalign.sharding import make_mesh
-from jaxalign.train import setup
+from jaxalign.train import loop, setup
 from tests.conftest import FLAGS
 from tests.train import worker
 
 REPO = Path(__file__).resolve().parents[2]
 
 
-def start(commands, devices):
-    """Starts one Python process per command (what follows `python -m`), all in one cluster."""
+def start(commands, devices, **more):
+    """Starts one Python process per command (what follows `python -m`), all in one cluster.
+
+    Args:
+        more: environment variables.
+    """
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         port = probe.getsockname()[1]
@@ -36,6 +41,7 @@ def start(commands, devices):
         env = os.environ | {
             "XLA_FLAGS": " ".join([*FLAGS, f"--xla_force_host_platform_device_count={devices}"]),
             "JAX_PLATFORMS": "cpu",
+            **more,
         }
         if len(commands) > 1:
             env |= {
@@ -56,14 +62,14 @@ def start(commands, devices):
     return started
 
 
-def train(configs, tmp_path, devices):
+def train(configs, tmp_path, devices, *words, **more):
     """`jaxalign train`, one process per config."""
     commands = []
     for index, config in enumerate(configs):
         file = tmp_path / f"{len(configs)}_{index}.yaml"
         file.write_text(to_yaml(config))
-        commands.append(["jaxalign", "train", file, "--debug"])
-    return start(commands, devices)
+        commands.append(["jaxalign", "train", file, *words])
+    return start(commands, devices, **more)
 
 
 def finish(started, code=0):
@@ -210,3 +216,88 @@ def test_all_processes_stop_at_the_step_after_one_was_asked(configure, tmp_path)
             process.kill()
     (stopped,) = re.findall(r"stopped on request at step (\d+)", outputs[0])
     assert (out / "checkpoints" / stopped).is_dir(), sorted((out / "checkpoints").iterdir())
+
+
+@pytest.mark.slow
+def test_other_rows_in_one_process_are_refused(configure, rows, tmp_path):
+    lines = (rows / "task.jsonl").read_text("utf-8").splitlines()
+    other = tmp_path / "task.jsonl"
+    other.write_text("\n".join([*lines[:-1], lines[0]]) + "\n", "utf-8")
+    configs = [configure(), configure(f"task.train=[{other}]")]
+    for output in finish(train(configs, tmp_path, 1), 2):
+        assert "the rows of task.train of process 1 (counted from 0) differ" in output
+        assert "Traceback" not in output
+
+
+def losses(config):
+    """Step -> losses of both phases, by the log."""
+    rows = map(json.loads, Path(config.output, "log.jsonl").read_text().splitlines())
+    return {
+        row["step"]: [row["task/loss"], row["align/loss"]]
+        for row in rows
+        if row["event"] == "train"
+    }
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_with_more_and_fewer_processes(configure, tmp_path):
+    """Two, one, two: the rows that come are those of a run in one go."""
+    words = ("lora.dropout=0.0", "train.eval_every=0", "checkpoint.every=2")
+
+    def at(name, steps):
+        return configure(*words, f"output={tmp_path / name}", f"train.steps={steps}")
+
+    finish(train([at("straight", 6)], tmp_path, 1))
+    for processes, steps in ((2, 2), (1, 4), (2, 6)):
+        finish(train([at("changing", steps)] * processes, tmp_path, 1))
+    wanted, found = losses(at("straight", 6)), losses(at("changing", 6))
+    assert sorted(found) == sorted(wanted) == [1, 2, 3, 4, 5, 6]
+    for step, values in wanted.items():
+        np.testing.assert_allclose(found[step], values, rtol=1e-4)
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_with_fewer_devices(configure, tmp_path, monkeypatch):
+    """Eight, four, two."""
+    words = ("lora.dropout=0.0", "train.eval_every=0", "checkpoint.every=2")
+
+    def go(name, steps, devices):
+        mesh = make_mesh(1, devices, 1, 1, devices=jax.devices()[:devices])
+        monkeypatch.setattr(setup, "make_mesh", lambda *_: mesh)
+        config = configure(*words, f"output={tmp_path / name}", f"train.steps={steps}")
+        loop.train(config)
+        return losses(config)
+
+    wanted = go("straight", 6, 1)
+    for steps, devices in ((2, 8), (4, 4), (6, 2)):
+        found = go("changing", steps, devices)
+    assert sorted(found) == sorted(wanted) == [1, 2, 3, 4, 5, 6]
+    for step, values in wanted.items():
+        np.testing.assert_allclose(found[step], values, rtol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
+def test_one_killed_ends_the_other_with_a_sentence_and_both_go_on(configure, tmp_path, victim):
+    out = tmp_path / "run"
+    words = ("lora.dropout=0.0", "train.eval_every=0", "checkpoint.every=5", f"output={out}")
+    config = configure(*words, "train.steps=100000")
+    started = train([config, config], tmp_path, 1, JAXALIGN_HEARTBEAT_SECONDS="20")
+    try:
+        deadline = time.monotonic() + 300
+        while not (out / "checkpoints" / "5").is_dir():
+            assert time.monotonic() < deadline, "no checkpoint in five minutes"
+            assert all(process.poll() is None for process in started)
+            time.sleep(0.2)
+        started[victim].kill()
+        output, _ = started[1 - victim].communicate(timeout=120)
+    finally:
+        for process in started:
+            process.kill()
+    assert started[1 - victim].returncode in (multihost.LOST, -signal.SIGABRT), output
+    assert re.search(r"^jaxalign: .* process of this run .* goes on from the last", output, re.M)
+    assert "Traceback" not in output
+    steps = max(int(folder.name) for folder in (out / "checkpoints").iterdir()) + 3
+    config = configure(*words, f"train.steps={steps}")
+    assert f"finished at step {steps}" in finish(train([config, config], tmp_path, 1))[0]
+    assert sorted(losses(config)) == list(range(1, steps + 1))
