@@ -268,7 +268,6 @@ def test_an_adapter_for_another_base(folders, tmp_path, capsys):
         (["--weights", "0,0"], "--weights: all are 0"),
         (["--weights", "nan,1"], "--weights: nan for"),
         (["--weights", "1,1", "--method", "svd", "--rank", "9"], "the exact sum has rank 7"),
-        (["--weights", "1,1", "--method", "ties", "--density", "1.5"], "--density: 1.5 is no"),
         (["--weights", "1,1", "--method", "avrage"], "--method: 'avrage' is unknown"),
         (["--weights", "1,1", "--base", "nowhere/at/all"], "nowhere/at/all"),
         (["--weights", "1,1", "--grid", "0,1"], "belong to --search CONFIG"),
@@ -280,6 +279,14 @@ def test_commands_that_cannot_be_followed(folders, tmp_path, capsys, words, mess
     told = refusal(capsys, folders["plain"], folders["upper"], *words, "--out", tmp_path / "out")
     assert message in told
     assert not (tmp_path / "out").exists()
+
+
+def test_a_density_is_a_share(folders, tmp_path, capsys):
+    words = ["merge", folders["plain"], "--method", "ties", "--density", "1.5"]
+    with pytest.raises(SystemExit) as stop:
+        main([*map(str, words), "--out", str(tmp_path / "out")])
+    assert stop.value.code == 2
+    assert "--density: 1.5 should be a number, above 0, 1 or less" in capsys.readouterr().err
 
 
 def test_an_adapter_is_not_written_onto_itself(folders, capsys):
