@@ -88,11 +88,11 @@ def _train(run: Run, title: str, judge: Judge | None, desk: Desk, watch: Watch) 
 
     def save(evaluated: bool, best: bool = False) -> bool:
         """Whether this state is kept now: not one from which nothing finite comes."""
-        guard.settle(state)
-        log.drain()  # no line of an update may be lost that is not done again
-        if guard.doubtful and not best:
-            return False
-        with watch.pause("save"):
+        with watch.pause("save"):  # the device comes to rest first, so that its times are known
+            guard.settle(state)
+            log.drain()  # no line of an update may be lost that is not done again
+            if guard.doubtful and not best:
+                return False
             store.save(step, state, meta_of(run, start, step, progress, evaluated), best)
             desk.publish()
         log.drain()  # what follows is no save
@@ -100,8 +100,8 @@ def _train(run: Run, title: str, judge: Judge | None, desk: Desk, watch: Watch) 
 
     def look() -> str:
         """Validation after this update: why to stop, or ''."""
-        log.drain()  # what follows is no update
         with watch.pause("evaluate"):
+            log.drain()  # what follows is no update
             values = validate(run, state) | (judge(run, state) if judge else {})
         log.event("eval", step, values)
         log.event("goodput", step, watch.goodput())

@@ -219,7 +219,7 @@ def test_bad_windows_are_refused(given, capsys):
 
 @pytest.mark.parametrize("given", ["[3]", "[0,2]", "[3,0]", "[1,2,3]"])
 def test_bad_windows_in_settings_are_refused(given):
-    with pytest.raises(UserError, match=r"log\.profile: .* as in \[10,3\]"):
+    with pytest.raises(UserError, match=r"log\.profile.*(as in \[10,3\]|1 or more)"):
         load(None, [f"log.profile={given}"])
 
 
