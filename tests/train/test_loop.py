@@ -71,7 +71,7 @@ def test_both_losses_fall_and_only_the_adapter_is_written(configure, base):
     assert -1 <= steps[0]["gradient_cosine"] <= 1
     assert result.step == 30 and result.best_step in (10, 20, 30)
     assert {f.name for f in Path(result.adapter).iterdir()} == {
-        "adapter_config.json", "adapter_model.safetensors", "chat_template.jinja",
+        "SHA256SUMS", "adapter_config.json", "adapter_model.safetensors", "chat_template.jinja",
     }  # fmt: skip
     assert {f.name: f.read_bytes() for f in Path(base).iterdir()} == before
 
@@ -276,6 +276,7 @@ def test_resume_with_other_settings_or_base_is_refused(configure, base, tmp_path
         train(configure("checkpoint.resume=never"))
     other = tmp_path / "other"
     shutil.copytree(base, other)
+    (other / "SHA256SUMS").unlink(missing_ok=True)  # changed on purpose
     from safetensors.numpy import load_file, save_file
 
     tensors = load_file(other / "model.safetensors")

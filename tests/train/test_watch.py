@@ -231,8 +231,8 @@ def test_the_command_line_window_is_the_setting():
 def break_step(monkeypatch, message):
     real = loop.prepare
 
-    def broken(config):
-        run = real(config)
+    def broken(config, *scores):
+        run = real(config, *scores)
 
         def gradient(*_):
             raise jax.errors.JaxRuntimeError(message)
