@@ -1,5 +1,7 @@
 """Evaluations and generations that are killed at any moment end with the same bytes.
 
+The short ones are `test_a_killed_run_goes_on` and `test_a_file_cut_anywhere_goes_on`.
+
 `pytest -m slow tests/evaluate/test_kills.py -s` says at which moments.
 """
 
@@ -53,6 +55,93 @@ class Command:
             for path in folder.rglob("*")
             if path.is_file() and path.name != "config.yaml"
         }
+
+
+# A whole evaluation but for the model, which is made up: what is killed is the writing of files.
+# The parent has everything imported, and each child that it forks is killed at a random moment.
+FORKS = """
+import os, random, shutil, signal, sys, time
+from pathlib import Path
+from jaxalign.config import load
+from jaxalign.data.template import Prompts
+from jaxalign.evaluate import prepare, run
+from jaxalign.generate import chunks
+
+work, data, kills = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+config = load(None, ["task.kind=intent_slots", f"evaluate.data=[{data}]", "evaluate.draws=5",
+                     "evaluate.rows=6", "generate.batch=2", "log.progress=none"]).config
+
+class Made:
+    prompts, params = Prompts(None, "chat"), {}
+    def __init__(self, config): self.config = config
+    def encode(self, examples, how): return [[*e.prompt.encode()] for e in examples], 0
+    def decode(self, answers): return [bytes(a).decode() for a in answers]
+    def stops(self, how): return (2,)
+    def with_weights(self): return self
+    def bare(self): return self
+    def chunks(self, prompts, decoding, batch, numbers):
+        for rows in chunks([len(p) for p in prompts], batch):
+            time.sleep(0.004)
+            yield rows, [list(f"intent: a; datetime: {numbers[i]}".encode()) for i in rows]
+
+run.prepare_base, prepare.fingerprint = Made, lambda *_: "made up"
+
+def files(folder):
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+def start(folder):
+    pid = os.fork()
+    if pid:
+        return pid
+    os.dup2(os.open(work / "log", os.O_WRONLY | os.O_CREAT | os.O_APPEND), 1)
+    os.dup2(1, 2)
+    try:
+        run.evaluate(config, [run.Entrant("a", kind="base")], str(folder))
+        os._exit(0)
+    except BaseException as error:
+        print(repr(error), flush=True)
+        os._exit(1)
+
+def finish(folder):
+    begin = time.monotonic()
+    assert os.waitpid(start(folder), 0)[1] == 0, (work / "log").read_text()
+    return time.monotonic() - begin
+
+finish(work / "whole")
+whole = finish(work / "timed")
+expected, dice, done, redone = files(work / "whole"), random.Random(1), 0, 0
+for number in range(kills):
+    folder = work / "parts"
+    shutil.rmtree(folder, ignore_errors=True)
+    for _ in range(dice.randint(1, 3)):
+        pid = start(folder)
+        time.sleep(dice.uniform(0, whole))
+        os.kill(pid, dice.choice([signal.SIGKILL, signal.SIGTERM, signal.SIGINT]))
+        done += os.waitpid(pid, 0)[1] != 0
+    finish(folder)
+    found = files(folder)
+    assert found.keys() == expected.keys(), (number, found.keys() ^ expected.keys())
+    for name, content in found.items():
+        if name.endswith("answers.jsonl"):  # torn lines stay in it
+            redone += content != expected[name]
+            known = {line for line in content.splitlines()}
+            assert known >= set(expected[name].splitlines()), number
+        else:
+            assert content == expected[name], (number, name)
+print(done, "killed,", redone, "with torn lines")
+"""
+
+
+@pytest.mark.slow
+def test_files_of_an_evaluation_that_is_killed(golds, tmp_path):
+    words = [str(tmp_path), f"{golds}/test.*.jsonl", str(KILLS)]
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", FORKS, *words], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    killed = int(done.stdout.split()[0])
+    print(done.stdout)
+    assert killed >= KILLS // 2
 
 
 @pytest.mark.slow
