@@ -112,6 +112,9 @@ def start() -> None:
         return
     number, index = os.environ.get("JAX_NUM_PROCESSES"), os.environ.get("JAX_PROCESS_ID")
     patience = _heartbeat(os.environ.get(HEARTBEAT) or "100")
+    # On CPUs with one device a process, JAX may run two programs at once, in either order: their
+    # collectives would wait for one another for ever.
+    jax.config.update("jax_cpu_enable_async_dispatch", False)
     try:
         jax.distributed.initialize(
             num_processes=int(number) if number else None,
