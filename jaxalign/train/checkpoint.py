@@ -20,6 +20,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
+import logging
 import shutil
 import sys
 from collections.abc import Callable
@@ -229,8 +230,7 @@ class Checkpoints:
             while target.exists():
                 number += 1
                 target = target.parent / f"{place.kind}-{place.step}-{number}"
-            target.parent.mkdir(parents=True, exist_ok=True)
-            place.folder.rename(target)
+            _move(place.folder, target)
         barrier(f"set aside {place.name}")
         (self._best if place.kind == BEST else self._newest).reload()
         return (
@@ -254,7 +254,7 @@ class Checkpoints:
 def root_of(output: str | Path) -> Any:
     """A run's folder as Orbax wants it: absolute, unless it is in the cloud."""
     text = str(output)
-    return epath.Path(text if "://" in text else str(Path(text).expanduser().absolute()))
+    return epath.Path(text if "://" in text else str(Path(text).absolute()))
 
 
 def places(output: str | Path) -> list[Place]:
@@ -310,7 +310,11 @@ def reading() -> Any:
 
 @functools.cache
 def _hush() -> None:
-    """TensorStore's threads that finish after a read has failed find Orbax's event loop closed."""
+    """What other reads of a damaged checkpoint say, after the first has failed and was reported.
+
+    TensorStore's threads find Orbax's event loop closed, and asyncio tells of results that nobody
+    asked for any more.
+    """
     before = sys.unraisablehook
 
     def tell(what: Any) -> None:
@@ -318,6 +322,23 @@ def _hush() -> None:
             before(what)
 
     sys.unraisablehook = tell
+    logging.getLogger("asyncio").addFilter(
+        lambda record: "exception was never retrieved" not in record.getMessage()
+    )
+
+
+def _move(folder: Any, target: Any) -> None:
+    """A rename; in a bucket, where objects cannot be renamed, a copy of each."""
+    target.mkdir(parents=True, exist_ok=True)
+    if "://" not in str(folder):
+        folder.rename(target)  # an empty folder gives way
+        return
+    for path in folder.iterdir():
+        if path.is_dir():
+            _move(path, target / path.name)
+        else:
+            path.copy(target / path.name, overwrite=True)
+    folder.rmtree()
 
 
 def _steps(folder: Any) -> list[int]:

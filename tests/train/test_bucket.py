@@ -43,6 +43,18 @@ def test_a_run_in_a_bucket_is_the_run_in_a_folder(bucket, configure, monkeypatch
     assert updates == [1, 2, 3, 4, 5, 6]
     steps = {name.split("/")[1] for name in names(bucket, "run") if name.startswith("checkpoints/")}
     assert steps == {"3", "6"}
+    before = {name: bucket.cat(f"bucket/run/{name}") for name in names(bucket, "run")}
+    again = loop.train(config)
+    assert again.repeated and again.step == 6
+    assert {name: bucket.cat(f"bucket/run/{name}") for name in names(bucket, "run")} == before
+    # What is damaged there is set aside there.
+    bucket.rm("bucket/run/result.json")
+    for name in before:
+        if name.startswith(("checkpoints/6/state/d/", "best/6/state/d/")):
+            bucket.pipe(f"bucket/run/{name}", before[name][:40])
+    assert loop.train(config).step == 6
+    assert any(name.startswith("damaged/checkpoints-6/") for name in names(bucket, "run"))
+    assert any(name.startswith("checkpoints/6/") for name in names(bucket, "run"))
     fetched = tmp_path / "fetched"
     bucket.get("bucket/run/adapter", str(fetched / "adapter"), recursive=True)
     assert_equal(weights(local), weights(dataclasses.replace(local, output=str(fetched))))
