@@ -24,7 +24,7 @@ import orbax.checkpoint as ocp
 
 from jaxalign.errors import UserError
 from jaxalign.sharding import path_name
-from jaxalign.train.checkpoint import (
+from jaxalign.train.stored import (
     BEST,
     NEWEST,
     Damaged,

@@ -28,7 +28,7 @@ from jaxalign.hf.peft_config import named_base
 from jaxalign.model.spec import ModelSpec
 from jaxalign.settings import Config
 from jaxalign.sharding import path_name
-from jaxalign.train.checkpoint import local_places
+from jaxalign.train.stored import local_places
 
 CONFIG_FILE = "adapter_config.json"
 DIVERGED = "the training that wrote it diverged, take an earlier step"

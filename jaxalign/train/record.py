@@ -16,10 +16,10 @@ from jaxalign.errors import UserError
 from jaxalign.multihost import is_main, text_from_main
 from jaxalign.paths import Desk
 from jaxalign.settings import Config
-from jaxalign.train.checkpoint import Damaged, local_places, read_meta
 from jaxalign.train.finish import Result, product
 from jaxalign.train.resume import Progress, Start, check_settings
 from jaxalign.train.setup import Run
+from jaxalign.train.stored import Damaged, local_places, read_meta
 
 FILE = "result.json"
 

@@ -9,9 +9,9 @@ import pytest
 from jaxalign import cli
 from jaxalign.model.decoder import Decoder
 from jaxalign.train import loop
-from jaxalign.train.checkpoint import local_places
 from jaxalign.train.loop import train
 from jaxalign.train.resume import Progress
+from jaxalign.train.stored import local_places
 from tests.tiny import SPEC
 from tests.train.test_loop import lines, use_devices
 

@@ -10,10 +10,10 @@ import pytest
 from jaxalign.cli import main
 from jaxalign.config import to_yaml
 from jaxalign.train import loop
-from jaxalign.train.checkpoint import Place, local_places, read_meta
 from jaxalign.train.finish import Result
 from jaxalign.train.loop import train
 from jaxalign.train.stop import Request, stop_signal
+from jaxalign.train.stored import Place, local_places, read_meta
 from tests.train.test_loop import assert_equal, lines, use_devices, weights
 from tests.train.test_resume import FAST
 
