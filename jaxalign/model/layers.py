@@ -197,7 +197,7 @@ def project(
     if not adapted or adapter is None:
         return results
     factors = [p.factors("a") for _, p in adapted]
-    joined = [a.reshape(-1, a.shape[-1]).astype(x.dtype) for a in factors]
+    joined = [a.reshape(-1, a.shape[-1]) for a in factors]
     dropped = dropout(x)
     # Tokens lie in one axis: the factors' gradients, sums over tokens, then need no transposes.
     rows = dropped.reshape(-1, joined[0].shape[0])  # [B·T, in]
@@ -205,20 +205,51 @@ def project(
     # eight times as fast as its transpose, to which XLA would return without the barrier.
     turned = jax.lax.optimization_barrier(jnp.concatenate(joined, axis=-1).T)  # [ΣR, in]
     scale = _scale([p for _, p in adapted], adapter, x.dtype)
-    low = jax.lax.dot_general(rows, turned, (((1,), (1,)), ((), ()))) * scale  # [B·T, ΣR]
+    low = _times(rows, turned, 1) * scale  # [B·T, ΣR]
     start = 0
     for i, p in adapted:
         b, gain = p.factors("b"), p.factors("gain")
         rank = b.shape[0]
-        wide = b.astype(x.dtype).reshape(rank, -1)  # [R, out]
+        wide = b.reshape(rank, -1)  # [R, out]
         part = jax.lax.slice_in_dim(low, start, start + rank, axis=-1)
-        part = (part @ wide).reshape(results[i].shape)
+        part = _times(part, wide, 0).reshape(results[i].shape)
         if gain is None:
             results[i] = results[i] + part
         else:
             results[i] = p.reweighed(results[i], x, dropped, part, gain)
         start += rank
     return results
+
+
+def _times(x: jax.Array, factor: jax.Array, axis: int) -> jax.Array:
+    """x [M, in] times a trained factor whose `axis` is `in`, in x's dtype: [M, out].
+
+    A cast of the factor would be transposed into a cast of its gradient, which each device would
+    round before the sum over devices: its sum over tokens stays as wide as the factor instead.
+    """
+    if factor.dtype == x.dtype:
+        return jax.lax.dot_general(x, factor, (((1,), (axis,)), ((), ())))
+    return _narrowed(x, factor, axis)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _narrowed(x: jax.Array, factor: jax.Array, axis: int) -> jax.Array:
+    return jax.lax.dot_general(x, factor.astype(x.dtype), (((1,), (axis,)), ((), ())))
+
+
+def _narrowed_forward(x: jax.Array, factor: jax.Array, axis: int) -> Any:
+    return _narrowed(x, factor, axis), (x, factor)
+
+
+def _narrowed_backward(axis: int, kept: Any, slope: jax.Array) -> Any:
+    x, factor = kept
+    by_x = jax.lax.dot_general(slope, factor.astype(x.dtype), (((1,), (1 - axis,)), ((), ())))
+    pair = (x, slope) if axis == 0 else (slope, x)
+    wide = {"preferred_element_type": factor.dtype}
+    return by_x, jax.lax.dot_general(*pair, (((0,), (0,)), ((), ())), **wide)
+
+
+_narrowed.defvjp(_narrowed_forward, _narrowed_backward)
 
 
 def _scale(projections: list[Projection], adapter: Lora, dtype: Any) -> Any:
