@@ -244,9 +244,11 @@ def _narrowed_forward(x: jax.Array, factor: jax.Array, axis: int) -> Any:
 def _narrowed_backward(axis: int, kept: Any, slope: jax.Array) -> Any:
     x, factor = kept
     by_x = jax.lax.dot_general(slope, factor.astype(x.dtype), (((1,), (1 - axis,)), ((), ())))
-    pair = (x, slope) if axis == 0 else (slope, x)
-    wide = {"preferred_element_type": factor.dtype}
-    return by_x, jax.lax.dot_general(*pair, (((0,), (0,)), ((), ())), **wide)
+    left, right = (x, slope) if axis == 0 else (slope, x)
+    over_tokens = (((0,), (0,)), ((), ()))
+    wide = factor.dtype
+    by_factor = jax.lax.dot_general(left, right, over_tokens, preferred_element_type=wide)
+    return by_x, by_factor
 
 
 _narrowed.defvjp(_narrowed_forward, _narrowed_backward)
