@@ -1,11 +1,13 @@
 """Kills at random moments: a command is started again and again until it ends by itself.
 
     with Server() as server:
-        kills = torment(server, ["train", "own.yaml"], folder, kills=20, rng=rng, span=1.0)
+        span = undisturbed(server, ["train", "own.yaml"], folder)
+        kills = torment(server, ["train", "own.yaml"], folder, kills=20, rng=rng, span=span)
 
 Python and JAX are imported once; each try is a fork of that process, so that it starts in a moment.
-A try is killed a random while after it first changed something in its folder (or, one in five,
-anywhere in its start), by SIGKILL, SIGTERM or SIGINT.
+A try is killed by SIGKILL, SIGTERM or SIGINT: one in five anywhere in its start, one in three just
+when something is being written under another name, the others a random while after it first changed
+something in its folder.
 """
 
 from __future__ import annotations
@@ -90,7 +92,7 @@ def torment(
 
     Args:
       folder: what it writes into; its first change starts the clock.
-      span: seconds after that, within which the kill comes.
+      span: seconds after that, within which the kill comes; see `undisturbed`.
 
     Returns:
       The kills that found it alive.
@@ -102,15 +104,19 @@ def torment(
         pid = server.start(words, told)
         killing = len(done) < kills
         number = SIGNALS[rng.integers(3)]
-        early = rng.random() < 0.2
-        at = rng.uniform(0, 3.0) if early else None
+        how = rng.random()
+        at, first = (rng.uniform(0, 3.0) if how < 0.2 else None), None
         while (code := server.ended(pid)) is None:
             now = time.monotonic() - began
             if now > LONGEST:
                 os.kill(pid, signal.SIGKILL)
                 raise AssertionError(f"a try took more than {LONGEST} s: {told.read_text()}")
-            if killing and at is None and _stamps(folder) != before:
-                at = now + rng.uniform(0, span)
+            if killing and at is None and first is None and _stamps(folder) != before:
+                first = now
+                at = now + rng.uniform(0, span) if how > 0.5 else None
+            if killing and at is None and first is not None:
+                late = now > first + span
+                at = now + rng.uniform(0, 0.05) if late or _inside(folder) else None
             if killing and at is not None and now >= at:
                 inside = _inside(folder)
                 os.kill(pid, number)
@@ -123,6 +129,19 @@ def torment(
             return done
         assert not killing and code in ENDS[number], f"exit {code} after {number!r}: {said}"
         done.append(Kill(number, code, *kill))
+
+
+def undisturbed(server: Server, words: list[str], folder: Path) -> float:
+    """Runs a command to its end; returns the seconds from its first change in the folder on."""
+    told = folder.parent / f"{folder.name}.out"
+    before, first = _stamps(folder), None
+    pid = server.start(words, told)
+    while (code := server.ended(pid)) is None:
+        if first is None and _stamps(folder) != before:
+            first = time.monotonic()
+        time.sleep(0.002)
+    assert code == 0, told.read_text("utf-8", "replace")
+    return time.monotonic() - (first or time.monotonic())
 
 
 def table(title: str, kills: list[Kill]) -> str:
@@ -198,6 +217,7 @@ def _try(words: list[str], output: str) -> None:
         for target in (1, 2):
             os.dup2(file, target)
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a job's background ignores it
         code = jaxalign.cli.main(words)
     except KeyboardInterrupt:
         code = 130

@@ -71,6 +71,8 @@ def stop_signal() -> Iterator[Request]:
     request, before = Request(), {}
     # JAX itself hears SIGTERM where there are several processes.
     wanted = [signal.SIGINT] if jax.process_count() > 1 else list(HEARD)
+    # What the shell ignores for a job in the background (Ctrl-C is not meant for it) stays ignored.
+    wanted = [number for number in wanted if signal.getsignal(number) != signal.SIG_IGN]
     try:
         for number in wanted:
             before[number] = signal.signal(number, request.hear)
