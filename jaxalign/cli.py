@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any
 from jaxalign import arguments
 from jaxalign.bounds import check_text
 from jaxalign.errors import UserError
+from jaxalign.interrupts import heard_interrupts
 from jaxalign.paths import check_local
 from jaxalign.programs import keep_programs
 from jaxalign.terminal import steady_output, visible
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit code."""
-    with steady_output():
+    with steady_output(), heard_interrupts():
         return _run(sys.argv[1:] if argv is None else argv)
 
 

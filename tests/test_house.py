@@ -24,6 +24,7 @@ FLOORS = (
         "chips",
         "compiler",
         "checksums",
+        "interrupts",
         "lock",
         "folders",
         "model.spec",

@@ -9,6 +9,7 @@ import pytest
 
 from jaxalign.cli import main
 from jaxalign.config import to_yaml
+from jaxalign.interrupts import heard_interrupts
 from jaxalign.train import loop
 from jaxalign.train.finish import Result
 from jaxalign.train.loop import train
@@ -74,6 +75,25 @@ def test_a_second_ctrl_c_stops_at_once(configure, monkeypatch, tmp_path, capsys)
     assert (
         "interrupted; the same command goes on from the last checkpoint" in capsys.readouterr().err
     )
+
+
+def test_an_interrupt_inside_a_callback_is_not_lost():
+    """Python forgets what the garbage collector's callbacks raise."""
+    import time
+    import weakref
+
+    class Thing:
+        pass
+
+    def callback(_):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), heard_interrupts():
+        thing = Thing()
+        kept = weakref.ref(thing, callback)
+        del thing
+        assert kept() is None
+        time.sleep(5)
 
 
 def test_handlers_are_those_of_before_afterwards():
