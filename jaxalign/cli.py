@@ -23,7 +23,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from jaxalign import arguments
 from jaxalign.bounds import check_text
@@ -32,9 +32,6 @@ from jaxalign.interrupts import heard_interrupts
 from jaxalign.paths import check_local
 from jaxalign.programs import keep_programs
 from jaxalign.terminal import steady_output, visible
-
-if TYPE_CHECKING:
-    from jaxalign.settings import Config
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -100,30 +97,17 @@ def _train(args: argparse.Namespace) -> int:
 
     if config.align.layer == AUTO:
         with Desk(config.output) as desk:  # what cannot be written costs no probe
-            config.align.layer = _layer(config, desk.output)
+            from jaxalign.probe.auto import settle
+
+            config.align.layer, sentence = settle(config, desk.output)
+        if multihost.is_main():
+            print(sentence)
     result = train(config, judge=sample_judge(config))
     if multihost.is_main():
         for name, value in result.metrics.items():
             print(f"{name:44s} {value:10.4f}")
         print(result.sentence)
     return result.exit_code
-
-
-def _layer(config: Config, output: str) -> int:
-    """What `align.layer=auto` stands for: what this run chose before, or what a probe says."""
-    from jaxalign import multihost
-    from jaxalign.probe.auto import choose
-    from jaxalign.train.record import chosen_layer
-
-    known = chosen_layer(output)
-    if known is not None:
-        sentence = f"align.layer=auto: block {known}, as this run chose before"
-    else:
-        choice = choose(config)
-        known, sentence = choice.layer, choice.sentence()
-    if multihost.is_main():
-        print(sentence)
-    return known
 
 
 def _profile_words(given: str) -> list[str]:

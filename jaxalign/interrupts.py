@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import _thread
 import sys
-import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-LATER = 0.02  # seconds, until the callback has returned
+LATER = 0.2  # seconds, until the callback has returned
 
 
 @contextmanager
@@ -26,7 +26,7 @@ def heard_interrupts() -> Iterator[None]:
 
     def tell(what: Any) -> None:
         if what.exc_type is KeyboardInterrupt:
-            threading.Timer(LATER, _thread.interrupt_main).start()
+            _thread.start_new_thread(_again, ())
         else:
             before(what)
 
@@ -36,3 +36,8 @@ def heard_interrupts() -> Iterator[None]:
     finally:
         if sys.unraisablehook is tell:
             sys.unraisablehook = before
+
+
+def _again() -> None:
+    time.sleep(LATER)
+    _thread.interrupt_main()

@@ -15,8 +15,19 @@ from jaxalign.probe.choice import Choice, choose_for_training
 from jaxalign.probe.corpus import Parallel
 from jaxalign.probe.run import Probed, measure_corpora
 from jaxalign.settings import Config
+from jaxalign.train.record import chosen_layer
 
 FEWEST, MOST = 32, 200  # pairs of two languages: fewer say nothing, more say nothing new
+
+
+def settle(config: Config, output: str) -> tuple[int, str]:
+    """What `align.layer=auto` stands for, with a sentence: what the run in `output` chose before,
+    or what a probe says."""
+    known = chosen_layer(output)
+    if known is not None:
+        return known, f"align.layer=auto: block {known}, as this run chose before"
+    choice = choose(config)
+    return choice.layer, choice.sentence()
 
 
 def choose(config: Config) -> Choice:
