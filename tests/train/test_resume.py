@@ -103,6 +103,16 @@ def test_other_settings_are_refused_before_anything_is_loaded(finished, monkeypa
     assert content(finished.output) == before
 
 
+def test_the_layer_that_was_chosen_once_stays(finished, monkeypatch):
+    """`align.layer=auto`: a repeated command neither probes again nor chooses another one."""
+    from jaxalign.probe import auto
+
+    monkeypatch.setattr(auto, "choose", nothing_loads)
+    layer, sentence = auto.settle(finished, finished.output)
+    assert layer == finished.align.layer == 2
+    assert sentence == "align.layer=auto: block 2, as this run chose before"
+
+
 def test_a_longer_run_goes_on_and_says_what_its_learning_rates_are(configure, capsys):
     config = configure(*FAST, "optim.schedule=cosine", "train.steps=2")
     train(config)
