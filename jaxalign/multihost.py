@@ -112,9 +112,6 @@ def start() -> None:
         return
     number, index = os.environ.get("JAX_NUM_PROCESSES"), os.environ.get("JAX_PROCESS_ID")
     patience = _heartbeat(os.environ.get(HEARTBEAT) or "100")
-    # On CPUs with one device a process, JAX may run two programs at once, in either order: their
-    # collectives would wait for one another for ever.
-    jax.config.update("jax_cpu_enable_async_dispatch", False)
     try:
         jax.distributed.initialize(
             num_processes=int(number) if number else None,
@@ -132,6 +129,10 @@ def start() -> None:
         ) from error
     if jax.process_count() > 1:
         speak_when_aborted()
+        if jax.default_backend() == "cpu":
+            # A CPU's program from the cache may start its collectives in another order than the
+            # same one just compiled in another process: both would wait for ever.
+            jax.config.update("jax_enable_compilation_cache", False)
 
 
 def _heartbeat(text: str) -> int:
