@@ -188,22 +188,34 @@ def slot_spans(record: Record) -> list[Span]:
 
 
 def _annotations(record: Record) -> list[str]:
-    """'type: words' of each bracket; as in the paper every ' :' becomes ':', in the words too."""
+    """`read_annotated` of a row in which no annotation is lost.
+
+    Raises:
+        UserError: brackets that do not pair up, or hold no [type : words].
+    """
     annotated = _text(record, "annot_utt")
-    # What is left of it are brackets without a partner, or within another.
-    if re.search(r"[][]", ANNOTATED.sub("", annotated)):
+    # What is left of it are brackets without a partner, or within another. A closing one after
+    # text without a colon is a sign of the sentence: it closes no annotation.
+    if re.search(r"\[|:[^]]*\]", ANNOTATED.sub("", annotated)):
         raise UserError(
             f"{record.origin}: the brackets of 'annot_utt' do not pair up ({brief(annotated)}); "
             "write [type : words]"
         )
-    found = ANNOTATED.findall(annotated)
-    for part in found:
+    for part in ANNOTATED.findall(annotated):
         kind, colon, words = part.partition(":")
         if not (kind.strip() and colon and words.strip()) or "[" in part:
             raise UserError(
                 f"{record.origin}: [{part}] in 'annot_utt' is not [type : words]; mend it"
             )
-    return [part.replace(" :", ":") for part in found]
+    return read_annotated(annotated)
+
+
+def read_annotated(annotated: str) -> list[str]:
+    """'type: words' of each bracket, as the paper's code reads any text.
+
+    Every ' :' becomes ':', in the words too.
+    """
+    return [part.replace(" :", ":") for part in ANNOTATED.findall(annotated)]
 
 
 def entity_spans(record: Record) -> list[Span]:

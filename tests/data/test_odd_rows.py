@@ -63,6 +63,7 @@ def test_rows_that_are_what_they_seem():
         return render(kind, Record(U | fields, "")).answer
 
     assert answer("slots", annot_utt="no brackets") == "None"
+    assert answer("slots", annot_utt="a sign ] of the sentence") == "None"
     assert answer("slots", slots=[]) == answer("slots", slots={}) == "None"
     assert answer("slots", slots=[["time", "nine"]]) == "time: nine"
     assert answer("slots", slots={"type": ["time"], "text": ["nine"]}) == "time: nine"
