@@ -301,3 +301,14 @@ def test_one_killed_ends_the_other_with_a_sentence_and_both_go_on(configure, tmp
     config = configure(*words, f"train.steps={steps}")
     assert f"finished at step {steps}" in finish(train([config, config], tmp_path, 1))[0]
     assert sorted(losses(config)) == list(range(1, steps + 1))
+
+
+@pytest.mark.slow
+def test_processes_diverge_together(configure, tmp_path):
+    """All count the same updates, look at the same rows and leave at the same step."""
+    config = configure("optim.learning_rate=1e30", "train.max_skipped=2", "train.eval_every=0",
+                       "checkpoint.every=1")  # fmt: skip
+    first, _ = finish(train([config] * 2, tmp_path, 1), code=1)
+    assert "diverged: 2 updates in a row were skipped, from update 2 on" in first
+    assert "no checkpoint is kept" in first
+    assert not Path(config.output, "adapter").exists()
