@@ -15,19 +15,18 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from jaxalign.bounds import check_text
+from jaxalign.data.annotated import whole_annotated
 from jaxalign.data.languages import language_name
 from jaxalign.data.sources import Record, names, nearest
 from jaxalign.errors import UserError, brief
 
 INTENT = "intent"
 NOTHING = "None"  # the answer of a row without slots
-ANNOTATED = re.compile(r"\[(.+?)\]")  # MASSIVE: wake me at [time : nine am]
 
 Span = tuple[str, str]  # (type, words)
 
@@ -188,34 +187,7 @@ def slot_spans(record: Record) -> list[Span]:
 
 
 def _annotations(record: Record) -> list[str]:
-    """`read_annotated` of a row in which no annotation is lost.
-
-    Raises:
-        UserError: brackets that do not pair up, or hold no [type : words].
-    """
-    annotated = _text(record, "annot_utt")
-    # What is left of it are brackets without a partner, or within another. A closing one after
-    # text without a colon is a sign of the sentence: it closes no annotation.
-    if re.search(r"\[|:[^]]*\]", ANNOTATED.sub("", annotated)):
-        raise UserError(
-            f"{record.origin}: the brackets of 'annot_utt' do not pair up ({brief(annotated)}); "
-            "write [type : words]"
-        )
-    for part in ANNOTATED.findall(annotated):
-        kind, colon, words = part.partition(":")
-        if not (kind.strip() and colon and words.strip()) or "[" in part:
-            raise UserError(
-                f"{record.origin}: [{part}] in 'annot_utt' is not [type : words]; mend it"
-            )
-    return read_annotated(annotated)
-
-
-def read_annotated(annotated: str) -> list[str]:
-    """'type: words' of each bracket, as the paper's code reads any text.
-
-    Every ' :' becomes ':', in the words too.
-    """
-    return [part.replace(" :", ":") for part in ANNOTATED.findall(annotated)]
+    return whole_annotated(_text(record, "annot_utt"), record.origin)
 
 
 def entity_spans(record: Record) -> list[Span]:

@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
+from jaxalign.data.annotated import ANNOTATED
 from jaxalign.data.languages import CHINESE, base_language
 from jaxalign.data.sources import Record
-from jaxalign.data.tasks import ANNOTATED, Span, slot_spans
+from jaxalign.data.tasks import Span, slot_spans
 from jaxalign.errors import UserError
 from jaxalign.evaluate.measure import Gold
 

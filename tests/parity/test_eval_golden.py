@@ -5,8 +5,9 @@ from collections import Counter
 
 import pytest
 
+from jaxalign.data.annotated import read_annotated
 from jaxalign.data.sources import Record
-from jaxalign.data.tasks import Example, format_slots, read_annotated, render
+from jaxalign.data.tasks import Example, format_slots, render
 from jaxalign.errors import UserError
 from jaxalign.evaluate.measure import Gold
 from jaxalign.evaluate.ner import parse_paper

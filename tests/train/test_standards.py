@@ -79,7 +79,8 @@ def test_a_massive_dimension_makes_the_raw_loss_flat(configure, massive, rows, t
         found[states] = losses(config.output), capsys.readouterr().out
     raw, said = found["raw"]
     assert "loss is almost flat" in said and "align.states=standardised" in said
-    assert raw[0] == pytest.approx(np.log(8), abs=1e-2) and raw[-1] > 0.99 * np.log(8)
+    # Flat: cosines that differ by 1e-3 at temperature 1 move the loss by less than that.
+    assert raw[0] == pytest.approx(np.log(8), abs=2e-3) and raw[-1] > 0.99 * np.log(8)
     mended, said = found["standardised"]
     assert mended[0] < 0.7 * np.log(8) and mended[-1] < mended[0] - 5e-4 and "flat" not in said
 
