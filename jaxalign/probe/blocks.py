@@ -23,6 +23,7 @@ import numpy as np
 from jaxalign.checksums import text_digest
 from jaxalign.errors import UserError, first_line
 from jaxalign.multihost import everywhere, is_main
+from jaxalign.paths import whole_file
 
 NOTE = "states.json"
 
@@ -150,9 +151,9 @@ class Blocks:
 
     def _note(self) -> None:
         content = {**self.what, "done": self.done, "blocks": self._digests}
-        new = self.folder / f"{NOTE}.new"
-        new.write_text(json.dumps({**content, "digest": _canonical(content)}, indent=1), "utf-8")
-        new.replace(self.folder / NOTE)
+        text = json.dumps({**content, "digest": _canonical(content)}, indent=1)
+        with whole_file(self.folder / NOTE) as file:
+            file.write_text(text, "utf-8")
 
 
 def _open(file: Path, dtype: np.dtype, shape: tuple[int, ...]) -> tuple[np.memmap, bool]:

@@ -22,19 +22,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxalign.errors import UserError
+from jaxalign.objectives.standards import Moments, Standards, standardise
 from jaxalign.probe.vectors import States, floats, shape_of
 
 FORMS = ("raw", "standardised", "all_but_top")
-CONSTANT = 1e-12  # below this share of its mean square, a dimension's variance is rounding
 SPARE, ROUNDS = 8, 6  # more directions than asked for, and rounds of the iteration that finds them
-
-
-@dataclass(frozen=True)
-class Statistics:
-    """Mean and standard deviation of every dimension, over all sentences of all languages."""
-
-    mean: np.ndarray  # [D] float64
-    deviation: np.ndarray  # [D] float64; 0 where a dimension is constant up to rounding
 
 
 @dataclass(frozen=True)
@@ -75,17 +67,16 @@ def formed(states: States, form: str, directions: int | None = None) -> States:
     found = statistics(states)
     mean = jnp.asarray(found.mean, jnp.float32)
     if form == "standardised":
-        with np.errstate(divide="ignore"):
-            scale = np.where(found.deviation > 0, 1 / found.deviation, 0)
-        return Formed(shape, states, partial(_scaled, mean, jnp.asarray(scale, jnp.float32)))
+        standards = jax.tree.map(jnp.asarray, found.standards())
+        return Formed(shape, states, partial(_scaled, standards))
     number = max(1, round(shape[2] / 100)) if directions is None else directions
     if not 1 <= number < shape[2]:
         raise UserError(f"directions must be 1..{shape[2] - 1}, not {number}")
     return Formed(shape, states, partial(_without, mean, _main(states, mean, number)))
 
 
-def statistics(states: States) -> Statistics:
-    """Mean and deviation of every dimension, languages read one after another (Chan et al. 1979).
+def statistics(states: States) -> Moments:
+    """Mean and deviation of every dimension, languages read one after another.
 
     Args:
       states: [G, N, D] of one layer.
@@ -94,16 +85,10 @@ def statistics(states: States) -> Statistics:
       UserError: bad states.
     """
     languages, number, width = shape_of(states)
-    mean, squares = np.zeros(width), np.zeros(width)
+    found = Moments(width)
     for language in range(languages):
-        parts = _moments(floats(states, language))
-        own, spread = (np.asarray(part, np.float64) for part in parts)
-        moved = own - mean
-        mean += moved / (language + 1)
-        squares += spread + moved**2 * number * language / (language + 1)
-    variance = squares / (languages * number)
-    constant = variance <= CONSTANT * (variance + mean**2)
-    return Statistics(mean, np.where(constant, 0, np.sqrt(variance)))
+        found.add(number, *map(np.asarray, _moments(floats(states, language))))
+    return found
 
 
 @jax.jit
@@ -115,8 +100,8 @@ def _moments(x: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 @jax.jit
-def _scaled(mean: jax.Array, scale: jax.Array, x: jax.Array) -> jax.Array:
-    return (x - mean) * scale
+def _scaled(standards: Standards, x: jax.Array) -> jax.Array:
+    return standardise(x, standards)
 
 
 @jax.jit

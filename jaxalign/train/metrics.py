@@ -26,6 +26,7 @@ import numpy as np
 
 from jaxalign.chips import of_kind
 from jaxalign.errors import missing_extra
+from jaxalign.paths import whole_file
 from jaxalign.train.pace import Timing, Work
 
 SHOWN = ("task/loss", "align/loss", "align/contrastive/retrieval", "eval/loss")
@@ -227,9 +228,8 @@ class _Jsonl:
                         self.kept.append(row)
                 except (ValueError, KeyError, TypeError):
                     continue  # the line a dying run did not finish
-        part = path.with_suffix(".partial")
-        part.write_text("".join(kept), "utf-8")
-        part.replace(path)
+        with whole_file(path) as new:
+            new.write_text("".join(kept), "utf-8")
         self._file = path.open("a", encoding="utf-8", buffering=1)
 
     def write(self, step: int, event: str, values: dict[str, Any]) -> None:

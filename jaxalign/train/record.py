@@ -14,7 +14,7 @@ from typing import Any
 from jaxalign.checksums import check_sums, seal, seal_holds
 from jaxalign.errors import UserError
 from jaxalign.multihost import is_main, text_from_main
-from jaxalign.paths import Desk
+from jaxalign.paths import Desk, whole_file
 from jaxalign.settings import Config
 from jaxalign.train.finish import Result, product
 from jaxalign.train.resume import Progress, Start, check_settings
@@ -58,10 +58,8 @@ def write(desk: Desk, run: Run, start: Start, progress: Progress, result: Result
         "config": dataclasses.asdict(run.config),
     }
     text = json.dumps(seal(content), indent=1, ensure_ascii=False)
-    file = Path(desk.folder, FILE)
-    part = file.with_suffix(".partial")
-    part.write_text(text + "\n", "utf-8")
-    part.replace(file)
+    with whole_file(Path(desk.folder, FILE)) as file:
+        file.write_text(text + "\n", "utf-8")
 
 
 def chosen_layer(output: str) -> int | None:

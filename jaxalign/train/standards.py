@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxalign.data.batch import PairBatch
-from jaxalign.objectives.standards import Standards
+from jaxalign.objectives.standards import Moments, Standards
 from jaxalign.objectives.states import PairStates
 from jaxalign.sharding import constrain, put_batch, replicated, rows_here
 from jaxalign.train.setup import Run
@@ -33,21 +33,15 @@ def measure(run: Run) -> dict[int, Standards]:
     layer, stream = run.config.align.layer, run.train["align"]
     neutral = {layer: Standards.neutral(run.spec.dim)}
     frozen = run.frozen._replace(standards=neutral)
-    number, mean, square = 0.0, np.zeros(run.spec.dim), np.zeros(run.spec.dim)
+    moments = Moments(run.spec.dim)
     places = rows_here(run.mesh, stream.size)
     for index in range(min(-(-SAMPLE // stream.size), stream.epoch_batches)):
         batch = put_batch(run.mesh, stream.batch(index, places))
         _, states = run.evaluate["align"](run.state.trained, frozen, batch)
-        found = jax.device_get(_moments(states, batch, layer))
-        more, (its_mean, its_square) = float(found[0]), (v.astype(np.float64) for v in found[1:])
-        if not more:
-            continue
-        # Means and squares about them of two sets become those of both (Chan et al. 1983).
-        apart, whole = its_mean - mean, number + more
-        square += its_square + apart**2 * number * more / whole
-        mean += apart * more / whole
-        number = whole
-    return {layer: Standards.of(mean, square / max(number, 1.0))}
+        number, mean, squares = jax.device_get(_moments(states, batch, layer))
+        if number:
+            moments.add(float(number), mean, squares)
+    return {layer: moments.standards()}
 
 
 @partial(jax.jit, static_argnums=2)

@@ -9,11 +9,12 @@ import pytest
 
 from jaxalign.hf.load import load_params
 from jaxalign.hf.save import save_base
-from jaxalign.objectives.standards import Standards, standardise
+from jaxalign.objectives.standards import Moments, Standards, standardise
 from jaxalign.sharding import make_mesh
 from jaxalign.train import setup, standards
 from jaxalign.train.loop import train
 from tests.tiny import SPEC
+from tests.train.test_loop import lines
 
 LAYER = 2
 
@@ -26,11 +27,6 @@ def massive(base, tmp_path_factory):
     folder = tmp_path_factory.mktemp("massive") / "base"
     save_base(folder, params, SPEC, tokenizer_from=base)
     return str(folder)
-
-
-def losses(output):
-    lines = [json.loads(line) for line in Path(output, "log.jsonl").read_text().splitlines()]
-    return [line["align/loss"] for line in lines if line["event"] == "train"]
 
 
 def test_standards_are_the_moments_of_the_training_pairs(configure):
@@ -56,14 +52,15 @@ def test_standards_are_the_moments_of_the_training_pairs(configure):
 
 
 def test_a_constant_dimension_is_left_out():
-    mean, variance = np.array([5.0, 1e4, 0.0]), np.array([4.0, 1e-9, 0.0])
-    np.testing.assert_array_equal(Standards.of(mean, variance).scale, [0.5, 0, 0])
+    moments = Moments(3)
+    moments.add(10, np.array([5.0, 1e4, 0.0]), 10 * np.array([4.0, 1e-9, 0.0]))
+    np.testing.assert_array_equal(moments.standards().scale, [0.5, 0, 0])
 
 
 def test_a_massive_dimension_makes_the_raw_loss_flat(configure, massive, rows, tmp_path, capsys):
     # Sentences that share most words: states that are not drowned find them before any training.
-    lines = (rows / "pairs.jsonl").read_text("utf-8").splitlines()[:8]
-    texts = [json.loads(line)["text1"] for line in lines]
+    written = (rows / "pairs.jsonl").read_text("utf-8").splitlines()[:8]
+    texts = [json.loads(line)["text1"] for line in written]
     pairs = [json.dumps({"text0": text, "text1": f"please {text}"}) + "\n" for text in texts]
     (tmp_path / "eight.jsonl").write_text("".join(pairs), "utf-8")
     found = {}
@@ -76,7 +73,8 @@ def test_a_massive_dimension_makes_the_raw_loss_flat(configure, massive, rows, t
             "checkpoint.every=100", "train.eval_every=0",
         )  # fmt: skip
         train(config)
-        found[states] = losses(config.output), capsys.readouterr().out
+        losses = [line["align/loss"] for line in lines(config, "train")]
+        found[states] = losses, capsys.readouterr().out
     raw, said = found["raw"]
     assert "loss is almost flat" in said and "align.states=standardised" in said
     # Flat: cosines that differ by 1e-3 at temperature 1 move the loss by less than that.

@@ -15,6 +15,7 @@ from jaxalign.errors import UserError
 from jaxalign.train import goodput, loop, metrics, pace, warm
 from jaxalign.train.goodput import PARTS, Goodput
 from jaxalign.train.pace import Pace, Work
+from tests.train.test_log import Arriving
 from tests.train.test_loop import assert_equal, lines, use_devices, weights
 
 BACKEND = "/jax/core/compile/backend_compile_duration"
@@ -39,19 +40,6 @@ def clock(now):
     made = Goodput()
     yield made
     made.close()
-
-
-class Arriving:
-    """A number of the device: ready from `at` on; who waits for it moves the clock there."""
-
-    def __init__(self, now, at):
-        self._now, self._at = now, at
-
-    def is_ready(self):
-        return self._now.at >= self._at
-
-    def block_until_ready(self):
-        self._now.at = max(self._now.at, self._at)
 
 
 def test_the_parts_are_all_of_the_time(now, clock):
