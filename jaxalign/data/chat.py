@@ -12,12 +12,10 @@ row and the prompt of a generation are the same tokens.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from fnmatch import fnmatch
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from jaxalign.checksums import check_sums, read_sums
 from jaxalign.data.batch import Encoded
 from jaxalign.data.render import (
     LLAMA3_END,
@@ -30,8 +28,8 @@ from jaxalign.data.render import (
 )
 from jaxalign.data.show import show
 from jaxalign.data.tasks import Example
-from jaxalign.errors import UserError, brief, first_line, reading
-from jaxalign.hf.find import TOKENIZER_FILES, small_files
+from jaxalign.data.tokenizer import load_tokenizer
+from jaxalign.errors import reading
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -40,61 +38,6 @@ __all__ = [
     "LLAMA3_END", "LLAMA3_OPEN", "LLAMA3_TOKENS", "LLAMA3_TURN", "Rendered", "encode_examples",
     "encode_prompts", "encode_texts", "instruction", "load_tokenizer", "render_examples", "show",
 ]  # fmt: skip
-
-
-def load_tokenizer(path: str, revision: str | None = None) -> PreTrainedTokenizerBase:
-    """The tokenizer of a folder, hub name or gs:// address, with a pad token.
-
-    A tokenizer without a pad token pads with its end token, as the paper's code does for Llama 3;
-    padding is masked everywhere, so the choice changes no number.
-
-    Raises:
-        UserError: no tokenizer there, or neither pad nor end token.
-    """
-    from transformers import AutoTokenizer
-
-    folder = small_files(path, revision)
-    check_sums(folder, [name for name in read_sums(folder) if _of_tokenizer(name)])
-    try:
-        # A folder may name code that would run when it is loaded; none of it does.
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    # OSError, ValueError, a panic of the tokenizers library: all say the same.
-    except BaseException as error:
-        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
-            raise
-        raise UserError(
-            f"{path} holds no tokenizer that transformers can load: {first_line(error)}"
-        ) from error
-    _check_tokenizer(tokenizer, path)
-    return tokenizer
-
-
-def _check_tokenizer(tokenizer: PreTrainedTokenizerBase, path: str) -> None:
-    """A pad token, a length that is one, and a text that comes back from its tokens."""
-    if tokenizer.pad_token_id is None:
-        if tokenizer.eos_token is None:
-            raise UserError(
-                f"the tokenizer of {path} has neither a pad nor an end token; set one of them in "
-                "its tokenizer_config.json"
-            )
-        tokenizer.pad_token = tokenizer.eos_token
-    longest = tokenizer.model_max_length
-    if isinstance(longest, bool) or not isinstance(longest, int | float) or not longest >= 1:
-        raise UserError(
-            f"the tokenizer of {path}: model_max_length {brief(longest)} in tokenizer_config.json "
-            "is not a number of tokens; mend or remove it"
-        )
-    with reading(f"the tokenizer of {path}", "one that encodes a text"):
-        ids = tokenizer(["a", "b c"])["input_ids"]
-        if not all(isinstance(i, int) and 0 <= i < len(tokenizer) for row in ids for i in row):
-            raise UserError(
-                f"the tokenizer of {path} writes tokens beyond its own {len(tokenizer)}; its files "
-                "do not belong together"
-            )
-
-
-def _of_tokenizer(name: str) -> bool:
-    return "/" not in name and any(fnmatch(name, pattern) for pattern in TOKENIZER_FILES)
 
 
 def encode_texts(
