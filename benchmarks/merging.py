@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from jaxalign.base import Base, load_base
+from jaxalign.base import Base, open_base
 from jaxalign.config import load
 from jaxalign.demo import ALIGNED, ASSETS, LANGUAGES, UNALIGNED
 from jaxalign.demo.measure import Rows, read_rows, retrieval, scores
@@ -67,7 +67,7 @@ def one_seed(seed: int, out: Path, words: list[str]) -> dict[str, Any]:
         began = time.monotonic()
         paths[kind] = train(config, title=f"{kind}, seed {seed}").adapter
         print(f"{kind}, seed {seed}: {time.monotonic() - began:.0f} s", flush=True)
-    base = load_base(config)
+    base = open_base(config)
     layer = config.align.layer
     dev, test = (read_rows(ASSETS, split, LANGUAGES) for split in ("dev", "test"))
     task, align, joint = read_adapters(list(paths.values()), base.spec, lambda: base.tokenizer)

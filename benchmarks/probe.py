@@ -105,7 +105,7 @@ def main() -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from jaxalign.base import load_base
+    from jaxalign.base import open_base
     from jaxalign.config import load
 
     torch.set_num_threads(2)
@@ -116,7 +116,7 @@ def main() -> None:
             (Path(folder) / file.name).write_bytes(file.read_bytes())
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
         tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="right")
-        base = load_base(load(None, [f"model.path={folder}", "model.dtype=float32"]).config)
+        base = open_base(load(None, [f"model.path={folder}", "model.dtype=float32"]).config)
         sides = {
             "ours": lambda: ours(base, text, args.batch),
             "theirs": lambda: theirs(model, tokenizer, text, args.batch),

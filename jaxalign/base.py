@@ -1,8 +1,12 @@
-"""What writes the answers: a base that is loaded once, and adapters that take turns on it.
+"""A base, opened once: facts, tokenizer, mesh and weights, each read when it is first needed.
 
-base = load_base(config)
-system = base.wear('runs/demo/adapter')       # or base.bare()
+base = open_base(config)
+base.spec, base.tokenizer                     # no weight is read
+system = base.wear('runs/demo/adapter')       # or base.bare(); reads the weights, once
 system.write(prompts, decoding, batch_size=32)
+train(config, base=base)                      # the same weights
+
+`Opened` alone is a base without a configuration, for commands that turn files into files.
 """
 
 from __future__ import annotations
@@ -10,7 +14,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +30,13 @@ from jaxalign.data.tasks import Example
 from jaxalign.data.template import Prompts, prompts_of
 from jaxalign.errors import UserError
 from jaxalign.generate import Decoding, answer_chunks, stop_ids
-from jaxalign.hf.find import locate
-from jaxalign.hf.load import abstract_params, load_params, load_spec
+from jaxalign.hf.find import locate, small_files
+from jaxalign.hf.load import abstract_params, fingerprint, load_params, load_spec
 from jaxalign.hf.peft import load_peft
 from jaxalign.hf.tensors import weights_in
 from jaxalign.model.decoder import Decoder
 from jaxalign.model.spec import ModelSpec
-from jaxalign.settings import Config
+from jaxalign.settings import Config, MeshConfig, ModelConfig
 from jaxalign.sharding import make_mesh, shard_tree
 
 
@@ -77,15 +82,146 @@ class System:
             )
 
 
+@dataclass
+class Opened:
+    """The parts of a base; each is read when it is first asked for, and once."""
+
+    model: ModelConfig
+    axes: MeshConfig = field(default_factory=MeshConfig)
+    held: str = ""  # dtype in which the weights stay in memory; empty: `model.dtype`
+    _weights: Any = None
+
+    @property
+    def path(self) -> str:
+        """Folder or hub name, as it was given."""
+        return self.model.path
+
+    @cached_property
+    def files(self) -> Path:
+        """The folder of its small files; the weights need not be there."""
+        return small_files(self.path, self.model.revision)
+
+    @property
+    def whole(self) -> Path:
+        """Its folder with the weights, which are fetched where they are missing."""
+        return locate(self.path, self.model.revision)
+
+    @cached_property
+    def spec(self) -> ModelSpec:
+        """Its facts."""
+        return load_spec(self.path, self.model.revision)
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """Its tokenizer, with a pad token."""
+        return load_tokenizer(self.path, self.model.revision)
+
+    @property
+    def its_tokenizer(self) -> Any:
+        """Its tokenizer; None where it comes without one."""
+        return self.tokenizer if any(self.files.glob("tokenizer*")) else None
+
+    @cached_property
+    def mesh(self) -> Mesh:
+        """The devices, as `mesh.*` orders them."""
+        return make_mesh(*dataclasses.astuple(self.axes))
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """By which the same base is known again; its files are complete then."""
+        return fingerprint(self.path, self.model.revision)
+
+    @property
+    def params(self) -> Any:
+        """The weights on the mesh in `model.dtype`."""
+        return self.weights(self.model.dtype)
+
+    def weights(self, dtype: Any) -> Any:
+        """The weights on the mesh: those that are held, rounded to `dtype`, or read again where
+        they were held in fewer bits.
+
+        Raises:
+          UserError: weights that are missing or cannot be run.
+        """
+        wanted, held = jnp.dtype(dtype), jnp.dtype(self.held or self.model.dtype)
+        if wanted.itemsize > held.itemsize:
+            self.held, self._weights, held = wanted.name, None, wanted
+        if self._weights is None:
+            shardings = shard_tree(self.mesh, abstract_params(self.spec, held))
+            self._weights = load_params(
+                self.path, self.spec, held, shardings, self.model.revision, self.model.quantize
+            )
+        if wanted == held:
+            return self._weights
+        return jax.tree.map(lambda leaf: leaf.astype(wanted), self._weights)
+
+    def take(self, dtype: Any) -> Any:
+        """As `weights`, for whoever changes them in place: they are forgotten here."""
+        weights, self._weights = self.weights(dtype), None
+        return weights
+
+    def check_vocabulary(self) -> None:
+        """Whether the model has an embedding for each token of its tokenizer.
+
+        Raises:
+          UserError: it has not.
+        """
+        if len(self.tokenizer) > self.spec.vocab:
+            raise UserError(
+                f"{self.path}: the tokenizer knows {len(self.tokenizer)} tokens, the model only "
+                f"{self.spec.vocab}; they do not belong together"
+            )
+
+
 @dataclass(frozen=True)
 class Base:
-    """The base model of a configuration, on its mesh."""
+    """An opened base under a configuration: how it is asked, decoded and given adapters."""
 
     config: Config
-    spec: ModelSpec
-    params: Any  # None: not loaded yet
-    tokenizer: Any
-    mesh: Mesh
+    opened: Opened
+
+    @property
+    def spec(self) -> ModelSpec:
+        """The model's facts."""
+        return self.opened.spec
+
+    @property
+    def tokenizer(self) -> Any:
+        """The base's tokenizer."""
+        return self.opened.tokenizer
+
+    @property
+    def mesh(self) -> Mesh:
+        """The devices."""
+        return self.opened.mesh
+
+    @property
+    def params(self) -> Any:
+        """The weights in `model.dtype`."""
+        return self.opened.params
+
+    @property
+    def fingerprint(self) -> str:
+        """By which the same base is known again."""
+        return self.opened.fingerprint
+
+    def under(self, config: Config) -> Base:
+        """The same opened base under another configuration.
+
+        Raises:
+          UserError: it names another model, or other devices.
+        """
+        for key, mine, asked in (
+            *((f"model.{name}", getattr(self.opened.model, name), getattr(config.model, name))
+              for name in ("path", "revision", "dtype", "quantize")),
+            ("mesh", self.opened.axes, config.mesh),
+        ):  # fmt: skip
+            if mine != asked:
+                raise UserError(
+                    f"{key}: the base was opened with {mine}, this configuration has {asked}; "
+                    "open the base with the configuration that uses it"
+                )
+        return dataclasses.replace(self, config=config)
 
     def bare(self) -> System:
         """The base alone."""
@@ -114,26 +250,6 @@ class Base:
     def decoder(self, adapter: Lora | None = None) -> Decoder:
         """The decoder that runs these weights, by the kernels that `model.attention` names."""
         return Decoder(self.spec, adapter, attention=self.config.model.attention)
-
-    def with_weights(self) -> Base:
-        """The same with its weights, which `prepare_base` leaves out.
-
-        Raises:
-          UserError: weights that are missing or cannot be run.
-        """
-        if self.params is not None:
-            return self
-        model = self.config.model
-        dtype = jnp.dtype(model.dtype)
-        params = load_params(
-            model.path,
-            self.spec,
-            dtype,
-            shard_tree(self.mesh, abstract_params(self.spec, dtype)),
-            model.revision,
-            model.quantize,
-        )
-        return dataclasses.replace(self, params=params)
 
     def prompts_of(self, adapter: str) -> Prompts:
         """How a system with this adapter is asked; its weights are not read.
@@ -198,26 +314,19 @@ class Base:
         return System(decoder, params, lora, self.mesh, self.stops(prompts), prompts)
 
 
-def load_base(config: Config) -> Base:
-    """The base of `model.path`, sharded over the mesh, in `model.dtype`.
+def open_base(config: Config, held: str = "") -> Base:
+    """The base of `model.path`; nothing of it is read yet.
+
+    Args:
+      config: `model.*` and `mesh.*` say what is opened, the rest how it is used.
+      held: dtype in which the weights stay in memory; empty: `model.dtype`.
 
     Raises:
-      UserError: no such model or tokenizer, or one that cannot be run.
-    """
-    return prepare_base(config).with_weights()
-
-
-def prepare_base(config: Config) -> Base:
-    """The base without its weights: enough to build prompts and to check adapters by.
-
-    Raises:
-      UserError: no such model or tokenizer, or a mesh that these devices do not make.
+      UserError: no model is named.
     """
     if not config.model.path:
         raise UserError("model.path is empty; name a folder in Hugging Face layout or a hub model")
-    spec = load_spec(config.model.path, config.model.revision)
-    tokenizer = load_tokenizer(config.model.path, config.model.revision)
-    return Base(config, spec, None, tokenizer, make_mesh(*dataclasses.astuple(config.mesh)))
+    return Base(config, Opened(config.model, config.mesh, held))
 
 
 def weights_digest(adapter: str) -> str:

@@ -90,19 +90,9 @@ def _train(args: argparse.Namespace) -> int:
 
     multihost.start()
     keep_programs()
-    from jaxalign.evaluate.during import sample_judge
-    from jaxalign.paths import Desk
-    from jaxalign.settings import AUTO
-    from jaxalign.train.loop import train
+    import jaxalign
 
-    if config.align.layer == AUTO:
-        with Desk(config.output) as desk:  # what cannot be written costs no probe
-            from jaxalign.probe.auto import settle
-
-            config.align.layer, sentence = settle(config, desk.output)
-        if multihost.is_main():
-            print(sentence)
-    result = train(config, judge=sample_judge(config))
+    result = jaxalign.train(config)
     if multihost.is_main():
         for name, value in result.metrics.items():
             print(f"{name:44s} {value:10.4f}")

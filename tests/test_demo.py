@@ -14,12 +14,10 @@ from jaxalign.data.sources import read
 from jaxalign.demo import ALIGNED, ASSETS, LANGUAGES
 from jaxalign.demo.corpus import normal
 from jaxalign.sharding import make_mesh
-from jaxalign.train import setup
 
 
 def test_demo_reports_what_it_measured(tmp_path, capsys, monkeypatch):
     one = partial(make_mesh, devices=jax.devices()[:1])
-    monkeypatch.setattr(setup, "make_mesh", one)
     monkeypatch.setattr(base, "make_mesh", one)
     out = tmp_path / "demo"
     words = ["train.steps=3", "train.eval_every=0", "batch.size=8", "batch.pairs=8",

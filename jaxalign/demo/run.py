@@ -19,7 +19,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from jaxalign.base import load_base
+from jaxalign.base import open_base
 from jaxalign.config import load
 from jaxalign.demo import ALIGNED, ASSETS, LANGUAGES, UNALIGNED
 from jaxalign.demo.measure import read_rows, retrieval, scores
@@ -44,7 +44,7 @@ def demo(out: str, seeds: int = 1, settings: Sequence[str] = ()) -> dict[str, An
       What demo.json holds.
     """
     console, started = Console(), time.monotonic()
-    base = load_base(load(CONFIG, settings).config)
+    base = open_base(load(CONFIG, settings).config)
     rows = read_rows(ASSETS, "test", LANGUAGES)
     found: dict[str, Any] = {
         "runs": [],
@@ -55,7 +55,7 @@ def demo(out: str, seeds: int = 1, settings: Sequence[str] = ()) -> dict[str, An
             output = f"{out}/{kind}" if seeds == 1 else f"{out}/{kind}_{seed}"
             config = load(CONFIG, [f"output={output}", f"seed={seed}", *settings, *words]).config
             began = time.monotonic()
-            result = train(config, title=NAMES[kind])
+            result = train(config, title=NAMES[kind], base=base)
             if not result.complete:  # half a run is nothing to compare
                 raise SystemExit(result.exit_code)
             trained = time.monotonic() - began

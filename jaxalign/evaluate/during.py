@@ -46,7 +46,7 @@ def sample_judge(config: Config) -> Callable[[Any, Any], dict[str, float]] | Non
         if not run.adapter:
             dtype = jnp.dtype(config.model.dtype)
             params, lora = jax.tree.map(lambda leaf: leaf.astype(dtype), state.trained), None
-        base = Base(config, run.spec, params, run.tokenizer, run.mesh)
+        base: Base = run.base
         prompts, _ = base.encode(flat)
         system = base.system(base.decoder(run.adapter), params, lora)
         answers: list[list[int]] = [[] for _ in prompts]

@@ -3,9 +3,9 @@
 Files of predictions, adapters, chat templates, prompts and old answers: whatever is wrong with one
 of them is told within seconds, not after an hour of answers.
 
-    base = prepare_base(config)
+    base = open_base(config)
     asked = prepare(base, Entrant('sft', 'runs/sft/adapter'), golds, Path('runs/eval/sft'))
-    texts = answer(asked.prompts, asked.known, lambda: loaded().wear(...), base)
+    texts = answer(asked.prompts, asked.known, lambda: asked.system(base), base)
 """
 
 from __future__ import annotations
@@ -25,7 +25,6 @@ from jaxalign.evaluate.answers import Answers
 from jaxalign.evaluate.entrants import Entrant
 from jaxalign.evaluate.gold import kind_of
 from jaxalign.hf.find import locate
-from jaxalign.hf.load import fingerprint
 from jaxalign.hf.peft import load_peft
 from jaxalign.hf.peft_config import named_base
 from jaxalign.multihost import is_main
@@ -102,7 +101,7 @@ def identity(base: Base, entrant: Entrant, how: Prompts) -> dict[str, Any]:
     for name in ("long", "batch"):  # about prompts, which are compared themselves; about speed
         settings.pop(name)
     return {
-        "base": fingerprint(config.model.path, config.model.revision),
+        "base": base.fingerprint,
         "adapter_weights": adapter,
         "dtype": config.model.stored,
         "stop_tokens": sorted(base.stops(how)),

@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
 
-from jaxalign.base import prepare_base
+from jaxalign.base import open_base
 from jaxalign.errors import UserError
 from jaxalign.evaluate.answers import answer
 from jaxalign.evaluate.compare import Comparison, System, check_groups, compare
@@ -121,7 +121,7 @@ def _answers(
     ]
     if not models:
         return {}
-    base = prepare_base(config)
+    base = open_base(config)
     waiting: dict[str, Asked] = {}
     for label, entrant in models:
         shown = golds
@@ -130,14 +130,13 @@ def _answers(
         examples = [gold.example for rows in shown.values() for gold in rows]
         waiting[label] = prepare(base, entrant, examples, Path(out, label, ANSWERS_FILE))
         tell(waiting[label].notes, console)
-    loaded = cache(base.with_weights)
     found: dict[str, Texts] = {}
     for label, asked in waiting.items():
         flat = iter(
             answer(
                 asked.prompts,
                 asked.known,
-                lambda asked=asked: asked.system(loaded()),  # type: ignore[misc]
+                lambda asked=asked: asked.system(base),  # type: ignore[misc]
                 base,
                 label,
             )

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from jaxalign.base import decoding_of, prepare_base
+from jaxalign.base import decoding_of, open_base
 from jaxalign.data.sources import Record
 from jaxalign.data.tasks import render
 from jaxalign.errors import UserError
@@ -55,10 +55,10 @@ def write(
     console = Console(quiet=not is_main(), highlight=False)
     if prompts:
         examples = [render(kind_of(config), _asked(config, text)) for text in prompts]
-        base = prepare_base(config)
+        base = open_base(config)
         asked = prepare(base, entrant, examples)
         tell(asked.notes, console)
-        system = asked.system(base.with_weights())
+        system = asked.system(base)
         answers = system.write(asked.prompts, decoding_of(config), config.generate.batch)
         if is_main():
             for text in base.decode(answers):
@@ -67,11 +67,11 @@ def write(
     golds = questions(config, data)
     path = Path(out or f"{config.output}/answers.jsonl")
     check_file(path, "--out")
-    base = prepare_base(config)
+    base = open_base(config)
     cache = path.with_name(path.name + ".cache")
     asked = prepare(base, entrant, [gold.example for gold in golds], cache)
     tell(asked.notes, console)
-    texts = answer(asked.prompts, asked.known, lambda: asked.system(base.with_weights()), base)
+    texts = answer(asked.prompts, asked.known, lambda: asked.system(base), base)
     if is_main():
         rows = (
             {"id": gold.id, "language": gold.language, "question": gold.example.prompt,

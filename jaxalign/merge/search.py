@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from jaxalign.adapters.lora import Lora
-from jaxalign.base import Base, decoding_of, load_base, name_of
+from jaxalign.base import Base, decoding_of, name_of, open_base
 from jaxalign.data.loader import task_stream
 from jaxalign.data.sources import nearest
 from jaxalign.data.template import Prompts, prompts_by
@@ -126,7 +126,7 @@ def search(
     judged = _validation(config, data)
     golds = read_golds(judged)
     metric = _check_metric(judged, golds, metric)
-    base = load_base(config)
+    base = open_base(config)
     sources = read_adapters(paths, base.spec, lambda: base.tokenizer)
     console = Console(quiet=not is_main())
     warn(sources, config.model.path, console)

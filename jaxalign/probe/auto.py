@@ -1,6 +1,6 @@
 """`align.layer=auto`: a probe of the base on the run's own pairs says which layer to align.
 
-choice = choose(config)
+choice = choose(open_base(config))
 choice.sentence()       # align.layer=auto chose block 14 of 32 (44% of the depth): ...
 """
 
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import tempfile
 
+from jaxalign.base import Base
 from jaxalign.data import sources
 from jaxalign.data.pairs import to_pair
 from jaxalign.errors import UserError
@@ -20,17 +21,17 @@ from jaxalign.train.record import chosen_layer
 FEWEST, MOST = 32, 200  # pairs of two languages: fewer say nothing, more say nothing new
 
 
-def settle(config: Config, output: str) -> tuple[int, str]:
+def settle(base: Base, output: str) -> tuple[int, str]:
     """What `align.layer=auto` stands for, with a sentence: what the run in `output` chose before,
     or what a probe says."""
     known = chosen_layer(output)
     if known is not None:
         return known, f"align.layer=auto: block {known}, as this run chose before"
-    choice = choose(config)
+    choice = choose(base)
     return choice.layer, choice.sentence()
 
 
-def choose(config: Config) -> Choice:
+def choose(base: Base) -> Choice:
     """The layer at which the bare base retrieves the sentences of `align.train` best.
 
     Up to 200 pairs of each pair of languages; the mean over the pairs of languages and both
@@ -41,10 +42,11 @@ def choose(config: Config) -> Choice:
     Raises:
       UserError: no pair of languages has enough pairs, or no block finds anything.
     """
+    config = base.config
     corpora = _corpora(config)
     with tempfile.TemporaryDirectory() as folder:
         table = measure_corpora(
-            config,
+            base,
             corpora,
             [Probed("base")],
             folder,

@@ -1,6 +1,6 @@
 """Whatever can be wrong with a probe, found before the model is loaded.
 
-check(config, corpora, [Probed('base'), Probed('a', 'runs/a/adapter')], 'report', ...)
+check(base, corpora, [Probed('base'), Probed('a', 'runs/a/adapter')], 'report', ...)
 """
 
 from __future__ import annotations
@@ -10,15 +10,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from jaxalign.base import Base
 from jaxalign.errors import UserError
-from jaxalign.hf.load import load_spec
 from jaxalign.hf.peft import load_peft
 from jaxalign.paths import check_writable
 from jaxalign.probe.corpus import Parallel
 from jaxalign.probe.forms import FORMS
 from jaxalign.probe.items import Items, check_pivot
 from jaxalign.probe.states import POOLINGS
-from jaxalign.settings import Config
 
 
 @dataclass(frozen=True)
@@ -30,7 +29,7 @@ class Probed:
 
 
 def check(
-    config: Config,
+    base: Base,
     corpora: Sequence[Parallel],
     systems: Sequence[Probed],
     out: str,
@@ -62,10 +61,9 @@ def check(
     if items:
         check_pivot(items, pivot)
     check_writable(Path(out), "--out")
-    spec = load_spec(config.model.path, config.model.revision) if config.model.path else None
     for system in systems:
-        if system.adapter and spec:
-            load_peft(system.adapter, spec)
+        if system.adapter:
+            load_peft(system.adapter, base.spec)
 
 
 def check_systems(systems: Sequence[Probed]) -> None:

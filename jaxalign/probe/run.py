@@ -14,9 +14,8 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from jaxalign.base import Base, System, load_base, weights_digest
+from jaxalign.base import Base, System, open_base, weights_digest
 from jaxalign.data.languages import find_language
-from jaxalign.hf.load import fingerprint
 from jaxalign.multihost import is_main
 from jaxalign.probe.choice import Choice, as_json, choose_layer
 from jaxalign.probe.corpus import Parallel, read_parallel
@@ -78,13 +77,14 @@ def probe(
     if scores:
         read_scores(scores, Names(tuple(s.name for s in systems), tuple(have), pivot))
     return measure_corpora(
-        config, corpora, systems, out, poolings=poolings, pivot=pivot, dtype=dtype, width=width,
-        neurons=neurons, items=read_items(items, have) if items else None, states_as=states_as,
+        open_base(config), corpora, systems, out, poolings=poolings, pivot=pivot, dtype=dtype,
+        width=width, neurons=neurons, items=read_items(items, have) if items else None,
+        states_as=states_as,
     )  # fmt: skip
 
 
 def measure_corpora(
-    config: Config,
+    base: Base,
     corpora: Sequence[Parallel],
     systems: Sequence[Probed],
     out: str,
@@ -99,9 +99,9 @@ def measure_corpora(
 ) -> Table:
     """As `probe`, on text and items that are already read."""
     forms = ("raw", *(form for form in states_as if form != "raw"))
-    check(config, corpora, systems, out, poolings=poolings, pivot=pivot, dtype=dtype, forms=forms,
+    check(base, corpora, systems, out, poolings=poolings, pivot=pivot, dtype=dtype, forms=forms,
           width=width, neurons=neurons, items=items)  # fmt: skip
-    base = load_base(config)
+    config = base.config
     parts = []
     asked: list[dict[str, dict[str, np.ndarray]]] = []  # of each system: score -> language -> [L+1]
     with Progress(
@@ -119,7 +119,7 @@ def measure_corpora(
         for system in systems:
             weights = base.wear(system.adapter) if system.adapter else base.bare()
             stored.append(
-                _states(config, base, system, weights, corpora, Path(out), poolings, dtype,
+                _states(base, system, weights, corpora, Path(out), poolings, dtype,
                         sentences)
             )  # fmt: skip
             if bar.disable and is_main():  # a log, where the bar would not move
@@ -154,7 +154,6 @@ def _sentences(corpora: Sequence[Parallel]) -> int:
 
 
 def _states(
-    config: Config,
     base: Base,
     system: Probed,
     weights: System,
@@ -165,8 +164,9 @@ def _states(
     report: Callable[[int], None],
 ) -> list[dict[str, np.ndarray]]:
     """Per corpus: pooling -> [L+1, G, N, D] on disk."""
+    config = base.config
     identity = {
-        "base": fingerprint(config.model.path, config.model.revision),
+        "base": base.fingerprint,
         "adapter": weights_digest(system.adapter) if system.adapter else "",
         "weights": config.model.stored,
     }

@@ -247,8 +247,8 @@ def check_fit(config: Config, spec: ModelSpec, mesh: Mesh) -> None:
     if "align" in active:
         if config.align.layer == AUTO:
             raise UserError(
-                "align.layer=auto is for the command line; from Python call "
-                "jaxalign.probe.auto.choose(config) first and set align.layer to its layer"
+                "align.layer=auto needs the weights of the base; call jaxalign.train(config), "
+                "which measures its layers, or name one"
             )
         check_tap(spec, config.align.layer)
 

@@ -10,7 +10,6 @@ import signal
 from dataclasses import dataclass, field
 
 from jaxalign.data.template import TOKENIZER_FILE, template_files, trained_with
-from jaxalign.hf.find import small_files
 from jaxalign.hf.peft import save_peft
 from jaxalign.hf.save import save_base
 from jaxalign.multihost import barrier
@@ -102,7 +101,7 @@ def finish(
         state = store.best_weights(run.abstract_state, progress.best_step, start.identity).state
     folder = desk.folder / name
     # Prompts must look as they did in training, whoever builds them.
-    template = trained_with(run.tokenizer, run.config)
+    template = trained_with(run.base.tokenizer, run.config)
     if run.adapter:
         save_peft(
             folder,
@@ -113,7 +112,7 @@ def finish(
             texts=template_files(template),
         )
     else:
-        base = small_files(run.config.model.path, run.config.model.revision)
+        base = run.base.opened.files
         save_base(
             folder,
             state.trained,

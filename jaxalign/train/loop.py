@@ -19,6 +19,7 @@ from typing import Any
 
 import jax
 
+from jaxalign.base import Base
 from jaxalign.config import to_yaml
 from jaxalign.data.loader import prefetch
 from jaxalign.hf.peft_config import vllm_limits
@@ -46,7 +47,9 @@ from jaxalign.train.watch import Watch
 Judge = Callable[[Run, TrainState], dict[str, float]]
 
 
-def train(config: Config, title: str = "training", judge: Judge | None = None) -> Result:
+def train(
+    config: Config, title: str = "training", judge: Judge | None = None, base: Base | None = None
+) -> Result:
     """Trains as the configuration says, resuming where an earlier run of it stopped.
 
     Args:
@@ -55,6 +58,7 @@ def train(config: Config, title: str = "training", judge: Judge | None = None) -
       judge: looked up at every validation for more `eval/...` values, such as scores of what the
         model writes; every process calls it. Its attribute `scores`, if it has one, names those
         of which more is better.
+      base: the base of this configuration, where it is opened already.
 
     Raises:
       UserError: anything the user can mend; see `setup.prepare` and `Checkpoints`.
@@ -66,7 +70,7 @@ def train(config: Config, title: str = "training", judge: Judge | None = None) -
     ):
         if done := record.over(config, desk):
             return done
-        run = prepare(config, getattr(judge, "scores", None) if judge else ())
+        run = prepare(config, getattr(judge, "scores", None) if judge else (), base)
         with jax.set_mesh(run.mesh):
             return _train(run, title, judge, desk, watch)
 

@@ -144,7 +144,7 @@ def check_same(run: Run, meta: dict, data: dict[str, str] | None = None) -> None
       UserError: another base, other rows, other settings, or fewer updates than are done.
     """
     output = run.config.output
-    if meta["base"] != run.base:
+    if meta["base"] != run.base.fingerprint:
         raise UserError(
             f"{output} was trained on another base model (it was {meta['model']}, now "
             f"{run.config.model.path}); use that base, or another output"
@@ -188,7 +188,7 @@ def meta_of(
     return {
         "step": step,
         "run": start.identity,
-        "base": run.base,
+        "base": run.base.fingerprint,
         "model": run.config.model.path,
         "data": start.data,
         "total": run.total,

@@ -21,17 +21,15 @@ import numpy as np
 
 from jaxalign.adapters import lora as lora_adapter
 from jaxalign.adapters.lora import Lora
+from jaxalign.base import Base, open_base
 from jaxalign.checksums import text_digest
-from jaxalign.data.chat import load_tokenizer
 from jaxalign.data.loader import Stream, pair_stream, task_stream
 from jaxalign.errors import UserError
-from jaxalign.hf.load import abstract_params, fingerprint, load_params, load_spec
 from jaxalign.hf.peft import load_peft
 from jaxalign.model.spec import ModelSpec
 from jaxalign.multihost import agree
 from jaxalign.objectives import Loss
 from jaxalign.settings import AlignConfig, Config, TaskConfig, flatten
-from jaxalign.sharding import make_mesh, shard_tree
 from jaxalign.train.aim import Aim, aim_of, measured_by
 from jaxalign.train.design import Design, active_phases, adapter_of, check_fit, design, placed
 from jaxalign.train.state import Frozen, TrainState
@@ -43,11 +41,10 @@ STREAMS: dict[str, Callable[..., Stream]] = {"task": task_stream, "align": pair_
 class Run(Design):
     """One prepared run: the design with its arrays and its data."""
 
-    tokenizer: Any
+    base: Base  # under this run's configuration
     train: dict[str, Stream]
     valid: dict[str, Stream]
     total: int  # updates
-    base: str  # fingerprint of the base
     aim: Aim | None  # what chooses the best checkpoint; None where nothing is measured
     # Called between the parts of long work (validation, answers); raises where the run should stop.
     look_up: Callable[[], None] = lambda: None
@@ -70,12 +67,13 @@ class Run(Design):
         return placed(self.state, self.shardings)
 
 
-def prepare(config: Config, scores: Collection[str] | None = ()) -> Run:
+def prepare(config: Config, scores: Collection[str] | None = (), base: Base | None = None) -> Run:
     """Reads data and model and builds the jitted step.
 
     Args:
       config: the run.
       scores: what a judge of answers measures besides; None: not known beforehand.
+      base: the base of this configuration, where it is opened already.
 
     Raises:
       UserError: anything in the configuration, the data or the checkpoint that cannot work.
@@ -87,18 +85,12 @@ def prepare(config: Config, scores: Collection[str] | None = ()) -> Run:
             raise UserError(
                 f"{name}.train is empty; name its files, or set {name}.weight=0 to train without it"
             )
-    if not config.model.path:
-        raise UserError("model.path is empty; name a folder in Hugging Face layout or a hub model")
-    mesh = make_mesh(*dataclasses.astuple(config.mesh))
-    spec = load_spec(config.model.path, config.model.revision)
+    base = base.under(config) if base else open_base(config)
+    mesh, spec = base.mesh, base.spec
     check_fit(config, spec, mesh)
     adapter, start = _adapter(config, spec)
-    tokenizer = load_tokenizer(config.model.path, config.model.revision)
-    if len(tokenizer) > spec.vocab:
-        raise UserError(
-            f"{config.model.path}: the tokenizer knows {len(tokenizer)} tokens, the model only "
-            f"{spec.vocab}; they do not belong together"
-        )
+    base.opened.check_vocabulary()
+    tokenizer = base.tokenizer
     train = {name: STREAMS[name](config, tokenizer) for name in active}
     valid = {
         name: STREAMS[name](config, tokenizer, "valid") for name in active if parts[name].valid
@@ -111,32 +103,23 @@ def prepare(config: Config, scores: Collection[str] | None = ()) -> Run:
     with jax.set_mesh(mesh):
         names = measured_by(config.train.metric, valid, partial(_losses, plan))
     aim = aim_of(config, names, scores)
-    params = load_params(
-        config.model.path,
-        spec,
-        plan.held,
-        shard_tree(mesh, abstract_params(spec, plan.held)),
-        config.model.revision,
-        config.model.quantize,
-    )
     if adapter is None:
-        trained, base = params, None
+        trained, frozen = base.opened.take(plan.held), None
     else:
+        frozen = base.opened.weights(plan.held)
         key = jax.random.fold_in(jax.random.key(config.seed), 1)
         fresh = jax.jit(partial(lora_adapter.init, adapter, spec))
-        trained = start or fresh(key, params if adapter.dora else None)
-        base = params
+        trained = start or fresh(key, frozen if adapter.dora else None)
     trained = jax.device_put(trained, plan.shardings.trained)
     create = partial(TrainState.create, optimiser=plan.optimiser)
     state = jax.jit(create, out_shardings=plan.shardings)(trained)
     return Run(
-        **vars(plan) | {"frozen": Frozen(base, plan.frozen.standards), "state": state},
-        tokenizer=tokenizer,
+        **vars(plan) | {"frozen": Frozen(frozen, plan.frozen.standards), "state": state},
+        base=base,
         train=train,
         valid=valid,
         total=total,
         aim=aim,
-        base=fingerprint(config.model.path, config.model.revision),
     )
 
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxalign import base as bases
 from jaxalign.adapters import dora
 from jaxalign.adapters.lora import Lora, init, per_block, settle
 from jaxalign.errors import UserError
@@ -170,7 +171,7 @@ def test_gradients_are_pefts(tmp_path, name):
 
 @pytest.fixture
 def one_device(monkeypatch):
-    monkeypatch.setattr(setup, "make_mesh", lambda *_: make_mesh(devices=jax.devices()[:1]))
+    monkeypatch.setattr(bases, "make_mesh", lambda *_: make_mesh(devices=jax.devices()[:1]))
 
 
 def test_trained_and_written(configure, base, one_device, capsys):

@@ -64,7 +64,7 @@ import os, random, shutil, signal, sys, time
 from pathlib import Path
 from jaxalign.config import load
 from jaxalign.data.template import Prompts
-from jaxalign.evaluate import prepare, run
+from jaxalign.evaluate import run
 from jaxalign.generate import chunks
 
 work, data, kills = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
@@ -72,19 +72,18 @@ config = load(None, ["task.kind=intent_slots", f"evaluate.data=[{data}]", "evalu
                      "evaluate.rows=6", "generate.batch=2", "log.progress=none"]).config
 
 class Made:
-    prompts, params = Prompts(None, "chat"), {}
+    prompts, params, fingerprint = Prompts(None, "chat"), {}, "made up"
     def __init__(self, config): self.config = config
     def encode(self, examples, how): return [[*e.prompt.encode()] for e in examples], 0
     def decode(self, answers): return [bytes(a).decode() for a in answers]
     def stops(self, how): return (2,)
-    def with_weights(self): return self
     def bare(self): return self
     def chunks(self, prompts, decoding, batch, numbers):
         for rows in chunks([len(p) for p in prompts], batch):
             time.sleep(0.004)
             yield rows, [list(f"intent: a; datetime: {numbers[i]}".encode()) for i in rows]
 
-run.prepare_base, prepare.fingerprint = Made, lambda *_: "made up"
+run.open_base = Made
 
 def files(folder):
     return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}

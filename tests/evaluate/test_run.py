@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from jaxalign.base import System, load_base, name_of
+from jaxalign.base import System, name_of, open_base
 from jaxalign.errors import UserError
 from jaxalign.evaluate import run as running
 from jaxalign.evaluate.gold import read_golds, solved_examples, with_shots
@@ -116,7 +116,7 @@ def test_shots_are_turns_before_the_question(judged):
     config = judged("evaluate.shots=2")
     golds = read_golds(config)
     shown = with_shots(golds, solved_examples(config))
-    base = load_base(config)
+    base = open_base(config)
     (plain,), _ = base.encode([golds["de"][0].example])
     (prompt,), _ = base.encode([shown["de"][0].example])
     text = base.tokenizer.decode(prompt)
@@ -130,16 +130,16 @@ def test_shots_are_turns_before_the_question(judged):
 
 def test_long_prompts(judged, golds):
     config = judged("generate.max_new_tokens=480")
-    base = load_base(config)
+    base = open_base(config)
     examples = [gold.example for gold in read_golds(config)["en"]]
     with pytest.raises(
         UserError, match=r"test.en.jsonl:1: the prompt has \d+ tokens .*generate.long=cut"
     ):
         base.encode(examples)
     config.generate.long = "cut"
-    prompts, cut = load_base(config).encode(examples)
+    prompts, cut = open_base(config).encode(examples)
     assert cut == len(examples) and {len(p) for p in prompts} == {32}
-    whole, _ = load_base(judged()).encode(examples)
+    whole, _ = open_base(judged()).encode(examples)
     assert prompts[0] == whole[0][-32:]  # the question at the end stays
 
 

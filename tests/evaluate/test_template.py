@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from transformers import AutoTokenizer
 
-from jaxalign.base import load_base
+from jaxalign.base import open_base
 from jaxalign.config import load
 from jaxalign.data.chat import encode_prompts, load_tokenizer
 from jaxalign.data.tasks import Example
@@ -51,11 +51,11 @@ def trained(llama_base, golds, tmp_path_factory):  # noqa: F811
     ).config  # fmt: skip
     import jax
 
+    from jaxalign import base as bases
     from jaxalign.sharding import make_mesh
-    from jaxalign.train import setup
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(setup, "make_mesh", lambda *axes: make_mesh(*axes, devices=jax.devices()[:1]))
+        patch.setattr(bases, "make_mesh", lambda *axes: make_mesh(*axes, devices=jax.devices()[:1]))
         return Path(train(config).adapter)
 
 
@@ -77,16 +77,16 @@ def adapter(trained, llama_base, tmp_path):  # noqa: F811
     """text or None -> that adapter alone, in a folder that records no settings of a run."""
 
     def build(text, name="alone"):
-        lora, adapter = load_peft(trained, load_base_spec(llama_base))
+        lora, adapter = load_peft(trained, base_spec(llama_base))
         texts = {} if text is None else {"chat_template.jinja": text}
-        save_peft(tmp_path / name, lora, load_base_spec(llama_base), adapter,
+        save_peft(tmp_path / name, lora, base_spec(llama_base), adapter,
                   base_name=llama_base, texts=texts)  # fmt: skip
         return str(tmp_path / name)
 
     return build
 
 
-def load_base_spec(folder):
+def base_spec(folder):
     from jaxalign.hf.load import load_spec
 
     return load_spec(folder)
@@ -148,12 +148,12 @@ def test_generate_tells_it_too(judge, trained, capsys):
 
 
 def test_a_chat_adapter_under_another_setting(judge, adapter):
-    base = load_base(judge("prompt.template=llama3_paper"))
+    base = open_base(judge("prompt.template=llama3_paper"))
     own = stored(Path(judge().model.path))
     found = prompts_of(base.tokenizer, "llama3_paper", Path(adapter(own)), "a")
     assert found.template == "chat" and "remove its chat_template.jinja if" in found.note
     (gold, *_) = read_golds(judge())["de"]
-    chat, _ = load_base(judge()).encode([gold.example])
+    chat, _ = open_base(judge()).encode([gold.example])
     assert base.encode([gold.example], found)[0] == chat
 
 
@@ -168,7 +168,7 @@ def test_a_chat_adapter_under_another_setting(judge, adapter):
 )
 def test_a_broken_template_is_told(judge, adapter, text, message):
     with pytest.raises(UserError) as error:
-        load_base(judge()).wear(adapter(text))
+        open_base(judge()).wear(adapter(text))
     assert message in str(error.value)
 
 
@@ -177,7 +177,7 @@ def test_a_template_that_is_no_text(judge, adapter):
     (folder / "SHA256SUMS").unlink()
     (folder / "chat_template.jinja").write_bytes(b"\xff\xfe{{")
     with pytest.raises(UserError, match=r"chat_template.jinja: is not a text in UTF-8"):
-        load_base(judge()).wear(str(folder))
+        open_base(judge()).wear(str(folder))
 
 
 def test_a_record_of_the_paper_s_layout_beats_an_older_file(trained, llama_base, tmp_path):  # noqa: F811

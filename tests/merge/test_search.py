@@ -6,7 +6,8 @@ import json
 import numpy as np
 import pytest
 
-from jaxalign.base import load_base
+from jaxalign import base as bases
+from jaxalign.base import open_base
 from jaxalign.cli import main
 from jaxalign.errors import UserError
 from jaxalign.evaluate.run import Entrant, evaluate, score
@@ -99,7 +100,8 @@ def test_candidates_write_what_their_merged_adapters_write(
     validated, judged, paths, tmp_path, capsys, monkeypatch
 ):
     loaded, written = [], []
-    monkeypatch.setattr(searching, "load_base", lambda c: loaded.append(c) or load_base(c))
+    load = bases.load_params
+    monkeypatch.setattr(bases, "load_params", lambda *a: loaded.append(a) or load(*a))
     monkeypatch.setattr(
         searching, "score", lambda *given: written.append(given[2]) or score(*given)
     )
@@ -159,7 +161,7 @@ def test_loss_is_the_tasks_validation_loss(validated, paths, tmp_path):
     values = [found.of_group(one, "all") for one in found.candidates]
     assert found.best == int(np.argmin(values)) and values[0] != values[1]
 
-    model = load_base(config)
+    model = open_base(config)
     lora, adapter = load_peft(paths[0], SPEC)
     one = dataclasses.replace(config, task=dataclasses.replace(config.task, languages=["de"]))
     stream = task_stream(one, model.tokenizer, "valid")

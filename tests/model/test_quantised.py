@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxalign import base as bases
 from jaxalign.adapters.lora import Lora, init, merge, settle
 from jaxalign.config import load
 from jaxalign.demo import ASSETS
@@ -303,7 +304,7 @@ def test_settings_that_contradict_each_other():
 
 @pytest.mark.slow
 def test_a_run(configure, base, monkeypatch):
-    monkeypatch.setattr(setup, "make_mesh", lambda *_: make_mesh(devices=jax.devices()[:1]))
+    monkeypatch.setattr(bases, "make_mesh", lambda *_: make_mesh(devices=jax.devices()[:1]))
     config = configure("model.quantize=nf4", "train.steps=4", "train.eval_every=2")
     run = setup.prepare(config)
     assert is_quantised(run.frozen.base) and not is_quantised(run.state)

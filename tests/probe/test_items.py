@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from jaxalign import base as base_module
-from jaxalign.base import load_base
+from jaxalign.base import open_base
 from jaxalign.config import load
 from jaxalign.errors import UserError
 from jaxalign.probe.corpus import Parallel
@@ -72,7 +72,7 @@ def test_items_of_the_probed_languages_in_one_order(tmp_path):
 def test_dali_of_every_layer_is_that_of_transformers_states(config, base, tmp_path):  # noqa: F811
     torch, model, tokenizer = torch_model(base)
     items = read_items(written(tmp_path, rows()), ["de", "en", "it"])
-    loaded = load_base(config)
+    loaded = open_base(config)
     found = measure_items(loaded, loaded.bare(), items, "en")
 
     def last(text):  # [L+1, D], the last before the final norm
@@ -99,7 +99,7 @@ def test_dali_of_every_layer_is_that_of_transformers_states(config, base, tmp_pa
 
 def test_neurons_are_the_gates_of_transformers(config, base):  # noqa: F811
     torch, model, tokenizer = torch_model(base)
-    loaded = load_base(config)
+    loaded = open_base(config)
     corpus = Parallel(TEXTS, "four sentences")
     found = measure_neurons(loaded, loaded.bare(), corpus, "en", rows=4)
 
@@ -173,6 +173,6 @@ def test_items_that_do_not_fit(tmp_path, change, words):
 
 def test_items_without_the_pivot(config, tmp_path):
     items = read_items(written(tmp_path, rows()), ["de", "it"])
-    loaded = load_base(config)
+    loaded = open_base(config)
     with pytest.raises(UserError, match="no pivot language 'en'"):
         measure_items(loaded, loaded.bare(), items, "en")

@@ -45,10 +45,10 @@ def config(base, monkeypatch):  # noqa: F811
 def no_weights(monkeypatch):
     """Loading a base fails the test."""
 
-    def loads(config):
+    def loads(*_):
         raise AssertionError("weights were loaded")
 
-    monkeypatch.setattr(run_module, "load_base", loads)
+    monkeypatch.setattr(base_module, "load_params", loads)
 
 
 def scores_file(tmp_path, content):
@@ -110,7 +110,7 @@ def test_files_are_read_before_the_weights(config, text, tmp_path, no_weights):
 def test_sentences_that_are_all_the_same(config, tmp_path, no_weights):
     corpus = Parallel({"de": ["a", "b", "c"], "en": ["x"] * 3}, "made")
     with pytest.raises(UserError, match="all 3 sentences of en are the same"):
-        measure_corpora(config, [corpus], [Probed("base")], str(tmp_path))
+        measure_corpora(base_module.open_base(config), [corpus], [Probed("base")], str(tmp_path))
 
 
 def test_names_become_folders_within_the_report():
@@ -149,6 +149,8 @@ def test_long_sentences_are_counted(config, tmp_path, monkeypatch):
     monkeypatch.setattr(states_module, "LONGEST", 8)
     corpus = Parallel({"de": ["a", "b", "wake me up " * 9], "en": ["x", "y", "z"]}, "made")
     out = str(tmp_path)
-    table = measure_corpora(config, [corpus], [Probed("base")], out, states_as=["raw"])
+    table = measure_corpora(
+        base_module.open_base(config), [corpus], [Probed("base")], out, states_as=["raw"]
+    )
     assert table.notes == ("Of 6 sentences 1 are longer than 8 tokens and were cut.",)
     assert table.forms == ("raw",) and set(table.pairs) == {"cosine", "csls", "margin"}

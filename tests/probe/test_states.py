@@ -8,7 +8,7 @@ import pytest
 
 import jaxalign
 from jaxalign import base as base_module
-from jaxalign.base import load_base
+from jaxalign.base import open_base
 from jaxalign.config import load
 from jaxalign.errors import UserError
 from jaxalign.probe import states as states_module
@@ -56,7 +56,7 @@ def theirs(folder, adapter, texts):
 @pytest.mark.parametrize("worn", [False, True])
 def test_every_layer_and_pooling_equals_transformers(config, base, adapters, worn):  # noqa: F811
     adapter = f"{adapters}/a1" if worn else ""
-    loaded = load_base(config)
+    loaded = open_base(config)
     system = loaded.wear(adapter) if worn else loaded.bare()
     ours = pooled_states(loaded, system, TEXTS, ("mean", "last", "position", "first"), batch_size=3)
     hidden, mask = theirs(base, adapter, TEXTS)  # [L+1, B, T, D], [B, T]
@@ -77,7 +77,7 @@ def test_every_layer_and_pooling_equals_transformers(config, base, adapters, wor
 
 
 def test_only_the_layers_asked_for(config, base):  # noqa: F811
-    loaded = load_base(config)
+    loaded = open_base(config)
     whole = pooled_states(loaded, loaded.bare(), TEXTS)["mean"]
     some = jaxalign_states(base, [2, 0])
     np.testing.assert_allclose(some[2], whole[2], atol=1e-5)
@@ -94,7 +94,7 @@ def jaxalign_states(base, layers):  # noqa: F811
 
 def test_stored_states_resume_by_language(config, tmp_path, monkeypatch):
     corpus = Parallel({"de": TEXTS, "en": TEXTS[::-1], "it": TEXTS}, "made")
-    loaded = load_base(config)
+    loaded = open_base(config)
     system = loaded.bare()
     expected = store_states(loaded, system, corpus, tmp_path / "a", ("mean",), {"base": "x"})
     real, ran = states_module.pooled_states, []
@@ -132,7 +132,7 @@ def test_probe_from_files(config, adapters, tmp_path):  # noqa: F811
     assert table.pairs["margin"].shape == (2, 2, SPEC.layers + 1, 3, 3)
     assert np.isnan(np.einsum("splgg->splg", table.pairs["cosine"])).all()
     # One direction by hand.
-    loaded = load_base(config)
+    loaded = open_base(config)
     de, en = (pooled_states(loaded, loaded.bare(), rows[x])["mean"][2] for x in ("de", "en"))
     unit = [x / np.linalg.norm(x, axis=1, keepdims=True) for x in (de, en)]
     same = np.unique(rows["en"], return_inverse=True)[1]
@@ -150,7 +150,7 @@ def test_bilingual_corpora_fill_one_table(config, tmp_path):
         Parallel({"de": TEXTS, "en": TEXTS}, "de-en"),
         Parallel({"en": TEXTS[:3], "it": TEXTS[:3]}, "en-it"),
     ]
-    table = measure_corpora(config, corpora, [Probed("base")], str(tmp_path), pivot="en")
+    table = measure_corpora(open_base(config), corpora, [Probed("base")], str(tmp_path), pivot="en")
     found = table.pairs["cosine"][0, 0, 1]
     assert table.languages == ("de", "en", "it")
     measured = ~np.isnan(found)
@@ -162,9 +162,9 @@ def test_the_layer_is_chosen_from_the_pairs(config, tmp_path):
     lines = (ASSETS / "pairs_xsid.jsonl").read_text("utf-8").splitlines()[:400]
     (tmp_path / "pairs.jsonl").write_text("\n".join(lines) + "\n")
     config.align.train = [str(tmp_path / "pairs.jsonl")]
-    choice = choose(config)
+    choice = choose(open_base(config))
     assert 1 <= choice.layer <= SPEC.layers == choice.layers
     assert f"chose block {choice.layer} of {SPEC.layers}" in choice.sentence()
     (tmp_path / "pairs.jsonl").write_text("\n".join(lines[:3]) + "\n")
     with pytest.raises(UserError, match="auto needs 32 pairs"):
-        choose(config)
+        choose(open_base(config))

@@ -4,6 +4,7 @@ import jax
 import numpy as np
 import pytest
 
+from jaxalign import base as bases
 from jaxalign.sharding import make_mesh, put_batch, rows_here
 from jaxalign.train import setup
 from tests.train.worker import warm
@@ -16,7 +17,7 @@ def prepare(configure, monkeypatch):
     """words -> a run on two devices, with factors none of which is zero."""
     monkeypatch.setattr(setup.lora_adapter, "init", warm(setup.lora_adapter.init))
     mesh = make_mesh(1, 2, 1, 1, devices=jax.devices()[:2])
-    monkeypatch.setattr(setup, "make_mesh", lambda *_: mesh)
+    monkeypatch.setattr(bases, "make_mesh", lambda *_: mesh)
     words = ("batch.size=2", "batch.pairs=2", "align.group=2", "batch.accumulate=6")
     return lambda *more: setup.prepare(configure("lora.targets=[q,down]", *words, *more))
 

@@ -2,6 +2,7 @@
 
 import pytest
 
+from jaxalign import base as bases
 from jaxalign.errors import UserError
 from jaxalign.train import setup
 from jaxalign.train.aim import Aim, aim_of
@@ -59,7 +60,7 @@ def test_names_are_checked_before_weights_are_loaded(configure, monkeypatch):
     def load(*_):
         raise AssertionError("weights are loaded")
 
-    monkeypatch.setattr(setup, "load_params", load)
+    monkeypatch.setattr(bases, "load_params", load)
     with pytest.raises(UserError, match="'eval/task/language_model/accurcy' is not measured"):
         setup.prepare(configure("train.metric=eval/task/language_model/accurcy"))
     with pytest.raises(AssertionError, match="weights are loaded"):

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 import pytest
 
+from jaxalign import base as bases
 from jaxalign.errors import UserError
 from jaxalign.hf.load import load_params
 from jaxalign.hf.peft import load_peft
@@ -30,7 +31,7 @@ def one_device(monkeypatch):
 
 
 def use_devices(monkeypatch, number):
-    make = setup.make_mesh
+    make = bases.make_mesh
     chosen = jax.devices()[:number]
 
     def limited(*axes):
@@ -39,7 +40,7 @@ def use_devices(monkeypatch, number):
         return make_mesh(*axes, devices=chosen)
 
     assert make is not None
-    monkeypatch.setattr(setup, "make_mesh", limited)
+    monkeypatch.setattr(bases, "make_mesh", limited)
 
 
 def lines(config, event):

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxalign import base as bases
 from jaxalign.sharding import make_mesh, put_batch, shard_tree
 from jaxalign.train import setup
 
@@ -21,7 +22,7 @@ MESHES = {
 def gradients(config, shape, monkeypatch):
     """{phase: (gradient, metrics)} of one update on a mesh."""
     devices = jax.devices()[: int(np.prod(shape))]
-    monkeypatch.setattr(setup, "make_mesh", lambda *_: make_mesh(*shape, devices=devices))
+    monkeypatch.setattr(bases, "make_mesh", lambda *_: make_mesh(*shape, devices=devices))
     run = setup.prepare(config)
     found = {}
     with jax.set_mesh(run.mesh):

@@ -14,6 +14,7 @@ import jax
 import numpy as np
 import pytest
 
+from jaxalign import base as bases
 from jaxalign import multihost
 from jaxalign.config import to_yaml
 from jaxalign.hf.load import load_spec
@@ -263,7 +264,7 @@ def test_a_run_goes_on_with_fewer_devices(configure, tmp_path, monkeypatch):
 
     def go(name, steps, devices):
         mesh = make_mesh(1, devices, 1, 1, devices=jax.devices()[:devices])
-        monkeypatch.setattr(setup, "make_mesh", lambda *_: mesh)
+        monkeypatch.setattr(bases, "make_mesh", lambda *_: mesh)
         config = configure(*words, f"output={tmp_path / name}", f"train.steps={steps}")
         loop.train(config)
         return losses(config)

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from jaxalign.base import open_base
 from jaxalign.cli import main
 from jaxalign.config import to_yaml
 from jaxalign.errors import UserError
@@ -108,7 +109,7 @@ def test_the_layer_that_was_chosen_once_stays(finished, monkeypatch):
     from jaxalign.probe import auto
 
     monkeypatch.setattr(auto, "choose", nothing_loads)
-    layer, sentence = auto.settle(finished, finished.output)
+    layer, sentence = auto.settle(open_base(finished), finished.output)
     assert layer == finished.align.layer == 2
     assert sentence == "align.layer=auto: block 2, as this run chose before"
 

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 
+from jaxalign import base as bases
 from jaxalign.hf.load import load_params
 from jaxalign.hf.save import save_base
 from jaxalign.objectives.standards import Moments, Standards, standardise
@@ -103,7 +104,7 @@ def test_eight_devices_measure_what_one_does(configure, monkeypatch):
     for shape in ((1, 1, 1, 1), (2, 2, 2, 1)):
         devices = jax.devices()[: int(np.prod(shape))]
         mesh = make_mesh(*shape, devices=devices)
-        monkeypatch.setattr(setup, "make_mesh", lambda *_, mesh=mesh: mesh)
+        monkeypatch.setattr(bases, "make_mesh", lambda *_, mesh=mesh: mesh)
         run = setup.prepare(configure("align.states=standardised"))
         with jax.set_mesh(run.mesh):
             found.append(standards.measure(run)[LAYER])

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh
 
+from jaxalign import base as bases
 from jaxalign import multihost
 from jaxalign.config import load
 from jaxalign.sharding import AXES, make_mesh, put_batch, rows_here
@@ -41,7 +42,7 @@ def warm(init):
 
 def measure(config, mesh, monkey=setattr):
     """Name -> number or array: each phase's metrics and mean gradient, and the validation."""
-    monkey(setup, "make_mesh", lambda *_: mesh)
+    monkey(bases, "make_mesh", lambda *_: mesh)
     run = setup.prepare(config)
     found = {}
     with jax.set_mesh(run.mesh):
