@@ -29,6 +29,7 @@ from jaxalign.demo.measure import Rows, read_rows, retrieval, scores
 from jaxalign.demo.run import CONFIG
 from jaxalign.merge.algebra import Recipe, Weighted, combine
 from jaxalign.merge.source import Source, read_adapters
+from jaxalign.picture import GRID, INK, PALETTE, picture
 from jaxalign.train.loop import train
 
 KINDS = {"task": ["align.weight=0"], "align": ["task.weight=0"], "joint": []}
@@ -37,7 +38,7 @@ SUMS = [(1.0, n / 4) for n in range(5)]
 SWEEPS = {"line, delta": ("delta", LINE), "line, average": ("average", LINE),
           "sum, delta": ("delta", SUMS)}  # fmt: skip
 GROUPS = {"English": ("en",), "six with pairs": ALIGNED, "two without pairs": UNALIGNED}
-COLOURS = {"English": "#222222", "six with pairs": "#0072b2", "two without pairs": "#e69f00"}
+COLOURS = dict(zip(GROUPS, (INK, *PALETTE), strict=False))
 
 
 def measured(base: Base, merged: Any, rows: Rows, layer: int) -> dict[str, float]:
@@ -113,14 +114,8 @@ def show(runs: list[dict[str, Any]]) -> None:
 
 def draw(runs: list[dict[str, Any]], path: Path) -> None:
     """Writes the PNG: intents and retrieval by weight."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    style: Any = {"axes.spines.top": False, "axes.spines.right": False, "font.size": 10}
-    with plt.rc_context(style):
-        figure, panels = plt.subplots(1, 3, figsize=(13, 4.2), layout="constrained", sharey=True)
+    with picture(path, 13, 4.2, dpi=120, style={"font.size": 10}) as figure:
+        panels = figure.subplots(1, 3, sharey=True)
         for axes, (name, (_, candidates)) in zip(panels, SWEEPS.items(), strict=True):
             place = 0 if name.startswith("line") else 1
             x = [weights[place] for weights in candidates]
@@ -132,7 +127,7 @@ def draw(runs: list[dict[str, Any]], path: Path) -> None:
                 if len(runs) > 1:
                     axes.fill_between(x, curves.min(0), curves.max(0), color=colour, alpha=0.15,
                                       lw=0)  # fmt: skip
-            axes.grid(axis="y", color="#e4e4e4", lw=0.6)
+            axes.grid(axis="y", color=GRID, lw=0.6)
             axes.set_axisbelow(True)
         titles = (
             "w·task + (1 - w)·alignment, updates (delta)",
@@ -151,8 +146,6 @@ def draw(runs: list[dict[str, Any]], path: Path) -> None:
         handles.append(Line2D([], [], color=COLOURS["six with pairs"], marker="o", ms=4, ls=":",
                               label="retrieval at the aligned layer, six with pairs"))  # fmt: skip
         figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False)
-        figure.savefig(path, dpi=120)
-        plt.close(figure)
 
 
 def main() -> None:

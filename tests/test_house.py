@@ -17,7 +17,7 @@ FLOORS = (
     {
         "errors", "bounds", "terminal", "settings", "config", "multihost", "paths", "bucket",
         "programs", "chips", "compiler", "checksums", "interrupts", "lock", "folders", "model.spec",
-        "hf.find",
+        "hf.find", "picture",
     },
     {"sharding", "objectives", "data"},
     {"adapters", "model"},

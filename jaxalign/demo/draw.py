@@ -9,26 +9,19 @@ from typing import Any
 import numpy as np
 
 from jaxalign.demo import ALIGNED, LANGUAGES
+from jaxalign.picture import REST, picture
 
-COLOURS = {"base": "#8a8f98", "sft": "#d1772e", "aligned": "#1f6fb2"}
+COLOURS = {"base": REST, "sft": "#d1772e", "aligned": "#1f6fb2"}
 LABELS = {"base": "base", "sft": "fine-tuned", "aligned": "fine-tuned + aligned"}
 
 
 def draw(found: dict[str, Any], path: Path) -> None:
     """Writes the PNG: retrieval by layer, intents by language, losses by step."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    style: Any = {"axes.spines.top": False, "axes.spines.right": False, "font.size": 10}
-    with plt.rc_context(style):
-        figure, (left, middle, right) = plt.subplots(1, 3, figsize=(13, 4), layout="constrained")
+    with picture(path, 13, 4, dpi=140, style={"font.size": 10}) as figure:
+        left, middle, right = figure.subplots(1, 3)
         _layers(left, found)
         _languages(middle, found)
         _losses(right, found)
-        figure.savefig(path, dpi=140)
-        plt.close(figure)
 
 
 def _runs(found: dict[str, Any], kind: str) -> list[dict]:

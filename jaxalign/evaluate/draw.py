@@ -13,10 +13,8 @@ from typing import Any
 from jaxalign.data.languages import LANGUAGE_NAMES, base_language, resource_class
 from jaxalign.evaluate.compare import Comparison
 from jaxalign.evaluate.report import by_group, label
+from jaxalign.picture import GRID, INK, PALETTE, REST, picture
 
-# Okabe & Ito's colours, told apart by colour-blind readers.
-PALETTE = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00")
-REST = "#8a8f98"  # languages in no group; all, where there are no groups
 COLUMNS = 4  # panels beside each other
 SURE = 0.05
 
@@ -37,24 +35,14 @@ def draw(comparison: Comparison, path: Path) -> None:
 
     Markers are filled where p < 0.05. With nothing to compare, the one system's scores are drawn.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
     systems = comparison.systems[1:] or comparison.systems
     languages = ordered(comparison)
     across = min(COLUMNS, len(systems))
     down = -(-len(systems) // across)
     lines = len(languages) + len(_means(comparison)) + 1
     size = (2.2 + 3.1 * across if across > 1 else 6.4, (1.4 + 0.19 * lines) * down + 0.5)
-    style: Any = {"axes.spines.top": False, "axes.spines.right": False, "axes.spines.left": False,
-             "font.size": 9}  # fmt: skip
-    with plt.rc_context(style):
-        figure, panels = plt.subplots(
-            down, across, figsize=size, sharex=True, sharey=True, squeeze=False,
-            layout="constrained",
-        )  # fmt: skip
+    with picture(path, *size, style={"axes.spines.left": False}) as figure:
+        panels = figure.subplots(down, across, sharex=True, sharey=True, squeeze=False)
         for axes, system in zip(panels.flat, systems, strict=False):
             _panel(axes, comparison, system, languages)
         for axes in panels.flat[len(systems) :]:
@@ -64,8 +52,6 @@ def draw(comparison: Comparison, path: Path) -> None:
             _classes(row, visible[-1], languages)
         _words(figure, comparison, languages)
         _legend(figure, comparison)
-        figure.savefig(path, dpi=160)
-        plt.close(figure)
 
 
 def _means(comparison: Comparison) -> list[str]:
@@ -76,7 +62,7 @@ def _means(comparison: Comparison) -> list[str]:
 def _colours(comparison: Comparison) -> dict[str, str]:
     named = [group for group in comparison.groups if group not in ("all", "other")]
     found = {group: PALETTE[number % len(PALETTE)] for number, group in enumerate(named)}
-    return {**found, "other": REST, "all": "#222222" if named else REST}
+    return {**found, "other": REST, "all": INK if named else REST}
 
 
 def _panel(axes: Any, comparison: Comparison, system: str, languages: list[str]) -> None:
@@ -94,7 +80,7 @@ def _panel(axes: Any, comparison: Comparison, system: str, languages: list[str])
         _marker(axes, place, (value, low, high), colours[group], "D" if sure else "hollow D")
     axes.axhline(len(languages), color="#cccccc", lw=0.8)
     axes.axvline(0, color="#444444", lw=0.8)
-    axes.grid(axis="x", color="#e4e4e4", lw=0.6)
+    axes.grid(axis="x", color=GRID, lw=0.6)
     axes.set_axisbelow(True)
     places = [*range(len(languages)), *range(len(languages) + 1, len(languages) + 1 + len(means))]
     words = [*map(_name, languages), *(f"mean of {group}" for group in means)]

@@ -9,33 +9,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jaxalign.evaluate.compare import ALL
-from jaxalign.evaluate.draw import PALETTE
 from jaxalign.evaluate.report import label
+from jaxalign.picture import GRID, INK, PALETTE, picture
 
 if TYPE_CHECKING:
     from jaxalign.merge.search import Search
 
-INK = "#222222"
 MOST = 24  # candidates that a ranking shows
 
 
 def draw(found: Search, path: Path) -> None:
     """Writes the PNG: curves where one weight tells the candidates apart, else a ranking."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
     shape = _curves if len(found.free) == 1 else _ranking
     height = 4.2 if shape is _curves else 1.6 + 0.26 * min(MOST, len(found.candidates))
-    style: Any = {"axes.spines.top": False, "axes.spines.right": False, "font.size": 10}
-    with plt.rc_context(style):
-        figure, axes = plt.subplots(figsize=(7, height), layout="constrained")
-        shape(axes, found)
+    with picture(path, 7, height, dpi=150, style={"font.size": 10}) as figure:
+        shape(figure.subplots(), found)
         # Above the axes: within them it would lie on some search's points.
         figure.legend(loc="outside upper left", ncols=2, frameon=False, fontsize=9)
-        figure.savefig(path, dpi=150)
-        plt.close(figure)
 
 
 def _measure(found: Search) -> str:
@@ -73,7 +63,7 @@ def _curves(axes: Any, found: Search) -> None:
     axes.axvline(best, color="#888888", lw=0.9, ls=(0, (4, 3)), zorder=0)
     axes.annotate("best mean of all", (best, 1), (3, -2), textcoords="offset points", va="top",
                   xycoords=("data", "axes fraction"), color="#666666", fontsize=8)  # fmt: skip
-    axes.grid(axis="y", color="#e4e4e4", lw=0.6)
+    axes.grid(axis="y", color=GRID, lw=0.6)
     axes.set_axisbelow(True)
     axes.set_xlabel(_axis(found, place))
     axes.set_ylabel(_measure(found))
@@ -106,7 +96,7 @@ def _ranking(axes: Any, found: Search) -> None:
     names = [", ".join(f"{weight:g}" for weight in candidate.weights) for candidate in order]
     axes.set_yticks(range(len(order)), names)
     axes.set_ylim(len(order) - 0.5, -0.5)
-    axes.grid(axis="both", color="#e4e4e4", lw=0.6)
+    axes.grid(axis="both", color=GRID, lw=0.6)
     axes.set_axisbelow(True)
     axes.set_xlabel(_measure(found))
     axes.set_ylabel("weights of " + ", ".join(found.adapters))
