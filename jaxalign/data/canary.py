@@ -2,9 +2,12 @@
 
 A template comes with a model, from a stranger. transformers renders it in Jinja's sandbox, which
 keeps it from the machine but lets it loop for days or print 10^8 characters. So before a template
-renders rows here, a child process renders a few turns of chance words with it.
+renders rows here, a child process renders a few turns of chance words with it. A template may
+behave with these words and loop on others, so each row has a limit of its own, too.
 
     check_ends(template, "the chat template of models/x")     # UserError where it does not end
+    with limited(ROW_SECONDS):                                # TimeoutError where it does not
+        text = render(row)
 """
 
 from __future__ import annotations
@@ -12,13 +15,20 @@ from __future__ import annotations
 import functools
 import json
 import random
+import signal
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 from jaxalign.errors import UserError
 
 SECONDS, MEMORY, MOST = 3, 1 << 30, 1 << 20  # of processor time; bytes; characters of a few turns
 PATIENCE = 120  # seconds by the clock, for a busy machine
+ROW_SECONDS = 10.0  # of processor time, for one row
+ROW_FACTOR = 10  # characters that a row may have for each of its texts', besides MOST
 
 # The environment of transformers' templates, without transformers. Errors of the template are for
 # whoever renders rows with it: they name the row.
@@ -113,3 +123,30 @@ def _endless(whose: str) -> UserError:
     return UserError(
         f"{whose} does not come to an end: a few words took {SECONDS} seconds; mend or replace it"
     )
+
+
+@contextmanager
+def limited(seconds: float) -> Iterator[None]:
+    """Ends what is done inside after so much processor time of this process.
+
+    Only the main thread of a system with POSIX timers can be interrupted; elsewhere there is no
+    limit.
+
+    Raises:
+      TimeoutError: it took longer.
+    """
+
+    def stop(number: int, frame: Any) -> None:
+        raise TimeoutError(f"it does not come to an end in {seconds:g} seconds")
+
+    here = threading.current_thread() is threading.main_thread()
+    if not here or not hasattr(signal, "setitimer"):
+        yield
+        return
+    before = signal.signal(signal.SIGVTALRM, stop)
+    signal.setitimer(signal.ITIMER_VIRTUAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        signal.signal(signal.SIGVTALRM, before)

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from jaxalign.data.canary import check_ends
+from jaxalign.data.canary import MOST, ROW_FACTOR, ROW_SECONDS, check_ends, limited
 from jaxalign.data.tasks import Example
 from jaxalign.errors import UserError, brief, first_line
 
@@ -136,34 +136,36 @@ def _render_all(
     talks: list[list[dict[str, str]]],
     add_generation_prompt: bool,
 ) -> list[str]:
-    """The talks as text; a template that fails is told with the row at which it does."""
-    try:
-        return _apply(tokenizer, talks, add_generation_prompt)
-    except Exception:  # a template may fail in any way that an expression can
-        for example, talk in zip(examples, talks, strict=True):
-            try:
-                _apply(tokenizer, [talk], add_generation_prompt)
-            except Exception as error:
-                raise UserError(
-                    f"{_place(example)}{_whose(tokenizer)} cannot be rendered "
-                    f"({first_line(error)}); mend it, or see prompt.template"
-                ) from error
-        raise
+    """The talks as text; a template that fails or does not end is told with the row."""
+    texts = []
+    for example, talk in zip(examples, talks, strict=True):
+        try:
+            texts.append(_apply(tokenizer, talk, add_generation_prompt))
+        except Exception as error:  # a template may fail in any way that an expression can
+            raise UserError(
+                f"{_place(example)}{_whose(tokenizer)} cannot be rendered "
+                f"({first_line(error)}); mend it, or see prompt.template"
+            ) from error
+    return texts
 
 
 def _apply(
-    tokenizer: PreTrainedTokenizerBase,
-    talks: list[list[dict[str, str]]],
-    add_generation_prompt: bool,
-) -> list[str]:
-    texts = tokenizer.apply_chat_template(
-        talks,
-        tokenize=False,
-        add_generation_prompt=add_generation_prompt,
-        # Templates without a thinking mode ignore it; with one, answers start at once.
-        enable_thinking=False,
-    )
-    return [str(text) for text in texts]
+    tokenizer: PreTrainedTokenizerBase, talk: list[dict[str, str]], add_generation_prompt: bool
+) -> str:
+    with limited(ROW_SECONDS):
+        text = str(
+            tokenizer.apply_chat_template(
+                talk,
+                tokenize=False,
+                add_generation_prompt=add_generation_prompt,
+                # Templates without a thinking mode ignore it; with one, answers start at once.
+                enable_thinking=False,
+            )
+        )
+    given = sum(len(turn["content"]) for turn in talk)
+    if len(text) > MOST + ROW_FACTOR * given:
+        raise ValueError(f"{given} characters became {len(text)}")
+    return text
 
 
 def _template_text(tokenizer: PreTrainedTokenizerBase) -> str:
@@ -270,7 +272,7 @@ def _shots(example: Example) -> list[dict[str, str]]:
 def _accepts(tokenizer: PreTrainedTokenizerBase, talk: list[dict[str, str]]) -> bool:
     """Whether the template takes a system turn, and prints it."""
     try:
-        (text,) = _apply(tokenizer, [talk], add_generation_prompt=True)
+        text = _apply(tokenizer, talk, add_generation_prompt=True)
     except Exception:  # most raise a TemplateError of their own words
         return False
     return _squeezed(talk[0]["content"]) in _squeezed(text)

@@ -1,5 +1,7 @@
 """Rows that say something else than they seem to: refused with file and line, not trained."""
 
+from dataclasses import replace
+
 import pytest
 
 from jaxalign.data.chat import encode_examples, encode_prompts, load_tokenizer, render_examples
@@ -178,6 +180,33 @@ def test_a_template_that_does_not_end(with_template, monkeypatch):
     monkeypatch.setattr("jaxalign.data.canary.SECONDS", 1)
     loop = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
     assert "does not come to an end" in refusal(render_examples, [ROW], with_template(loop))
+
+
+FINE = "{% for m in messages %}{{ m.content ~ '|' }}{% endfor %}"
+
+
+def test_a_template_that_does_not_end_on_one_row(with_template, monkeypatch):
+    """The words with which a template is tried first do not show what it does with this one."""
+    monkeypatch.setattr("jaxalign.data.render.ROW_SECONDS", 0.5)
+    loop = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
+    trap = FINE + "{% if 'kettle' in messages[-1].content %}" + loop + "{% endif %}"
+    sane = replace(ROW, origin="d.jsonl:4")
+    assert render_examples([sane], with_template(trap))[0].prompt == "find slots|wake me up|"
+    sentence = refusal(render_examples, [sane, replace(ROW, answer="kettle")], with_template(trap))
+    assert sentence.startswith("d.jsonl:5: the chat template of ")
+    assert "it does not come to an end in 0.5 seconds" in sentence
+
+
+def test_a_template_that_prints_too_much_of_one_row(with_template):
+    trap = FINE + "{% if 'wake' in messages[-1].content %}{{ 'a' * 20000000 }}{% endif %}"
+    sentence = refusal(render_examples, [ROW], with_template(trap))
+    assert sentence.startswith("d.jsonl:5: the chat template of ")
+    assert "22 characters became 20000023" in sentence
+
+
+def test_a_long_row_is_not_too_much(with_template):
+    long = replace(ROW, prompt="wake me up " * 150_000)
+    assert len(render_examples([long], with_template(FINE))[0].prompt) > 1_600_000
 
 
 def test_the_instruction_joins_the_user_where_the_template_drops_it(with_template):
