@@ -24,7 +24,7 @@ from jaxalign.data.template import Prompts
 from jaxalign.evaluate.answers import Answers
 from jaxalign.evaluate.entrants import Entrant
 from jaxalign.evaluate.gold import kind_of
-from jaxalign.hf.find import locate
+from jaxalign.hf.find import locate, unpinned
 from jaxalign.hf.peft import load_peft
 from jaxalign.hf.peft_config import named_base
 from jaxalign.multihost import is_main
@@ -112,7 +112,8 @@ def identity(base: Base, entrant: Entrant, how: Prompts) -> dict[str, Any]:
 def _other_base(base: Base, adapter: str) -> str:
     """A sentence where an adapter that fits names a base of another name; else nothing."""
     named, ours = named_base(locate(adapter)), base.config.model.path
-    if not named or Path(named).name.casefold() == Path(ours).name.casefold():
+    last, our_last = (Path(unpinned(name)[0]).name.casefold() for name in (named, ours))
+    if not named or last == our_last:
         return ""
     return (
         f"{adapter} names {named} as its base, model.path is {ours}; the shapes agree, but an "

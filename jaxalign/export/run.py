@@ -34,6 +34,7 @@ from jaxalign.export.verify import BOUNDS, in_memory, verify
 from jaxalign.folders import check_target, whole_folder
 from jaxalign.hf.card import model_card
 from jaxalign.hf.files import read_json, write_json
+from jaxalign.hf.find import pinned
 from jaxalign.hf.peft import save_peft
 from jaxalign.hf.save import (
     GENERATION_FILE,
@@ -165,7 +166,13 @@ def _forget_place(file: Path) -> None:
 
 def _peft(source: Source, folder: Path, dtype: str, shard_bytes: int) -> str:
     assert source.adapter is not None  # checked by `export`
-    save_peft(folder, source.weights, source.spec, source.adapter, base_name=source.base)
+    save_peft(
+        folder,
+        source.weights,
+        source.spec,
+        source.adapter,
+        base_name=pinned(source.base, source.revision),
+    )
     own = source.files if source.files and any(source.files.glob("tokenizer*")) else None
     copy_files(own or source.folder, folder, TOKENIZER_FILES)
     return "float32"

@@ -73,6 +73,22 @@ def hub_parts(path: str) -> tuple[str, str, str | None] | None:
     return name, folder or "", revision
 
 
+def pinned(path: str, revision: str | None) -> str:
+    """`NAME@REVISION` of a hub name without a revision of its own; anything else as it is."""
+    parts = hub_parts(path)
+    if not revision or parts is None or parts[2] or Path(path).expanduser().exists():
+        return path
+    return f"{path}@{revision}"
+
+
+def unpinned(path: str) -> tuple[str, str | None]:
+    """The name before the @ and the revision behind it; None where it has none."""
+    parts = hub_parts(path)
+    if parts is None or not parts[2] or Path(path).expanduser().exists():
+        return path, None
+    return path.removesuffix(f"@{parts[2]}"), parts[2]
+
+
 def _found(path: str | Path, revision: str | None, weights: bool) -> Path:
     if is_remote(path):
         return copied(str(path))

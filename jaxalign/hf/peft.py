@@ -56,7 +56,8 @@ def save_peft(
         lora: the adapter tree, leaves stacked over all L blocks; stored as float32.
         spec: the base's facts.
         adapter: what the tree is; only what it adapts is stored, at each projection's own rank.
-        base_name: folder or hub name of the base, for whoever loads the adapter.
+        base_name: folder or hub name of the base (`NAME@REVISION` with its revision), for whoever
+            loads the adapter.
         texts: more files to write in the same step (name to content), such as a model card.
         tokenizer_from: a folder whose tokenizer is copied along; `texts` replace its files.
 

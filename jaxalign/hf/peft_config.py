@@ -23,6 +23,7 @@ from typing import Any
 from jaxalign.adapters.lora import Lora
 from jaxalign.errors import UserError, brief
 from jaxalign.hf.files import read_json
+from jaxalign.hf.find import pinned, unpinned
 from jaxalign.hf.names import adapter_rows, peft_module
 from jaxalign.model.spec import ModelSpec
 
@@ -71,6 +72,7 @@ def _is_rate(value: Any) -> bool:
 # What a key must be where it is there and not null: a check, and its words.
 _KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "base_model_name_or_path": (_is_text, "a text"),
+    "revision": (_is_text, "a branch, a tag or a commit of the base"),
     "lora_dropout": (_is_rate, "a number from 0 to below 1"),
     "use_rslora": (lambda value: isinstance(value, bool), "true or false"),
     "use_dora": (lambda value: isinstance(value, bool), "true or false"),
@@ -244,7 +246,9 @@ class PeftConfig:
 
 
 def named_base(folder: Path) -> str:
-    """The base that an adapter's configuration names; empty where it names none.
+    """The base that an adapter's configuration names, `NAME@REVISION` where it names a revision.
+
+    Empty where it names none.
 
     Raises:
         UserError: the file is missing or damaged.
@@ -252,11 +256,12 @@ def named_base(folder: Path) -> str:
     file = folder / "adapter_config.json"
     content = read_json(file)
     _check_kinds(file, content)
-    return content.get("base_model_name_or_path") or ""
+    return pinned(content.get("base_model_name_or_path") or "", content.get("revision"))
 
 
 def write_config(adapter: Lora, spec: ModelSpec, base_name: str = "") -> dict[str, Any]:
     """The adapter_config.json of an adapter."""
+    name, revision = unpinned(base_name)
     blocks = {target: _blocks(adapter, target, spec) for target in adapter.targets}
     layers = adapter.layers or tuple(range(1, spec.layers + 1))
     some = len(layers) < spec.layers
@@ -268,7 +273,8 @@ def write_config(adapter: Lora, spec: ModelSpec, base_name: str = "") -> dict[st
     return {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": base_name,
+        "base_model_name_or_path": name,
+        **({"revision": revision} if revision else {}),
         "r": adapter.r,
         "lora_alpha": _whole(adapter.alpha),
         "lora_dropout": adapter.dropout,

@@ -10,6 +10,7 @@ import signal
 from dataclasses import dataclass, field
 
 from jaxalign.data.template import TOKENIZER_FILE, template_files, trained_with
+from jaxalign.hf.find import pinned
 from jaxalign.hf.peft import save_peft
 from jaxalign.hf.save import save_base
 from jaxalign.multihost import barrier
@@ -108,7 +109,7 @@ def finish(
             state.trained,
             run.spec,
             run.adapter,
-            base_name=run.config.model.path,
+            base_name=pinned(run.config.model.path, run.config.model.revision),
             texts=template_files(template),
         )
     else:

@@ -8,7 +8,7 @@ import pytest
 
 from jaxalign.adapters.lora import Lora
 from jaxalign.errors import UserError
-from jaxalign.hf.find import hub_parts, locate, small_files
+from jaxalign.hf.find import hub_parts, locate, pinned, small_files, unpinned
 from jaxalign.hf.load import load_params, load_spec
 from jaxalign.hf.peft import load_peft, save_peft
 from jaxalign.hf.save import save_base
@@ -140,6 +140,17 @@ def test_a_local_folder_comes_first(tmp_path, monkeypatch, hub):
 )
 def test_names(name, parts):
     assert hub_parts(name) == parts
+
+
+def test_a_name_with_its_revision(tmp_path, monkeypatch):
+    assert pinned("me/a", "v2") == "me/a@v2" and unpinned("me/a@v2") == ("me/a", "v2")
+    assert pinned("me/a:b", "v2") == "me/a:b@v2" and unpinned("me/a:b@v2") == ("me/a:b", "v2")
+    assert pinned("me/a@v1", "v2") == "me/a@v1"
+    assert pinned("me/a", None) == "me/a" and unpinned("me/a") == ("me/a", None)
+    monkeypatch.chdir(tmp_path)
+    for folder in ("me/a", "me/b@v2"):  # a folder of this machine has no revision
+        (tmp_path / folder).mkdir(parents=True)
+    assert pinned("me/a", "v2") == "me/a" and unpinned("me/b@v2") == ("me/b@v2", None)
 
 
 def test_an_index_from_the_hub_names_files_not_patterns(repositories, hub, tmp_path):

@@ -7,10 +7,12 @@ import re
 import pytest
 
 from jaxalign.adapters.lora import SITES, Lora
+from jaxalign.errors import UserError
 from jaxalign.hf.peft_config import (
     VLLM_RANKS,
     PeftConfig,
     module_name,
+    named_base,
     vllm_limits,
     write_config,
 )
@@ -28,6 +30,19 @@ def said(tmp_path):
         return PeftConfig.read(tmp_path / "adapter_config.json")
 
     return build
+
+
+def test_the_revision_belongs_to_the_base(said):
+    """PEFT loads the base of `revision`; so do we, and we write it where we know it."""
+    changes = {"base_model_name_or_path": "some/base", "revision": "v2"}
+    assert named_base(said(**changes).file.parent) == "some/base@v2"
+    assert named_base(said(**changes | {"revision": None}).file.parent) == "some/base"
+    assert named_base(said(**changes | {"base_model_name_or_path": None}).file.parent) == ""
+    with pytest.raises(UserError, match="revision should be a branch, a tag or a commit"):
+        said(**changes | {"revision": 2})
+    written = write_config(Lora(r=8, targets=("q",)), LLAMA, "some/base@v2")
+    assert (written["base_model_name_or_path"], written["revision"]) == ("some/base", "v2")
+    assert "revision" not in write_config(Lora(r=8, targets=("q",)), LLAMA, "some/base")
 
 
 def test_names_are_pefts():
