@@ -47,6 +47,7 @@ def train(config: Config, *, base: Base | None = None, title: str = "training") 
     from jaxalign.evaluate.during import sample_judge
     from jaxalign.paths import Desk
     from jaxalign.settings import AUTO
+    from jaxalign.terminal import say
     from jaxalign.train import loop
 
     judge = sample_judge(config)
@@ -58,8 +59,7 @@ def train(config: Config, *, base: Base | None = None, title: str = "training") 
             from jaxalign.probe.auto import settle
 
             layer, sentence = settle(base, desk.output)
-        if multihost.is_main():
-            print(sentence)
+        say(sentence)
         config = dataclasses.replace(config, align=dataclasses.replace(config.align, layer=layer))
     return loop.train(config, title, judge, base)
 

@@ -123,18 +123,22 @@ def setting(default: Any, text: str, *, see: str = "", **bounds: Any) -> Any:
       bounds: fields of `Bounds`; `number` and `whole` follow from a default that is a number, and
         are given for the items of lists and dicts.
     """
+    about = About(text, see, bounds_like(default, **bounds))
+    made: dict[str, Any] = {"metadata": {"about": about}}
+    if about.bounds.many:
+        return field(default_factory=lambda: copy.deepcopy(default), **made)
+    return field(default=default, **made)
+
+
+def bounds_like(default: Any, **bounds: Any) -> Bounds:
+    """The bounds of a value whose default is this; see `setting`."""
     numeric = isinstance(default, int | float) and not isinstance(default, bool)
-    many = isinstance(default, list | dict)
     facts: dict[str, Any] = {
-        "many": many,
+        "many": isinstance(default, list | dict),
         "number": numeric or bounds.get("whole", False),
         "whole": type(default) is int,
     }
-    about = About(text, see, Bounds(**(facts | bounds)))
-    made: dict[str, Any] = {"metadata": {"about": about}}
-    if many:
-        return field(default_factory=lambda: copy.deepcopy(default), **made)
-    return field(default=default, **made)
+    return Bounds(**(facts | bounds))
 
 
 def as_float32(value: float) -> float:

@@ -4,12 +4,15 @@ JAX's own cache does the work and its own variables rule it: JAX_ENABLE_COMPILAT
 turns it off, JAX_COMPILATION_CACHE_DIR names another folder (of a bucket, too).
 
     keep_programs()                  # before the first computation
+    begin()                          # the same, after this process has found the others of its run
 """
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
+
+from jaxalign import multihost
 
 LIMIT = 8 << 30  # bytes; what was not used for longest goes first
 # Not on a CPU: XLA keeps code for this machine, which on another kind with the same home folder
@@ -21,6 +24,12 @@ PLATFORMS = ("tpu", "gpu")
 def default_folder() -> Path:
     """`$XDG_CACHE_HOME/jaxalign/xla`, or the same under `~/.cache`."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "jaxalign", "xla")
+
+
+def begin() -> None:
+    """Joins the other processes of the run, then keeps programs: how a computing command starts."""
+    multihost.start()
+    keep_programs()
 
 
 def keep_programs() -> Path | None:

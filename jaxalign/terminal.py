@@ -1,9 +1,12 @@
-r"""Foreign text on a terminal: what data, models and files say cannot steer the screen.
+r"""The one way to the terminal: of several processes the first one prints.
 
 A row of data may hold ESC sequences that recolour, rename or clear a terminal, or that make some
 terminals type. What is printed of data, answers, file names and other libraries' errors goes
 through `visible`; a reader that closes the pipe (`| head`) ends the printing, not the command.
 
+    say("3 rows")                    # a line on standard output
+    console().print(table)           # a rich console: markup and highlighting are off
+    complain("no such file")         # 'jaxalign: no such file' on standard error
     visible("a\x1b[2Jb")             # 'a\x1b[2Jb': nine characters that say what is there
     with steady_output():
         command()
@@ -16,8 +19,12 @@ import io
 import os
 import sys
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+if TYPE_CHECKING:
+    from rich.console import Console
+
+WIDE = 400  # columns of a pipe or file, which has no edge to wrap at
 # C0 and C1 controls but tab and newline, the bidirectional overrides and isolates (which show text
 # in another order than it has), line separators, halves of surrogate pairs.
 STEERING = (
@@ -34,6 +41,35 @@ ESCAPES = {code: ascii(chr(code))[1:-1] for code in STEERING}
 def visible(text: object) -> str:
     """The text with every character that steers a terminal written out, as in Python's `repr`."""
     return str(text).translate(ESCAPES)
+
+
+def say(text: object) -> None:
+    """Prints a line, at once."""
+    if _speaks():
+        print(visible(text), flush=True)
+
+
+def complain(text: object) -> None:
+    """Prints what went wrong, whichever process it is."""
+    print(f"jaxalign: {visible(text)}", file=sys.stderr, flush=True)
+
+
+def console(**given: Any) -> Console:
+    """A rich console for tables and colours; `given` goes to rich."""
+    from rich.console import Console
+
+    plain = {"highlight": False, "markup": False, "quiet": not _speaks()}
+    made = Console(**(plain | given))
+    return made if made.is_terminal else Console(**({"width": WIDE} | plain | given))
+
+
+def _speaks() -> bool:
+    """Whether this process is the one that prints; there is one only until JAX is imported."""
+    if "jax" not in sys.modules:
+        return True
+    from jaxalign.multihost import is_main
+
+    return is_main()
 
 
 @contextlib.contextmanager

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from jaxalign.cli import COMMANDS, main
+from jaxalign.cli import main, options_of
 from jaxalign.config import to_yaml
 from tests.tiny import base, configure, rows
 
@@ -156,11 +156,11 @@ def test_words_that_are_not_text(capsys):
 
 
 def test_a_folder_that_cannot_be_written_is_one_sentence(capsys, tmp_path, monkeypatch):
-    def fail(args):
+    def fail(self):
         (tmp_path / "file").write_text("")
         (tmp_path / "file" / "below").write_text("")
 
-    monkeypatch.setitem(COMMANDS, "config", fail)
+    monkeypatch.setattr(options_of("config"), "run", fail)
     assert main(["config"]) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and str(tmp_path / "file" / "below") in error

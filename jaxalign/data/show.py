@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from jaxalign.data.batch import Encoded, EncodedPair
-from jaxalign.terminal import visible
+from jaxalign.terminal import console, visible
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -22,17 +22,16 @@ if TYPE_CHECKING:
 def show(
     rows: Sequence[Encoded | EncodedPair],
     tokenizer: PreTrainedTokenizerBase,
-    console: Console | None = None,
+    screen: Console | None = None,
 ) -> None:
     """Prints rows as the model gets them.
 
     Task rows: trained tokens green between ⟦ ⟧, the rest dim. Pairs: pooled tokens cyan. Special
     tokens are written out and bold. Piped output has no colours; the brackets stay.
     """
-    from rich.console import Console
     from rich.text import Text
 
-    console = console or Console()
+    screen = screen or console()
     for number, row in enumerate(rows, start=1):
         place = " · ".join(filter(None, (row.language, row.origin)))
         head = Text(visible(f"row {number} · {place}" if place else f"row {number}"), style="bold")
@@ -49,8 +48,8 @@ def show(
             body.append("⟦", style="green")
             _append(body, row.tokens[row.first :], tokenizer, "green")
             body.append("⟧\n", style="green")
-        console.print(head, soft_wrap=True)
-        console.print(body, soft_wrap=True)
+        screen.print(head, soft_wrap=True)
+        screen.print(body, soft_wrap=True)
 
 
 def _append(text: Text, tokens: np.ndarray, tokenizer: PreTrainedTokenizerBase, style: str) -> None:

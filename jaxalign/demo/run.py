@@ -23,6 +23,7 @@ from jaxalign.base import open_base
 from jaxalign.config import load
 from jaxalign.demo import ALIGNED, ASSETS, LANGUAGES, UNALIGNED
 from jaxalign.demo.measure import read_rows, retrieval, scores
+from jaxalign.terminal import console
 from jaxalign.train.loop import train
 
 CONFIG = Path(__file__).parent / "demo.yaml"
@@ -43,7 +44,7 @@ def demo(out: str, seeds: int = 1, settings: Sequence[str] = ()) -> dict[str, An
     Returns:
       What demo.json holds.
     """
-    console, started = Console(), time.monotonic()
+    screen, started = console(), time.monotonic()
     base = open_base(load(CONFIG, settings).config)
     rows = read_rows(ASSETS, "test", LANGUAGES)
     found: dict[str, Any] = {
@@ -72,18 +73,17 @@ def demo(out: str, seeds: int = 1, settings: Sequence[str] = ()) -> dict[str, An
                 }
             )
     found["seconds"] = round(time.monotonic() - started, 1)
-    _tables(console, found)
+    _tables(screen, found)
     folder = Path(out)
     (folder / "demo.json").write_text(json.dumps(found, indent=1) + "\n", "utf-8")
     from jaxalign.demo.draw import draw
 
     draw(found, folder / "demo.png")
     for run in found["runs"]:
-        console.print(f"{NAMES[run['kind']]} adapter (PEFT): {run['adapter']}", highlight=False)
-    console.print(
+        screen.print(f"{NAMES[run['kind']]} adapter (PEFT): {run['adapter']}")
+    screen.print(
         f"numbers: {folder / 'demo.json'}   curves: {folder / 'demo.png'}   "
         f"{found['seconds']:.0f} s",
-        highlight=False,
     )
     return found
 
@@ -97,7 +97,7 @@ def mean(parts: list[dict], languages: tuple[str, ...]) -> np.ndarray:
     return np.array([np.mean([part[lang] for lang in languages], axis=0) for part in parts])
 
 
-def _tables(console: Console, found: dict[str, Any]) -> None:
+def _tables(screen: Console, found: dict[str, Any]) -> None:
     seeds = len(_runs(found, "sft"))
     spread = f"mean ± standard deviation of {seeds} seeds" if seeds > 1 else "one seed"
     for measure in found["runs"][0]["scores"]:
@@ -120,7 +120,7 @@ def _tables(console: Console, found: dict[str, Any]) -> None:
                 f"{b.mean() - a.mean():+.1f}",
                 end_section=name in ("en", LANGUAGES[-1]),
             )
-        console.print(table)
+        screen.print(table)
 
     layers = len(next(iter(found["base"]["retrieval"].values())))
     table = Table(title="Retrieval to and from English on xSID test, %", title_justify="left")
@@ -138,12 +138,12 @@ def _tables(console: Console, found: dict[str, Any]) -> None:
                 *(_percent(values[:, layer]) for layer in range(layers)),
                 end_section=kind == "aligned",
             )
-    console.print(table)
+    screen.print(table)
     for run in found["runs"]:
         losses = ", ".join(f"{name.removeprefix('eval/')} {v:.3f}"
                            for name, v in run["losses"].items())  # fmt: skip
-        console.print(f"{NAMES[run['kind']]}, seed {run['seed']}: {losses}; trained in "
-                      f"{run['seconds']:.0f} s", highlight=False)  # fmt: skip
+        screen.print(f"{NAMES[run['kind']]}, seed {run['seed']}: {losses}; trained in "
+                      f"{run['seconds']:.0f} s")  # fmt: skip
 
 
 def _percent(shares: np.ndarray) -> str:

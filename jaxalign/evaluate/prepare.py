@@ -88,9 +88,7 @@ def prepare(
 def tell(notes: Sequence[str], console: Console) -> None:
     """Prints sentences that are not errors."""
     for note in notes:
-        console.print(
-            f"note: {visible(note)}", style="yellow", markup=False, highlight=False, soft_wrap=True
-        )
+        console.print(f"note: {visible(note)}", style="yellow", soft_wrap=True)
 
 
 def identity(base: Base, entrant: Entrant, how: Prompts) -> dict[str, Any]:

@@ -33,7 +33,7 @@ from jaxalign.evaluate.show import show
 from jaxalign.multihost import barrier, is_main
 from jaxalign.paths import check_writable
 from jaxalign.settings import Config
-from jaxalign.terminal import visible
+from jaxalign.terminal import console, visible
 
 Texts = dict[str, list[str]]  # language -> answers, in the order of its rows
 
@@ -69,8 +69,8 @@ def evaluate(config: Config, entrants: Sequence[Entrant], out: str) -> Compariso
         for label, entrant in zip(labels, entrants, strict=True)
         if entrant.kind == "predictions"
     }
-    console = Console(quiet=not is_main())
-    texts |= _answers(config, entrants, labels, golds, out, console)
+    screen = console()
+    texts |= _answers(config, entrants, labels, golds, out, screen)
     found: dict[str, list[dict[str, Scored]]] = {}
     for entrant, label in zip(entrants, labels, strict=True) if is_main() else ():
         scored = score(config, golds, texts[label])
@@ -85,11 +85,11 @@ def evaluate(config: Config, entrants: Sequence[Entrant], out: str) -> Compariso
         draws=config.evaluate.draws,
         seed=config.seed,
     )
-    show(comparison, console)
+    show(comparison, screen)
     pictures = {PICTURE: partial(draw, comparison)} if len(found) > 1 else {}
     paths = write(comparison, Path(out), f"{kind_of(config)}: {', '.join(found)}", pictures)
     written = f"written: {', '.join(str(path) for path in paths)}"
-    console.print(visible(written), highlight=False, markup=False)
+    screen.print(visible(written))
     return comparison
 
 
@@ -111,7 +111,7 @@ def _answers(
     labels: Sequence[str],
     golds: Golds,
     out: str,
-    console: Console,
+    screen: Console,
 ) -> dict[str, Texts]:
     """Folder name -> what the models among the entrants write."""
     models = [
@@ -129,7 +129,7 @@ def _answers(
             shown = with_shots(golds, solved_examples(config))
         examples = [gold.example for rows in shown.values() for gold in rows]
         waiting[label] = prepare(base, entrant, examples, Path(out, label, ANSWERS_FILE))
-        tell(waiting[label].notes, console)
+        tell(waiting[label].notes, screen)
     found: dict[str, Texts] = {}
     for label, asked in waiting.items():
         flat = iter(

@@ -50,7 +50,7 @@ def show(comparison: Comparison, console: Console) -> None:
         head, body = count_table(comparison)
         _print(console, head, body)
     for note in notes(comparison):
-        console.print(visible(note), style="dim", markup=False, highlight=False)
+        console.print(visible(note), style="dim")
 
 
 def _chunks(comparison: Comparison, width: int) -> Iterator[list[str]]:

@@ -9,8 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
-
 from jaxalign.base import decoding_of, open_base
 from jaxalign.data.sources import Record
 from jaxalign.data.tasks import render
@@ -23,7 +21,7 @@ from jaxalign.evaluate.prepare import prepare, tell
 from jaxalign.multihost import is_main
 from jaxalign.paths import check_file
 from jaxalign.settings import Config
-from jaxalign.terminal import visible
+from jaxalign.terminal import console, say, visible
 
 ASKED = {  # the field that a prompt of the command line fills
     "rows": "prefix",
@@ -52,17 +50,16 @@ def write(
     if not prompts and not data:
         raise UserError("nothing to answer; give --prompt TEXT, or --data FILE")
     entrant = Entrant("answers", adapter, "adapter" if adapter else "base")
-    console = Console(quiet=not is_main(), highlight=False)
+    screen = console()
     if prompts:
         examples = [render(kind_of(config), _asked(config, text)) for text in prompts]
         base = open_base(config)
         asked = prepare(base, entrant, examples)
-        tell(asked.notes, console)
+        tell(asked.notes, screen)
         system = asked.system(base)
         answers = system.write(asked.prompts, decoding_of(config), config.generate.batch)
-        if is_main():
-            for text in base.decode(answers):
-                print(visible(text))
+        for text in base.decode(answers) if is_main() else ():
+            say(text)
         return
     golds = questions(config, data)
     path = Path(out or f"{config.output}/answers.jsonl")
@@ -70,7 +67,7 @@ def write(
     base = open_base(config)
     cache = path.with_name(path.name + ".cache")
     asked = prepare(base, entrant, [gold.example for gold in golds], cache)
-    tell(asked.notes, console)
+    tell(asked.notes, screen)
     texts = answer(asked.prompts, asked.known, lambda: asked.system(base), base)
     if is_main():
         rows = (
@@ -79,7 +76,7 @@ def write(
             for gold, text in zip(golds, texts, strict=True)
         )  # fmt: skip
         write_rows(path, rows)
-        console.print(visible(f"{len(texts)} answers; written: {path}"), markup=False)
+        screen.print(visible(f"{len(texts)} answers; written: {path}"))
 
 
 def _asked(config: Config, text: str) -> Record:

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
 
 from jaxalign.adapters import lora as lora_adapter
 from jaxalign.adapters.lora import Lora
@@ -37,6 +36,7 @@ from jaxalign.hf.save import TOKENIZER_FILES, copy_files
 from jaxalign.hf.stream import Pending, write_file
 from jaxalign.hf.tensors import open_index
 from jaxalign.model.spec import ModelSpec
+from jaxalign.terminal import console
 
 # Spellings of the same tensors: a state_dict saved by hand keeps the adapter's name in it, some
 # tools leave PEFT's prefix out.
@@ -189,7 +189,7 @@ def _same(one: str, other: str) -> bool:
 
 def _show(found: Found, spec: ModelSpec, tokenizer: str, template: str, out: str) -> None:
     adapter = found.adapter
-    console = Console(soft_wrap=True, highlight=False)
+    screen = console(soft_wrap=True)
     scaling = "alpha / sqrt(r)" if adapter.rank_stabilised else "alpha / r"
     scale = f"{adapter.scale:g}" if adapter.even else "by projection"
     own = " (some projections their own)" if adapter.parts else ""
@@ -208,21 +208,21 @@ def _show(found: Found, spec: ModelSpec, tokenizer: str, template: str, out: str
         "chat template": {"base": "the base's", "own": "its own", "none": "none"}[template],
     }
     for name, value in rows.items():
-        console.print(f"{name:20}{value}", markup=False)
+        screen.print(f"{name:20}{value}")
     if found.renamed:
-        console.print(f"{found.renamed} tensors were renamed to PEFT's spelling")
+        screen.print(f"{found.renamed} tensors were renamed to PEFT's spelling")
     if found.idle:
-        console.print(
+        screen.print(
             f"in blocks {block_range(found.idle)} every lora_B is zero: it changes nothing there",
             style="yellow",
         )
     if found.named_base and not _same(found.named_base, found.base):
-        console.print(
+        screen.print(
             f"it names {found.named_base} as its base; the shapes fit {found.base}, but an adapter "
             "means little on weights it was not trained on",
             style="yellow",
         )
-    console.print(
+    screen.print(
         f"written: {out}/adapter, for --adapter, jaxalign merge and jaxalign export; "
         f"{out}/continue.yaml, to go on training"
     )

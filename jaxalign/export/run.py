@@ -1,25 +1,24 @@
 """`jaxalign export`: a run or an adapter becomes what PyTorch, vLLM or JAX load.
 
-export(Order('runs/own'))                                   # runs/own/export/peft
-export(Order('runs/own', form='merged', dtype='bfloat16', verify='yes'))
-export(Order('runs/own', push='me/slots-cy', visibility='private'))
+export(Export('runs/own'))                                  # runs/own/export/peft
+export(Export('runs/own', format='merged', dtype='bfloat16', verify=True))
+export(Export('runs/own', push='me/slots-cy', private=True))
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from rich.console import Console
 
 from jaxalign.data.chat import load_tokenizer
 from jaxalign.data.template import TOKENIZER_FILE, find_template, template_files
 from jaxalign.errors import UserError
+from jaxalign.export.command import Export
 from jaxalign.export.facts import card_facts
 from jaxalign.export.push import check_hub, push
 from jaxalign.export.source import (
@@ -48,28 +47,12 @@ from jaxalign.hf.save import (
 )
 from jaxalign.hf.stream import Pending, finite
 from jaxalign.hf.tensors import open_index
+from jaxalign.terminal import console
 
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}  # as the hub counts
 
 
-@dataclass(frozen=True)
-class Order:
-    """What is wanted."""
-
-    run: str  # output folder of a training, PEFT folder or hub name
-    form: str = "peft"  # peft | merged | orbax
-    step: str = ""  # of a training: a number, best, latest; '': the best, if there is one
-    out: str = ""  # '': beside the run
-    base: str = ""  # in place of the one that the run or adapter names
-    dtype: str = ""  # of a model's weights; '': the base's
-    max_shard_size: str = "5GB"
-    existing: str = "refuse"  # where `out` is not empty: refuse | replace
-    verify: str = "no"  # yes | no
-    push: str = ""  # hub repository to upload to
-    visibility: str = "default"  # of a new repository: private | default
-
-
-def export(order: Order) -> Path:
+def export(order: Export) -> Path:
     """Writes what is ordered and prints what it was.
 
     Returns:
@@ -78,45 +61,45 @@ def export(order: Order) -> Path:
     Raises:
         UserError: anything in the run, the base, the folder or the hub that cannot work.
     """
-    console = Console(soft_wrap=True, highlight=False)
+    screen = console(soft_wrap=True)
     shard_bytes = parse_size(order.max_shard_size)
-    if order.form not in WRITERS:
-        raise UserError(f"--format {order.form}: choose among {', '.join(WRITERS)}")
+    if order.format not in WRITERS:
+        raise UserError(f"--format {order.format}: choose among {', '.join(WRITERS)}")
     if order.dtype and order.dtype not in BOUNDS:
         raise UserError(f"--dtype {order.dtype}: choose among {', '.join(BOUNDS)}")
-    if order.dtype and order.form == "peft":
+    if order.dtype and order.format == "peft":
         raise UserError("--dtype: an adapter is always float32; it is for merged and orbax")
-    out = Path(order.out) if order.out else default_out(order.run, order.form)
+    out = Path(order.out) if order.out else default_out(order.source, order.format)
     check_target(out, order.existing)
     if order.push:
         check_hub(order.push)
-    source = open_source(order.run, order.step, order.base)
-    if source.adapter is None and order.form == "peft":
-        raise UserError(f"{order.run} trained all weights, there is no adapter; --format merged")
+    source = open_source(order.source, order.step, order.base)
+    if source.adapter is None and order.format == "peft":
+        raise UserError(f"{order.source} trained all weights, there is no adapter; --format merged")
     must_stay = [Path.cwd(), Path.home(), source.folder, *([source.files] if source.files else [])]
-    if "://" not in order.run and Path(order.run).is_dir():
-        must_stay.append(Path(order.run))
+    if "://" not in order.source and Path(order.source).is_dir():
+        must_stay.append(Path(order.source))
     with whole_folder(out, order.existing, keep=must_stay) as folder:
-        dtype = WRITERS[order.form](source, folder, order.dtype, shard_bytes)
+        dtype = WRITERS[order.format](source, folder, order.dtype, shard_bytes)
         template = find_template(base_tokenizer(source.folder), source.config, source.files)
         write_texts(folder, template_files(template, folder / TOKENIZER_FILE))
         facts = card_facts(
             source,
-            "adapter" if order.form == "peft" else "model",
+            "adapter" if order.format == "peft" else "model",
             path=order.push or str(out),
             template=template.kind,
-            dtype="" if order.form == "peft" else dtype,
+            dtype="" if order.format == "peft" else dtype,
         )
         (folder / "README.md").write_text(model_card(facts), "utf-8")
         if order.push and not facts.base:
             _forget_place(folder / CONFIG_FILE)
-        if order.verify == "yes":
-            console.print(str(verify(source, folder, order.form, dtype, in_memory(source))))
+        if order.verify:
+            screen.print(str(verify(source, folder, order.format, dtype, in_memory(source))))
     size = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
-    console.print(f"{describe(source)}: written to {out} ({order.form}, {size / 1e6:,.1f} MB)")
+    screen.print(f"{describe(source)}: written to {out} ({order.format}, {size / 1e6:,.1f} MB)")
     if order.push:
-        console.print(f"pushed: {push(out, order.push, order.visibility)}")
-        console.print("README.md names no licence: choose one on that page")
+        screen.print(f"pushed: {push(out, order.push, 'private' if order.private else 'default')}")
+        screen.print("README.md names no licence: choose one on that page")
     return out
 
 

@@ -13,7 +13,6 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from rich.console import Console
 
 from jaxalign.adapters.lora import Lora
 from jaxalign.base import weights_digest
@@ -41,7 +40,8 @@ from jaxalign.merge.card import merge_facts
 from jaxalign.merge.source import Source, find_base, read_adapters, template_of, warn
 from jaxalign.merge.tell import show
 from jaxalign.model.spec import ModelSpec
-from jaxalign.multihost import barrier, is_main
+from jaxalign.multihost import barrier
+from jaxalign.terminal import console
 
 
 def merge(
@@ -78,16 +78,15 @@ def merge(
     sources = read_adapters(paths, spec, lambda: load_tokenizer(str(small_files(name))))
     parts = [source.weighted(weight) for source, weight in zip(sources, weights, strict=True)]
     check(parts, spec, recipe)
-    console = Console(quiet=not is_main())
-    warn(sources, into or base, console)
+    screen = console()
+    warn(sources, into or base, screen)
     if into:
         _into_base(sources, weights, spec, recipe, into, out)
-        console.print(f"{_sum_of(paths, weights)} by {recipe.method}, added to {into}: {out}",
-                      highlight=False)  # fmt: skip
+        screen.print(f"{_sum_of(paths, weights)} by {recipe.method}, added to {into}: {out}")
     else:
         merged = combine(parts, spec, recipe)
         write_adapter(merged, sources, weights, spec, recipe, out, name, small_files(name))
-        show(merged, sources, weights, recipe, out, console)
+        show(merged, sources, weights, recipe, out, screen)
     barrier("merged")
 
 

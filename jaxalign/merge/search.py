@@ -18,7 +18,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from rich.console import Console
 from rich.table import Table
 
 from jaxalign.adapters.lora import Lora
@@ -45,6 +44,7 @@ from jaxalign.multihost import barrier, is_main
 from jaxalign.objectives import resolve
 from jaxalign.settings import Config
 from jaxalign.sharding import put_batch, rows_here, shard_tree
+from jaxalign.terminal import console
 from jaxalign.train.state import Frozen
 from jaxalign.train.step import Term, make_eval_step, task_phase
 
@@ -128,14 +128,14 @@ def search(
     metric = _check_metric(judged, golds, metric)
     base = open_base(config)
     sources = read_adapters(paths, base.spec, lambda: base.tokenizer)
-    console = Console(quiet=not is_main())
-    warn(sources, config.model.path, console)
+    screen = console()
+    warn(sources, config.model.path, screen)
     for weights in candidates:
         if any(weights):
             check(_weighed(sources, weights), base.spec, recipe)
     prompts = _prompts(judged, base, sources)
     if prompts.note:
-        console.print(f"note: {prompts.note}", style="yellow", markup=False, highlight=False)
+        screen.print(f"note: {prompts.note}", style="yellow")
     how = _Loss if metric == LOSS else _Answers
     judge = how(base, judged, golds, prompts)
     found: list[Candidate] = []
@@ -156,12 +156,12 @@ def search(
     Path(out).mkdir(parents=True, exist_ok=True)
     write_json(Path(out, "search.json"), result.as_json())
     draw(result, Path(out, "search.png"))
-    console.print(_table(result))
+    screen.print(_table(result))
     if merged:
-        show(merged, sources, best, recipe, f"{out}/adapter", console)
+        show(merged, sources, best, recipe, f"{out}/adapter", screen)
     else:
-        console.print("the bare base (every weight 0) is the best, so no adapter is written")
-    console.print(f"written: {out}/search.json, {out}/search.png", highlight=False)
+        screen.print("the bare base (every weight 0) is the best, so no adapter is written")
+    screen.print(f"written: {out}/search.json, {out}/search.png")
     return result
 
 

@@ -95,7 +95,6 @@ def warn(sources: Sequence[Source], given: str, console: Console) -> None:
                 f"warning: {path} names {base} as its base, {reference[0]} {reference[1]}; the "
                 "shapes agree, but an update learnt on one base means little on another",
                 style="yellow",
-                highlight=False,
             )
     templates = {source.template for source in sources if source.template}
     if len(templates) > 1:
@@ -103,7 +102,6 @@ def warn(sources: Sequence[Source], given: str, console: Console) -> None:
             f"warning: the adapters come with different chat templates; {sources[0].path}'s is "
             "written",
             style="yellow",
-            highlight=False,
         )
 
 

@@ -38,9 +38,8 @@ def show(
         console.print(_error_table(merged))
         console.print(
             f"relative error of the whole update (Frobenius norm): {merged.error:.2%}",
-            highlight=False,
         )
-    console.print(serving(merged.adapter), highlight=False)
+    console.print(serving(merged.adapter))
 
 
 def serving(adapter: Lora) -> str:

@@ -1,6 +1,6 @@
 """How a plan is told: tables on a terminal, JSON for programs.
 
-show(plan, Console(), price=1.2)                 # dollars a chip-hour
+show(plan, console(), price=1.2)                 # dollars a chip-hour
 Path('plan.json').write_text(json.dumps(as_json(plan, price=1.2)))
 """
 
@@ -39,15 +39,15 @@ def show(
     chip = plan.place.chip
     mesh = " x ".join(f"{axis} {size}" for axis, size in plan.mesh.items() if size > 1)
     console.print(
-        f"[bold]{plan.config.model.path}[/] on {plan.place.name}: {plan.place.chips} chips of "
+        f"{plan.config.model.path} on {plan.place.name}: {plan.place.chips} chips of "
         f"{_gb(chip.memory)} GB, mesh {mesh or 'of one'}",
-        highlight=False,
+        style="bold",
     )
     console.print(_programs(plan))
     for note in (*plan.notes, *_unknown(plan), SOURCES[_source(plan)]):
-        console.print(note, style="dim", highlight=False, markup=False)
+        console.print(note, style="dim")
     for line in (*_update(plan), *_bill(plan, price)):
-        console.print(line, highlight=False, markup=False)
+        console.print(line)
     _verdict(plan, console, advices)
 
 
@@ -68,17 +68,15 @@ def show_search(found: list[Found], console: Console) -> None:
             style="bold" if one.best else "" if one.plan.fits else "dim",
         )
     console.print(table)
-    console.print(SOURCES[_source(found[0].plan)], style="dim", highlight=False, markup=False)
+    console.print(SOURCES[_source(found[0].plan)], style="dim")
     console.print(
         "* nothing tried is both faster and smaller. Exposed: an update's traffic beside which "
         "nothing is computed, at the links' full speed; it is not in the time.",
         style="dim",
-        highlight=False,
-        markup=False,
     )
     winner = next((one for one in found if one.plan.fits), None)
     if winner is not None and winner.text:
-        console.print(f"fastest that fits: {winner.text}", style="bold green", highlight=False)
+        console.print(f"fastest that fits: {winner.text}", style="bold green")
 
 
 def as_json(plan: Plan, advices: Sequence[Advice], price: float | None = None) -> dict[str, Any]:
@@ -214,15 +212,14 @@ def _verdict(plan: Plan, console: Console, advices: Sequence[Advice]) -> None:
         console.print(
             f"fits: {_gb(plan.peak)} of {_gb(plan.place.chip.memory)} GB ({share:.0%})",
             style="bold green",
-            highlight=False,
         )
         return
-    console.print(f"does not fit: {reason(plan)}", style="bold red", highlight=False)
+    console.print(f"does not fit: {reason(plan)}", style="bold red")
     for advice in advices:
         enough = "" if advice.peak <= plan.place.chip.memory else ", still too much"
-        console.print(f"  try {advice.text} (about {_gb(advice.peak)} GB{enough})", highlight=False)
+        console.print(f"  try {advice.text} (about {_gb(advice.peak)} GB{enough})")
     if not advices or advices[0].peak > plan.place.chip.memory:
-        console.print("  try a larger slice, or batch.max_length", highlight=False)
+        console.print("  try a larger slice, or batch.max_length")
 
 
 def _source(plan: Plan) -> str:

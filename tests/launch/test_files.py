@@ -61,7 +61,7 @@ def test_help_names_every_option(name):
 
 
 def test_jaxalign_s_own_commands_are_known():
-    from jaxalign.arguments import COMMANDS
+    from jaxalign.cli import COMMANDS
 
     known = re.search(r"^ +(train \|.*)\) ;;$", (LAUNCH / "common.sh").read_text(), re.MULTILINE)
     commands = {name.split()[0] for name in COMMANDS}

@@ -212,8 +212,8 @@ def test_bad_windows_in_settings_are_refused(given):
 
 
 def test_the_command_line_window_is_the_setting():
-    assert load(None, cli._profile_words("10:3")).config.log.profile == [10, 3]
-    assert load(None, cli._profile_words("")).config.log.profile == []
+    assert load(None, profile_words("10:3")).config.log.profile == [10, 3]
+    assert load(None, profile_words("")).config.log.profile == []
 
 
 def break_step(monkeypatch, message):

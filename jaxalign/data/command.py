@@ -1,0 +1,28 @@
+"""`jaxalign data show`: rows as the model gets them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from jaxalign.arguments import Configured, option
+from jaxalign.terminal import say
+
+
+@dataclass(frozen=True, kw_only=True)
+class Show(Configured):
+    """Which rows to print."""
+
+    rows: int = option(3, "rows of each stream", lowest=0)
+
+    def run(self) -> None:
+        """Prints how many rows there are, and the first ones."""
+        config = self.load()
+        from jaxalign.data.chat import load_tokenizer, show
+        from jaxalign.data.loader import pair_stream, task_stream
+
+        tokenizer = load_tokenizer(config.model.path, config.model.revision)
+        for part, stream in ((config.task, task_stream), (config.align, pair_stream)):
+            if part.weight > 0 and part.train:
+                found = stream(config, tokenizer)
+                say(f"{found.report}; padded lengths {list(found.buckets)}")
+                show(found.rows[: self.rows], tokenizer)

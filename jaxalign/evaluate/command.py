@@ -1,0 +1,65 @@
+"""`jaxalign evaluate` and `jaxalign generate`: who answers which questions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from jaxalign.arguments import Configured, Named, named, option
+from jaxalign.paths import check_local
+from jaxalign.programs import begin
+
+SEEDS = "the same NAME again: another seed"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluate(Configured):
+    """Which systems to compare."""
+
+    base: bool = option(False, "the bare base (and, with evaluate.shots, few-shot)")
+    entrants: Sequence[Named] = named(
+        adapter=f"a PEFT folder or hub name; {SEEDS}",
+        predictions=f"a file of answers, scored without a model; {SEEDS}",
+    )
+    out: str = option("", "folder (default OUTPUT/evaluation)")
+
+    def run(self) -> None:
+        """Evaluates; what comes first is what the rest is compared with.
+
+        That is one fine-tuned model for another, and the base for a single one.
+        """
+        config = self.load()
+        out = check_local(self.out or f"{config.output}/evaluation", "--out")
+        begin()
+        from jaxalign.base import name_of
+        from jaxalign.evaluate.run import Entrant, evaluate
+
+        bare = [Entrant("base", kind="base")] if self.base else []
+        if self.base and config.evaluate.shots:
+            bare.append(Entrant(f"base {config.evaluate.shots}-shot", kind="few_shot"))
+        given = [Entrant(one.name or name_of(one.path), one.path, one.kind)
+                 for one in self.entrants]  # fmt: skip
+        several = len({entrant.name for entrant in given}) > 1
+        evaluate(config, given + bare if several else bare + given, out)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generate(Configured):
+    """What to answer, and with which weights."""
+
+    data: Sequence[str] = option(
+        [], "rows to answer, gold or not (default evaluate.data)", metavar="SOURCE"
+    )
+    prompt: Sequence[str] = option([], "a text to answer; printed", metavar="TEXT")
+    adapter: str = option("", "a PEFT folder or hub name", metavar="PATH")
+    out: str = option("", "JSONL file (default OUTPUT/answers.jsonl)")
+
+    def run(self) -> None:
+        """Prints the answers to prompts, writes those to rows."""
+        config = self.load()
+        if not self.prompt:  # whose answers are printed
+            check_local(self.out or config.output, "--out")
+        begin()
+        from jaxalign.evaluate.write import write
+
+        write(config, self.adapter, self.prompt, self.data, self.out)

@@ -1,0 +1,76 @@
+"""`jaxalign merge`: adapters become one, or go into their base; weights may be searched."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from jaxalign.arguments import needed, option, words
+from jaxalign.errors import UserError
+from jaxalign.programs import begin
+
+
+@dataclass(frozen=True, kw_only=True)
+class Merge:
+    """Which adapters to merge, and how."""
+
+    adapters: Sequence[str] = words("PEFT folders or hub names", "ADAPTER", "+")
+    out: str = needed("folder to write")
+    weights: str = option(
+        "", "one for each adapter, as in 0.6,0.4 (or --weights=-1,1)", metavar="W,W"
+    )
+    method: str = option(
+        "delta",
+        "delta (exact), task_arithmetic (the same), svd, average, magnitude, ties, dare, dare_ties",
+    )
+    rank: int | None = option(None, "of the result, for methods that cut it", whole=True, lowest=1)
+    density: float | None = option(
+        None, "share of entries kept: magnitude, ties, dare", number=True, above=0, highest=1
+    )
+    seed: int = option(1, "of what dare drops", lowest=0, highest=2**32 - 1)
+    base: str = option(
+        "", "the adapters' base (default: as the first one names it)", metavar="MODEL"
+    )
+    into_base: str = option("", "write a whole model", metavar="MODEL")
+    search: str = option("", "choose weights by a score; key=value as in train", metavar="CONFIG")
+    grid: Sequence[str] = option(
+        [], "values whose sums of 1 are tried; or one list an adapter", metavar="W,W"
+    )
+    metric: str = option("", "a score of the task, or loss")
+    data: Sequence[str] = option(
+        [], "rows to choose weights by (default task.valid)", metavar="SOURCE"
+    )
+    force: bool = option(False, "replace what is in --out")
+    settings: Sequence[str] = ()  # of --search; they may also stand between the adapters
+
+    def run(self) -> None:
+        """Merges, and prints what was merged."""
+        given = [*self.adapters, *self.settings]
+        settings = [one for one in given if "=" in one and not Path(one).exists()]
+        adapters = [one for one in given if one not in settings]
+        existing = "replace" if self.force else "refuse"
+        if self.search and (self.weights or self.base or self.into_base):
+            raise UserError("--search finds the weights for the base of its CONFIG and writes an "
+                            "adapter; leave out --weights, --base and --into-base")  # fmt: skip
+        if not self.search and (settings or self.grid or self.metric or self.data):
+            raise UserError("--grid, --metric, --data and key=value belong to --search CONFIG")
+        from jaxalign.config import load
+
+        config = load(self.search, settings).config if self.search else None
+        begin()
+        from jaxalign.merge.algebra import Recipe
+        from jaxalign.merge.run import merge, parse_numbers
+
+        recipe = Recipe(self.method, self.rank, self.density, self.seed)
+        if config:
+            from jaxalign.merge.search import search
+
+            grids = [parse_numbers(text, "--grid") for text in self.grid or ["0,0.25,0.5,0.75,1"]]
+            search(config, adapters, recipe, grids, self.out,
+                   metric=self.metric, data=self.data, existing=existing)  # fmt: skip
+            return
+        if not self.weights and len(adapters) > 1:
+            raise UserError("--weights is missing: 1,1 adds two updates, 0.5,0.5 averages them")
+        merge(adapters, parse_numbers(self.weights or "1", "--weights"), recipe, self.out,
+              base=self.base, into=self.into_base, existing=existing)  # fmt: skip
