@@ -12,8 +12,8 @@
     jaxalign config configs/demo.yaml
     jaxalign demo
 
-Each command is a dataclass of its options in the room that runs it; only the one that was asked
-for is imported. A user's mistake becomes one sentence and exit code 2; `--debug` shows where.
+Each command is a dataclass in `commands`; only the one that was asked for is imported. A user's
+mistake becomes one sentence and exit code 2; `--debug` shows where it arose.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from jaxalign import __version__
+from jaxalign import __version__, commands
 from jaxalign.arguments import Command, declare, read
 from jaxalign.bounds import check_text
 from jaxalign.errors import UserError
@@ -35,17 +35,17 @@ from jaxalign.terminal import complain, steady_output
 
 # What each command is for, and the dataclass of its options.
 COMMANDS = {
-    "train": ("train an adapter (or a whole model)", "train.command.Train"),
-    "data show": ("print rows, coloured by what is trained", "data.command.Show"),
-    "evaluate": ("compare systems on what they write", "evaluate.command.Evaluate"),
-    "generate": ("write answers to rows or prompts", "evaluate.command.Generate"),
-    "probe": ("which layer aligns which languages", "probe.command.Probe"),
-    "merge": ("combine adapters of one base, or write them into it", "merge.command.Merge"),
-    "export": ("write a run as what PyTorch, vLLM or JAX load", "export.command.Export"),
-    "import": ("check an adapter trained elsewhere and take it in", "export.command.Import"),
-    "plan": ("compile a run for machines that are not there", "plan.command.Plan"),
-    "config": ("print every setting with its origin", "settings.command.Settings"),
-    "demo": ("train the embedded small model with and without alignment", "demo.command.Demo"),
+    "train": ("train an adapter (or a whole model)", "train.Train"),
+    "data show": ("print rows, coloured by what is trained", "show.Show"),
+    "evaluate": ("compare systems on what they write", "evaluate.Evaluate"),
+    "generate": ("write answers to rows or prompts", "evaluate.Generate"),
+    "probe": ("which layer aligns which languages", "probe.Probe"),
+    "merge": ("combine adapters of one base, or write them into it", "merge.Merge"),
+    "export": ("write a run as what PyTorch, vLLM or JAX load", "export.Export"),
+    "import": ("check an adapter trained elsewhere and take it in", "export.Import"),
+    "plan": ("compile a run for machines that are not there", "plan.Plan"),
+    "config": ("print every setting with its origin", "config.Settings"),
+    "demo": ("train the embedded small model with and without alignment", "demo.Demo"),
 }
 GROUPS = {"data": "look at the data of a run"}  # of commands of two words
 
@@ -89,7 +89,7 @@ def parser_for(words: Sequence[str]) -> argparse.ArgumentParser:
 def options_of(name: str) -> type[Command]:
     """The options of a command, which run it."""
     module, _, kind = COMMANDS[name][1].rpartition(".")
-    return getattr(importlib.import_module(f"jaxalign.{module}"), kind)
+    return getattr(importlib.import_module(f"{commands.__name__}.{module}"), kind)
 
 
 def _run(words: Sequence[str]) -> int:

@@ -15,7 +15,6 @@ import contextlib
 import importlib.util
 import os
 import shutil
-import sys
 import tempfile
 import uuid
 from collections.abc import Iterator
@@ -26,6 +25,7 @@ from typing import Any
 from jaxalign.errors import UserError, first_line, missing_extra
 from jaxalign.lock import only_run
 from jaxalign.multihost import is_main, text_from_main
+from jaxalign.terminal import complain
 
 # Whoever reads a folder looks for one of these first, so they come when the rest is there.
 LAST = (
@@ -184,7 +184,7 @@ class Desk:
         try:
             self._send()
         except UserError as error:
-            print(f"jaxalign: {error}", file=sys.stderr)
+            complain(error)
             return False
         return True
 

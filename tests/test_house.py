@@ -15,15 +15,15 @@ MODULES = DRAWN["modules"]()
 GRAPH = DRAWN["between_modules"](MODULES)
 FLOORS = (
     {
-        "errors", "bounds", "terminal", "settings", "config", "multihost", "paths", "bucket",
-        "programs", "chips", "compiler", "checksums", "interrupts", "lock", "folders", "model.spec",
-        "hf.find", "picture",
+        "errors", "bounds", "terminal", "settings", "config", "arguments", "multihost", "paths",
+        "bucket", "programs", "chips", "compiler", "checksums", "interrupts", "lock", "folders",
+        "model.spec", "hf.find", "picture",
     },
     {"sharding", "objectives", "data"},
     {"adapters", "model"},
     {"hf", "train", "generate", "base"},
     {"probe", "evaluate", "merge", "export", "plan", "demo"},
-    {"cli", "arguments", "__main__"},
+    {"cli", "commands", "__main__"},
 )  # fmt: skip
 # Beyond the floors: room -> rooms on its own or a lower floor that it must not see.
 APART = {
@@ -97,6 +97,18 @@ def test_the_picture_of_the_imports_is_drawn_from_the_code():
     assert DRAWN["with_picture"](page) == page, "run: python docs/imports.py"
 
 
+def test_one_place_writes_to_the_terminal():
+    def calls(module):
+        names = (
+            ast.unparse(node.func)
+            for node in ast.walk(MODULES[module])
+            if isinstance(node, ast.Call) and module != "terminal"
+        )
+        return {name for name in names if name in ("print", "Console", "sys.stdout.write")}
+
+    assert not offenders(calls)
+
+
 def test_torch_and_tensorflow_are_nobodys_need():
     outside = offenders(lambda m: roots(m, inside=False) & {"torch", "tensorflow", "peft"})
     anywhere = offenders(lambda m: roots(m, inside=True) & {"tensorflow"})
@@ -134,7 +146,8 @@ def test_public_things_say_what_they_are():
 
 
 def test_help_and_configuration_do_not_wait_for_jax():
-    names = ["jaxalign", *(f"jaxalign.{name}" for name in LIGHT)]
+    light = (*LIGHT, *(module for module in MODULES if module.startswith("commands.")))
+    names = ["jaxalign", *(f"jaxalign.{name}" for name in light)]
     code = (
         f"import importlib, sys\n"
         f"for name in {names}:\n"

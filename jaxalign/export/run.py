@@ -1,8 +1,8 @@
 """`jaxalign export`: a run or an adapter becomes what PyTorch, vLLM or JAX load.
 
-export(Export('runs/own'))                                  # runs/own/export/peft
-export(Export('runs/own', format='merged', dtype='bfloat16', verify=True))
-export(Export('runs/own', push='me/slots-cy', private=True))
+export(Order('runs/own'))                                  # runs/own/export/peft
+export(Order('runs/own', format='merged', dtype='bfloat16', verify=True))
+export(Order('runs/own', push='me/slots-cy', private=True))
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ import numpy as np
 from jaxalign.data.chat import load_tokenizer
 from jaxalign.data.template import TOKENIZER_FILE, find_template, template_files
 from jaxalign.errors import UserError
-from jaxalign.export.command import Export
 from jaxalign.export.facts import card_facts
+from jaxalign.export.order import Order
 from jaxalign.export.push import check_hub, push
 from jaxalign.export.source import (
     CONFIG_FILE,
@@ -52,7 +52,7 @@ from jaxalign.terminal import console
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}  # as the hub counts
 
 
-def export(order: Export) -> Path:
+def export(order: Order) -> Path:
     """Writes what is ordered and prints what it was.
 
     Returns:

@@ -22,8 +22,9 @@ import numpy as np
 
 from jaxalign.checksums import text_digest
 from jaxalign.errors import UserError, first_line
-from jaxalign.multihost import everywhere, is_main
+from jaxalign.multihost import everywhere
 from jaxalign.paths import whole_file
+from jaxalign.terminal import say
 
 NOTE = "states.json"
 
@@ -74,11 +75,11 @@ class Blocks:
         self.done = [name for name, intact in zip(self.languages, whole, strict=True) if intact]
         self._digests = {language: kept[language] for language in self.done}
         if reason:
-            _say(f"{folder}: {reason}; all states are computed again")
+            say(f"{folder}: {reason}; all states are computed again")
         lost = [language for language in kept if language not in self.done]
         if lost:
             files = sorted({f"{name}.npy" for language in lost for name in bad[language]})
-            _say(
+            say(
                 f"{folder}: the stored states of {_some(lost)} are damaged ({', '.join(files)}); "
                 "they are computed again"
             )
@@ -190,11 +191,6 @@ def _digest(block: np.ndarray) -> str:
 
 def _canonical(content: Mapping[str, Any]) -> str:
     return text_digest(json.dumps(content, sort_keys=True))
-
-
-def _say(text: str) -> None:
-    if is_main():
-        print(text, flush=True)
 
 
 def _some(names: Sequence[str]) -> str:

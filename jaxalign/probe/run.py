@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from jaxalign.base import Base, System, open_base, weights_digest
@@ -27,6 +26,7 @@ from jaxalign.probe.states import cut_sentences, store_states
 from jaxalign.probe.table import Table
 from jaxalign.probe.tasks import Names, read_scores
 from jaxalign.settings import Config
+from jaxalign.terminal import console, say
 
 __all__ = [
     "Choice", "Probed", "as_json", "check_systems", "choose_layer", "measure_corpora", "probe",
@@ -106,7 +106,7 @@ def measure_corpora(
     asked: list[dict[str, dict[str, np.ndarray]]] = []  # of each system: score -> language -> [L+1]
     with Progress(
         TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(),
-        TimeRemainingColumn(), disable=not is_main() or not Console().is_terminal,
+        TimeRemainingColumn(), disable=not is_main() or not console().is_terminal,
     ) as bar:  # fmt: skip
         more = sum(min(neurons, len(corpus)) * len(corpus.sentences) for corpus in corpora)
         more += sum(len(options) for rows in (items or {}).values() for options in rows)
@@ -122,8 +122,8 @@ def measure_corpora(
                 _states(base, system, weights, corpora, Path(out), poolings, dtype,
                         sentences)
             )  # fmt: skip
-            if bar.disable and is_main():  # a log, where the bar would not move
-                print(f"{system.name}: {_sentences(corpora):,} sentences read", flush=True)
+            if bar.disable:  # a log, where the bar would not move
+                say(f"{system.name}: {_sentences(corpora):,} sentences read")
             asked.append(
                 _asked(base, weights, corpora, pivot, neurons, items, config.generate.batch,
                        sentences)

@@ -27,6 +27,7 @@ import numpy as np
 from jaxalign.chips import of_kind
 from jaxalign.errors import missing_extra
 from jaxalign.paths import whole_file
+from jaxalign.terminal import console
 from jaxalign.train.pace import Timing, Work
 
 SHOWN = ("task/loss", "align/loss", "align/contrastive/retrieval", "eval/loss")
@@ -119,10 +120,8 @@ class Log:
     def message(self, text: str) -> None:
         """A line for the reader."""
         if self._writes:
-            from rich.console import Console
-
-            console = self._bar.console if self._bar else Console(soft_wrap=True)
-            console.print(text, highlight=False, markup=False)
+            screen = self._bar.console if self._bar else console(soft_wrap=True)
+            screen.print(text)
 
     def drain(self) -> None:
         """Writes what is still on the device, and starts the clock anew: call it before and after
@@ -245,7 +244,6 @@ class _Bar:
     """A rich progress bar with the losses and the time left."""
 
     def __init__(self, title: str, steps: int, start: int) -> None:
-        from rich.console import Console
         from rich.progress import (
             BarColumn,
             MofNCompleteColumn,
@@ -255,7 +253,7 @@ class _Bar:
             TimeRemainingColumn,
         )
 
-        self.console = Console()
+        self.console = console()
         columns = [
             TextColumn("[bold]{task.description}"),
             BarColumn(),

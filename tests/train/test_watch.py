@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import pytest
 
 from jaxalign import chips, cli
+from jaxalign.commands.train import profile_words
 from jaxalign.config import load
 from jaxalign.errors import UserError
 from jaxalign.train import goodput, loop, metrics, pace, warm

@@ -1,16 +1,17 @@
-"""`jaxalign export` and `jaxalign import`: files in, files out, on the CPU of this host."""
+"""What an export is asked for: the options of `jaxalign export`.
+
+Order('runs/own', format='merged', dtype='bfloat16', verify=True)
+"""
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 
-from jaxalign.arguments import needed, option, word
-from jaxalign.errors import UserError
+from jaxalign.arguments import option, word
 
 
 @dataclass(frozen=True)
-class Export:
+class Order:
     """What is exported, and as what."""
 
     source: str = word("output of a training, PEFT folder or hub name", "RUN")
@@ -33,34 +34,3 @@ class Export:
     def existing(self) -> str:
         """What to do where `out` is not empty: refuse | replace."""
         return "replace" if self.force else "refuse"
-
-    def run(self) -> None:
-        """Writes it, and prints what it was."""
-        if self.private and not self.push:
-            raise UserError("--private is for --push NAME")
-        _on_this_host()
-        from jaxalign.export.run import export
-
-        export(self)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Import:
-    """Which adapter is taken in."""
-
-    adapter: str = word("a PEFT folder or hub name")
-    base: str = needed("what it was trained on", "MODEL")
-    out: str = needed("folder to write")
-    force: bool = option(False, "replace what is in --out")
-
-    def run(self) -> None:
-        """Checks it, writes it, and prints what it is."""
-        _on_this_host()
-        from jaxalign.export.incoming import import_adapter
-
-        import_adapter(self.adapter, self.base, self.out, "replace" if self.force else "refuse")
-
-
-def _on_this_host() -> None:
-    # No accelerator is needed, and one host of a pod would wait for the rest.
-    os.environ.setdefault("JAX_PLATFORMS", "cpu")
