@@ -127,8 +127,8 @@ class _Collect(argparse.Action):
 class Configured:
     """The words of a command that reads the configuration of a run."""
 
-    config: str = word("YAML file")
-    settings: Sequence[str] = words("as in align.layer=16", "key=value")
+    config: str = word("the configuration, a YAML file")
+    settings: Sequence[str] = words("settings, as in align.layer=16", "key=value")
 
     def load(self) -> Config:
         """The configuration, with the settings of the command line."""

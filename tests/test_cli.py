@@ -136,6 +136,8 @@ def test_values_are_not_markup(capsys, tmp_path):
         ("probe", "m", "--parallel", "p", "--width", "0"),
         ("merge", "a", "--out", "o", "--rank", "0"),
         ("plan", "a.yaml", "--topology", "v5e:2x2", "--price", "-1"),
+        ("plan", "a.yaml", "--topology", "v5e:2x2", "--tries", "0"),
+        ("plan", "a.yaml", "--topology", "v5e:2x2", "--slices", "x"),
         ("demo", "--seeds", "0"),
         ("demo", "--seeds", "9" * 20),
     ],

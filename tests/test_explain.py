@@ -1,4 +1,4 @@
-"""The page of settings says what the settings say."""
+"""The pages of settings and commands say what these say."""
 
 import runpy
 from pathlib import Path
@@ -18,6 +18,13 @@ def test_the_page_has_every_setting():
     script = runpy.run_path(str(DOCS / "settings_table.py"))
     assert script["with_table"](page) == page, "run: python docs/settings_table.py"
     assert "| `generate.top_p` | `1.0` | a number, above 0, 1 or less |" in page
+
+
+def test_the_page_has_every_command_and_option():
+    script = runpy.run_path(str(DOCS / "commands_table.py"))
+    page = (DOCS / "commands.md").read_text("utf-8")
+    assert script["page"]() == page, "run: python docs/commands_table.py"
+    assert "| `--rows ROWS` | rows to print of each stream (default 3) |" in page
 
 
 def test_every_setting_is_explained_and_its_page_exists():

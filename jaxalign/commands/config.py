@@ -14,9 +14,9 @@ from jaxalign.terminal import console, visible
 class Settings:
     """Which settings to print."""
 
-    config: str | None = words("YAML file", "config", "?")
-    settings: Sequence[str] = words("as in align.layer=16", "key=value")
-    explain: str = option("", "what a setting or a group of them is for", metavar="KEY")
+    config: str | None = words("the configuration, a YAML file", "CONFIG", "?")
+    settings: Sequence[str] = words("settings, as in align.layer=16", "key=value")
+    explain: str = option("", "print what a setting or a group of them is for", metavar="KEY")
 
     def run(self) -> None:
         """Prints a table."""

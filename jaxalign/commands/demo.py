@@ -12,8 +12,8 @@ from jaxalign.arguments import option, words
 class Demo:
     """Where the demo goes, and how often it is run."""
 
-    out: str = option("runs/demo", "folder")
-    settings: Sequence[str] = words("as in train.steps=100", "key=value")
+    out: str = option("runs/demo", "folder to write")
+    settings: Sequence[str] = words("settings, as in train.steps=100", "key=value")
     seeds: int = option(1, "runs of each kind", lowest=1)
 
     def run(self) -> None:

@@ -16,12 +16,12 @@ SEEDS = "the same NAME again: another seed"
 class Evaluate(Configured):
     """Which systems to compare."""
 
-    base: bool = option(False, "the bare base (and, with evaluate.shots, few-shot)")
+    base: bool = option(False, "the base without an adapter (with evaluate.shots also few-shot)")
     entrants: Sequence[Named] = named(
         adapter=f"a PEFT folder or hub name; {SEEDS}",
         predictions=f"a file of answers, scored without a model; {SEEDS}",
     )
-    out: str = option("", "folder (default OUTPUT/evaluation)")
+    out: str = option("", "folder to write (default OUTPUT/evaluation)")
 
     def run(self) -> None:
         """Evaluates; what comes first is what the rest is compared with.
@@ -48,11 +48,13 @@ class Generate(Configured):
     """What to answer, and with which weights."""
 
     data: Sequence[str] = option(
-        [], "rows to answer, gold or not (default evaluate.data)", metavar="SOURCE"
+        [], "rows to answer, with or without gold answers (default evaluate.data)", metavar="SOURCE"
     )
-    prompt: Sequence[str] = option([], "a text to answer; printed", metavar="TEXT")
-    adapter: str = option("", "a PEFT folder or hub name", metavar="PATH")
-    out: str = option("", "JSONL file (default OUTPUT/answers.jsonl)")
+    prompt: Sequence[str] = option([], "a text to answer; the answer is printed", metavar="TEXT")
+    adapter: str = option(
+        "", "a PEFT folder or hub name (default: the base answers)", metavar="PATH"
+    )
+    out: str = option("", "JSONL file to write (default OUTPUT/answers.jsonl)")
 
     def run(self) -> None:
         """Prints the answers to prompts, writes those to rows."""

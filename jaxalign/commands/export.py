@@ -29,7 +29,7 @@ class Import:
     """Which adapter is taken in."""
 
     adapter: str = word("a PEFT folder or hub name")
-    base: str = needed("what it was trained on", "MODEL")
+    base: str = needed("the base that it was trained on", "MODEL")
     out: str = needed("folder to write")
     force: bool = option(False, "replace what is in --out")
 

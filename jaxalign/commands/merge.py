@@ -18,26 +18,33 @@ class Merge:
     adapters: Sequence[str] = words("PEFT folders or hub names", "ADAPTER", "+")
     out: str = needed("folder to write")
     weights: str = option(
-        "", "one for each adapter, as in 0.6,0.4 (or --weights=-1,1)", metavar="W,W"
+        "", "one weight for each adapter, as in 0.6,0.4 (or --weights=-1,1)", metavar="W,W"
     )
     method: str = option(
         "delta",
-        "delta (exact), task_arithmetic (the same), svd, average, magnitude, ties, dare, dare_ties",
+        "how updates are combined: delta (exact), task_arithmetic (the same), svd, average, "
+        "magnitude, ties, dare, dare_ties",
     )
-    rank: int | None = option(None, "of the result, for methods that cut it", whole=True, lowest=1)
+    rank: int | None = option(
+        None, "rank of the result, for methods that cut it", whole=True, lowest=1
+    )
     density: float | None = option(
-        None, "share of entries kept: magnitude, ties, dare", number=True, above=0, highest=1
+        None, "share of entries that magnitude, ties and dare keep", number=True, above=0, highest=1
     )
-    seed: int = option(1, "of what dare drops", lowest=0, highest=2**32 - 1)
+    seed: int = option(1, "seed of what dare drops", lowest=0, highest=2**32 - 1)
     base: str = option(
         "", "the adapters' base (default: as the first one names it)", metavar="MODEL"
     )
-    into_base: str = option("", "write a whole model", metavar="MODEL")
-    search: str = option("", "choose weights by a score; key=value as in train", metavar="CONFIG")
+    into_base: str = option(
+        "", "add the update to this base and write a whole model", metavar="MODEL"
+    )
+    search: str = option(
+        "", "choose the weights by a score of this run; key=value as in train", metavar="CONFIG"
+    )
     grid: Sequence[str] = option(
         [], "values whose sums of 1 are tried; or one list an adapter", metavar="W,W"
     )
-    metric: str = option("", "a score of the task, or loss")
+    metric: str = option("", "what the search judges by: a score of the task, or loss")
     data: Sequence[str] = option(
         [], "rows to choose weights by (default task.valid)", metavar="SOURCE"
     )

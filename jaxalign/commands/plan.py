@@ -20,18 +20,20 @@ from jaxalign.terminal import console
 class Plan(Configured):
     """Which machines, and what to compile for them."""
 
-    topology: str = needed("as in v5e:4x4, v5p:2x2x2 or h100:8", "CHIP:SHAPE")
+    topology: str = needed("the hardware, as in v5e:4x4, v5p:2x2x2 or h100:8", "CHIP:SHAPE")
     slices: int = option(1, "TPU slices of that shape, or GPU nodes", metavar="N")
     phases: str = option(
         "",
-        "of task, align, update, task_eval, align_eval, prompt, token "
+        "programs to compile, of task, align, update, task_eval, align_eval, prompt, token "
         "(default all; with --search task,align)",
         metavar="NAME,NAME",
     )
     search: bool = option(False, "try meshes, remat, micro-batches and an int8 base")
     tries: int = option(8, "candidates that --search compiles", metavar="N", lowest=1)
-    price: float | None = option(None, "dollars a chip-hour", metavar="USD", number=True, lowest=0)
-    json: str = option("", "everything, as JSON", metavar="FILE")
+    price: float | None = option(
+        None, "price of a chip-hour in dollars", metavar="USD", number=True, lowest=0
+    )
+    json: str = option("", "write everything to this file, as JSON", metavar="FILE")
 
     def run(self) -> int:
         """Prints the plan; 0 where the run fits (in a search: where something does), else 1.

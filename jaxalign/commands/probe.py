@@ -16,32 +16,45 @@ class Probe:
     """What to probe, and how."""
 
     model: str = word("a folder in Hugging Face layout, a hub name, or a YAML file")
-    settings: Sequence[str] = words("as in model.dtype=float32", "key=value")
-    parallel: str = needed("LANG.txt files, FLORES folder, XX-YY.tsv, JSONL, hf:NAME", "SOURCE")
-    entrants: Sequence[Named] = named(adapter="compared with the base")
-    out: str = option("runs/probe", "folder")
+    settings: Sequence[str] = words("settings, as in model.dtype=float32", "key=value")
+    parallel: str = needed(
+        "the same sentences in several languages: LANG.txt files, FLORES folder, "
+        "XX-YY.tsv, JSONL, hf:NAME",
+        "SOURCE",
+    )
+    entrants: Sequence[Named] = named(adapter="a PEFT folder or hub name, compared with the base")
+    out: str = option("runs/probe", "folder to write")
     pooling: str = option(
         "mean",
-        "of mean, mean_rest (all but the first token), last, position, first; several: mean,last",
+        "how token states become one vector: mean, mean_rest (all but the first token), last, "
+        "position, first; several: mean,last",
     )
     states_as: str = option(
         "raw,standardised",
         "how states are compared: raw, standardised, all_but_top",
         metavar="FORM,FORM",
     )
-    languages: str = option("", "keep only these: en,de,cy")
-    rows: int = option(0, "first sentences only (default all)", lowest=0)
-    pivot: str = option("en", "language the others are compared with")
+    languages: str = option("", "keep only these languages, as in en,de,cy")
+    rows: int = option(0, "use only the first N sentences (default all)", metavar="N", lowest=0)
+    pivot: str = option("en", "the language the others are compared with")
     neurons: int = option(
         0, "NASCA and NAVCA on the first N sentences (the paper: 100)", metavar="N", lowest=0
     )
-    items: str = option("", "task items in several languages: DALI", metavar="SOURCE")
+    items: str = option("", "task items in several languages, for DALI", metavar="SOURCE")
     scores: str = option(
-        "", "report.json of evaluate, or {language: score}: correlated", metavar="FILE"
+        "",
+        "task scores to correlate with: report.json of evaluate, or {language: score}",
+        metavar="FILE",
     )
-    states: str = option("float32", "of the vectors on disk", choices=("float32", "float16"))
+    states: str = option(
+        "float32", "number format of the vectors on disk", choices=("float32", "float16")
+    )
     width: int | None = option(
-        None, "approximate retrieval by N principal directions", metavar="N", whole=True, lowest=1
+        None,
+        "approximate retrieval by N principal directions (default exact)",
+        metavar="N",
+        whole=True,
+        lowest=1,
     )
 
     def run(self) -> None:

@@ -12,7 +12,7 @@ from jaxalign.terminal import say
 class Show(Configured):
     """Which rows to print."""
 
-    rows: int = option(3, "rows of each stream", lowest=0)
+    rows: int = option(3, "rows to print of each stream", lowest=0)
 
     def run(self) -> None:
         """Prints how many rows there are, and the first ones."""

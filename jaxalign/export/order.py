@@ -16,16 +16,22 @@ class Order:
 
     source: str = word("output of a training, PEFT folder or hub name", "RUN")
     format: str = option(
-        "peft", "adapter, whole model, or tree for JAX", choices=("peft", "merged", "orbax")
+        "peft",
+        "what to write: an adapter, a whole model, or a tree for JAX",
+        choices=("peft", "merged", "orbax"),
     )
     step: str = option(
-        "", "a number, best or latest (default: the best, if there is one)", metavar="N"
+        "",
+        "which checkpoint: a number, best or latest (default: the best, if there is one)",
+        metavar="N",
     )
     out: str = option("", "folder to write (default RUN/export/FORMAT)")
-    base: str = option("", "where the base is now", metavar="MODEL")
-    dtype: str = option("", "of a model: float32, float16 or bfloat16 (default: the base's)")
-    max_shard_size: str = option("5GB", "of one file of weights", metavar="SIZE")
-    verify: bool = option(False, "read it back, compare the logits")
+    base: str = option("", "where the base is now, if it has moved", metavar="MODEL")
+    dtype: str = option(
+        "", "number format of a model: float32, float16 or bfloat16 (default: the base's)"
+    )
+    max_shard_size: str = option("5GB", "largest file of weights", metavar="SIZE")
+    verify: bool = option(False, "read the result back and compare its logits")
     push: str = option("", "upload to this hub repository", metavar="NAME")
     private: bool = option(False, "make that repository private")
     force: bool = option(False, "replace what is in --out")
