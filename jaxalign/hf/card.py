@@ -10,20 +10,11 @@ licence is the user's to choose.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-PAPER = """\
-@inproceedings{liu-niehues-2025-middle,
-  title     = {Middle-Layer Representation Alignment for Cross-Lingual Transfer in Fine-Tuned {LLM}s},
-  author    = {Liu, Danni and Niehues, Jan},
-  booktitle = {Proceedings of the 63rd Annual Meeting of the Association for Computational Linguistics (Volume 1: Long Papers)},
-  year      = {2025},
-  pages     = {15979--15996},
-  doi       = {10.18653/v1/2025.acl-long.778},
-}"""  # noqa: E501
+TEMPLATE = Path(__file__).with_name("card.md")
 LIBRARIES = {"adapter": "peft", "model": "transformers"}
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -79,121 +70,35 @@ class Facts:
     dtype: str = ""  # of the weights of a model
     aligned: str = "no"  # whether the paper's objective was trained: yes | no
 
+    @property
+    def data_rows(self) -> list[tuple[str, str, str]]:
+        """The streams as rows of a table."""
+        return [(d.part, ", ".join(f"`{file}`" for file in d.files), d.languages)
+                for d in self.data]  # fmt: skip
+
 
 def model_card(facts: Facts) -> str:
-    """README.md: front matter, then the body in Markdown."""
-    return "\n\n".join([_front_matter(facts), *_body(facts)]) + "\n"
+    """README.md: front matter, then the body in Markdown, as `card.md` lays it out."""
+    from huggingface_hub import ModelCard, ModelCardData
+
+    about = ModelCardData(
+        base_model=facts.base or None,
+        library_name=LIBRARIES[facts.kind],
+        pipeline_tag="text-generation",
+        language=list(facts.languages) or None,
+        datasets=list(facts.datasets) or None,
+        tags=[*facts.tags, "jaxalign"],
+        # The hub draws the tree of models by it; adapters it knows by their library.
+        base_model_relation="finetune" if facts.base and facts.kind == "model" else None,
+    )
+    base = facts.base or "PATH/TO/THE/BASE"
+    card = ModelCard.from_template(about, str(TEMPLATE), facts=facts, base=base, table=table)
+    return f"{card}\n"
 
 
 def hub_name(base: str) -> str:
     """The base as the hub calls it; empty where it is a folder of this machine."""
     return base if _HUB_NAME.fullmatch(base) and not Path(base).exists() else ""
-
-
-def _front_matter(facts: Facts) -> str:
-    import yaml
-
-    fields: dict[str, Any] = {
-        "base_model": facts.base,
-        # The hub draws the tree of models by it; adapters it knows by their library.
-        "base_model_relation": "finetune" if facts.base and facts.kind == "model" else "",
-        "library_name": LIBRARIES[facts.kind],
-        "pipeline_tag": "text-generation",
-        "language": list(facts.languages),
-        "datasets": list(facts.datasets),
-        "tags": [*facts.tags, "jaxalign"],
-    }
-    known = {name: value for name, value in fields.items() if value}
-    # A YAML library quotes what needs it: Norwegian is 'no'.
-    return f"---\n{yaml.safe_dump(known, sort_keys=False, allow_unicode=True)}---"
-
-
-def _body(facts: Facts) -> Iterator[str]:
-    yield f"# {facts.title}"
-    yield _opening(facts)
-    if facts.training:
-        yield "## Training"
-        yield table(("", ""), facts.training)
-    if facts.data:
-        yield "## Data"
-        head = ("", "files", "languages")
-        yield table(
-            head, [(d.part, ", ".join(map(_code, d.files)), d.languages) for d in facts.data]
-        )
-    if facts.merge:
-        yield "## Merge"
-        yield table(("adapter", "weight", "rank"), facts.merge.adapters)
-        yield table(("", ""), facts.merge.settings)
-    if facts.scores:
-        yield "## Scores"
-        yield table(facts.scores.head, facts.scores.rows)
-        yield from facts.scores.notes
-    if facts.prompts:
-        yield "## Prompts"
-        yield facts.prompts
-        if facts.system:
-            yield "The system turn was:"
-            yield "\n".join(f"> {line}" for line in facts.system.splitlines())
-    yield "## Use"
-    yield from _use(facts)
-    if facts.aligned == "yes":
-        yield "## Citation"
-        yield f"```bibtex\n{PAPER}\n```"
-
-
-def _opening(facts: Facts) -> str:
-    what = "LoRA adapter" if facts.kind == "adapter" else "Model"
-    if facts.base:
-        of = f" of [{facts.base}](https://huggingface.co/{facts.base})"
-    else:
-        of = f" of a local base, `{facts.base_folder}`" if facts.base_folder else ""
-    return f"{what}{of}{', ' + facts.summary if facts.summary else ''}."
-
-
-def _use(facts: Facts) -> Iterator[str]:
-    base = facts.base or "PATH/TO/THE/BASE"
-    if facts.kind == "adapter":
-        yield _python(
-            "from peft import PeftModel",
-            "from transformers import AutoModelForCausalLM, AutoTokenizer",
-            "",
-            f'model = AutoModelForCausalLM.from_pretrained("{base}", dtype="auto")',
-            f'model = PeftModel.from_pretrained(model, "{facts.path}")',
-            f'tokenizer = AutoTokenizer.from_pretrained("{facts.path}")',
-        )
-    else:
-        yield _python(
-            "from transformers import AutoModelForCausalLM, AutoTokenizer",
-            "",
-            f'model = AutoModelForCausalLM.from_pretrained("{facts.path}", dtype="auto")',
-            f'tokenizer = AutoTokenizer.from_pretrained("{facts.path}")',
-        )
-    if facts.template != "none":
-        turns = ['{"role": "user", "content": "..."}']
-        if facts.system:
-            turns.insert(0, '{"role": "system", "content": "..."}')
-        yield _python(
-            f"turns = [{', '.join(turns)}]",
-            "inputs = tokenizer.apply_chat_template(",
-            '    turns, add_generation_prompt=True, return_dict=True, return_tensors="pt"',
-            ")",
-            "answer = model.generate(**inputs, max_new_tokens=128)",
-            'print(tokenizer.decode(answer[0, inputs["input_ids"].shape[1] :]))',
-        )
-    yield from _serve(facts, base)
-
-
-def _serve(facts: Facts, base: str) -> Iterator[str]:
-    chat = " \\\n    --chat-template chat_template.jinja" if facts.template == "own" else ""
-    if facts.kind == "model":
-        yield f"```bash\nvllm serve {facts.path}\n```"
-    elif facts.limits:
-        yield from (f"{limit}." for limit in facts.limits)
-    elif facts.served_rank:
-        yield (
-            f"```bash\nvllm serve {base} --enable-lora --max-lora-rank {facts.served_rank} \\\n"
-            f"    --lora-modules adapter={facts.path}{chat}\n```"
-        )
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -203,11 +108,3 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
         return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
 
     return "\n".join([line(head), line(["---"] * len(head)), *map(line, rows)])
-
-
-def _code(text: str) -> str:
-    return f"`{text}`"
-
-
-def _python(*lines: str) -> str:
-    return "```python\n" + "\n".join(lines) + "\n```"

@@ -36,7 +36,7 @@ from jaxalign.merge.algebra import (
     combine,
     whole_updates,
 )
-from jaxalign.merge.card import merge_facts
+from jaxalign.merge.facts import merge_facts
 from jaxalign.merge.source import Source, find_base, read_adapters, template_of, warn
 from jaxalign.merge.tell import show
 from jaxalign.model.spec import ModelSpec

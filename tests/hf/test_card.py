@@ -2,7 +2,7 @@
 
 import yaml
 
-from jaxalign.hf.card import PAPER, Data, Facts, Merge, Scores, hub_name, model_card, table
+from jaxalign.hf.card import Data, Facts, Merge, Scores, hub_name, model_card, table
 
 FULL = Facts(
     "slots",
@@ -68,7 +68,7 @@ def test_body():
     assert "> Find the slots.\n> All of them." in body
     assert 'PeftModel.from_pretrained(model, "me/slots")' in body
     assert "--max-lora-rank 8" in body and "--chat-template chat_template.jinja" in body
-    assert PAPER in body
+    assert "doi       = {10.18653/v1/2025.acl-long.778}" in body
     for heading in ("Training", "Data", "Scores", "Prompts", "Use", "Citation"):
         assert body.count(f"\n## {heading}\n") == 1
 
@@ -123,3 +123,17 @@ def test_names_of_the_hub(tmp_path, monkeypatch):
 
 def test_tables():
     assert table(("a", "b"), [("1", "2|3")]) == "| a | b |\n| --- | --- |\n| 1 | 2\\|3 |"
+
+
+def test_the_template_is_shipped():
+    import tomllib
+
+    from jaxalign.hf.card import TEMPLATE
+
+    project = tomllib.loads((TEMPLATE.parents[2] / "pyproject.toml").read_text("utf-8"))
+    assert TEMPLATE.name in project["tool"]["setuptools"]["package-data"]["jaxalign.hf"]
+
+
+def test_what_a_run_says_is_not_markup_of_the_template():
+    card = model_card(Facts("{{ 7 * 7 }}", "model", summary="{% if %} <b>&</b>"))
+    assert "# {{ 7 * 7 }}\n" in card and "Model, {% if %} <b>&</b>.\n" in card

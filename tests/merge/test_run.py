@@ -189,7 +189,7 @@ def test_a_base_on_the_hub_is_fetched_where_its_weights_are_needed(folders, hub,
     run(*words, *into)
     assert fetched(hub)
     card = (tmp_path / "model_out" / "README.md").read_text()
-    assert "base_model: lab/base\nbase_model_relation: finetune\n" in card
+    assert "base_model: lab/base\n" in card and "base_model_relation: finetune\n" in card
 
 
 def test_a_stored_dtype_is_kept(folders, tmp_path):
