@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import difflib
 import math
 import struct
 from dataclasses import dataclass, field
@@ -60,6 +59,8 @@ class Bounds:
                 one.check(f"{key}.{name}" if isinstance(value, dict) else f"{key}[{name}]", item)
         elif self.choices:
             if value not in self.choices:
+                import difflib
+
                 near = difflib.get_close_matches(str(value), self.choices, 1, 0.0)[0]
                 raise UserError(
                     f"{key}: {brief(value)} is not among {', '.join(self.choices)}; did you mean "

@@ -30,7 +30,6 @@ from jaxalign.arguments import Command, declare, read
 from jaxalign.bounds import check_text
 from jaxalign.errors import UserError
 from jaxalign.interrupts import heard_interrupts
-from jaxalign.paths import check_local
 from jaxalign.terminal import complain, steady_output
 
 # What each command is for, and the dataclass of its options.
@@ -102,7 +101,10 @@ def _run(words: Sequence[str]) -> int:
         for word in words:
             check_text("command line", word, nul="refused")
         options: Any = read(args.options, vars(args), rest)
-        check_local(getattr(options, "out", ""), "--out")
+        if out := getattr(options, "out", ""):
+            from jaxalign.paths import check_local
+
+            check_local(out, "--out")
         return options.run() or 0
     except UserError as error:
         if args.debug:

@@ -18,7 +18,6 @@ import subprocess
 import sys
 import threading
 from collections.abc import Mapping, Sequence
-from importlib.metadata import entry_points
 from typing import Any
 
 from jaxalign.errors import UserError
@@ -82,6 +81,8 @@ def without_chips(environment: Mapping[str, str], platforms: str | None) -> bool
     """
     if platforms is not None or environment.get("TPU_SKIP_MDS_QUERY") != "1":
         return False
+    from importlib.metadata import entry_points
+
     # Other accelerators come as plugins, which JAX finds in these two ways; it should ask them.
     plugins = entry_points(group="jax_plugins") or importlib.util.find_spec("jax_plugins")
     return bool(importlib.util.find_spec("libtpu")) and not plugins

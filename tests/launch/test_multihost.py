@@ -161,9 +161,9 @@ def test_xla_knows_the_flags():
 )
 def test_absent_chips_are_not_asked_for(monkeypatch, environment, platforms, expected):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: name == "libtpu" or None)
-    monkeypatch.setattr(multihost, "entry_points", lambda group: ())
+    monkeypatch.setattr("importlib.metadata.entry_points", lambda group: ())
     assert multihost.without_chips(environment, platforms) is expected
-    monkeypatch.setattr(multihost, "entry_points", lambda group: ["xla_cuda12"])
+    monkeypatch.setattr("importlib.metadata.entry_points", lambda group: ["xla_cuda12"])
     assert not multihost.without_chips(environment, platforms)
 
 
