@@ -193,5 +193,5 @@ def test_a_run_that_was_stopped_is_none_that_ended(monkeypatch, tmp_path, config
     file = tmp_path / "config.yaml"
     file.write_text(to_yaml(configure()), "utf-8")
     result = loop.Result("runs/adapter", step=3, best_step=None, stopped=stopped)
-    monkeypatch.setattr(loop, "train", lambda config, judge: result)
+    monkeypatch.setattr(loop, "train", lambda *given: result)
     assert main(["train", str(file)]) == code
