@@ -47,13 +47,68 @@ run() {
 # Under --dry-run: says when the next command would run.
 remark() { [[ -z $DRY_RUN ]] || printf '# %s\n' "$*"; }
 
-needs_value() { [[ $2 -ge 2 ]] || die "$1 needs a value; see $PROGRAM --help"; }
+# Reads the options in OPTIONS: for each its variable, then a check of the value. `NAME+` is a list,
+# `NAME+=` a list of option=value. Sets AFTER to the words that follow --.
+read_options() {
+    local entry value
+    AFTER=()
+    while (($#)); do
+        case $1 in
+            --) AFTER=("${@:2}"); return ;;
+            --dry-run) DRY_RUN=yes; shift; continue ;;
+            --help | -h) usage; exit 0 ;;
+            --*=*) set -- "${1%%=*}" "${1#*=}" "${@:2}" ;;
+        esac
+        (($# > 1)) || die "$1 needs a value; see $PROGRAM --help"
+        read -ra entry <<<"${1:+${OPTIONS[$1]:-}}"
+        ((${#entry[@]})) ||
+            die "unknown option $1; words for jaxalign come after --; see $PROGRAM --help"
+        ((${#entry[@]} == 1)) || "${entry[1]}" "$1" "$2" "${entry[@]:2}"
+        value=$2
+        [[ ${entry[0]} != *= ]] || value=$1=$2
+        if [[ ${entry[0]} == *+* ]]; then
+            local -n list=${entry[0]%+*}
+            list+=("$value")
+        else
+            printf -v "${entry[0]}" %s "$value"
+        fi
+        shift 2
+    done
+}
+
+# $1: the command that was given; the rest: those that exist.
+read_command() {
+    case $1 in --help | -h | help) usage; exit 0 ;; esac
+    among "$@" || die "unknown command '$1'; see $PROGRAM --help"
+}
+
+given() { [[ $2 ]] || die "$1 is missing${3:-}"; }
 
 needs_program() { [[ $DRY_RUN ]] || command -v "$1" >/dev/null || die "$1 is not installed; $2"; }
 
 positive() { [[ $2 =~ ^[1-9][0-9]*$ ]] || die "$1: '$2' should be a whole number of 1 or more"; }
 
 natural() { [[ $2 =~ ^(0|[1-9][0-9]*)$ ]] || die "$1: '$2' should be a whole number of 0 or more"; }
+
+numbers() { [[ $2 =~ ^[0-9]+(,[0-9]+)*$ ]] || die "$1: '$2' should be numbers, as in 0,1,3"; }
+
+# Whether the first word is one of the others.
+among() {
+    local word
+    for word in "${@:2}"; do [[ $1 != "$word" ]] || return 0; done
+    return 1
+}
+
+# A value out of the words that follow it.
+one_of() {
+    local but_last
+    ! among "${@:2}" || return 0
+    printf -v but_last '%s, ' "${@:3:$#-3}"
+    die "$1: '$2' should be ${but_last%, } or ${*: -1}"
+}
+
+# The check that follows it, where there is a value.
+optional() { [[ -z $2 ]] || "$3" "$1" "$2" "${@:4}"; }
 
 # Names become parts of machine, pod and file names: RFC 1123, with room for suffixes.
 resource_name() {
@@ -69,7 +124,7 @@ read_words() {
     ((${#WORDS[@]})) || die "nothing to run: end with -- train CONFIG.yaml key=value ..."
     case ${WORDS[0]} in
         train | evaluate | generate | probe | merge | export | import | plan | data | config | demo) ;;
-        *) die "'${WORDS[0]}' is no command of jaxalign; after -- comes train CONFIG.yaml, say" ;;
+        *) die "'${WORDS[0]}' is not a command of jaxalign; after -- write, for example, train CONFIG.yaml" ;;
     esac
     local place word
     for place in "${!WORDS[@]}"; do
@@ -118,7 +173,7 @@ yaml_output() {
     sed -n "s/^output:[[:space:]]*[\"']\{0,1\}\([^\"'#[:space:]]*\).*/\1/p" "$CONFIG" | tail -n 1
 }
 
-# Machines come and go, so results must lie on the bucket: sets `output` there where the words and
+# Machines come and go, so results belong on the bucket: sets `output` there where the words and
 # the file name no absolute folder. $1: the run's name, $2: the bucket or nothing, $3: machines.
 keep_results() {
     case ${WORDS[0]} in train | evaluate | generate) ;; *) return 0 ;; esac
@@ -127,20 +182,23 @@ keep_results() {
     for word in "${WORDS[@]}"; do [[ $word != output=* ]] || output=${word#output=}; done
     [[ $output != /* && $output != gs://* ]] || return 0
     if [[ $2 ]]; then
-        ! has_output || die "output=$output lies on the machine's own disk; name a folder in $MOUNT"
+        ! has_output || die "output=$output is on the machine's own disk; name a folder in $MOUNT"
         WORDS+=("output=$MOUNT/$1")
     elif (($3 > 1)); then
         die "$3 machines need a folder that all of them see; give --bucket gs://NAME, or" \
             "output=/ABSOLUTE/FOLDER where they share one"
     else
-        say "without --bucket the results lie on the machine's disk and go with it"
+        say "without --bucket the results are on the machine's disk and go with it"
     fi
 }
 
-# gs://NAME, gs://NAME/ or NAME -> NAME.
+# gs://NAME, gs://NAME/ or NAME.
+bucket() {
+    [[ $(bucket_name "$2") =~ ^[a-z0-9][-_.a-z0-9]{1,61}[a-z0-9]$ ]] ||
+        die "$1: '$2' is not the name of a bucket"
+}
+
 bucket_name() {
     local name=${1#gs://}
-    name=${name%/}
-    [[ $name =~ ^[a-z0-9][-_.a-z0-9]{1,61}[a-z0-9]$ ]] || die "--bucket: '$1' is no bucket's name"
-    printf '%s\n' "$name"
+    printf '%s' "${name%/}"
 }

