@@ -219,7 +219,7 @@ def test_dry_run_runs_nothing(stand_ins, work):
         (("run", *RUN, "--topology", "3x3", *WORDS), "--topology: v6e"),
         (("run", *RUN, "--accelerator=v5p", "--topology=4x4", *WORDS), "--topology: '4x4'"),
         (("run", *RUN, "--chips-per-node", "2", *WORDS), "--chips-per-node: '2'"),
-        (("run", *RUN, "--topology=2x2", "--chips-per-node=8", *WORDS), "--chips-per-node: 2x2 has 4"),
+        (("run", *RUN, "--topology=2x2", "--chips-per-node=8", *WORDS), "2x2 has 4"),
         (("run", *RUN, "--image", "", *WORDS), "--image is missing"),
         (("run", *RUN, "--secret", "A b", *WORDS), "--secret: 'A b'"),
         (("run", *RUN, "--restarts", "-1", *WORDS), "--restarts: '-1'"),

@@ -236,7 +236,7 @@ def test_gcloud_says_no(stand_ins, work):
         (("run", *RUN, "--", "train", "absent.yaml"), "absent.yaml: "),
         (("run", *RUN, *WORDS, "output=s3://b/x"), "output=s3://b/x: "),
         (("run", *RUN, *WORDS, "output=gs://b"), "output=gs://b: "),
-        (("run", *RUN, "--", "evaluate", "own.yaml", "output=gs://b/x"), "evaluate writes to folders"),
+        (("run", *RUN, "--", "evaluate", "own.yaml", "output=gs://b/x"), "--out FOLDER"),
         (("run", *RUN, *WORDS, "output=runs/x"), "output=runs/x "),
         (("run", *BASE, "--accelerator", "v6e-16", *WORDS), "4 machines"),
         (("status", *BASE, *WORDS), "status takes"),
