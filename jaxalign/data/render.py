@@ -21,6 +21,7 @@ from jaxalign.errors import UserError, brief, first_line
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+AT_ONCE = 64  # rows in one call: quicker, and few enough where each of them prints too much
 LLAMA3_TURN = "<|start_header_id|>{role}<|end_header_id|>\n\n{content}<|eot_id|>\n"
 LLAMA3_OPEN = "<|start_header_id|>assistant<|end_header_id|>\n\n"
 LLAMA3_END = "<|eot_id|>"
@@ -136,36 +137,43 @@ def _render_all(
     talks: list[list[dict[str, str]]],
     add_generation_prompt: bool,
 ) -> list[str]:
-    """The talks as text; a template that fails or does not end is told with the row."""
+    """The talks as text; a template that fails or does not end is reported with its row."""
     texts = []
-    for example, talk in zip(examples, talks, strict=True):
+    for start in range(0, len(talks), AT_ONCE):
+        some = slice(start, start + AT_ONCE)
         try:
-            texts.append(_apply(tokenizer, talk, add_generation_prompt))
-        except Exception as error:  # a template may fail in any way that an expression can
-            raise UserError(
-                f"{_place(example)}{_whose(tokenizer)} cannot be rendered "
-                f"({first_line(error)}); mend it, or see prompt.template"
-            ) from error
+            texts += _apply(tokenizer, talks[some], add_generation_prompt)
+        except Exception:  # a template may fail in any way that an expression can
+            # One by one: each row has the time to itself, and the one at fault is found.
+            for example, talk in zip(examples[some], talks[some], strict=True):
+                try:
+                    texts += _apply(tokenizer, [talk], add_generation_prompt)
+                except Exception as error:
+                    raise UserError(
+                        f"{_place(example)}{_whose(tokenizer)} cannot be rendered "
+                        f"({first_line(error)}); mend it, or see prompt.template"
+                    ) from error
     return texts
 
 
 def _apply(
-    tokenizer: PreTrainedTokenizerBase, talk: list[dict[str, str]], add_generation_prompt: bool
-) -> str:
+    tokenizer: PreTrainedTokenizerBase,
+    talks: list[list[dict[str, str]]],
+    add_generation_prompt: bool,
+) -> list[str]:
     with limited(ROW_SECONDS):
-        text = str(
-            tokenizer.apply_chat_template(
-                talk,
-                tokenize=False,
-                add_generation_prompt=add_generation_prompt,
-                # Templates without a thinking mode ignore it; with one, answers start at once.
-                enable_thinking=False,
-            )
+        texts = tokenizer.apply_chat_template(
+            talks,
+            tokenize=False,
+            add_generation_prompt=add_generation_prompt,
+            # Templates without a thinking mode ignore it; with one, answers start at once.
+            enable_thinking=False,
         )
-    given = sum(len(turn["content"]) for turn in talk)
-    if len(text) > MOST + ROW_FACTOR * given:
-        raise ValueError(f"{given} characters became {len(text)}")
-    return text
+    for text, talk in zip(texts, talks, strict=True):
+        given = sum(len(turn["content"]) for turn in talk)
+        if len(str(text)) > MOST + ROW_FACTOR * given:
+            raise ValueError(f"{given} characters became {len(str(text))}")
+    return [str(text) for text in texts]
 
 
 def _template_text(tokenizer: PreTrainedTokenizerBase) -> str:
@@ -272,7 +280,7 @@ def _shots(example: Example) -> list[dict[str, str]]:
 def _accepts(tokenizer: PreTrainedTokenizerBase, talk: list[dict[str, str]]) -> bool:
     """Whether the template takes a system turn, and prints it."""
     try:
-        text = _apply(tokenizer, talk, add_generation_prompt=True)
+        (text,) = _apply(tokenizer, [talk], add_generation_prompt=True)
     except Exception:  # most raise a TemplateError of their own words
         return False
     return _squeezed(talk[0]["content"]) in _squeezed(text)
