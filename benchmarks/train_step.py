@@ -90,11 +90,12 @@ class Ours:
         from jaxalign.hf.load import load_params, load_spec
         from jaxalign.hf.peft import load_peft
         from jaxalign.model.decoder import Decoder
-        from jaxalign.objectives import resolve
+        from jaxalign.objectives import bind, resolve
         from jaxalign.train.optim import make_optimiser
+        from jaxalign.train.phases.build import Term, build
         from jaxalign.train.schedule import learning_rate
         from jaxalign.train.state import Frozen, TrainState
-        from jaxalign.train.step import Term, align_phase, make_train_step, task_phase
+        from jaxalign.train.step import make_train_step
 
         shape = MODELS[options.model]
         spec = load_spec(folder / "base")
@@ -102,10 +103,14 @@ class Ours:
         lora, facts = load_peft(folder / "adapter", spec)
         adapter = Lora(facts.r, facts.alpha, options.dropout, facts.targets)
         decoder = Decoder(spec, adapter, remat=options.remat)
-        contrastive = partial(resolve("contrastive"), layer=shape.tap, temperature=TEMPERATURE)
+
+        def phase(number: int, name: str, **options: Any) -> Any:
+            objective = bind(resolve(name), name, options, "options", {}, {})
+            return build(decoder, (Term(name, objective),), number=number)
+
         phases = {
-            "task": task_phase(decoder, (Term("language_model", resolve("language_model")),)),
-            "align": align_phase(decoder, (Term("contrastive", contrastive),), (shape.tap,)),
+            "task": phase(0, "language_model"),
+            "align": phase(1, "contrastive", layer=shape.tap, temperature=TEMPERATURE),
         }
         optimiser = make_optimiser(learning_rate("constant", RATE, 1, 0), clip_norm=CLIP)
         self.step = make_train_step(phases, optimiser)
@@ -118,6 +123,8 @@ class Ours:
 
     @staticmethod
     def _task(batches: dict) -> Any:
+        import jax
+
         from jaxalign.data.batch import TaskBatch
 
         tokens, first = batches["tokens"], int(batches["first_answer"])
@@ -129,15 +136,17 @@ class Ours:
             answer_at=rows(np.arange(first - 1, TASK_LENGTH - 1)),
             answers=tokens[:, first:],
         )
-        return TaskBatch(*(x[None] for x in batch))  # one micro-batch
+        return jax.tree.map(lambda x: x[None], batch)  # one micro-batch
 
     @staticmethod
     def _pairs(batches: dict) -> Any:
+        import jax
+
         from jaxalign.data.batch import PairBatch
 
         mask = np.ones((ROWS, PAIR_LENGTH), np.int32)
         batch = PairBatch(batches["source"], mask, batches["target"], mask)
-        return PairBatch(*(x[None] for x in batch))
+        return jax.tree.map(lambda x: x[None], batch)
 
     def update(self, step: str) -> float:
         self.state, metrics = self.step(self.state, self.frozen, self.batches[step], self.key)

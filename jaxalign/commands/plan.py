@@ -90,7 +90,7 @@ class Plan(Configured):
 def _phases(config: Config, named: tuple[str, ...], search: bool) -> tuple[str, ...]:
     """The programs to compile."""
     from jaxalign.plan.programs import ALWAYS, PROGRAMS
-    from jaxalign.train.design import active_phases
+    from jaxalign.train.phases import active_phases
 
     unknown = next((name for name in named if name not in PROGRAMS), None)
     if unknown:

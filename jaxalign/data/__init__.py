@@ -1,7 +1,7 @@
 """From files, hub datasets and TFDS to batches: two streams, task rows and sentence pairs.
 
 from jaxalign.data.chat import load_tokenizer
-from jaxalign.data.loader import pair_stream, task_stream
+from jaxalign.data.streams import pair_stream, task_stream
 
 tokenizer = load_tokenizer("path/to/model")
 tasks = task_stream(config, tokenizer, "train")

@@ -18,6 +18,22 @@ from typing import Any, NamedTuple
 import numpy as np
 
 NO_TARGET = -100  # the label PyTorch ignores; kept so that both worlds read the same
+# What a token is, int8: padding; what the template writes; what the user says; the answer.
+PADDING, TEMPLATE, TEXT, ANSWER = range(4)
+ROLE_OF = {"prompt": TEXT, "answer": ANSWER}  # a pooling -> the tokens that it averages
+NO_LANGUAGE = -1  # of an empty place
+
+
+class Side(NamedTuple):
+    """One side of a batch, as the model runs over it."""
+
+    tokens: Any  # int32 [B, T]
+    real: Any  # [B, T]; 0 at padding
+    segments: Any = None  # int32 [B, T]; None: a row is a sequence
+    positions: Any = None  # int32 [B, T]; None: from 0
+    answer_at: Any = None  # int32 [B, A]; where answers are predicted, if this side has any
+    roles: Any = None  # int8 [B, T]; None: every real token is the user's text
+    language: Any = None  # int32 [B] (task rows: [B, S]); place in the stream's `languages`
 
 
 class TaskBatch(NamedTuple):
@@ -32,6 +48,22 @@ class TaskBatch(NamedTuple):
     answer_at: np.ndarray  # int32 [B, A]; the position that predicts answers[b, a]
     answers: np.ndarray  # int32 [B, A]; token to predict, -100 for none
     rows: Any = None  # int32 [B, S]; the stream's row in each segment, -1 for none
+    roles: Any = None  # int8 [B, T]
+    language: Any = None  # int32 [B, S]; of each row
+
+    def sides(self) -> dict[str, Side]:
+        """`text`, the only one."""
+        return {
+            "text": Side(
+                self.tokens,
+                self.segments != 0,
+                self.segments,
+                self.positions,
+                self.answer_at,
+                self.roles,
+                self.language,
+            )
+        }
 
 
 class PairBatch(NamedTuple):
@@ -42,6 +74,15 @@ class PairBatch(NamedTuple):
     target: np.ndarray  # int32 [B, T]
     target_mask: np.ndarray  # int32 [B, T]
     rows: Any = None  # int32 [B]; the stream's row, -1 where a place is empty
+    source_language: Any = None  # int32 [B]
+    target_language: Any = None  # int32 [B]
+
+    def sides(self) -> dict[str, Side]:
+        """`source` and `target`, of one length."""
+        return {
+            "source": Side(self.source, self.source_mask, language=self.source_language),
+            "target": Side(self.target, self.target_mask, language=self.target_language),
+        }
 
 
 @dataclass(frozen=True)
@@ -53,11 +94,20 @@ class Encoded:
     language: str = ""
     origin: str = ""  # file:line
     whole: int = 0  # tokens before the cut to the maximum length
+    text: tuple[int, int] = (0, 0)  # the user's text among the tokens: first, behind the last
 
     @property
     def first(self) -> int:
         """The first position with a target; position 0 has nothing before it to predict it."""
         return max(self.prompt, 1)
+
+    @property
+    def roles(self) -> np.ndarray:
+        """int8 [t]: what each token is."""
+        roles = np.full(len(self.tokens), TEMPLATE, np.int8)
+        roles[slice(*self.text)] = TEXT
+        roles[self.prompt :] = ANSWER
+        return roles
 
     @property
     def targets(self) -> int:
@@ -74,6 +124,7 @@ class EncodedPair:
     language: str = ""  # "de-en"
     origin: str = ""
     whole: int = 0  # the longer side before the cut
+    languages: tuple[str, str] = ("", "")  # of the source, of the target
 
 
 def collate_tasks(
@@ -82,6 +133,7 @@ def collate_tasks(
     capacity: int,
     pad_id: int,
     numbers: np.ndarray | None = None,
+    languages: np.ndarray | None = None,
 ) -> TaskBatch:
     """Fills one batch; each sequence holds one row, several (packed) or none (an empty row).
 
@@ -92,12 +144,14 @@ def collate_tasks(
         capacity: A, the number of target places.
         pad_id: token at padding.
         numbers: `rows` of the batch.
+        languages: `language` of the batch.
 
     Returns:
         A TaskBatch of B rows.
     """
     size = len(sequences)
     tokens = np.full((size, length), pad_id, np.int32)
+    roles = np.zeros((size, length), np.int8)
     segments = np.zeros((size, length), np.int32)
     positions = np.tile(np.arange(length, dtype=np.int32), (size, 1))
     answer_at = np.zeros((size, capacity), np.int32)
@@ -108,6 +162,7 @@ def collate_tasks(
             end, targets = start + len(row.tokens), row.targets
             tokens[b, start:end] = row.tokens
             segments[b, start:end] = number
+            roles[b, start:end] = row.roles
             positions[b, start:] = np.arange(length - start)
             if targets:
                 places = slice(filled, filled + targets)
@@ -115,7 +170,7 @@ def collate_tasks(
                 # The token at position i is predicted by the state at i - 1.
                 answer_at[b, places] = np.arange(start + row.first - 1, end - 1)
             start, filled = end, filled + targets
-    return TaskBatch(tokens, segments, positions, answer_at, answers, numbers)
+    return TaskBatch(tokens, segments, positions, answer_at, answers, numbers, roles, languages)
 
 
 def collate_pairs(
@@ -123,6 +178,7 @@ def collate_pairs(
     length: int,
     pad_id: int,
     numbers: np.ndarray | None = None,
+    languages: np.ndarray | None = None,  # int32 [2, B]
 ) -> PairBatch:
     """Fills one batch of B pairs, both sides padded to the same T; None leaves an empty row."""
     size = len(pairs)
@@ -134,7 +190,8 @@ def collate_pairs(
         for side, row in enumerate((pair.source, pair.target)):
             ids[side, b, : len(row)] = row
             mask[side, b, : len(row)] = 1
-    return PairBatch(ids[0], mask[0], ids[1], mask[1], numbers)
+    source, target = (None, None) if languages is None else languages
+    return PairBatch(ids[0], mask[0], ids[1], mask[1], numbers, source, target)
 
 
 def cover(length: int, multiple: int) -> int:

@@ -32,7 +32,7 @@ from jaxalign.data.tokenizer import load_tokenizer
 from jaxalign.errors import reading
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import BatchEncoding, PreTrainedTokenizerBase
 
 __all__ = [
     "LLAMA3_END", "LLAMA3_OPEN", "LLAMA3_TOKENS", "LLAMA3_TURN", "Rendered", "encode_examples",
@@ -61,13 +61,7 @@ def encode_texts(
     """
     if not texts:
         return [], []
-    settings = {
-        "add_special_tokens": special,
-        "return_attention_mask": False,
-        "return_token_type_ids": False,
-        "verbose": False,
-        "split_special_tokens": control == "text",
-    }
+    settings = _settings(special, control)
     with reading("the tokenizer", "one that encodes these texts"):
         ids = tokenizer(list(texts), **settings)["input_ids"]
     whole = [len(row) for row in ids]
@@ -86,6 +80,17 @@ def encode_texts(
     return [np.array(row, np.int32) for row in ids], whole
 
 
+def _settings(special: bool, control: str = "token") -> dict[str, bool]:
+    """How the tokenizer is called."""
+    return {
+        "add_special_tokens": special,
+        "return_attention_mask": False,
+        "return_token_type_ids": False,
+        "verbose": False,
+        "split_special_tokens": control == "text",
+    }
+
+
 # Tokens ------------------------------------------------------------------------------------------
 
 
@@ -97,7 +102,7 @@ def encode_prompts(
 ) -> list[np.ndarray]:
     """The prompts alone, as a generation starts from them: int32 [t] each, not padded, not cut."""
     rendered = render_examples(examples, tokenizer, template, system)
-    return _encode_prompts(examples, rendered, tokenizer, template)
+    return [tokens for tokens, _ in _encode_prompts(examples, rendered, tokenizer, template)]
 
 
 def encode_examples(
@@ -132,7 +137,7 @@ def encode_examples(
         texts = [rendered[i].prompt + rendered[i].completion for i in these]
         ids, whole = encode_texts(texts, tokenizer, max_length, special)
         for i, tokens, length in zip(these, ids, whole, strict=True):
-            prompt = prompts[i]
+            prompt, text = prompts[i]
             if not special and not np.array_equal(tokens[: len(prompt)], prompt[: len(tokens)]):
                 (tail,), _ = encode_texts([rendered[i].completion], tokenizer, None, False)
                 tokens, length = np.concatenate([prompt, tail]), len(prompt) + len(tail)
@@ -143,6 +148,7 @@ def encode_examples(
                 language=examples[i].language,
                 origin=examples[i].origin,
                 whole=length,
+                text=text,
             )
     return [row for row in rows if row is not None]
 
@@ -157,11 +163,41 @@ def _encode_prompts(
     rendered: Sequence[Rendered],
     tokenizer: PreTrainedTokenizerBase,
     template: str,
-) -> list[np.ndarray]:
-    out: list[np.ndarray] = [np.empty(0, np.int32)] * len(examples)
+) -> list[tuple[np.ndarray, tuple[int, int]]]:
+    """Each prompt's tokens, and where among them the user's text is."""
+    out: list = [None] * len(examples)
     for special in (True, False):
         these = [i for i, e in enumerate(examples) if _adds_special(e, template) is special]
-        ids, _ = encode_texts([rendered[i].prompt for i in these], tokenizer, None, special)
-        for i, tokens in zip(these, ids, strict=True):
-            out[i] = tokens
+        if not these:
+            continue
+        with reading("the tokenizer", "one that encodes these texts"):
+            found = tokenizer([rendered[i].prompt for i in these], **_settings(special))
+        for row, i in enumerate(these):
+            tokens = np.array(found["input_ids"][row], np.int32)
+            out[i] = tokens, _user_text(examples[i], rendered[i].prompt, found, row)
     return out
+
+
+def _user_text(example: Example, prompt: str, found: BatchEncoding, row: int) -> tuple[int, int]:
+    """The user's text among the tokens of a prompt: the first token, and the one behind the last.
+
+    Of a finished row, and with a tokenizer that cannot tell where its tokens come from, all.
+    """
+    text = example.prompt.strip()
+    first = 0 if example.finished else prompt.rfind(text)
+    whole = (0, len(found["input_ids"][row]))
+    if not found.is_fast or first < 0 or not text:
+        return whole
+    last = first + len(prompt if example.finished else text) - 1
+    # A blank may belong to no token.
+    tokens = [found.char_to_token(row, place) for place in (first, last)]
+    if tokens[1] is None:
+        tokens[1] = next(
+            (
+                token
+                for place in range(last, first, -1)
+                if (token := found.char_to_token(row, place)) is not None
+            ),
+            None,
+        )
+    return whole if None in tokens else (tokens[0], tokens[1] + 1)

@@ -4,7 +4,7 @@ Everything is tokenised once, when a stream is built. A batch depends on the see
 alone, so a resumed run, another host or a second look sees the same one. A process makes only the
 rows that its devices hold. Grain's threads prefetch.
 
-    tasks = task_stream(config, tokenizer, "train")
+    tasks = streams.task_stream(config, tokenizer, "train")
     tasks.batch(7)                                  # TaskBatch, [B, T]
     tasks.stack(range(8, 12))                       # four micro-batches in one, [4, B, T]
     tasks.batch(7, rows_here(mesh, tasks.size))     # of 7, what the devices of this process hold
@@ -18,15 +18,14 @@ import abc
 import bisect
 import functools
 import hashlib
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 
-from jaxalign.data import sources, tasks
 from jaxalign.data.batch import (
+    NO_LANGUAGE,
     Encoded,
     EncodedPair,
     PairBatch,
@@ -35,22 +34,7 @@ from jaxalign.data.batch import (
     collate_tasks,
     cover,
 )
-from jaxalign.data.chat import encode_examples
-from jaxalign.data.languages import split_direction
-from jaxalign.data.pairs import encode_pairs, shuffle_targets, to_pair
-from jaxalign.data.sampling import (
-    Packed,
-    Sequential,
-    Shuffled,
-    Slot,
-    choose_buckets,
-    mixture,
-)
-from jaxalign.errors import UserError
-from jaxalign.settings import AlignConfig, Config, TaskConfig
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+from jaxalign.data.sampling import Packed, Sequential, Shuffled, Slot
 
 Row = TypeVar("Row", Encoded, EncodedPair)
 Batch = TypeVar("Batch", TaskBatch, PairBatch)
@@ -89,6 +73,7 @@ class Stream(abc.ABC, Generic[Row, Batch]):
         size: B, rows (packed: sequences) of a micro-batch over all hosts.
         buckets: the padded lengths T that occur, increasing.
         report: counts.
+        languages: of all rows, sorted; a batch names them by number.
         epoch_batches: micro-batches of one pass; the last of a training pass reaches into the
             next one, the last of a validation pass is filled up with empty rows.
         endless: whether passes follow one another (training) or there is only one (validation).
@@ -103,11 +88,14 @@ class Stream(abc.ABC, Generic[Row, Batch]):
         pad_id: int,
         report: Report,
     ) -> None:
-        """Takes what `task_stream` and `pair_stream` prepare."""
+        """Takes what `data.streams` prepares."""
         self.rows: list[Row] = list(rows)
         self.size = size
         self.buckets = tuple(buckets)
         self.report = report
+        # What a batch's `language` counts in.
+        self.languages = tuple(sorted({name for row in self.rows for name in self._spoken(row)}))
+        self._language = {name: number for number, name in enumerate(self.languages)}
         self.endless = order.endless
         self.epoch_batches = -(-order.epoch_slots // size)
         self._order = order
@@ -170,6 +158,10 @@ class Stream(abc.ABC, Generic[Row, Batch]):
         return self._order.slots(index * self.size, (index + 1) * self.size)
 
     @abc.abstractmethod
+    def _spoken(self, row: Row) -> tuple[str, ...]:
+        """The languages of a row's sides."""
+
+    @abc.abstractmethod
     def _contents(self, row: Row) -> tuple[bytes, ...]:
         """What of a row reaches a batch."""
 
@@ -196,6 +188,9 @@ class TaskStream(Stream[Encoded, TaskBatch]):
         }
         return {t: min(cover(targets, CAPACITY_STEP), t) for t, targets in longest.items()}
 
+    def _spoken(self, row: Encoded) -> tuple[str, ...]:
+        return (row.language,)
+
     def _contents(self, row: Encoded) -> tuple[bytes, ...]:
         return row.tokens.tobytes(), str(row.first).encode(), row.language.encode()
 
@@ -205,24 +200,32 @@ class TaskStream(Stream[Encoded, TaskBatch]):
     def _collate(self, slots: Sequence[Slot], length: int) -> TaskBatch:
         sequences = [[self.rows[i] for i in slot] for slot in slots]
         numbers = np.full((len(slots), self._order.most), -1, np.int32)
-        for place, slot in zip(numbers, slots, strict=True):
-            place[: len(slot)] = slot
-        return collate_tasks(sequences, length, self.capacities[length], self._pad_id, numbers)
+        languages = np.full_like(numbers, NO_LANGUAGE)
+        for b, slot in enumerate(slots):
+            numbers[b, : len(slot)] = slot
+            languages[b, : len(slot)] = [self._language[self.rows[i].language] for i in slot]
+        capacity = self.capacities[length]
+        return collate_tasks(sequences, length, capacity, self._pad_id, numbers, languages)
 
 
 class PairStream(Stream[EncodedPair, PairBatch]):
     """Sentence pairs."""
 
+    def _spoken(self, row: EncodedPair) -> tuple[str, ...]:
+        return row.languages
+
     def _contents(self, row: EncodedPair) -> tuple[bytes, ...]:
         return row.source.tobytes(), row.target.tobytes(), row.language.encode()
 
     def _length(self, slot: Slot) -> int:
-        return max((_longer(self.rows[i]) for i in slot), default=0)
+        return max((longer(self.rows[i]) for i in slot), default=0)
 
     def _collate(self, slots: Sequence[Slot], length: int) -> PairBatch:
         pairs = [self.rows[slot[0]] if slot else None for slot in slots]
         numbers = np.array([slot[0] if slot else -1 for slot in slots], np.int32)
-        return collate_pairs(pairs, length, self._pad_id, numbers)
+        spoken = [pair and [self._language[name] for name in pair.languages] for pair in pairs]
+        languages = np.array([both or [NO_LANGUAGE] * 2 for both in spoken], np.int32).T
+        return collate_pairs(pairs, length, self._pad_id, numbers, languages)
 
 
 def prefetch(item: Callable[[int], Any], start: int, stop: int) -> Iterator[Any]:
@@ -243,157 +246,6 @@ def prefetch(item: Callable[[int], Any], start: int, stop: int) -> Iterator[Any]
         iterator.close()
 
 
-def task_stream(
-    config: Config, tokenizer: PreTrainedTokenizerBase, split: str = "train"
-) -> TaskStream:
-    """The task rows of a run.
-
-    Args:
-        config: uses seed, task, prompt and batch.
-        tokenizer: from `load_tokenizer`.
-        split: 'train' (shuffled, endless, packed if asked) or 'valid' (file order, once).
-
-    Raises:
-        UserError: data missing or broken; names file:line or the key.
-    """
-    examples = [
-        tasks.render(config.task.kind, record) for record in _records(config.task, "task", split)
-    ]
-    directed = config.task.kind == "translation"
-    examples = _keep(
-        examples,
-        config.task,
-        "task",
-        split,
-        lambda e: _direction(e.language) if directed else [{e.language}],
-    )
-    limit = min(config.batch.max_length, tokenizer.model_max_length)
-    encoded = encode_examples(
-        examples, tokenizer, config.prompt.template, config.prompt.system, limit
-    )
-    for row in encoded:
-        if not row.targets and row.whole <= limit:
-            raise UserError(
-                f"{row.origin}: the answer adds no token to the prompt, so no token of this row "
-                "would be trained; fill it or remove the row"
-            )
-    rows = [row for row in encoded if row.targets]
-    if not rows:
-        raise UserError(
-            f"task.{split}: in all {len(encoded)} rows the prompt alone fills the {limit} tokens "
-            f"allowed, nothing is left to train; raise batch.max_length"
-        )
-    report = _report(rows, len(encoded), [r.whole > len(r.tokens) for r in rows])
-    lengths = [len(row.tokens) for row in rows]
-    buckets = _buckets(config, lengths, config.batch.size, "batch.max_length")
-    order: Order = _order(rows, config.task, config.seed, split)
-    if config.batch.pack == "segments" and isinstance(order, Shuffled):
-        slot = max(config.batch.buckets, default=_slot_length(lengths, limit, config.batch.size))
-        order = Packed(order, lengths, [r.targets for r in rows], slot, config.seed, CAPACITY_STEP)
-        buckets = (slot,)
-    return TaskStream(rows, order, config.batch.size, buckets, tokenizer.pad_token_id, report)
-
-
-def pair_stream(
-    config: Config, tokenizer: PreTrainedTokenizerBase, split: str = "train"
-) -> PairStream:
-    """The sentence pairs of a run; arguments and errors as `task_stream`.
-
-    `align.control: shuffled` moves the targets of training and validation pairs alike.
-    """
-    pairs = [to_pair(record) for record in _records(config.align, "align", split)]
-    pairs = _keep(
-        pairs, config.align, "align", split, lambda p: [{p.source_language, p.target_language}]
-    )
-    if config.align.control == "shuffled":
-        pairs = shuffle_targets(pairs, config.seed)
-    size = config.batch.pairs
-    if split == "train" and len(pairs) < size:
-        raise UserError(
-            f"align.train holds {len(pairs)} pairs, fewer than batch.pairs={size}: a pair would be "
-            "its own negative; lower batch.pairs or add pairs"
-        )
-    limit = min(config.batch.pair_max_length, tokenizer.model_max_length)
-    rows = encode_pairs(pairs, tokenizer, limit)
-    report = _report(rows, len(rows), [r.whole > _longer(r) for r in rows])
-    buckets = _buckets(config, [_longer(r) for r in rows], size, "batch.pair_max_length")
-    # Another order than the task's, though both start from the run's seed.
-    order = _order(rows, config.align, config.seed + 1, split)
-    return PairStream(rows, order, size, buckets, tokenizer.pad_token_id, report)
-
-
-def _records(part: TaskConfig | AlignConfig, name: str, split: str) -> list[sources.Record]:
-    named = getattr(part, split)
-    if not named:
-        raise UserError(f"{name}.{split} names no data; give files, globs, hf:NAME or tfds:NAME")
-    return sources.read_all(named, part.columns)
-
-
-def _keep(
-    items: list[Any],
-    part: TaskConfig | AlignConfig,
-    name: str,
-    split: str,
-    sides: Callable[[Any], list[set[str]]],
-) -> list[Any]:
-    """Items in the languages wanted: one of the alternatives of `sides` lies within them."""
-    wanted = set(part.languages)
-    if not wanted:
-        return items
-    kept = [item for item in items if any(s <= wanted for s in sides(item))]
-    # In training a name without rows is a slip of the pen; validation sets may hold fewer.
-    matched = set().union(*(s for item in kept for s in sides(item))) if kept else set()
-    missing = sorted(wanted - matched) if split == "train" else []
-    if missing or not kept:
-        present = sorted(set().union(*(s for item in items for s in sides(item))) - {""})
-        raise UserError(
-            f"{name}.languages: no row of {name}.{split} is in "
-            f"{', '.join(missing or sorted(wanted))}; present: "
-            f"{', '.join(present) or 'none, the rows name no language'}"
-        )
-    return kept
-
-
-def _direction(language: str) -> list[set[str]]:
-    """The direction 'de-en' is wanted by its own name or by both its sides."""
-    return [{language}, set(split_direction(language))]
-
-
-def _longer(pair: EncodedPair) -> int:
+def longer(pair: EncodedPair) -> int:
+    """Tokens of the longer side."""
     return max(len(pair.source), len(pair.target))
-
-
-def _report(rows: Sequence[Row], read: int, cut: Sequence[bool]) -> Report:
-    languages = Counter(row.language for row in rows)
-    return Report(read, len(rows), sum(cut), read - len(rows), dict(sorted(languages.items())))
-
-
-def _order(
-    rows: Sequence[Row], part: TaskConfig | AlignConfig, seed: int, split: str
-) -> Sequential | Shuffled:
-    if split != "train":
-        return Sequential(len(rows))
-    groups: dict[str, list[int]] = {}
-    for i, row in enumerate(rows):
-        # Proportional sampling is plain shuffling: each row once an epoch.
-        groups.setdefault("" if part.sampling == "proportional" else row.language, []).append(i)
-    counts = {name: len(group) for name, group in groups.items()}
-    weights = mixture(counts, part.sampling, part.sampling_temperature)
-    return Shuffled([np.array(g) for g in groups.values()], list(weights.values()), seed)
-
-
-def _slot_length(lengths: Sequence[int], limit: int, size: int) -> int:
-    """The maximum length, or less where all rows together do not fill one batch of it."""
-    return cover(min(limit, max(max(lengths), -(-sum(lengths) // size))), 8)
-
-
-def _buckets(config: Config, lengths: Sequence[int], size: int, key: str) -> tuple[int, ...]:
-    buckets = tuple(sorted(config.batch.buckets))
-    if not buckets:
-        return choose_buckets(lengths, size)
-    if buckets[-1] < max(lengths):
-        raise UserError(
-            f"batch.buckets end at {buckets[-1]}, but the longest row has {max(lengths)} tokens; "
-            f"add a bucket or set {key}={buckets[-1]}"
-        )
-    return buckets

@@ -122,7 +122,16 @@ def encode_pairs(
                 "tokenizer's vocabulary; remove the row"
             )
         longer = max(whole[2 * i], whole[2 * i + 1])
-        out.append(EncodedPair(source, target, pair.language, pair.origin, longer))
+        out.append(
+            EncodedPair(
+                source,
+                target,
+                pair.language,
+                pair.origin,
+                longer,
+                (pair.source_language, pair.target_language),
+            )
+        )
     return out
 
 

@@ -21,6 +21,7 @@ from jaxalign.evaluate.measure import Scored
 from jaxalign.evaluate.run import score
 from jaxalign.evaluate.translation import COMET
 from jaxalign.settings import Config
+from jaxalign.train.state import without_heads
 
 
 def sample_judge(config: Config) -> Callable[[Any, Any], dict[str, float]] | None:
@@ -42,10 +43,10 @@ def sample_judge(config: Config) -> Callable[[Any, Any], dict[str, float]] | Non
     flat = [gold.example for rows in golds.values() for gold in rows]
 
     def judge(run: Any, state: Any) -> dict[str, float]:
-        params, lora = run.frozen.base, state.trained
+        params, lora = run.frozen.base, without_heads(state.trained)
         if not run.adapter:
             dtype = jnp.dtype(config.model.dtype)
-            params, lora = jax.tree.map(lambda leaf: leaf.astype(dtype), state.trained), None
+            params, lora = jax.tree.map(lambda leaf: leaf.astype(dtype), lora), None
         base: Base = run.base
         prompts, _ = base.encode(flat)
         system = base.system(base.decoder(run.adapter), params, lora)

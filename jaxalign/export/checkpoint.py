@@ -24,6 +24,7 @@ import orbax.checkpoint as ocp
 
 from jaxalign.errors import UserError
 from jaxalign.sharding import path_name
+from jaxalign.train.state import without_heads
 from jaxalign.train.stored import (
     BEST,
     NEWEST,
@@ -69,7 +70,8 @@ class Saved:
 
     @cached_property
     def shapes(self) -> dict[str, Any]:
-        """The tree of what was trained, with a `jax.ShapeDtypeStruct` at every leaf.
+        """The tree of the trained weights, with a `jax.ShapeDtypeStruct` at every leaf; heads that
+        objectives trained for themselves are left out.
 
         Raises:
             UserError: it cannot be read, or is not what was written.
@@ -86,7 +88,7 @@ class Saved:
             leaves = jax.tree_util.tree_leaves_with_path({"trained": tree})
             if known and known != {path_name(path): kind_of(leaf) for path, leaf in leaves}:
                 raise Damaged("its arrays are not those that were written")
-            return tree
+            return without_heads(tree)
 
     def leaf(self, path: tuple[str, ...]) -> np.ndarray:
         """One array of what was trained, whole.

@@ -12,7 +12,6 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +21,8 @@ from rich.table import Table
 
 from jaxalign.adapters.lora import Lora
 from jaxalign.base import Base, decoding_of, name_of, open_base
-from jaxalign.data.loader import task_stream
 from jaxalign.data.sources import nearest
+from jaxalign.data.streams import task_stream
 from jaxalign.data.template import Prompts, prompts_by
 from jaxalign.errors import UserError
 from jaxalign.evaluate.compare import ALL
@@ -41,12 +40,13 @@ from jaxalign.merge.run import check_out, write_adapter
 from jaxalign.merge.source import Source, read_adapters, warn
 from jaxalign.merge.tell import show
 from jaxalign.multihost import barrier, is_main
-from jaxalign.objectives import resolve
 from jaxalign.settings import Config
 from jaxalign.sharding import put_batch, rows_here, shard_tree
 from jaxalign.terminal import console
+from jaxalign.train.phases.build import lora_weights
+from jaxalign.train.phases.task import TASK
 from jaxalign.train.state import Frozen
-from jaxalign.train.step import Term, make_eval_step, task_phase
+from jaxalign.train.step import make_eval_step
 
 LOSS = "loss"
 Scores = dict[str, dict[str, float]]  # measure -> language -> value
@@ -251,10 +251,9 @@ class _Loss:
 
     def _step(self, adapter: Lora | None) -> Any:
         if adapter not in self.steps:
-            task, decoder = self.config.task, self.base.decoder(adapter)
-            term = Term(task.objective, partial(resolve(task.objective), **task.options))
-            packed = self.config.batch.pack == "segments"
-            self.steps[adapter] = make_eval_step(task_phase(decoder, (term,), packed=packed))
+            alone = dataclasses.replace(self.config, objectives=[])
+            phase = TASK.build(alone, self.base.decoder(adapter), lora_weights)
+            self.steps[adapter] = make_eval_step(phase)
         return self.steps[adapter]
 
     def __call__(self, merged: Merged | None, bar: Progress) -> Scores:

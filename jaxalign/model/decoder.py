@@ -52,6 +52,7 @@ class Output:
 
     hidden: jax.Array | None  # [B, T, D] after the final norm; None where the pass stopped early
     pooled: dict[int, jax.Array]  # tapped layer -> [P, B, D] float32, or [B, T, D] states
+    whole: dict[int, jax.Array] = flax.struct.field(default_factory=dict)  # layer -> [B, T, D]
 
 
 @dataclass(frozen=True)
@@ -103,6 +104,7 @@ class Decoder:
         stop: int | None = None,
         taps: tuple[int, ...] = (),
         pool_weights: jax.Array | None = None,  # [P, B, T] float32
+        whole: tuple[int, ...] = (),
         sows: str = "pooled",
         dropout: jax.Array | None = None,
     ) -> Output:
@@ -111,6 +113,7 @@ class Decoder:
         A tap k is the output of block k, before any final norm; 0 is the embeddings.
 
         Args:
+          whole: layers whose states [B, T, D] are wanted as they are.
           sows: `pooled` for pooled vectors, `neurons` for the activations of the feed-forward
             gates pooled likewise ([P, B, F]; no tap 0), `states` for whole states (parity tests
             only: they hold every layer's [B, T, D]).
@@ -120,9 +123,9 @@ class Decoder:
           UserError: a tap or stop past the model.
         """
         spec, last = self.spec, self.spec.layers if stop is None else stop
-        for tap in (*taps, last):
+        for tap in (*taps, *whole, last):
             check_tap(spec, tap)
-        if any(tap > last for tap in taps):
+        if any(tap > last for tap in (*taps, *whole)):
             raise ValueError(f"taps {taps} lie above stop={last}")
         place = jnp.arange(tokens.shape[1])[None]
         context = self._context(
@@ -154,9 +157,15 @@ class Decoder:
             jax.tree.map(lambda w: w[:last], params["blocks"]) if self.train_base else None,
             per_block(self.adapter, params, lora, last) if lora else None,
         )
-        x, sown = jax.lax.scan(body, x, layers)
-        pooled |= {tap: sown[tap - 1] for tap in taps if tap > 0}
-        return Output(self.final_norm(params, x) if stop is None else None, pooled)
+        # One scan, or one up to each layer whose states are wanted whole.
+        states, first = {0: x} if 0 in whole else {}, 0
+        for end in sorted({*whole, last} - {0}):
+            part = layers if end - first == last else jax.tree.map(lambda w: w[first:end], layers)  # noqa: B023
+            x, sown = jax.lax.scan(body, x, part)
+            pooled |= {tap: sown[tap - 1 - first] for tap in taps if first < tap <= end}
+            states |= {end: x} if end in whole else {}
+            first = end
+        return Output(self.final_norm(params, x) if stop is None else None, pooled, states)
 
     def embed(self, params: dict, tokens: Array) -> jax.Array:
         """[B, T, D]: what enters the first block."""

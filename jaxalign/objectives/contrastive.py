@@ -5,7 +5,6 @@
 (Liu & Niehues 2025, eq. 1), on states pooled over the tokens of one middle layer. The paper's code
 is one-way: each source looks for its target, never the reverse.
 
-    weights = pooling_weights(mask, 'mean')                           # [B, T]
     loss = contrastive(states, batch, layer=16, temperature=0.1)
 """
 
@@ -16,33 +15,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxalign.objectives.states import Loss, PairStates
+from jaxalign.objectives.declare import both_sides, declare
+from jaxalign.objectives.states import Loss, Needs, States, Tap
 
 SMALLEST_NORM = 1e-8
-
-
-def pooling_weights(mask: jax.Array, pooling: str) -> jax.Array:
-    """Weights [B, T] float32 that sum to 1 over the real tokens of each row.
-
-    Args:
-      mask: [B, T], 1 for real tokens.
-      pooling: mean; mean_rest: all but the first token, which many LLMs use as an attention sink of
-        enormous norm (Sun et al. 2024, arXiv 2402.17762), though a single token still counts; first
-        (degenerate where every row starts with the same BOS: causal states of a first token see
-        nothing else); last; position (later tokens weigh more).
-    """
-    mask = mask.astype(jnp.float32)
-    if pooling == "mean_rest":
-        alone = jnp.sum(mask, axis=-1, keepdims=True) == 1
-        mask = mask * ((jnp.cumsum(mask, axis=-1) > 1) | alone)
-    elif pooling == "first":
-        mask = mask * (jnp.cumsum(mask, axis=-1) == 1)
-    elif pooling == "last":
-        left = jnp.cumsum(mask[:, ::-1], axis=-1)[:, ::-1]  # real tokens from here to the end
-        mask = mask * (left == 1)
-    elif pooling == "position":
-        mask = mask * jnp.cumsum(mask, axis=-1)
-    return mask / jnp.maximum(jnp.sum(mask, axis=-1, keepdims=True), 1.0)
 
 
 def similarities(source: jax.Array, target: jax.Array) -> jax.Array:
@@ -50,11 +26,17 @@ def similarities(source: jax.Array, target: jax.Array) -> jax.Array:
     return jnp.einsum("...iD,...jD->...ij", _unit(source), _unit(target))
 
 
+@declare(
+    lambda layer, pooling, form, **_: both_sides(Needs((Tap(layer, pooling, form),))),
+    settings="layer pooling form temperature direction negatives group detach",
+)
 def contrastive(
-    states: PairStates,
+    states: States,
     batch: Any,
     *,
     layer: int,
+    pooling: str = "mean",
+    form: str = "raw",
     temperature: float = 0.1,
     direction: str = "one_way",
     negatives: str = "group",
@@ -64,7 +46,7 @@ def contrastive(
     """InfoNCE between pooled sources and targets of one layer.
 
     Args:
-      states: pooled vectors [B, D] float32 of both sides at `layer`.
+      states: pooled vectors [B, D] float32 of both sides at `layer`; `form`: raw or standardised.
       batch: `source_mask`, `target_mask` [B, T]; a pair with an empty side is padding and is
         neither an anchor nor a candidate.
       direction: one_way (source -> target) or symmetric (mean of both ways).
@@ -79,7 +61,8 @@ def contrastive(
       sentences have collapsed to one direction), `deviation` (standard deviation of the cosines
       of sources with other pairs' targets: far below the temperature, the loss is flat).
     """
-    source, target = states.source[layer], states.target[layer]  # [B, D]
+    tap = Tap(layer, pooling, form)
+    source, target = states.source.taps[tap], states.target.taps[tap]  # [B, D]
     stop = jax.lax.stop_gradient
     source = stop(source) if detach == "source" else source
     target = stop(target) if detach == "target" else target

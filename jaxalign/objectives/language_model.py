@@ -15,30 +15,29 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxalign.objectives.states import Loss, TaskStates
+from jaxalign.objectives.declare import declare
+from jaxalign.objectives.states import Loss, Needs, States
 from jaxalign.sharding import constrain, devices
 
 IGNORE = -100
 CHUNK_LOGITS = 1 << 24  # float32 logits alive at once on a device: 64 MiB
 
 
-def language_model(states: TaskStates, batch: Any) -> Loss:
+@declare(lambda **_: {"text": Needs(answers="trained")})
+def language_model(states: States, batch: Any) -> Loss:
     """Token cross-entropy of the answers (natural log).
 
     Args:
-      states: hidden [B, T, D] after the final norm, head [V, D], soft_cap of the logits.
-      batch: `answer_at` [B, A], the position that predicts each answer token; `answers` [B, A]
-        token ids, -100 where there is none.
+      states: final states [B, A, D] at the places that predict an answer token, head [V, D],
+        soft_cap of the logits.
+      batch: `answers` [B, A] token ids, -100 where there is none.
 
     Returns:
       Sum and count over answer tokens; logs `accuracy` (teacher forced: tokens whose logit is above
       every other one; a tie is no hit).
     """
-    # A one-hot product picks rows exactly and, unlike a gather, splits and transposes cheaply.
-    places = jnp.arange(states.hidden.shape[1])
-    pick = (batch.answer_at[:, :, None] == places).astype(states.hidden.dtype)  # [B, A, T]
-    hidden = jnp.einsum("BAT,BTD->BAD", pick, states.hidden)
-    return cross_entropy(hidden, states.head, batch.answers, states.soft_cap)
+    assert states.text.answers is not None and states.head is not None  # as declared
+    return cross_entropy(states.text.answers, states.head, batch.answers, states.soft_cap)
 
 
 def cross_entropy(

@@ -1,10 +1,106 @@
-"""What a phase exposes to its objectives, and what they give back."""
+"""What an objective asks of the model, what it is given, and what it gives back.
+
+    Tap(16)                                          # block 16's output, mean over real tokens
+    Tap(FINAL, 'last')                               # after the final norm, each row's last token
+    Needs(taps=(Tap(12, TOKENS),), reference=(Tap(12, TOKENS),))     # whole states, of two models
+
+A phase takes the union of what its objectives need and runs the model once for it.
+"""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
+
+FINAL = -1  # a tap's layer: after the last block and the final norm
+TOKENS = "tokens"  # a tap's pool: none, whole states
+
+
+class Tap(NamedTuple):
+    """Where an objective looks, and in which form."""
+
+    layer: int  # 0: the embeddings, k: the output of block k, FINAL
+    # A name of `pooling.POOLINGS`; `prompt`, `answer`: the mean over these tokens alone; TOKENS.
+    pool: str = "mean"
+    states: str = "raw"  # or `standardised` (`objectives.standards`); pooled states only
+
+
+class Needs(NamedTuple):
+    """What an objective reads of one side of a batch."""
+
+    taps: tuple[Tap, ...] = ()
+    reference: tuple[Tap, ...] = ()  # the same of the frozen base, without the adapter
+    # Final states at the places that predict an answer token: `trained`; `stopped`: no gradient
+    # flows into them (nor into this side's taps); `reference`: those of the frozen base.
+    answers: str = ""
+
+    def __add__(self, other: Any) -> Needs:  # type: ignore[override]  # the union, not a chain
+        """What both need.
+
+        Raises:
+          ValueError: they want different answers of one side.
+        """
+        if self.answers and other.answers not in ("", self.answers):
+            raise ValueError(f"answers both {self.answers} and {other.answers}")
+        join = lambda a, b: tuple(dict.fromkeys((*a, *b)))  # noqa: E731
+        return Needs(
+            join(self.taps, other.taps),
+            join(self.reference, other.reference),
+            self.answers or other.answers,
+        )
+
+
+class View(NamedTuple):
+    """One side of a batch as its objectives see it.
+
+    Pooled states are [B, D] float32; whole ones (TOKENS) are [B, T, D] in the model's dtype.
+    """
+
+    real: jax.Array  # [B, T] bool: no padding
+    taps: dict[Tap, jax.Array]
+    reference: dict[Tap, jax.Array]
+    answers: jax.Array | None = None  # [B, A, D], after the final norm
+
+    def __getitem__(self, layer: int) -> jax.Array:  # type: ignore[override]
+        """The pooled states of this layer, where one tap is there.
+
+        Raises:
+          KeyError: none is, or several are; then ask `taps`.
+        """
+        found = [x for tap, x in self.taps.items() if tap.layer == layer and tap.pool != TOKENS]
+        if len(found) != 1:
+            raise KeyError(f"{len(found)} pooled taps of layer {layer}; there are {[*self.taps]}")
+        return found[0]
+
+
+class States(NamedTuple):
+    """A batch after the model: a view of each side that somebody asked for."""
+
+    views: dict[str, View]  # `text` of task rows; `source` and `target` of pairs
+    head: jax.Array | None = None  # [V, D]; where the answers are asked for
+    soft_cap: float = 0.0  # logits are c·tanh(hidden · head / c); 0: no cap
+    heads: dict[str, Any] = {}  # term -> what it trains next to the adapter  # noqa: RUF012
+
+    @property
+    def text(self) -> View:
+        """Task rows."""
+        return self.views["text"]
+
+    @property
+    def source(self) -> View:
+        """The sources of sentence pairs."""
+        return self.views["source"]
+
+    @property
+    def target(self) -> View:
+        """The targets of sentence pairs."""
+        return self.views["target"]
+
+    @property
+    def hidden(self) -> jax.Array:
+        """[B, T, D] of task rows after the final norm."""
+        return self.text.taps[Tap(FINAL, TOKENS)]
 
 
 class Loss(NamedTuple):
@@ -14,19 +110,3 @@ class Loss(NamedTuple):
     # Scalar float32: answer tokens, pairs, ...; it hides tuple.count, which nobody calls.
     count: jax.Array  # type: ignore[assignment]
     logs: dict[str, jax.Array]  # name -> scalar sum over the same count
-
-
-class TaskStates(NamedTuple):
-    """A task batch after the whole model."""
-
-    hidden: jax.Array  # [B, T, D] after the final norm
-    head: jax.Array  # [V, D]
-    pooled: dict[int, jax.Array]  # tapped layer -> [B, D] float32
-    soft_cap: float = 0.0  # logits are c·tanh(hidden · head / c); 0: no cap
-
-
-class PairStates(NamedTuple):
-    """Both sides of a batch of sentence pairs, pooled at the tapped layers."""
-
-    source: dict[int, jax.Array]  # layer -> [B, D] float32
-    target: dict[int, jax.Array]  # layer -> [B, D] float32

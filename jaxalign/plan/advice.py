@@ -14,7 +14,7 @@ from typing import Any
 from jaxalign.errors import UserError
 from jaxalign.plan.run import Plan, find_spec, plan_run
 from jaxalign.settings import Config, check
-from jaxalign.train.design import active_phases
+from jaxalign.train.phases import PHASES, active_phases
 
 Words = dict[str, Any]  # key -> value
 LIGHTER: dict[str, tuple[str, ...]] = {
@@ -61,21 +61,13 @@ def changed(config: Config, words: Words) -> Config:
 def split(config: Config, ways: int) -> Words | None:
     """Micro-batches of 1/ways the rows and as many more of them; None where that is another run.
 
-    Rows of an update stay what they are. Pairs are each other's negatives, so their groups must
-    stay whole.
+    Rows of an update stay what they are.
     """
-    batch, active = config.batch, active_phases(config)
-    words: Words = {"batch.accumulate": batch.accumulate * ways}
-    if "task" in active:
-        if batch.size % ways:
+    words: Words = {"batch.accumulate": config.batch.accumulate * ways}
+    for name in active_phases(config):
+        if (own := PHASES[name].divided(config, ways)) is None:
             return None
-        words["batch.size"] = batch.size // ways
-    if "align" in active:
-        pairs, group = batch.pairs // ways, config.align.group
-        alone = config.align.negatives == "global" or config.align.objective != "contrastive"
-        if batch.pairs % ways or alone or pairs % group:
-            return None
-        words["batch.pairs"] = pairs
+        words |= own
     return words
 
 

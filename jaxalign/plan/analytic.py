@@ -16,8 +16,9 @@ from collections.abc import Iterator
 
 from jaxalign.chips import Chip
 from jaxalign.objectives.language_model import CHUNK_LOGITS
-from jaxalign.plan.programs import PROGRAMS, Job, Program, chosen, job, resident, size
+from jaxalign.plan.programs import EVAL, PROGRAMS, Job, Program, chosen, job, resident, size
 from jaxalign.train.design import Design
+from jaxalign.train.phases import PHASES
 
 PRECISION = 0.3  # of the peak: what `tests/plan/test_analytic.py` holds it to
 
@@ -47,8 +48,7 @@ def estimate(plan: Design, chip: Chip, name: str) -> Program:
     """One program by formula."""
     asked = job(plan, name)
     arguments = resident(plan) + size(asked.given)
-    kind = "gradient" if name in ("task", "align") else name
-    temporaries = _TEMPORARIES[kind](plan, asked, name)
+    temporaries = _TEMPORARIES[name](plan, asked, name)
     return Program(
         name=name,
         what=asked.what,
@@ -76,7 +76,7 @@ def pace(plan: Design, chip: Chip, names: tuple[str, ...]) -> float:
         asked = job(plan, name)
         work = asked.least / plan.mesh.size * again / chip.flops
         total += max(work, _gathers(plan, name) / link) + 0.5 * _sums(plan, name) / link
-        rows += plan.config.batch.size if name == "task" else plan.config.batch.pairs
+        rows += PHASES[name].rows(plan.config)
     return total / max(rows, 1)
 
 
@@ -99,7 +99,8 @@ def _width(plan: Design) -> int:
 
 
 def _depth(plan: Design, name: str) -> int:
-    return plan.config.align.layer if name.startswith("align") else plan.spec.layers
+    phase = plan.phases.get(name.removesuffix(EVAL))
+    return phase.blocks(plan.spec) if phase else plan.spec.layers
 
 
 def _tokens(plan: Design, asked: Job) -> float:
@@ -134,7 +135,7 @@ def _working(plan: Design, asked: Job) -> float:
 
 def _loss(plan: Design, asked: Job, name: str) -> float:
     """Logits of one chunk, and the states before them."""
-    if not name.startswith("task"):
+    if not plan.phases[name.removesuffix(EVAL)].answers:
         return 0.0
     logits = min(CHUNK_LOGITS, asked.tokens * plan.spec.vocab / plan.mesh.size) * 4
     return COPIES * logits + 3 * _tokens(plan, asked) * plan.spec.dim * _width(plan)
@@ -169,9 +170,8 @@ def _token(plan: Design, asked: Job, name: str) -> float:
 
 
 _TEMPORARIES = {
-    "gradient": _gradient,
-    "task_eval": _forward,
-    "align_eval": _forward,
+    **dict.fromkeys(PHASES, _gradient),
+    **{name + EVAL: _forward for name in PHASES},
     "update": _update,
     "prompt": _prompt,
     "token": _token,

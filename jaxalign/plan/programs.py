@@ -22,7 +22,6 @@ import numpy as np
 from jax.sharding import NamedSharding
 
 from jaxalign.chips import Chip
-from jaxalign.data.batch import PairBatch, TaskBatch
 from jaxalign.generate import shapes
 from jaxalign.generate.decoding import Decoding
 from jaxalign.generate.loop import Weights, advance, start
@@ -32,9 +31,13 @@ from jaxalign.plan.hlo import dims
 from jaxalign.sharding import activation_spec, batch_sharding, replicated
 from jaxalign.train.design import Design
 from jaxalign.train.flops import training_flops
+from jaxalign.train.phases import PHASES
+from jaxalign.train.phases.task import TASK
+from jaxalign.train.rules import RULES
 
 ALWAYS = ("update", "prompt", "token")  # of every run
-PROGRAMS = ("task", "align", "update", "task_eval", "align_eval", "prompt", "token")
+EVAL = "_eval"  # ends the name of a phase's evaluation
+PROGRAMS = (*PHASES, "update", *(name + EVAL for name in PHASES), "prompt", "token")
 
 
 @dataclass(frozen=True)
@@ -106,7 +109,7 @@ def compile_all(plan: Design, chip: Chip, only: tuple[str, ...] = PROGRAMS) -> I
 
 def chosen(plan: Design, only: tuple[str, ...]) -> list[str]:
     """The programs in `only` that the run has."""
-    return [name for name in only if name.split("_")[0] in (*plan.active, *ALWAYS)]
+    return [name for name in only if name.removesuffix(EVAL) in (*plan.active, *ALWAYS)]
 
 
 def job(plan: Design, name: str) -> Job:
@@ -189,38 +192,30 @@ def kernels(op: Any, operands: list[str]) -> float | None:
     return splash.flops(op.name, given)
 
 
-def lengths(plan: Design, phase: str) -> int:
-    """The longest padded rows of a phase: the last bucket, or the limit where none is set."""
-    batch = plan.config.batch
-    limit = batch.max_length if phase == "task" else batch.pair_max_length
-    return min(limit, max(batch.buckets, default=limit))
-
-
 def micro_batches(plan: Design, phase: str) -> tuple[int, float]:
     """How many micro-batches of this phase one update takes: at most, and in the mean."""
-    counts = [len(plan.turns(update).get(phase, ())) for update in (0, 1)]  # then turns repeat
-    return plan.micro_batches(phase), sum(counts) / 2
+    updates = range(len(plan.active))  # then turns repeat
+    counts = [len(plan.turns(update).get(phase, ())) for update in updates]
+    return plan.micro_batches(phase), sum(counts) / len(counts)
 
 
-def _batch(plan: Design, phase: str, *lead: int) -> TaskBatch | PairBatch:
+def _batch(plan: Design, phase: str, *lead: int) -> Any:
     shape = (*lead, *_size(plan, phase))
     sharding = batch_sharding(plan.mesh, stacked=bool(lead))
-    ids: Any = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=sharding)
-    # Every token an answer: what rows really have is known only from the data.
-    return TaskBatch(*[ids] * 5) if phase == "task" else PairBatch(*[ids] * 4)  # unread: `rows`
+    return PHASES[phase].batch(jax.ShapeDtypeStruct(shape, jnp.int32, sharding=sharding))
 
 
 def _size(plan: Design, phase: str) -> tuple[int, int]:
     """Rows (or pairs) of a micro-batch, and their length."""
-    batch = plan.config.batch
-    return (batch.size if phase == "task" else batch.pairs), lengths(plan, phase)
+    facts = PHASES[phase]
+    return facts.rows(plan.config), facts.longest(plan.config)
 
 
 def _shape(plan: Design, phase: str) -> str:
-    config = plan.config
-    if phase == "task":
-        return f"{config.batch.size} x {lengths(plan, phase)}"
-    return f"{config.batch.pairs} pairs x {lengths(plan, phase)}, layer {config.align.layer}"
+    rows, length = _size(plan, phase)
+    built, what = plan.phases[phase], PHASES[phase].unit
+    stops = "" if built.whole else f", layer {built.blocks(plan.spec)}"
+    return f"{rows}{what} x {length}{stops}"
 
 
 def _key(plan: Design) -> Any:
@@ -235,8 +230,8 @@ def _gradient(plan: Design, phase: str) -> Job:
     first = phase == plan.active[0]
     # The gradient of the phase before waits for this one's.
     waiting = None if first else plan.state.trained
-    buckets, packed = plan.config.batch.buckets, plan.config.batch.pack != "none"
-    if number == 1 or len(buckets) == 1 or (packed and phase == "task"):
+    same = len(plan.config.batch.buckets) == 1 or PHASES[phase].packed(plan.config)
+    if number == 1 or same or not RULES[plan.phases[phase].rule].apart:
         batch = _batch(plan, phase, number)
         lower = partial(plan.step.gradient.lower, phase, plan.state, plan.frozen, batch, _key(plan))
         given: Any = (batch, waiting)
@@ -292,7 +287,8 @@ class _Generation:
         whole = replicated(plan.mesh)
         give = lambda dtype, *shape: jax.ShapeDtypeStruct(shape, dtype, sharding=whole)  # noqa: E731
         rule = Decoding(generate.max_new_tokens, generate.method, beams=generate.beams).rule
-        width = shapes.padded(max(lengths(plan, "task") - generate.max_new_tokens, 1))
+        longest = TASK.longest(plan.config)  # answers belong to task rows
+        width = shapes.padded(max(longest - generate.max_new_tokens, 1))
         numbers = {
             "lengths": give(jnp.int32, generate.batch),
             "numbers": give(jnp.uint32, generate.batch),
@@ -374,11 +370,9 @@ def _left(mesh: Any, leaf: Any) -> Any:
 
 
 _JOBS: dict[str, Callable[[Design], Job]] = {
-    "task": partial(_gradient, phase="task"),
-    "align": partial(_gradient, phase="align"),
+    **{name: partial(_gradient, phase=name) for name in PHASES},
     "update": _update,
-    "task_eval": partial(_evaluation, phase="task"),
-    "align_eval": partial(_evaluation, phase="align"),
+    **{name + EVAL: partial(_evaluation, phase=name) for name in PHASES},
     "prompt": _prompt,
     "token": _token,
 }

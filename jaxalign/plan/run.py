@@ -29,6 +29,7 @@ from jaxalign.plan.topology import Place, devices
 from jaxalign.settings import AUTO, BatchConfig, Config, MeshConfig
 from jaxalign.sharding import AXES, make_mesh, mesh_sizes, shard_tree, split_slices
 from jaxalign.train.design import Design, adapter_of, check_fit, design, placed
+from jaxalign.train.phases import PHASES
 
 MODELS = Path(__file__).parent / "models.yaml"
 UPDATES = 1000  # what a price is told for where the run's length is not
@@ -63,8 +64,7 @@ class Plan:
 
     def rows(self, phase: str) -> int:
         """Task rows or pairs of one micro-batch."""
-        batch = self.config.batch
-        return batch.size if phase == "task" else batch.pairs
+        return PHASES[phase].rows(self.config)
 
     @property
     def update(self) -> list[tuple[Program, float]]:

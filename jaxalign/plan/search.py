@@ -18,7 +18,7 @@ from jaxalign.plan.analytic import PRECISION
 from jaxalign.plan.run import Plan, find_spec, plan_run
 from jaxalign.plan.topology import Place
 from jaxalign.settings import Config
-from jaxalign.train.design import active_phases
+from jaxalign.train.phases import PHASES, active_phases
 
 REMATS = ("full", "names", "none")
 BASES = ("none", "int8")
@@ -63,7 +63,7 @@ class Found:
 def search(
     config: Config,
     place: Place,
-    only: tuple[str, ...] = ("task", "align"),
+    only: tuple[str, ...] = tuple(PHASES),
     tries: int = 8,
     report: Callable[[str, int, int], None] = lambda words, number, of: None,
     compile: Callable[[Config, Place, tuple[str, ...]], Plan] = plan_run,
@@ -173,8 +173,7 @@ def _value(config: Config, key: str, place: Place) -> object:
 
 
 def _meshes(config: Config, place: Place, spec: ModelSpec) -> Iterator[Words]:
-    active = active_phases(config)
-    rows = [config.batch.size] * ("task" in active) + [config.batch.pairs] * ("align" in active)
+    rows = [PHASES[name].rows(config) for name in active_phases(config)]
     chips = place.chips
     for data, tensor, seq in itertools.product(_divisors(chips), repeat=3):
         if chips % (data * tensor * seq) or data % place.slices:

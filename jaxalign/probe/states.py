@@ -28,7 +28,7 @@ from jaxalign.data.sampling import choose_buckets
 from jaxalign.errors import UserError
 from jaxalign.model.decoder import Decoder
 from jaxalign.model.spec import check_tap
-from jaxalign.objectives.contrastive import pooling_weights
+from jaxalign.objectives.pooling import pooling_weights
 from jaxalign.probe.blocks import Blocks
 from jaxalign.probe.corpus import Parallel
 from jaxalign.sharding import constrain

@@ -31,6 +31,12 @@ class OptimConfig:
         "`tokens`: sum/count over the update; `microbatch`: mean of means (the paper's code)",
         choices=("tokens", "microbatch"),
     )
+    combine: str = setting(
+        "weighted",
+        "gradients of the phases: their sum; `pcgrad`: each without what it has against the "
+        "others; `task_first`: alignment without what it has against the task",
+        choices=("weighted", "pcgrad", "task_first"),
+    )
     missing: str = setting(
         "zero",
         "parameters without gradient: a `zero` gradient, or `skip` (adapters only; torch without "

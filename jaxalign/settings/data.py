@@ -29,6 +29,12 @@ class TaskConfig:
     sampling_temperature: float = setting(
         2.0, "p ~ n^(1/T), with `task.sampling=temperature`", above=0
     )
+    transforms: list[Any] = setting(
+        [],
+        "what becomes of the records before they are used: names or `module:function`",
+        free=True,
+        see="objectives.md#transforms",
+    )
     objective: str = setting(
         "language_model", "registry name or `package.module:function`", see="objectives.md"
     )
@@ -36,6 +42,7 @@ class TaskConfig:
         {}, "keyword arguments of an objective of one's own", free=True
     )
     weight: float = setting(1.0, "0 turns the task off", lowest=0)
+    rule: str = setting("mean", "from micro-batches to a gradient", choices=("mean",))
 
 
 @dataclass
@@ -94,6 +101,12 @@ class AlignConfig:
     sampling_temperature: float = setting(
         2.0, "p ~ n^(1/T), with `align.sampling=temperature`", above=0
     )
+    transforms: list[Any] = setting(
+        [],
+        "what becomes of the records before they are used: names or `module:function`",
+        free=True,
+        see="objectives.md#transforms",
+    )
     objective: str = setting(
         "contrastive", "registry name or `package.module:function`", see="objectives.md"
     )
@@ -101,6 +114,12 @@ class AlignConfig:
         {}, "keyword arguments of an objective of one's own", free=True
     )
     weight: float = setting(1.0, "0 turns alignment off", lowest=0)
+    rule: str = setting(
+        "mean",
+        "from micro-batches to a gradient; `cached`: that of all pairs of an update as one batch, "
+        "in the memory of one micro-batch",
+        choices=("mean", "cached"),
+    )
 
 
 @dataclass
@@ -110,6 +129,7 @@ class ExtraObjective:
     objective: str = setting("", "registry name or `package.module:function`", see="objectives.md")
     phase: str = setting("task", "the phase it joins", choices=("task", "align"))
     weight: float = setting(1.0, "its factor in the sum", lowest=0)
+    every: int = setting(1, "it counts in every n-th update of its phase", lowest=1)
     options: dict[str, Any] = setting({}, "its keyword arguments", free=True)
 
 

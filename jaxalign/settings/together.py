@@ -17,13 +17,27 @@ def check_together(config: Config) -> None:
       UserError: naming the key and the way out.
     """
     grouped = config.align.negatives == "group" and config.align.objective == "contrastive"
-    # Fewer pairs than a group are one group.
-    whole = config.batch.pairs < config.align.group or not config.batch.pairs % config.align.group
-    if config.align.weight > 0 and grouped and not whole:
-        raise UserError(
-            f"batch.pairs: {config.batch.pairs} is not a multiple of align.group="
-            f"{config.align.group}; change one of them or set align.negatives=global"
-        )
+    batch, every = config.batch, config.align.every
+    batches = {1}
+    if config.align.rule == "cached":  # the pairs of an update are one batch
+        alternating = every == "microbatch" and config.task.weight > 0
+        half = batch.accumulate // 2, -(-batch.accumulate // 2)
+        batches = {*half} - {0} if alternating else {batch.accumulate}
+    for pairs in sorted(batch.pairs * number for number in batches):
+        # Fewer pairs than a group are one group.
+        whole = pairs < config.align.group or not pairs % config.align.group
+        if config.align.weight > 0 and grouped and not whole:
+            raise UserError(
+                f"batch.pairs: {pairs} is not a multiple of align.group="
+                f"{config.align.group}; change one of them or set align.negatives=global"
+            )
+    if every == "microbatch" and batch.accumulate == 1:
+        rare = next((n for n, one in enumerate(config.objectives) if one.every > 1), None)
+        if rare is not None and config.task.weight > 0 and config.align.weight > 0:
+            raise UserError(
+                f"objectives[{rare}].every: with batch.accumulate=1 the phases take turns by "
+                "update; set align.every=step, which does the same, or align.every=joint"
+            )
     if config.optim.missing == "skip" and config.trainable == "full":
         raise UserError("optim.missing: skip works on adapters only; set trainable=lora")
     if config.model.quantize != "none" and config.trainable == "full":

@@ -14,6 +14,7 @@ from jaxalign.data.loader import Stream
 from jaxalign.errors import UserError
 from jaxalign.objectives import Loss
 from jaxalign.settings import Config
+from jaxalign.train.phases import PHASES
 
 # The last part of a name -> its direction; losses are small, the scores of answers large.
 DIRECTIONS = {"loss": "min", "retrieval": "max", "accuracy": "max"}
@@ -88,7 +89,7 @@ def measured_by(
     """
     names = {f"eval/{phase}_loss" for phase in valid}
     names |= {"eval/loss"} if valid else set()
-    names |= {"eval/retrieval"} if "align" in valid else set()
+    names |= {score for phase in valid for score in PHASES[phase].scores}
     if metric in names:
         return names
     for phase, stream in valid.items():

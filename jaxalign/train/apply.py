@@ -15,13 +15,17 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxalign.train.combine import COMBINE, cosine
 from jaxalign.train.state import TrainState
 
 Sizes = tuple[tuple[str, int], ...]  # (phase, its micro-batches in this update)
 
 
 def make_update(
-    optimiser: optax.GradientTransformation, every: str, rate: optax.Schedule | None
+    optimiser: optax.GradientTransformation,
+    every: str,
+    rate: optax.Schedule | None,
+    way: str = "weighted",
 ) -> Callable[[TrainState, dict, dict, Sizes], tuple[TrainState, dict[str, jax.Array]]]:
     """(state, gradients, losses, sizes) -> (state, metrics), to be compiled.
 
@@ -30,7 +34,7 @@ def make_update(
     """
 
     def looked(state: TrainState, gradients: dict, sizes: Sizes) -> Any:
-        gradient, metrics = combine(gradients, dict(sizes), every)
+        gradient, metrics = combine(gradients, dict(sizes), every, way)
         metrics["grad_norm"] = optax.tree.norm(gradient)
         if rate is not None:
             metrics["learning_rate"] = rate(state.step)
@@ -61,20 +65,23 @@ def make_update(
 
 
 def combine(
-    gradients: dict[str, Any], sizes: dict[str, int], every: str
+    gradients: dict[str, Any], sizes: dict[str, int], every: str, way: str = "weighted"
 ) -> tuple[Any, dict[str, jax.Array]]:
-    """One gradient from the phases', and their norms and cosine.
+    """One gradient from the phases', in their order; their norms, and the cosine of two.
 
     Turns by micro-batch weigh each phase by its share of the update's micro-batches (`sizes`);
     joint training adds the phases.
+
+    Args:
+      way: a name of `COMBINE`.
     """
     metrics = {f"{name}/grad_norm": optax.tree.norm(g) for name, g in gradients.items()}
     if len(gradients) == 2:
-        metrics["gradient_cosine"] = _cosine(gradients["task"], gradients["align"])
+        metrics["gradient_cosine"] = cosine(*gradients.values())
     total = sum(sizes.values())
     share = {name: 1.0 if every == "joint" else size / total for name, size in sizes.items()}
     scaled = [jax.tree.map(partial(jnp.multiply, share[n]), g) for n, g in gradients.items()]
-    return jax.tree.map(lambda *parts: sum(parts), *scaled), metrics
+    return COMBINE[way](scaled), metrics
 
 
 def _all_finite(tree: Any) -> jax.Array:
@@ -86,8 +93,3 @@ def _tick(moments: Any) -> Any:
     is_clock = lambda node: isinstance(node, optax.ScaleByScheduleState)  # noqa: E731
     tick = lambda node: node._replace(count=node.count + 1) if is_clock(node) else node  # noqa: E731
     return jax.tree.map(tick, moments, is_leaf=is_clock)
-
-
-def _cosine(a: Any, b: Any) -> jax.Array:
-    dot = sum(jax.tree.leaves(jax.tree.map(jnp.vdot, a, b)))
-    return dot / jnp.maximum(optax.tree.norm(a) * optax.tree.norm(b), 1e-30)

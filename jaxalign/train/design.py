@@ -10,6 +10,7 @@ weights and data; `jaxalign.plan` compiles it as it is, for machines that are no
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -26,27 +27,17 @@ from jaxalign.adapters.lora import Lora
 from jaxalign.errors import UserError
 from jaxalign.hf.load import abstract_params
 from jaxalign.model.decoder import Decoder
-from jaxalign.model.spec import ModelSpec, check_tap, parameter_count
-from jaxalign.objectives import with_options
+from jaxalign.model.spec import ModelSpec, parameter_count
+from jaxalign.objectives import Tap
 from jaxalign.objectives.standards import Standards
-from jaxalign.settings import AUTO, Config
+from jaxalign.settings import Config
 from jaxalign.sharding import replicated, shard_tree
-from jaxalign.train.flops import training_flops
 from jaxalign.train.optim import make_optimiser
-from jaxalign.train.schedule import PHASES, learning_rate, turns, warmup_steps
-from jaxalign.train.state import Frozen, TrainState
-from jaxalign.train.step import (
-    Phase,
-    Term,
-    TrainStep,
-    Weights,
-    align_phase,
-    full_weights,
-    lora_weights,
-    make_eval_step,
-    make_train_step,
-    task_phase,
-)
+from jaxalign.train.phases import PHASES, active_phases
+from jaxalign.train.phases.build import Phase, Weights, full_weights, lora_weights
+from jaxalign.train.schedule import learning_rate, turns, warmup_steps
+from jaxalign.train.state import HEADS, Frozen, TrainState
+from jaxalign.train.step import TrainStep, make_eval_step, make_train_step
 
 
 @dataclass
@@ -69,15 +60,21 @@ class Design:
 
     @property
     def active(self) -> tuple[str, ...]:
-        """The phases that are on, task first."""
+        """The phases that are on, in the order of their turns."""
         return tuple(self.phases)
 
     @property
     def trained_count(self) -> int:
         """Trained parameters."""
+        heads = sum(leaf.size for leaf in jax.tree.leaves(self.heads))
         if self.adapter is None:
-            return parameter_count(self.spec)
-        return lora_adapter.count(self.adapter, self.spec)
+            return parameter_count(self.spec) + heads
+        return lora_adapter.count(self.adapter, self.spec) + heads
+
+    @property
+    def heads(self) -> dict[str, Any]:
+        """What terms train next to the adapter."""
+        return self.state.trained.get(HEADS, {})
 
     @property
     def drops(self) -> bool:
@@ -90,34 +87,20 @@ class Design:
 
     def micro_batches(self, phase: str) -> int:
         """How many micro-batches of this phase an update takes, at most."""
-        return max(len(self.turns(update).get(phase, ())) for update in (0, 1))  # turns repeat
+        updates = range(len(self.active))  # then turns repeat
+        return max(len(self.turns(update).get(phase, ())) for update in updates)
 
     def tokens(self, phase: str, rows: int, length: int) -> int:
-        """Tokens of so many padded task rows, or of both sides of so many pairs."""
-        return rows * length * (1 if phase == "task" else 2)
+        """Tokens of so many padded rows (pairs) of a phase."""
+        return self.phases[phase].tokens(rows, length)
 
     def least_flops(
         self, phase: str, rows: int, length: int, answers: int | None = None, passes: str = "both"
     ) -> float:
         """What these rows cost at least; see `training_flops`."""
-        blocks = None if phase == "task" else self.config.align.layer
         adapter = self.trained_count if self.adapter else 0
-        if blocks is not None:
-            adapter = adapter * blocks // self.spec.layers
-        tokens = self.tokens(phase, rows, length)
-        return training_flops(self.spec, tokens, length, blocks, adapter, answers, passes)
-
-
-def active_phases(config: Config) -> tuple[str, ...]:
-    """The phases that are on, task first.
-
-    Raises:
-      UserError: none is.
-    """
-    active = tuple(name for name in PHASES if getattr(config, name).weight > 0)
-    if not active:
-        raise UserError("task.weight and align.weight are both 0: nothing would be trained")
-    return active
+        built = self.phases[phase]
+        return built.least_flops(self.spec, rows, length, adapter, answers, passes)
 
 
 def design(config: Config, spec: ModelSpec, adapter: Lora | None, mesh: Mesh, total: int) -> Design:
@@ -130,12 +113,11 @@ def design(config: Config, spec: ModelSpec, adapter: Lora | None, mesh: Mesh, to
       UserError: rows that the mesh does not divide, a tap past the model, an unknown objective.
     """
     check_fit(config, spec, mesh)
-    active = active_phases(config)
     full = adapter is None
     dtype = jnp.dtype(config.model.dtype)
     decoder = Decoder(spec, adapter, config.model.remat, config.model.attention, train_base=full)
     weights: Weights = full_weights(dtype) if full else lora_weights
-    phases = _phases(config, decoder, weights, active)
+    phases = {name: PHASES[name].build(config, decoder, weights) for name in active_phases(config)}
     optim = config.optim
     layer_mask = lora_adapter.layer_mask(adapter, spec) if adapter else None
     rate = learning_rate(
@@ -161,6 +143,8 @@ def design(config: Config, spec: ModelSpec, adapter: Lora | None, mesh: Mesh, to
     if adapter is not None:
         init = partial(lora_adapter.init, adapter, spec)
         trained = jax.eval_shape(init, jax.random.key(0), base if adapter.dora else None)
+    if heads := jax.eval_shape(partial(heads_of, phases, spec), jax.random.key(0)):
+        trained = trained | {HEADS: heads}
     state = jax.eval_shape(partial(TrainState.create, optimiser=optimiser), trained)
     shardings = shard_tree(mesh, state)
     shapes_only = isinstance(mesh, AbstractMesh)  # to look at, not to compile
@@ -179,24 +163,40 @@ def design(config: Config, spec: ModelSpec, adapter: Lora | None, mesh: Mesh, to
             optimiser,
             every=config.align.every,
             average=config.optim.average,
+            combine=config.optim.combine,
             rate=rate,
             layer_mask=layer_mask,
             shardings=shardings,
             options=asked,
         ),
         evaluate={name: make_eval_step(phase, asked) for name, phase in phases.items()},
-        frozen=Frozen(None if full else base, _standards(config, spec, mesh)),
+        frozen=Frozen(None if full else base, _standards(phases, spec, mesh)),
         state=placed(state, shardings),
         shardings=shardings,
     )
 
 
-def _standards(config: Config, spec: ModelSpec, mesh: Mesh) -> dict[int, Standards] | None:
-    """Shapes of what `align.states: standardised` needs; `train.standards` measures the values."""
-    if config.align.states == "raw" or "align" not in active_phases(config):
-        return None
+def _standards(
+    phases: Mapping[str, Phase], spec: ModelSpec, mesh: Mesh
+) -> dict[Tap, Standards] | None:
+    """Shapes of what standardised taps need; `train.standards` measures the values."""
     vector = jax.ShapeDtypeStruct((spec.dim,), jnp.float32, sharding=replicated(mesh))
-    return {config.align.layer: Standards(vector, vector)}  # type: ignore[arg-type]
+    taps = (tap for phase in phases.values() for tap in phase.standardised)
+    return {tap: Standards(vector, vector) for tap in taps} or None  # type: ignore[arg-type]
+
+
+def heads_of(phases: Mapping[str, Phase], spec: ModelSpec, key: jax.Array) -> dict[str, Any]:
+    """What terms train next to the adapter, as it begins: term -> its tree."""
+    heads = [
+        (term.name, term.objective.head)
+        for phase in phases.values()
+        for term in phase.terms
+        if term.objective.head
+    ]
+    return {
+        name: head(spec, jax.random.fold_in(key, number))
+        for number, (name, head) in enumerate(heads)
+    }
 
 
 def placed(tree: Any, shardings: Any) -> Any:
@@ -235,70 +235,10 @@ def check_fit(config: Config, spec: ModelSpec, mesh: Mesh) -> None:
     """
     active = active_phases(config)
     ways = mesh.shape["data"] * mesh.shape["fsdp"]
-    for name, key, rows in (
-        ("task", "batch.size", config.batch.size),
-        ("align", "batch.pairs", config.batch.pairs),
-    ):
-        if name in active and rows % ways:
+    for facts in (PHASES[name] for name in active):
+        if (rows := facts.rows(config)) % ways:
             raise UserError(
-                f"{key}: {rows} rows cannot be divided among {ways} devices (mesh.data x "
-                f"mesh.fsdp); choose a multiple of {ways}, or another mesh"
+                f"{facts.rows_key}: {rows} rows cannot be divided among {ways} devices (mesh.data "
+                f"x mesh.fsdp); choose a multiple of {ways}, or another mesh"
             )
-    if "align" in active:
-        if config.align.layer == AUTO:
-            raise UserError(
-                "align.layer=auto needs the weights of the base; call jaxalign.train(config), "
-                "which measures its layers, or name one"
-            )
-        check_tap(spec, config.align.layer)
-
-
-def _phases(
-    config: Config, decoder: Decoder, weights: Weights, active: tuple[str, ...]
-) -> dict[str, Phase]:
-    align = config.align
-    taps = (align.layer,)
-    # The built-in contrastive loss reads the alignment settings; any other takes its options.
-    own = {
-        "contrastive": {
-            "layer": align.layer,
-            "temperature": align.temperature,
-            "direction": align.direction,
-            "negatives": align.negatives,
-            "group": align.group,
-            "detach": align.detach,
-        }
-    }
-
-    def term(key: str, part: Any) -> Term:
-        chosen = own.get(part.objective, {}) | part.options
-        function = with_options(part.objective, chosen, f"{key}.options")
-        return Term(part.objective.rpartition(":")[2], function, part.weight)
-
-    def terms(phase: str, part: Any) -> tuple[Term, ...]:
-        extra = [(f"objectives[{i}]", o) for i, o in enumerate(config.objectives)]
-        found = [term(phase, part), *(term(key, o) for key, o in extra if o.phase == phase)]
-        names = [one.name for one in found]
-        twice = next((name for name in names if names.count(name) > 1), None)
-        if twice:
-            raise UserError(
-                f"objectives: two terms of the {phase} phase are called {twice!r}, so their logs "
-                "could not be told apart; give one function another name"
-            )
-        return tuple(found)
-
-    packed = config.batch.pack == "segments"
-    build = {
-        "task": lambda: task_phase(
-            decoder,
-            terms("task", config.task),
-            weights=weights,
-            packed=packed,
-            # Pooled states of the aligned layer cost little and serve objectives of one's own.
-            taps=taps if any(o.phase == "task" for o in config.objectives) else (),
-        ),
-        "align": lambda: align_phase(
-            decoder, terms("align", align), taps, weights=weights, pooling=align.pooling
-        ),
-    }
-    return {name: build[name]() for name in active}
+        facts.check(config, spec, full=config.trainable == "full")

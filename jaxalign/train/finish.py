@@ -19,7 +19,7 @@ from jaxalign.settings import Config
 from jaxalign.train.checkpoint import Checkpoints
 from jaxalign.train.resume import Progress, Start
 from jaxalign.train.setup import Run
-from jaxalign.train.state import TrainState
+from jaxalign.train.state import TrainState, without_heads
 
 # What a run may end with: the exit code, and how a sentence begins. A cluster takes 0 for a run
 # that is over and starts no other try, hence the codes of a program that a signal ended.
@@ -106,7 +106,7 @@ def finish(
     if run.adapter:
         save_peft(
             folder,
-            state.trained,
+            without_heads(state.trained),
             run.spec,
             run.adapter,
             base_name=pinned(run.config.model.path, run.config.model.revision),
@@ -116,7 +116,7 @@ def finish(
         base = run.base.opened.files
         save_base(
             folder,
-            state.trained,
+            without_heads(state.trained),
             run.spec,
             tokenizer_from=base,
             texts=template_files(template, base / TOKENIZER_FILE),

@@ -27,10 +27,11 @@ from jaxalign.errors import UserError
 from jaxalign.sharding import replicated
 from jaxalign.train.checkpoint import Checkpoints
 from jaxalign.train.metrics import Log
+from jaxalign.train.phases import PHASES
+from jaxalign.train.phases.build import lost_rows
 from jaxalign.train.resume import Progress
 from jaxalign.train.setup import Run
 from jaxalign.train.state import TrainState
-from jaxalign.train.step import lost_rows
 from jaxalign.train.watch import IN_FLIGHT
 
 NAMED = 5  # rows in a sentence
@@ -181,13 +182,4 @@ def _check_first(run: Run, name: str, norm: float) -> None:
     """At the first update of a phase: do the trained parameters receive a gradient at all?"""
     if norm != 0:  # what is not finite is skipped and counted
         return
-    align, pairs = run.config.align, run.config.batch.pairs
-    if name == "align" and (align.layer == 0 or pairs == 1):
-        raise UserError(
-            "align: no gradient reaches the adapter; the embeddings (align.layer=0) are frozen and "
-            "a single pair has no negatives: choose a layer of 1 or more and batch.pairs of 2 or "
-            "more"
-        )
-    raise UserError(
-        f"{name}: the first gradient has norm 0.0; no trained block sees the rows (lora.layers)"
-    )
+    raise UserError(PHASES[name].unmoved(run.config))

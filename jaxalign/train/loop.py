@@ -27,7 +27,7 @@ from jaxalign.multihost import is_main
 from jaxalign.paths import Desk
 from jaxalign.settings import Config, flatten
 from jaxalign.sharding import put_batch, rows_here
-from jaxalign.train import flat, record
+from jaxalign.train import record
 from jaxalign.train.apply import combine
 from jaxalign.train.checkpoint import Checkpoints
 from jaxalign.train.clock import Due
@@ -36,6 +36,7 @@ from jaxalign.train.guard import Guard
 from jaxalign.train.memory import telling_memory
 from jaxalign.train.metrics import Log
 from jaxalign.train.pace import Work
+from jaxalign.train.phases import PHASES
 from jaxalign.train.resume import Progress, Start, meta_of, resume
 from jaxalign.train.setup import Run, prepare
 from jaxalign.train.state import TrainState
@@ -88,7 +89,7 @@ def _train(run: Run, title: str, judge: Judge | None, desk: Desk, watch: Watch) 
         with watch.pause("compile"):
             log.message(f"all programs compiled in {warm_up(run, state, key):.1f} s")
     due = Due(config.checkpoint.every, config.checkpoint.minutes)
-    saved, looked = step, False  # step of the newest checkpoint; at the alignment's first loss
+    saved, looked = step, set[str]()  # step of the newest checkpoint; phases that had an update
 
     def save(evaluated: bool, best: bool = False) -> bool:
         """Whether this state is kept now: not one from which nothing finite comes."""
@@ -131,10 +132,10 @@ def _train(run: Run, title: str, judge: Judge | None, desk: Desk, watch: Watch) 
                 guard.update(step, state, batches, metrics)
                 if step == start.step + 1:
                     _on_record(run, desk)
-                if "align" in work and not looked:
-                    looked = True
-                    if sentence := flat.warning(config, metrics):
+                for name in work.keys() - looked:
+                    if sentence := PHASES[name].warning(config, metrics):
                         log.message(sentence)
+                looked |= work.keys()
                 if _due(step, config.train.cosine_every):
                     log.event("gradients", step, _compare_gradients(run, state, step))
                 judged = _judged_at(run, judge, step)
@@ -185,18 +186,20 @@ def _work(run: Run, name: str, batches: Any) -> Work:
     """Tokens of all hosts, padding counted, and least FLOPs."""
     tokens, least = 0, 0.0
     for batch in batches if isinstance(batches, list) else [batches]:
-        micro, rows, length = batch[0].shape
+        sides = batch.sides().values()
+        micro, rows, length = next(iter(sides)).tokens.shape
         rows *= micro
-        answers = rows * batch.answers.shape[-1] if name == "task" else None
+        predicted = [side.answer_at for side in sides if side.answer_at is not None]
+        answers = sum(rows * places.shape[-1] for places in predicted) if predicted else None
         tokens += run.tokens(name, rows, length)
         least += run.least_flops(name, rows, length, answers)
     return Work(tokens, least)
 
 
 def _compare_gradients(run: Run, state: TrainState, step: int) -> dict[str, Any]:
-    """Norms and cosine of both phases' gradients on one micro-batch of each.
+    """Norms of the phases' gradients, and the cosine of two, on one micro-batch of each.
 
-    Turns by micro-batch and joint training see both phases in one update and log this anyway; it is
+    Turns by micro-batch and joint training see all phases in one update and log this anyway; it is
     turns by step that need a look of their own.
     """
     gradients = {}

@@ -50,9 +50,10 @@ def make_optimiser(
 
 
 def keep_layers(tree: Any, mask: jax.Array) -> Any:
-    """The leaves [L, ...] with zeros, whatever was there, where the mask [L] is 0."""
+    """The tree with zeros, whatever was there, in its blocks [L, ...] where the mask [L] is 0."""
     wide = lambda x: mask.reshape(-1, *(1,) * (x.ndim - 1)) > 0  # noqa: E731
-    return jax.tree.map(lambda x: jnp.where(wide(x), x, 0), tree)
+    kept = jax.tree.map(lambda x: jnp.where(wide(x), x, 0), tree["blocks"])
+    return tree | {"blocks": kept}
 
 
 def _keep_layers(mask: jax.Array) -> optax.GradientTransformation:

@@ -24,6 +24,7 @@ FREE = {
     "task.train": "rows are compared by content, files may move",
     "task.columns": "as task.train",
     "task.languages": "as task.train",
+    "task.transforms": "as task.train",
     "evaluate.groups": "for `jaxalign evaluate` alone, as are the next",
     "evaluate.rows": "",
     "evaluate.shots": "",
@@ -31,6 +32,7 @@ FREE = {
     "align.train": "as task.train",
     "align.columns": "as task.train",
     "align.languages": "as task.train",
+    "align.transforms": "as task.train",
     "train.steps": "going on for longer; see `resume.py` for learning rates that depend on it",
     "train.epochs": "as train.steps",
     "train.eval_every": "when to look changes nothing that is seen",
@@ -56,6 +58,7 @@ SAMPLE = {
     "evaluate.": "what answers are judged by",
     "generate.": "how they are written",
 }
+NOT_READ = ("origin", "whole", "text", "languages")  # of a row: they follow from the rest
 BY_CONTENT = ("task.valid", "align.valid")  # once rows are read, their digests are compared
 
 
@@ -89,7 +92,7 @@ def digest_of(stream: Any) -> str:
     digest = hashlib.sha256()
     for row in stream.rows:
         for name, value in vars(row).items():
-            if name not in ("origin", "whole"):
+            if name not in NOT_READ:
                 content = value.tobytes() if isinstance(value, np.ndarray) else str(value).encode()
                 digest.update(f"{name}:{len(content)}:".encode())
                 digest.update(content)

@@ -1,13 +1,13 @@
 """Whose turn it is, and how fast to learn.
 
-A micro-batch serves one phase, `task` or `align`; the turns follow the global count of
-micro-batches, task first, and never reset (as in the paper's code):
+A micro-batch serves one phase, such as `task` or `align`; the turns follow the global count of
+micro-batches, in the order of `phases.PHASES`, and never reset (as in the paper's code):
 
     every='microbatch', 4 per update      T A T A | T A T A | ...      (the paper's code)
     every='step',       4 per update      T T T T | A A A A | ...      (the paper's text)
     every='joint',      4 per update      each micro-batch is both
 
-    turns('microbatch', update=3, accumulate=4)   # {'task': range(6, 8), 'align': range(6, 8)}
+    turns('microbatch', 3, 4, ('task', 'align'))  # {'task': range(6, 8), 'align': range(6, 8)}
     rate = learning_rate('inverse_sqrt', 5e-4, steps=1000, warmup=30)
     rate(0), rate(30)                             # 0.0, 5e-4
 """
@@ -15,52 +15,50 @@ micro-batches, task first, and never reset (as in the paper's code):
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import jax.numpy as jnp
 import optax
 
-PHASES = ("task", "align")
 
-
-def phase_of(micro: int, every: str, accumulate: int) -> str:
-    """The phase of global micro-batch `micro`, where two alternate."""
+def phase_of(micro: int, every: str, accumulate: int, active: Sequence[str]) -> str:
+    """The phase of global micro-batch `micro`, where several alternate."""
     turn = micro if every == "microbatch" else micro // accumulate
-    return PHASES[turn % 2]
+    return active[turn % len(active)]
 
 
-def turns(
-    every: str, update: int, accumulate: int, active: tuple[str, ...] = PHASES
-) -> dict[str, range]:
+def turns(every: str, update: int, accumulate: int, active: Sequence[str]) -> dict[str, range]:
     """Which micro-batches of each phase's own stream make up an update.
 
     Args:
       every: microbatch, step or joint.
       update: 0-based optimiser update.
       accumulate: micro-batches per update (`joint`: of each phase).
-      active: the phases that are on; one alone takes every micro-batch.
+      active: the phases that are on, in the order of their turns; one alone takes every
+        micro-batch.
 
     Returns:
-      Phase -> indices into its stream; phases without a turn are absent.
+      Phase -> indices into its stream; phases without a turn are absent. They repeat after as many
+      updates as there are phases.
     """
     first = update * accumulate
-    if every == "joint" or len(active) == 1:
+    if every == "joint":
         return {phase: range(first, first + accumulate) for phase in active}
     found: dict[str, range] = {}
-    for phase in active:
-        before = _served(phase, first, every, accumulate)
-        after = _served(phase, first + accumulate, every, accumulate)
+    for place, phase in enumerate(active):
+        before = _served(place, first, every, accumulate, len(active))
+        after = _served(place, first + accumulate, every, accumulate, len(active))
         if after > before:
             found[phase] = range(before, after)
     return found
 
 
-def _served(phase: str, micro: int, every: str, accumulate: int) -> int:
-    """Micro-batches of `phase` among the first `micro` global ones."""
+def _served(place: int, micro: int, every: str, accumulate: int, phases: int) -> int:
+    """Micro-batches of the phase in this place of the turns among the first `micro` global ones."""
     if every == "microbatch":
-        return (micro + 1) // 2 if phase == "task" else micro // 2
-    rounds, rest = divmod(micro // accumulate, 2)
-    whole = rounds * accumulate
-    return whole + (accumulate if phase == "task" and rest else 0)
+        return (micro + phases - 1 - place) // phases
+    rounds, rest = divmod(micro // accumulate, phases)
+    return (rounds + (rest > place)) * accumulate
 
 
 def warmup_steps(steps: int, warmup: int, ratio: float) -> int:

@@ -23,18 +23,18 @@ from jaxalign.adapters import lora as lora_adapter
 from jaxalign.adapters.lora import Lora
 from jaxalign.base import Base, open_base
 from jaxalign.checksums import text_digest
-from jaxalign.data.loader import Stream, pair_stream, task_stream
+from jaxalign.data.loader import Stream
 from jaxalign.errors import UserError
 from jaxalign.hf.peft import load_peft
 from jaxalign.model.spec import ModelSpec
 from jaxalign.multihost import agree
 from jaxalign.objectives import Loss
-from jaxalign.settings import AlignConfig, Config, TaskConfig, flatten
+from jaxalign.settings import Config, flatten
 from jaxalign.train.aim import Aim, aim_of, measured_by
-from jaxalign.train.design import Design, active_phases, adapter_of, check_fit, design, placed
-from jaxalign.train.state import Frozen, TrainState
-
-STREAMS: dict[str, Callable[..., Stream]] = {"task": task_stream, "align": pair_stream}
+from jaxalign.train.design import Design, adapter_of, check_fit, design, heads_of, placed
+from jaxalign.train.phases import PHASES, active_phases
+from jaxalign.train.rules import RULES
+from jaxalign.train.state import HEADS, Frozen, TrainState
 
 
 @dataclass
@@ -51,8 +51,9 @@ class Run(Design):
 
     def alone(self, name: str) -> bool:
         """Whether each micro-batch of a phase is padded and run by itself: an update has several,
-        and their lengths may differ."""
-        return self.micro_batches(name) > 1 and len(self.train[name].lengths) > 1
+        their lengths may differ, and the rule takes them one by one."""
+        several = self.micro_batches(name) > 1 and len(self.train[name].lengths) > 1
+        return several and RULES[self.phases[name].rule].apart
 
     def batches(self, name: str, numbers: Sequence[int], places: np.ndarray) -> Any:
         """These micro-batches of a phase, as `TrainStep.phase` takes them: this process's rows."""
@@ -78,10 +79,9 @@ def prepare(config: Config, scores: Collection[str] | None = (), base: Base | No
     Raises:
       UserError: anything in the configuration, the data or the checkpoint that cannot work.
     """
-    parts: dict[str, TaskConfig | AlignConfig] = {"task": config.task, "align": config.align}
     active = active_phases(config)
     for name in active:
-        if not parts[name].train:
+        if not PHASES[name].part(config).train:
             raise UserError(
                 f"{name}.train is empty; name its files, or set {name}.weight=0 to train without it"
             )
@@ -90,10 +90,12 @@ def prepare(config: Config, scores: Collection[str] | None = (), base: Base | No
     check_fit(config, spec, mesh)
     adapter, start = _adapter(config, spec)
     base.opened.check_vocabulary()
-    tokenizer = base.tokenizer
-    train = {name: STREAMS[name](config, tokenizer) for name in active}
+    phases, tokenizer = {name: PHASES[name] for name in active}, base.tokenizer
+    train = {name: facts.stream(config, tokenizer) for name, facts in phases.items()}
     valid = {
-        name: STREAMS[name](config, tokenizer, "valid") for name in active if parts[name].valid
+        name: facts.stream(config, tokenizer, "valid")
+        for name, facts in phases.items()
+        if facts.part(config).valid
     }
     total = config.train.steps or _steps_of_epochs(config, train)
     if jax.process_count() > 1:
@@ -110,6 +112,9 @@ def prepare(config: Config, scores: Collection[str] | None = (), base: Base | No
         key = jax.random.fold_in(jax.random.key(config.seed), 1)
         fresh = jax.jit(partial(lora_adapter.init, adapter, spec))
         trained = start or fresh(key, frozen if adapter.dora else None)
+    if plan.heads:
+        seed = jax.random.fold_in(jax.random.key(config.seed), 3)
+        trained = trained | {HEADS: jax.jit(partial(heads_of, plan.phases, spec))(seed)}
     trained = jax.device_put(trained, plan.shardings.trained)
     create = partial(TrainState.create, optimiser=plan.optimiser)
     state = jax.jit(create, out_shardings=plan.shardings)(trained)
@@ -165,6 +170,5 @@ def _steps_of_epochs(config: Config, train: dict[str, Stream]) -> int:
     """Updates of `train.epochs` passes over the leading stream (the task's, where it is on)."""
     leading = next(iter(train))
     every, accumulate = config.align.every, config.batch.accumulate
-    alternating = len(train) == 2 and every != "joint"
-    per_update = accumulate / 2 if alternating else accumulate
+    per_update = accumulate if every == "joint" else accumulate / len(train)
     return max(1, math.ceil(config.train.epochs * train[leading].epoch_batches / per_update))

@@ -15,13 +15,16 @@ import jax.numpy as jnp
 import optax
 
 from jaxalign.objectives.standards import Standards
+from jaxalign.objectives.states import Tap
+
+HEADS = "heads"  # of `trained`: what objectives train next to the adapter, by term
 
 
 class Frozen(NamedTuple):
     """What a phase reads and no update changes."""
 
     base: Any  # the base's weights; None under full fine-tuning, where they are trained
-    standards: dict[int, Standards] | None = None  # tapped layer -> its; None: states stay raw
+    standards: dict[Tap, Standards] | None = None  # of standardised taps; None: there is none
 
 
 @flax.struct.dataclass
@@ -36,3 +39,8 @@ class TrainState:
     def create(cls, trained: Any, optimiser: optax.GradientTransformation) -> TrainState:
         """The state before the first update."""
         return cls(jnp.zeros((), jnp.int32), trained, optimiser.init(trained))
+
+
+def without_heads(trained: Any) -> Any:
+    """The adapter (or all weights) alone: what is exported, and what generates."""
+    return {name: part for name, part in trained.items() if name != HEADS}

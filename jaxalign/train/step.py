@@ -1,11 +1,11 @@
-"""One update: micro-batches of either phase, summed, clipped, applied.
+"""One update: micro-batches of each phase become a gradient, gradients one, and that a change.
 
-A phase says how a batch becomes states (`task`: the whole model on task rows; `align`: the lower
-blocks on both sides of sentence pairs) and which objectives read them. The batches that a step is
-given decide which phases run, so the same code serves alternation by micro-batch, by step, joint
-training and either objective alone.
+A phase says how a batch becomes states and which objectives read them (`phases.build`), a rule how
+micro-batches become its gradient (`rules`), a way to combine how the phases' gradients become one
+(`combine`). The batches that a step is given decide which phases run, so the same code serves
+alternation by micro-batch, by step, joint training and any phase alone.
 
-    phases = {'task': task_phase(...), 'align': align_phase(...)}
+    phases = {'task': build(decoder, ...), 'align': build(decoder, ...)}
     step = make_train_step(phases, optimiser, every='microbatch')
     state, metrics = step(state, frozen, {'task': [n, B, T] ..., 'align': ...}, key)
 
@@ -15,7 +15,7 @@ as they were.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -26,210 +26,11 @@ import numpy as np
 import optax
 from jax.stages import Wrapped
 
-from jaxalign.data.batch import PairBatch, TaskBatch
-from jaxalign.model.decoder import Decoder
-from jaxalign.objectives.contrastive import pooling_weights
-from jaxalign.objectives.standards import standardise
-from jaxalign.objectives.states import Loss, PairStates, TaskStates
-from jaxalign.sharding import Array, constrain
 from jaxalign.train.apply import make_update
 from jaxalign.train.optim import keep_layers
-from jaxalign.train.schedule import PHASES
-from jaxalign.train.state import Frozen, TrainState
-
-Weights = Callable[[Any, Frozen], tuple[dict, dict | None]]  # -> (base, adapter)
-
-
-# Of n micro-batches: weights [n], losses [n], and each term's (mean, count, logs), all [n].
-Records = tuple[jax.Array, jax.Array, dict[str, Any]]
-
-
-@dataclass(frozen=True)
-class Term:
-    """One objective of a phase."""
-
-    name: str
-    objective: Callable[..., Loss]
-    weight: float = 1.0
-
-
-@dataclass(frozen=True)
-class Phase:
-    """How a batch becomes states, and the terms that read them."""
-
-    states: Callable[[Any, Any, Any, Any], Any]  # (trained, frozen, batch, dropout key)
-    terms: tuple[Term, ...]
-
-
-def lora_weights(trained: Any, frozen: Frozen) -> tuple[dict, dict | None]:
-    """(base, adapter) where the adapter is trained."""
-    return frozen.base, trained
-
-
-def full_weights(dtype: Any) -> Weights:
-    """(base, adapter) where everything is trained: float32 masters, used in `dtype`."""
-    return lambda trained, frozen: (jax.tree.map(lambda w: w.astype(dtype), trained), None)
-
-
-def task_phase(
-    decoder: Decoder,
-    terms: tuple[Term, ...],
-    *,
-    weights: Weights = lora_weights,
-    packed: bool = False,
-    taps: tuple[int, ...] = (),
-) -> Phase:
-    """Task rows through the whole model; `packed`: several rows share a sequence."""
-
-    def states(trained: Any, frozen: Frozen, batch: TaskBatch, key: Any) -> TaskStates:
-        params, lora = weights(trained, frozen)
-        real = batch.segments != 0
-        out = decoder.forward(
-            params,
-            lora,
-            batch.tokens,
-            segments=batch.segments if packed else None,
-            positions=batch.positions if packed else None,
-            taps=taps,
-            pool_weights=pooling_weights(real, "mean")[None] if taps else None,
-            dropout=key,
-        )
-        pooled = {tap: vectors[0] for tap, vectors in out.pooled.items()}
-        assert out.hidden is not None  # the pass did not stop early
-        cap = decoder.spec.logit_soft_cap
-        return TaskStates(out.hidden, decoder.head(params), pooled, cap)
-
-    return Phase(states, terms)
-
-
-def align_phase(
-    decoder: Decoder,
-    terms: tuple[Term, ...],
-    taps: tuple[int, ...],
-    *,
-    weights: Weights = lora_weights,
-    pooling: str = "mean",
-) -> Phase:
-    """Both sides of sentence pairs through the blocks below the highest tap, and no further.
-
-    Objectives see standardised states where `Frozen.standards` has the tapped layers'.
-    """
-
-    def states(trained: Any, frozen: Frozen, batch: PairBatch, key: Any) -> PairStates:
-        params, lora = weights(trained, frozen)
-        # One pass for both sides. They are interleaved, so that a device keeps its own pairs.
-        tokens = constrain(_interleave(batch.source, batch.target), "B T")  # [2B, T]
-        mask = constrain(_interleave(batch.source_mask, batch.target_mask), "B T")
-        out = decoder.forward(
-            params,
-            lora,
-            tokens,
-            stop=max(taps),
-            taps=taps,
-            pool_weights=pooling_weights(mask, pooling)[None],
-            dropout=key,
-        )
-        pooled = {tap: vectors[0] for tap, vectors in out.pooled.items()}  # [2B, D]
-        if frozen.standards is not None:
-            pooled = {tap: standardise(v, frozen.standards[tap]) for tap, v in pooled.items()}
-        sides = {tap: v.reshape(-1, 2, v.shape[-1]) for tap, v in pooled.items()}
-        return PairStates(
-            {tap: side[:, 0] for tap, side in sides.items()},
-            {tap: side[:, 1] for tap, side in sides.items()},
-        )
-
-    return Phase(states, terms)
-
-
-def phase_loss(
-    phase: Phase, trained: Any, frozen: Any, batch: Any, key: Any
-) -> tuple[jax.Array, dict[str, Loss]]:
-    """Weighted sum of the terms' means on one micro-batch, and each term's Loss."""
-    states = phase.states(trained, frozen, batch, key)
-    losses = {term.name: term.objective(states, batch) for term in phase.terms}
-    means = (
-        term.weight * losses[term.name].sum / jnp.maximum(losses[term.name].count, 1.0)
-        for term in phase.terms
-    )
-    total = sum(means, start=jnp.zeros(()))
-    return total, losses
-
-
-def lost_rows(states: TaskStates | PairStates) -> jax.Array:
-    """[B] bool: rows whose states hold something that is not finite."""
-    if isinstance(states, TaskStates):
-        leaves = [states.hidden]
-    else:
-        leaves = [*states.source.values(), *states.target.values()]
-    each = [jnp.any(~jnp.isfinite(x), axis=tuple(range(1, x.ndim))) for x in leaves]
-    return jnp.any(jnp.stack(each), axis=0)
-
-
-def phase_gradient(
-    phase: Phase, trained: Any, frozen: Any, batches: Any, key: Any, average: str
-) -> tuple[Any, dict[str, jax.Array]]:
-    """The phase's mean gradient over stacked micro-batches [n, B, ...], and what to log.
-
-    Args:
-      average: `tokens`: a micro-batch weighs as many answer tokens (pairs) as it has, so the
-        result does not depend on how rows fell into micro-batches; `microbatch`: all weigh the
-        same, a mean of means (what the paper's code does).
-    """
-    zeros = jax.tree.map(jnp.zeros_like, trained)
-    return mean_gradient(*add_gradients(phase, trained, frozen, batches, key, average, zeros))
-
-
-def add_gradients(
-    phase: Phase,
-    trained: Any,
-    frozen: Any,
-    batches: Any,
-    key: Any,
-    average: str,
-    total: Any,
-    first: Any = 0,
-) -> tuple[Any, Records]:
-    """`total` and the weighted gradients of stacked micro-batches [n, B, ...], one after the other.
-
-    Args:
-      average: as of `phase_gradient`.
-      total: sum of the micro-batches before these; like `trained`.
-      first: the number of the first micro-batch in its update, which dropout's masks depend on.
-    """
-
-    def weighted(trained: Any, batch: Any, key: Any) -> Any:
-        loss, terms = phase_loss(phase, trained, frozen, batch, key)
-        count = terms[phase.terms[0].name].count
-        weight = jnp.minimum(count, 1.0) if average == "microbatch" else count
-        return weight * loss, (weight, loss, terms)
-
-    def body(total: Any, item: Any) -> Any:
-        batch, index = item
-        micro_key = None if key is None else jax.random.fold_in(key, index)
-        gradient, (weight, loss, terms) = jax.grad(weighted, has_aux=True)(
-            trained, batch, micro_key
-        )
-        means = {
-            name: (term.sum / jnp.maximum(term.count, 1.0), term.count, term.logs)
-            for name, term in terms.items()
-        }
-        return jax.tree.map(jnp.add, total, gradient), (weight, loss, means)
-
-    number = jax.tree.leaves(batches)[0].shape[0]
-    return jax.lax.scan(body, total, (batches, first + jnp.arange(number)))
-
-
-def mean_gradient(total: Any, records: Records) -> tuple[Any, dict[str, jax.Array]]:
-    """The mean gradient and what to log, from a sum and what was recorded of its micro-batches."""
-    weights, losses, means = records
-    whole = jnp.maximum(jnp.sum(weights), 1.0)
-    metrics = {"micro_losses": losses, "loss": jnp.sum(weights * losses) / whole}
-    for name, (mean, count, logs) in means.items():
-        metrics[name] = jnp.sum(weights * mean) / whole
-        metrics[f"{name}/count"] = jnp.sum(count)
-        for key, values in logs.items():
-            metrics[f"{name}/{key}"] = jnp.sum(values) / jnp.maximum(jnp.sum(count), 1.0)
-    return jax.tree.map(lambda g: g / whole, total), metrics
+from jaxalign.train.phases.build import Phase, evaluated
+from jaxalign.train.rules import RULES, Records, add_gradients, mean_gradient
+from jaxalign.train.state import TrainState
 
 
 @dataclass(frozen=True)
@@ -242,6 +43,11 @@ class TrainStep:
     zeros: Wrapped  # (trained) -> sum of none
     add: Wrapped  # (phase, state, frozen, batches, key, sum, first) -> (sum, records)
     mean: Wrapped  # (sum, [records, ...]) -> (gradient, metrics)
+    numbers: dict[str, int]  # phase -> its place among all phases
+
+    def order(self, names: Iterable[str]) -> list[str]:
+        """These phases, first things first."""
+        return sorted(names, key=self.numbers.__getitem__)
 
     def __call__(
         self,
@@ -259,7 +65,7 @@ class TrainStep:
         """
         gradients: dict[str, Any] = {}
         metrics: dict[str, jax.Array] = {}
-        for name in sorted(batches, key=PHASES.index):
+        for name in self.order(batches):
             gradients[name], logs = (phase or self.phase)(name, state, frozen, batches[name], key)
             metrics |= {f"{name}/{what}": value for what, value in logs.items()}
         sizes = tuple((name, metrics[f"{name}/micro_losses"].shape[0]) for name in gradients)
@@ -296,6 +102,7 @@ def make_train_step(
     *,
     every: str = "microbatch",
     average: str = "tokens",
+    combine: str = "weighted",
     rate: optax.Schedule | None = None,
     layer_mask: jax.Array | None = None,
     shardings: Any = None,
@@ -311,6 +118,8 @@ def make_train_step(
     skipped: parameters and moments stay, `skipped` is 1; the state's step and the schedule go on.
 
     Args:
+      every: turns of the phases; average: weights of micro-batches (`rules.phase_gradient`).
+      combine: a name of `combine.COMBINE`.
       layer_mask: [L], 1 where a block's adapter is trained; the others' gradients count nowhere.
       shardings: of the state, in and out: left to the compiler, the state could come out split
         otherwise than it went in, and the second step would compile again.
@@ -322,18 +131,22 @@ def make_train_step(
 
     compiled = partial(jax.jit, compiler_options=options)
 
-    def of_phase(key: Any, state: TrainState, name: str) -> Any:
-        if key is None:
-            return None
-        return jax.random.fold_in(jax.random.fold_in(key, state.step), PHASES.index(name))
+    def of_phase(name: str, key: Any, state: TrainState) -> Any:
+        """The phase, the key of its dropout, and how many of its updates were before this one."""
+        phase = phases[name]
+        if key is not None:
+            key = jax.random.fold_in(jax.random.fold_in(key, state.step), phase.number)
+        turn = state.step // len(phases) if every == "step" else state.step
+        return phase, key, turn
 
     def of_layers(gradient: Any, metrics: dict) -> Any:
         return gradient if layer_mask is None else keep_layers(gradient, layer_mask), metrics
 
     @partial(compiled, static_argnums=0, out_shardings=of_sum)
     def gradient_step(name: str, state: TrainState, frozen: Any, batches: Any, key: Any) -> Any:
-        key, phase = of_phase(key, state, name), phases[name]
-        return of_layers(*phase_gradient(phase, state.trained, frozen, batches, key, average))
+        phase, key, turn = of_phase(name, key, state)
+        rule = RULES[phase.rule].gradient
+        return of_layers(*rule(phase, state.trained, frozen, batches, key, average, turn))
 
     @partial(compiled, out_shardings=None if shardings is None else shardings.trained)
     def zeros_step(trained: Any) -> Any:
@@ -343,8 +156,9 @@ def make_train_step(
     def add_step(
         name: str, state: TrainState, frozen: Any, batches: Any, key: Any, total: Any, first: Any
     ) -> Any:
-        key, phase = of_phase(key, state, name), phases[name]
-        return add_gradients(phase, state.trained, frozen, batches, key, average, total, first)
+        phase, key, turn = of_phase(name, key, state)
+        given = (phase, state.trained, frozen, batches, key, average, turn)
+        return add_gradients(*given, total, first)
 
     @partial(compiled, donate_argnums=0, out_shardings=of_sum)
     def mean_step(total: Any, records: list[Records]) -> Any:
@@ -352,29 +166,30 @@ def make_train_step(
         return of_layers(*mean_gradient(total, joined))
 
     apply_step = compiled(
-        make_update(optimiser, every, rate),
+        make_update(optimiser, every, rate, combine),
         static_argnums=3,
         donate_argnums=0,
         out_shardings=of_state,
     )
 
-    return TrainStep(gradient_step, apply_step, zeros_step, add_step, mean_step)
+    numbers = {name: phase.number for name, phase in phases.items()}
+    return TrainStep(gradient_step, apply_step, zeros_step, add_step, mean_step, numbers)
 
 
 def make_eval_step(phase: Phase, options: dict[str, str] | None = None) -> Wrapped:
-    """The jitted evaluation of one batch: (trained, frozen, batch) -> (losses, states).
+    """The jitted evaluation of one batch: (trained, frozen, batch) -> (losses, kept).
 
-    Dropout is off. States are the pooled vectors of either side for `align`, empty for `task`.
+    Dropout is off. `kept` is side -> tap -> pooled states of the phase's kept taps.
     """
 
     @partial(jax.jit, compiler_options=options)
     def eval_step(trained: Any, frozen: Any, batch: Any) -> Any:
         states = phase.states(trained, frozen, batch, None)
-        losses = {term.name: term.objective(states, batch) for term in phase.terms}
-        return losses, states if isinstance(states, PairStates) else None
+        losses = {term.name: evaluated(term, states, batch) for term in phase.terms}
+        kept = {
+            side: {tap: view.taps[tap] for tap in phase.kept if tap in view.taps}
+            for side, view in states.views.items()
+        }
+        return losses, kept
 
     return eval_step
-
-
-def _interleave(a: Array, b: Array) -> jax.Array:
-    return jnp.stack([a, b], axis=1).reshape(-1, a.shape[-1])  # [B, T] twice -> [2B, T]

@@ -1,4 +1,4 @@
-"""Validation: both losses and how well parallel sentences find each other.
+"""Validation: the losses of all phases and what a phase measures besides.
 
 values = validate(run, state)      # {'eval/task_loss', 'eval/align_loss', 'eval/loss', ...}
 """
@@ -8,13 +8,11 @@ from __future__ import annotations
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.experimental.multihost_utils import process_allgather
 
-from jaxalign.objectives.contrastive import similarities
-from jaxalign.objectives.states import PairStates
 from jaxalign.sharding import put_batch, rows_here
+from jaxalign.train.phases import PHASES
 from jaxalign.train.state import TrainState
 
 
@@ -27,8 +25,8 @@ def validate(run: Any, state: TrainState) -> dict[str, float]:
     original's trainer does).
 
     Returns:
-      `eval/task_loss`, `eval/align_loss`, `eval/loss`, each term's logs, and for pairs
-      `eval/retrieval`: the share of sources whose target is the nearest of all validation targets.
+      `eval/task_loss`, `eval/align_loss`, `eval/loss`, each term's logs, and what a phase measures
+      itself, such as `eval/retrieval` of pairs.
     """
     values: dict[str, float] = {}
     whole = 0.0
@@ -48,8 +46,10 @@ def validate(run: Any, state: TrainState) -> dict[str, float]:
         values[f"eval/{name}_loss"] = plain
         whole += share
         values |= _logs(name, losses)
-        if name == "align":
-            values["eval/retrieval"] = _retrieval(stream, states, run.config.align.layer)
+        facts = PHASES[name]
+        if facts.scores:
+            gathered = process_allgather(states, tiled=True)
+            values |= facts.measure(run.config, stream, gathered)
     return values | ({"eval/loss": whole} if run.valid else {})
 
 
@@ -78,33 +78,3 @@ def _logs(phase: str, losses: list) -> dict[str, float]:
             total = sum(float(loss[term].logs[what]) for loss in losses)
             found[f"eval/{phase}/{term}/{what}"] = total / count
     return found
-
-
-def _retrieval(stream: Any, states: list[tuple[Any, PairStates]], layer: int) -> float:
-    """Top-1 retrieval by cosine, source to target, among all validation pairs.
-
-    Several languages may share an English target: finding its copy is finding it. Another sentence
-    that is as near is not: of a model that has collapsed, nothing is found.
-
-    Args:
-      states: of every batch, the stream's row numbers and both sides' states, over all processes.
-    """
-    gathered = process_allgather(states, tiled=True)
-    rows = np.concatenate([numbers for numbers, _ in gathered])
-    source, target = (
-        np.concatenate([getattr(pooled, side)[layer] for _, pooled in gathered])[rows >= 0]
-        for side in ("source", "target")
-    )
-    same = np.unique([row.target.tobytes() for row in stream.rows], return_inverse=True)[1]
-    sentence = same[rows[rows >= 0]]
-    hits = 0
-    for first in range(0, len(source), 1024):
-        block = np.asarray(
-            similarities(jnp.asarray(source[first : first + 1024]), jnp.asarray(target))
-        )
-        own = sentence[first : first + len(block), None] == sentence
-        right, other = (
-            np.max(block, axis=-1, initial=-np.inf, where=chosen) for chosen in (own, ~own)
-        )
-        hits += int((right > other).sum())
-    return hits / max(len(source), 1)

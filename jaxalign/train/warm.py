@@ -45,7 +45,7 @@ def warm_up(run: Run, state: Any, key: jax.Array | None) -> float:
 
 def _lowered(run: Run, state: Any, key: jax.Array | None) -> Iterator[Lowered]:
     seen: set[tuple] = set()
-    for update in (0, 1):  # turns repeat after two updates
+    for update in range(len(run.active)):  # then turns repeat
         turns = run.turns(update)
         sizes = tuple((name, len(numbers)) for name, numbers in turns.items())
         programs = [one for name, number in sizes for one in _of_phase(run, name, number)]

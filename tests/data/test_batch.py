@@ -16,7 +16,8 @@ def test_unpacked():
     assert batch.positions.tolist() == [[0, 1, 2, 3, 4, 5]] * 2
     assert batch.answers.tolist() == [[7, 8, -100], [-100] * 3]
     assert batch.answer_at.tolist() == [[1, 2, 0], [0] * 3]
-    assert all(array.dtype == np.int32 for array in batch if array is not None)
+    assert batch.roles.tolist() == [[1, 1, 3, 3, 0, 0], [0] * 6]  # where the user speaks: unsaid
+    assert all(array.dtype == np.int32 for array in batch[:5])
 
 
 def test_packed_targets_stay_in_their_segment():

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from jaxalign.data.batch import NO_TARGET
-from jaxalign.data.loader import pair_stream, prefetch, task_stream
+from jaxalign.data.loader import prefetch
+from jaxalign.data.streams import pair_stream, task_stream
 from jaxalign.errors import UserError
 from jaxalign.settings import Config
 
@@ -88,7 +89,7 @@ def test_the_same_batch_in_another_process_without_torch(config, chatml, chatml_
     code = (
         "import sys, zlib; sys.modules['torch'] = None; from jaxalign.settings import Config\n"
         "from jaxalign.data.chat import load_tokenizer\n"
-        "from jaxalign.data.loader import task_stream\n"
+        "from jaxalign.data.streams import task_stream\n"
         "c = Config(); c.task.kind = 'slots'; c.task.train = [sys.argv[1]]; c.batch.size = 8\n"
         "b = task_stream(c, load_tokenizer(sys.argv[2])).batch(11)\n"
         "assert sys.modules['torch'] is None\n"

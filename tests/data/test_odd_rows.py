@@ -5,9 +5,9 @@ from dataclasses import replace
 import pytest
 
 from jaxalign.data.chat import encode_examples, encode_prompts, load_tokenizer, render_examples
-from jaxalign.data.loader import _direction
 from jaxalign.data.pairs import Pair, encode_pairs, to_pair
 from jaxalign.data.sources import Record
+from jaxalign.data.streams import _direction
 from jaxalign.data.tasks import Example, render
 from jaxalign.errors import UserError
 

@@ -150,7 +150,7 @@ def test_loss_is_the_tasks_validation_loss(validated, paths, tmp_path):
     """Against the log probabilities of the answers, row by row, from the model's logits."""
     import jax
 
-    from jaxalign.data.loader import task_stream
+    from jaxalign.data.streams import task_stream
     from jaxalign.model.decoder import Decoder
 
     config = validated()

@@ -16,10 +16,10 @@ from jaxalign.model.attention import attend, causal, near
 from jaxalign.model.decoder import Decoder
 from jaxalign.model.layers import rms_norm
 from jaxalign.model.spec import ModelSpec
-from jaxalign.objectives import language_model
+from jaxalign.objectives import bind, language_model
 from jaxalign.sharding import make_mesh, shard_tree
+from jaxalign.train.phases.build import Term, build, full_weights, phase_loss
 from jaxalign.train.state import Frozen
-from jaxalign.train.step import Term, full_weights, lora_weights, phase_loss, task_phase
 from tests.hf.conftest import LLAMA, random_params
 from tests.hf.families import (
     EACH,
@@ -35,6 +35,7 @@ from tests.hf.families import (
 
 # Of the largest number of a layer. Float32 sums of 32 to 64 products in another order, through
 # four layers; the largest error measured over all families is written in docs/families.md.
+TERM = Term("task", bind(language_model, "language_model", {}, "options", {}, {}))
 BOUND = 1e-5
 ALL = tuple(range(LAYERS + 1))
 
@@ -260,7 +261,7 @@ def test_gradients_of_all_weights(pair, monkeypatch):
     monkeypatch.setattr(module, "CHUNK_LOGITS", 8 * len(LENGTHS) * spec.vocab)  # 8 of 40 columns
     batch, labels = task_rows()
     decoder = Decoder(spec, remat="full", train_base=True)
-    phase = task_phase(decoder, (Term("task", language_model),), weights=full_weights(jnp.float32))
+    phase = build(decoder, (TERM,), weights=full_weights(jnp.float32))
     step = jax.jit(jax.value_and_grad(lambda p: phase_loss(phase, p, None, batch, None)[0]))
     loss, gradient = step(params)
     assert loss == pytest.approx(loss_of_torch(model, batch, labels), rel=1e-5)
@@ -276,9 +277,7 @@ def test_gradients_of_an_adapter(pair, tmp_path):
     theirs, folder = wrapped(model, tmp_path)
     lora, adapter = load_peft(folder, spec)
     batch, labels = task_rows()
-    phase = task_phase(
-        Decoder(spec, adapter), (Term("task", language_model),), weights=lora_weights
-    )
+    phase = build(Decoder(spec, adapter), (TERM,))
     step = jax.jit(
         jax.value_and_grad(lambda lora: phase_loss(phase, lora, Frozen(params), batch, None)[0])
     )

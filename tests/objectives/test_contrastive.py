@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxalign.objectives import PairStates
-from jaxalign.objectives.contrastive import contrastive, pooling_weights, similarities
+from jaxalign.objectives import States, Tap, View
+from jaxalign.objectives.contrastive import contrastive, similarities
+from jaxalign.objectives.pooling import pooling_weights
 
 LAYER, PAIRS, DIM, TAU = 3, 6, 5, 0.2
 
@@ -52,7 +53,8 @@ def evaluate(both, batch=None, **options):
 @partial(jax.jit, static_argnums=2)  # compiled once per shape and options
 def compiled(both, batch, options):
     def total(both):
-        states = PairStates({LAYER: both[0]}, {LAYER: both[1]})
+        views = (View(None, {Tap(LAYER): side}, {}) for side in both)
+        states = States(dict(zip(("source", "target"), views, strict=True)))
         loss = contrastive(states, batch, **dict(options))
         return loss.sum, loss
 

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from jaxalign.errors import UserError
-from jaxalign.objectives import OBJECTIVES, TaskStates, contrastive, language_model, resolve
+from jaxalign.objectives import OBJECTIVES, States, View, contrastive, language_model, resolve
 from jaxalign.objectives.states import Loss
+from jaxalign.train.phases.build import _at
 
 ROWS, LENGTH, DIM, VOCAB, ANSWERS = 3, 9, 8, 11, 6
 # The package gives its functions the names of these modules.
@@ -30,11 +31,17 @@ def case(seed: int = 0):
     return hidden, head, SimpleNamespace(answer_at=answer_at, answers=answers)
 
 
+def given(hidden, head, batch, cap=0.0):
+    """As a phase builds it."""
+    answers = _at(hidden, jnp.asarray(batch.answer_at))
+    return States({"text": View(None, {}, {}, answers)}, head, cap)
+
+
 def evaluate(hidden, head, batch, cap=0.0):
     """The Loss and the gradients of its sum by hidden and head."""
 
     def total(hidden, head):
-        loss = language_model(TaskStates(hidden, head, {}, cap), batch)
+        loss = language_model(given(hidden, head, batch, cap), batch)
         return loss.sum, loss
 
     step = jax.jit(jax.value_and_grad(total, argnums=(0, 1), has_aux=True))
@@ -99,7 +106,7 @@ def test_logits_of_a_chunk_are_all_that_exists(monkeypatch, chunked):
     if chunked:
         monkeypatch.setattr(MODULE, "CHUNK_LOGITS", 2 * ROWS * VOCAB)
     hidden, head, batch = case()
-    gradient = jax.grad(lambda h, w: language_model(TaskStates(h, w, {}), batch).sum, (0, 1))
+    gradient = jax.grad(lambda h, w: language_model(given(h, w, batch), batch).sum, (0, 1))
     program = str(jax.make_jaxpr(gradient)(hidden, head))
     shapes = {width: f"f32[{ROWS},{width},{VOCAB}]" in program for width in (2, ANSWERS)}
     assert shapes == {2: chunked, ANSWERS: not chunked}

@@ -3,7 +3,7 @@
 import pytest
 
 from jaxalign.errors import UserError
-from jaxalign.objectives import Loss, with_options
+from jaxalign.objectives import Loss, bind, resolve
 
 
 def own(states, batch, *, layer: int, margin: float = 0.0, mode: str = "a", deep=None) -> Loss:
@@ -15,6 +15,10 @@ def greedy(states, batch, **options) -> Loss:
 
 
 OWN = f"{__name__}:own"
+
+
+def with_options(name, options, key, settings=None, **more):
+    return bind(resolve(name), name, options, key, settings or {}, {}, **more)
 
 
 @pytest.mark.parametrize(
@@ -38,7 +42,7 @@ def test_options_that_do_not_fit(name, options, says):
 
 
 def test_options_that_fit():
-    loss = with_options(OWN, {"layer": 2, "margin": 1, "deep": {"a": [1]}}, "")(None, None)
+    loss = with_options(OWN, {"layer": 2, "margin": 1, "deep": {"a": [1]}}, "").function(None, None)
     assert tuple(loss[:2]) == (2, 1)
     with_options(f"{__name__}:greedy", {"anything": 1}, "")
     with_options("json:dumps", {}, "")

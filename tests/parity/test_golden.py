@@ -9,19 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxalign.objectives import resolve
+from jaxalign.objectives import bind, resolve
 from jaxalign.objectives.contrastive import similarities
 from jaxalign.train.optim import make_optimiser
+from jaxalign.train.phases.build import Term, build, phase_loss
 from jaxalign.train.schedule import learning_rate, turns, warmup_steps
 from jaxalign.train.state import Frozen, TrainState
-from jaxalign.train.step import (
-    Term,
-    align_phase,
-    make_eval_step,
-    make_train_step,
-    phase_loss,
-    task_phase,
-)
+from jaxalign.train.step import make_eval_step, make_train_step
 from tests.parity.golden import CASES, find, pair_batch, task_batch
 
 POOLING = {"mean": "mean", "bos": "first"}
@@ -30,14 +24,17 @@ cases = pytest.mark.parametrize("case", CASES, ids=repr)
 
 def phases_of(case, layer, temperature, pooling="mean", detach="none", weight=1.0, remat="none"):
     decoder = case.decoder(remat=remat)
-    contrastive = partial(
-        resolve("contrastive"), layer=layer, temperature=temperature, detach=detach, group=64
-    )
+    options = {
+        "layer": layer, "temperature": temperature, "detach": detach, "group": 64,
+        "pooling": pooling,
+    }  # fmt: skip
+
+    def term(name, options, weight=1.0):
+        return Term(name, bind(resolve(name), name, options, "options", {}, {}), weight)
+
     return {
-        "task": task_phase(decoder, (Term("language_model", resolve("language_model")),)),
-        "align": align_phase(
-            decoder, (Term("contrastive", contrastive, weight),), (layer,), pooling=pooling
-        ),
+        "task": build(decoder, (term("language_model", {}),)),
+        "align": build(decoder, (term("contrastive", options, weight),), number=1),
     }
 
 
@@ -122,7 +119,7 @@ def test_alignment_of_every_setting(case):
             cosine / chosen["temperature"], expected[f"logits/{name}"], atol=3e-5, rtol=0
         )
         (term,) = align.terms
-        result = term.objective(states, batch)
+        result = term.objective.function(states, batch)
         loss = float(term.weight * result.sum / result.count)
         assert loss == pytest.approx(float(expected[f"loss/{name}"]), abs=1e-5)
         assert task_loss + loss == pytest.approx(float(expected[f"both_loss/{name}"]), abs=2e-5)
@@ -183,7 +180,7 @@ def trajectory(case, name):
         wide = [
             type(b)(*(
                 np.pad(x, ((0, 0), (0, width - x.shape[1])), constant_values=v)
-                for x, v in zip(b[:-1], fill, strict=True)  # without row numbers
+                for x, v in zip(b[: len(fill)], fill, strict=True)
             ))
             for b in batches
         ]  # fmt: skip
@@ -191,7 +188,7 @@ def trajectory(case, name):
 
     for update in range(steps):
         # Each phase's n-th turn falls on global micro-batch 2n (task) or 2n + 1 (alignment).
-        mine = turns("microbatch", update, accumulate)
+        mine = turns("microbatch", update, accumulate, tuple(phases))
         micros = {p: [2 * n + (p == "align") for n in r] for p, r in mine.items()}
         for phase, numbers in micros.items():
             assert all(record["micro_kind"][m] == (phase == "task") for m in numbers)

@@ -23,8 +23,8 @@ from jaxalign.data.batch import (
     cover,
 )
 from jaxalign.data.chat import encode_examples, encode_prompts, load_tokenizer, render_examples
-from jaxalign.data.loader import pair_stream, task_stream
 from jaxalign.data.pairs import encode_pairs, to_pair
+from jaxalign.data.streams import pair_stream, task_stream
 from jaxalign.settings import Config
 
 REPO = Path(__file__).resolve().parents[2]

@@ -45,11 +45,11 @@ def run(grads: list[dict], **options) -> list[dict]:
         return optax.apply_updates(params, changes), state
 
     to_jax = lambda tree: jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), tree)  # noqa: E731
-    params = to_jax(start())
+    params = {"blocks": to_jax(start())}
     state, found = optimiser.init(params), []
     for gradient in grads:
-        params, state = step(params, state, to_jax(gradient))
-        found.append(jax.tree.map(np.asarray, params))
+        params, state = step(params, state, {"blocks": to_jax(gradient)})
+        found.append(jax.tree.map(np.asarray, params["blocks"]))
     return found
 
 

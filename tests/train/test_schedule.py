@@ -5,9 +5,11 @@ import math
 import numpy as np
 import pytest
 
-from jaxalign.train.schedule import PHASES, learning_rate, phase_of, turns, warmup_steps
+from jaxalign.train.phases import PHASES as FACTS
+from jaxalign.train.schedule import learning_rate, phase_of, turns, warmup_steps
 
 UPDATES = 7
+PHASES = tuple(FACTS)
 EVERY = ("microbatch", "step", "joint")
 
 
@@ -36,7 +38,7 @@ def as_lists(found: dict[str, range]) -> dict[str, list[int]]:
 @pytest.mark.parametrize("every", EVERY)
 @pytest.mark.parametrize("accumulate", [1, 2, 3, 4, 5, 8])
 def test_turns(every, accumulate):
-    found = [as_lists(turns(every, update, accumulate)) for update in range(UPDATES)]
+    found = [as_lists(turns(every, update, accumulate, PHASES)) for update in range(UPDATES)]
     assert found == simulate(every, accumulate)
 
 
@@ -52,16 +54,31 @@ def test_one_phase_takes_every_turn(every, phase):
 def test_phase_of_agrees_with_turns(every, accumulate):
     for update in range(UPDATES):
         here = range(update * accumulate, (update + 1) * accumulate)
-        sizes = {phase: len(indices) for phase, indices in turns(every, update, accumulate).items()}
-        phases = [phase_of(micro, every, accumulate) for micro in here]
+        found = turns(every, update, accumulate, PHASES)
+        sizes = {phase: len(indices) for phase, indices in found.items()}
+        phases = [phase_of(micro, every, accumulate, PHASES) for micro in here]
         assert sizes == {phase: phases.count(phase) for phase in set(phases)}
 
 
 def test_one_micro_batch_per_update_alternates_by_update():
-    assert [phase_of(micro, "microbatch", 1) for micro in range(4)] == ["task", "align"] * 2
+    assert [phase_of(micro, "microbatch", 1, PHASES) for micro in range(4)] == ["task", "align"] * 2
     # Odd accumulation: the flag is not reset, so that updates open in turn with task and align.
-    sizes = [{p: len(r) for p, r in turns("microbatch", u, 3).items()} for u in range(2)]
+    sizes = [{p: len(r) for p, r in turns("microbatch", u, 3, PHASES).items()} for u in range(2)]
     assert sizes == [{"task": 2, "align": 1}, {"task": 1, "align": 2}]
+
+
+@pytest.mark.parametrize("every", ["microbatch", "step"])
+@pytest.mark.parametrize("accumulate", [1, 2, 3, 4])
+def test_three_phases_take_turns(every, accumulate):
+    names = ("a", "b", "c")
+    drawn = dict.fromkeys(names, 0)
+    for update in range(UPDATES):
+        here = range(update * accumulate, (update + 1) * accumulate)
+        phases = [phase_of(micro, every, accumulate, names) for micro in here]
+        for name, numbers in turns(every, update, accumulate, names).items():
+            assert list(numbers) == [drawn[name] + i for i in range(phases.count(name))]
+            drawn[name] += len(numbers)
+    assert sum(drawn.values()) == UPDATES * accumulate
 
 
 # --- learning rates -----------------------------------------------------------------------------

@@ -9,12 +9,13 @@ import numpy as np
 import optax
 import pytest
 
-from jaxalign.objectives import Loss, PairStates
+from jaxalign.objectives import Loss, Objective, Tap
 from jaxalign.train.optim import make_optimiser
+from jaxalign.train.phases.align import retrieval
+from jaxalign.train.phases.build import Phase, Term
 from jaxalign.train.schedule import learning_rate
 from jaxalign.train.state import TrainState
-from jaxalign.train.step import Phase, Term, make_train_step
-from jaxalign.train.validate import _retrieval
+from jaxalign.train.step import make_train_step
 
 LAYERS, WIDTH = 3, 4
 
@@ -36,9 +37,10 @@ def infinite(states, batch):
 
 def build(objective=squares, rate=None, mask=None, **options):
     rate = rate or (lambda step: jnp.asarray(0.1))
-    phase = Phase(lambda w, frozen, batch, key: batch.x * w["a"] + 1, (Term("own", objective),))
+    states = lambda w, frozen, batch, key: batch.x * w["blocks"]["a"] + 1  # noqa: E731
+    phase = Phase(states, (Term("own", Objective(objective, {})),))
     optimiser = make_optimiser(rate, layer_mask=mask, **options)
-    start = {"a": jnp.linspace(0.5, 1.5, LAYERS * WIDTH).reshape(LAYERS, WIDTH)}
+    start = {"blocks": {"a": jnp.linspace(0.5, 1.5, LAYERS * WIDTH).reshape(LAYERS, WIDTH)}}
     step = make_train_step({"task": phase}, optimiser, rate=rate, layer_mask=mask)
     return step, TrainState.create(start, optimiser)
 
@@ -110,8 +112,9 @@ def test_blocks_that_are_not_trained_count_nowhere():
     mask = jnp.array([1.0, 0.0, 1.0])
     step, state = build(mask=mask, clip_norm=0.0)
     gradient, _ = step.gradient("task", state, None, rows(1)["task"], None)
-    assert not gradient["a"][1].any() and gradient["a"][0].all()
-    norm = float(jnp.linalg.norm(gradient["a"]))
+    of_blocks = gradient["blocks"]["a"]
+    assert not of_blocks[1].any() and of_blocks[0].all()
+    norm = float(jnp.linalg.norm(of_blocks))
     _, metrics = step(state, None, rows(1), None)
     assert float(metrics["task/grad_norm"]) == float(metrics["grad_norm"]) == pytest.approx(norm)
 
@@ -123,5 +126,5 @@ def test_a_collapsed_model_retrieves_nothing():
     texts = [SimpleNamespace(target=np.array([n], np.int32)) for n in (7, 7, 8, 9)]
     stream = SimpleNamespace(rows=texts)
     for vectors, share in ((same, 0.0), (apart, 1.0), (tied, 0.5)):
-        states = [(np.arange(4), PairStates({2: vectors}, {2: vectors}))]
-        assert _retrieval(stream, states, 2) == share
+        states = [(np.arange(4), {side: {Tap(2): vectors} for side in ("source", "target")})]
+        assert retrieval(stream, states, Tap(2)) == share

@@ -1,0 +1,181 @@
+"""From settings to streams: files are read, checked, transformed, tokenised and put in an order.
+
+tasks = task_stream(config, tokenizer, "train")          # a loader.TaskStream
+pairs = pair_stream(config, tokenizer, "valid")          # a loader.PairStream
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from jaxalign.data import sources, tasks
+from jaxalign.data.batch import cover
+from jaxalign.data.chat import encode_examples
+from jaxalign.data.languages import split_direction
+from jaxalign.data.loader import CAPACITY_STEP, Order, PairStream, Report, Row, TaskStream, longer
+from jaxalign.data.pairs import encode_pairs, shuffle_targets, to_pair
+from jaxalign.data.sampling import Packed, Sequential, Shuffled, choose_buckets, mixture
+from jaxalign.data.transforms import transformed
+from jaxalign.errors import UserError
+from jaxalign.settings import AlignConfig, Config, TaskConfig
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+def task_stream(
+    config: Config, tokenizer: PreTrainedTokenizerBase, split: str = "train"
+) -> TaskStream:
+    """The task rows of a run.
+
+    Args:
+        config: uses seed, task, prompt and batch.
+        tokenizer: from `load_tokenizer`.
+        split: 'train' (shuffled, endless, packed if asked) or 'valid' (file order, once).
+
+    Raises:
+        UserError: data missing or broken; names file:line or the key.
+    """
+    records = _records(config.task, "task", split, config.seed)
+    examples = [tasks.render(config.task.kind, record) for record in records]
+    directed = config.task.kind == "translation"
+    examples = _keep(
+        examples,
+        config.task,
+        "task",
+        split,
+        lambda e: _direction(e.language) if directed else [{e.language}],
+    )
+    limit = min(config.batch.max_length, tokenizer.model_max_length)
+    encoded = encode_examples(
+        examples, tokenizer, config.prompt.template, config.prompt.system, limit
+    )
+    for row in encoded:
+        if not row.targets and row.whole <= limit:
+            raise UserError(
+                f"{row.origin}: the answer adds no token to the prompt, so no token of this row "
+                "would be trained; fill it or remove the row"
+            )
+    rows = [row for row in encoded if row.targets]
+    if not rows:
+        raise UserError(
+            f"task.{split}: in all {len(encoded)} rows the prompt alone fills the {limit} tokens "
+            f"allowed, nothing is left to train; raise batch.max_length"
+        )
+    report = _report(rows, len(encoded), [r.whole > len(r.tokens) for r in rows])
+    lengths = [len(row.tokens) for row in rows]
+    buckets = _buckets(config, lengths, config.batch.size, "batch.max_length")
+    order: Order = _order(rows, config.task, config.seed, split)
+    if config.batch.pack == "segments" and isinstance(order, Shuffled):
+        slot = max(config.batch.buckets, default=_slot_length(lengths, limit, config.batch.size))
+        order = Packed(order, lengths, [r.targets for r in rows], slot, config.seed, CAPACITY_STEP)
+        buckets = (slot,)
+    return TaskStream(rows, order, config.batch.size, buckets, tokenizer.pad_token_id, report)
+
+
+def pair_stream(
+    config: Config, tokenizer: PreTrainedTokenizerBase, split: str = "train"
+) -> PairStream:
+    """The sentence pairs of a run; arguments and errors as `task_stream`.
+
+    `align.control: shuffled` moves the targets of training and validation pairs alike.
+    """
+    pairs = [to_pair(record) for record in _records(config.align, "align", split, config.seed)]
+    pairs = _keep(
+        pairs, config.align, "align", split, lambda p: [{p.source_language, p.target_language}]
+    )
+    if config.align.control == "shuffled":
+        pairs = shuffle_targets(pairs, config.seed)
+    size = config.batch.pairs
+    if split == "train" and len(pairs) < size:
+        raise UserError(
+            f"align.train holds {len(pairs)} pairs, fewer than batch.pairs={size}: a pair would be "
+            "its own negative; lower batch.pairs or add pairs"
+        )
+    limit = min(config.batch.pair_max_length, tokenizer.model_max_length)
+    rows = encode_pairs(pairs, tokenizer, limit)
+    report = _report(rows, len(rows), [r.whole > longer(r) for r in rows])
+    buckets = _buckets(config, [longer(r) for r in rows], size, "batch.pair_max_length")
+    # Another order than the task's, though both start from the run's seed.
+    order = _order(rows, config.align, config.seed + 1, split)
+    return PairStream(rows, order, size, buckets, tokenizer.pad_token_id, report)
+
+
+def _records(
+    part: TaskConfig | AlignConfig, name: str, split: str, seed: int
+) -> list[sources.Record]:
+    named = getattr(part, split)
+    if not named:
+        raise UserError(f"{name}.{split} names no data; give files, globs, hf:NAME or tfds:NAME")
+    records = sources.read_all(named, part.columns)
+    return transformed(records, part.transforms, f"{name}.transforms", split, seed)
+
+
+def _keep(
+    items: list[Any],
+    part: TaskConfig | AlignConfig,
+    name: str,
+    split: str,
+    sides: Callable[[Any], list[set[str]]],
+) -> list[Any]:
+    """Items in the languages wanted: one of the alternatives of `sides` lies within them."""
+    wanted = set(part.languages)
+    if not wanted:
+        return items
+    kept = [item for item in items if any(s <= wanted for s in sides(item))]
+    # In training a name without rows is a slip of the pen; validation sets may hold fewer.
+    matched = set().union(*(s for item in kept for s in sides(item))) if kept else set()
+    missing = sorted(wanted - matched) if split == "train" else []
+    if missing or not kept:
+        present = sorted(set().union(*(s for item in items for s in sides(item))) - {""})
+        raise UserError(
+            f"{name}.languages: no row of {name}.{split} is in "
+            f"{', '.join(missing or sorted(wanted))}; present: "
+            f"{', '.join(present) or 'none, the rows name no language'}"
+        )
+    return kept
+
+
+def _direction(language: str) -> list[set[str]]:
+    """The direction 'de-en' is wanted by its own name or by both its sides."""
+    return [{language}, set(split_direction(language))]
+
+
+def _report(rows: Sequence[Row], read: int, cut: Sequence[bool]) -> Report:
+    languages = Counter(row.language for row in rows)
+    return Report(read, len(rows), sum(cut), read - len(rows), dict(sorted(languages.items())))
+
+
+def _order(
+    rows: Sequence[Row], part: TaskConfig | AlignConfig, seed: int, split: str
+) -> Sequential | Shuffled:
+    if split != "train":
+        return Sequential(len(rows))
+    groups: dict[str, list[int]] = {}
+    for i, row in enumerate(rows):
+        # Proportional sampling is plain shuffling: each row once an epoch.
+        groups.setdefault("" if part.sampling == "proportional" else row.language, []).append(i)
+    counts = {name: len(group) for name, group in groups.items()}
+    weights = mixture(counts, part.sampling, part.sampling_temperature)
+    return Shuffled([np.array(g) for g in groups.values()], list(weights.values()), seed)
+
+
+def _slot_length(lengths: Sequence[int], limit: int, size: int) -> int:
+    """The maximum length, or less where all rows together do not fill one batch of it."""
+    return cover(min(limit, max(max(lengths), -(-sum(lengths) // size))), 8)
+
+
+def _buckets(config: Config, lengths: Sequence[int], size: int, key: str) -> tuple[int, ...]:
+    buckets = tuple(sorted(config.batch.buckets))
+    if not buckets:
+        return choose_buckets(lengths, size)
+    if buckets[-1] < max(lengths):
+        raise UserError(
+            f"batch.buckets end at {buckets[-1]}, but the longest row has {max(lengths)} tokens; "
+            f"add a bucket or set {key}={buckets[-1]}"
+        )
+    return buckets

@@ -1,0 +1,365 @@
+"""A phase as the step sees it: how a batch becomes states, and the terms that read them.
+
+The terms say what they need of each side of a batch. `build` takes the union and plans the passes:
+one through the trained model, as far as the highest tap; one without gradients and one through the
+frozen base, where somebody asks for them.
+
+    phase = build(decoder, (Term('contrastive', objective),), weights=lora_weights)
+    states = phase.states(trained, frozen, batch, key)
+    phase.passes                                     # (Pass(sides=('source', 'target'), ...),)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxalign.data.batch import ROLE_OF, Side
+from jaxalign.model.decoder import Decoder, Output
+from jaxalign.model.layers import pool
+from jaxalign.model.spec import ModelSpec, check_tap
+from jaxalign.objectives import FINAL, TOKENS, Loss, Needs, Objective, States, Tap, View
+from jaxalign.objectives.pooling import pooling_weights
+from jaxalign.objectives.standards import standardise
+from jaxalign.sharding import constrain
+from jaxalign.train.flops import training_flops
+from jaxalign.train.state import HEADS, Frozen, without_heads
+
+Weights = Callable[[Any, Frozen], tuple[dict, dict | None]]  # -> (base, adapter)
+
+
+def lora_weights(trained: Any, frozen: Frozen) -> tuple[dict, dict | None]:
+    """(base, adapter) where the adapter is trained."""
+    return frozen.base, trained
+
+
+def full_weights(dtype: Any) -> Weights:
+    """(base, adapter) where everything is trained: float32 masters, used in `dtype`."""
+    return lambda trained, frozen: (
+        jax.tree.map(lambda w: w.astype(dtype), without_heads(trained)),
+        None,
+    )
+
+
+@dataclass(frozen=True)
+class Term:
+    """One objective of a phase."""
+
+    name: str
+    objective: Objective
+    weight: float = 1.0
+    every: int = 1  # it counts in every n-th update
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One walk of some sides through the model."""
+
+    sides: tuple[str, ...]
+    taps: tuple[Tap, ...]
+    answers: bool = False
+    model: str = "trained"  # `stopped`: no gradient; `reference`: the base without the adapter
+
+    @property
+    def whole(self) -> bool:
+        """Whether it runs through all blocks and the final norm."""
+        return self.answers or any(tap.layer == FINAL for tap in self.taps)
+
+    def blocks(self, spec: ModelSpec) -> int:
+        """How many blocks it runs."""
+        return spec.layers if self.whole else max((tap.layer for tap in self.taps), default=0)
+
+
+@dataclass(frozen=True)
+class Phase:
+    """How a batch becomes states, and the terms that read them.
+
+    Attributes:
+      states: (trained, frozen, batch, dropout key) -> States.
+      terms: what is minimised.
+      passes: what `states` runs.
+      rule: name of the gradient rule (`train.rules`).
+      number: its place among all phases; dropout's masks depend on it.
+      kept: the taps that an evaluation returns.
+    """
+
+    states: Callable[[Any, Any, Any, Any], States]
+    terms: tuple[Term, ...]
+    passes: tuple[Pass, ...] = ()
+    rule: str = "mean"
+    number: int = 0
+    kept: tuple[Tap, ...] = ()
+
+    @property
+    def taps(self) -> tuple[Tap, ...]:
+        """All taps of all passes."""
+        return tuple(dict.fromkeys(tap for one in self.passes for tap in one.taps))
+
+    @property
+    def standardised(self) -> tuple[Tap, ...]:
+        """Those whose mean and deviation are measured before the first update."""
+        return tuple(tap for tap in self.taps if tap.states == "standardised")
+
+    @property
+    def answers(self) -> bool:
+        """Whether a pass reaches the head."""
+        return any(one.answers for one in self.passes)
+
+    @property
+    def whole(self) -> bool:
+        """Whether a pass runs through all blocks and the final norm."""
+        return any(one.whole for one in self.passes)
+
+    def blocks(self, spec: ModelSpec) -> int:
+        """The blocks of its deepest pass."""
+        return max(one.blocks(spec) for one in self.passes)
+
+    def tokens(self, rows: int, length: int) -> int:
+        """Tokens of so many padded rows (pairs), in all passes."""
+        return sum(rows * length * len(one.sides) for one in self.passes)
+
+    def least_flops(
+        self,
+        spec: ModelSpec,
+        rows: int,
+        length: int,
+        adapter: int,
+        answers: int | None = None,
+        passes: str = "both",
+    ) -> float:
+        """What these rows cost at least; see `training_flops`."""
+        total = 0.0
+        for one in self.passes:
+            blocks = one.blocks(spec)
+            beside = 0 if one.model == "reference" else adapter * blocks // spec.layers
+            total += training_flops(
+                spec,
+                rows * length * len(one.sides),
+                length,
+                None if one.answers else blocks,
+                beside,
+                answers,
+                passes if one.model == "trained" else "forward",
+            )
+        return total
+
+
+def build(
+    decoder: Decoder,
+    terms: Sequence[Term],
+    *,
+    weights: Weights = lora_weights,
+    also: Mapping[str, Needs] | None = None,
+    packed: bool = False,
+    rule: str = "mean",
+    number: int = 0,
+    kept: tuple[Tap, ...] = (),
+) -> Phase:
+    """The phase of these terms.
+
+    Args:
+      weights: where base and adapter are.
+      also: needs that no term has, such as validation's.
+      packed: several rows share a sequence.
+      rule: as of `Phase`, and so are `number` and `kept`.
+
+    Raises:
+      UserError: a tap past the model.
+    """
+    passes = passes_of([*(term.objective.needs for term in terms), also or {}])
+    for tap in (tap for one in passes for tap in one.taps if tap.layer != FINAL):
+        check_tap(decoder.spec, tap.layer)
+    # The adapter off: (base, no adapter).
+    models: dict[str, Weights] = {
+        "trained": weights,
+        "stopped": lambda trained, frozen: jax.lax.stop_gradient(weights(trained, frozen)),
+        "reference": lambda trained, frozen: (frozen.base, None),
+    }
+
+    def states(trained: Any, frozen: Frozen, batch: Any, key: Any) -> States:
+        sides = batch.sides()
+        seen: dict[str, dict[str, Any]] = {side: {"taps": {}, "reference": {}} for side in sides}
+        head = None
+        for one in passes:
+            params, adapter = models[one.model](trained, frozen)
+            dropout = key if one.model == "trained" else None
+            chosen = {side: sides[side] for side in one.sides}
+            for side, (taps, answers) in _walk(
+                decoder, params, adapter, chosen, one, frozen, packed, dropout
+            ).items():
+                seen[side]["reference" if one.model == "reference" else "taps"] = taps
+                if answers is not None:
+                    seen[side]["answers"] = answers
+            if one.answers:
+                head = decoder.head(params)
+        views = {side: View(sides[side].real, **found) for side, found in seen.items()}
+        heads = trained.get(HEADS, {}) if isinstance(trained, Mapping) else {}
+        return States(views, head, decoder.spec.logit_soft_cap, heads)
+
+    return Phase(states, tuple(terms), passes, rule, number, kept)
+
+
+def passes_of(needs: Sequence[Mapping[str, Needs]]) -> tuple[Pass, ...]:
+    """The passes that give all of this, in a fixed order: trained, stopped, reference."""
+    union: dict[str, Needs] = {}
+    for one in needs:
+        for side, asked in one.items():
+            union[side] = union.get(side, Needs()) + asked
+    found: dict[str, dict[str, tuple[tuple[Tap, ...], bool]]] = {}
+    for side, asked in union.items():
+        own = "stopped" if asked.answers == "stopped" else "trained"
+        given = asked.answers == own
+        if asked.taps or given:
+            found.setdefault(own, {})[side] = asked.taps, given
+        given = asked.answers == "reference"
+        if asked.reference or given:
+            found.setdefault("reference", {})[side] = asked.reference, given
+    return tuple(
+        Pass(
+            tuple(found[model]),
+            tuple(dict.fromkeys(tap for taps, _ in found[model].values() for tap in taps)),
+            any(answers for _, answers in found[model].values()),
+            model,
+        )
+        for model in ("trained", "stopped", "reference")
+        if model in found
+    )
+
+
+def phase_loss(
+    phase: Phase, trained: Any, frozen: Any, batch: Any, key: Any, update: Any = 0
+) -> tuple[jax.Array, dict[str, Loss]]:
+    """Weighted sum of the terms' means on one micro-batch, and each term's Loss."""
+    return terms_loss(phase, phase.states(trained, frozen, batch, key), batch, update)
+
+
+def terms_loss(
+    phase: Phase, states: States, batch: Any, update: Any = 0
+) -> tuple[jax.Array, dict[str, Loss]]:
+    """The same of states that are at hand; `update` is the number of updates before this one."""
+    losses = {term.name: evaluated(term, states, batch) for term in phase.terms}
+    means = (
+        _weight(term, update) * losses[term.name].sum / jnp.maximum(losses[term.name].count, 1.0)
+        for term in phase.terms
+    )
+    total = sum(means, start=jnp.zeros(()))
+    return total, losses
+
+
+def evaluated(term: Term, states: States, batch: Any) -> Loss:
+    """The term's loss; one with a head of its own gets it."""
+    own = {"head": states.heads[term.name]} if term.objective.head else {}
+    return term.objective.function(states, batch, **own)
+
+
+def _weight(term: Term, update: Any) -> Any:
+    """The term's weight in this update; 0 in those that it leaves out."""
+    if term.every == 1:
+        return term.weight
+    return jnp.where((update + 1) % term.every == 0, term.weight, 0.0)
+
+
+def lost_rows(states: States) -> jax.Array:
+    """[B] bool: rows whose states hold something that is not finite."""
+    leaves = [
+        x
+        for view in states.views.values()
+        for x in (*view.taps.values(), *view.reference.values(), view.answers)
+        if x is not None
+    ]
+    each = [jnp.any(~jnp.isfinite(x), axis=tuple(range(1, x.ndim))) for x in leaves]
+    return jnp.any(jnp.stack(each), axis=0)
+
+
+def _walk(
+    decoder: Decoder,
+    params: dict,
+    adapter: dict | None,
+    sides: Mapping[str, Side],
+    one: Pass,
+    frozen: Frozen,
+    packed: bool,
+    dropout: Any,
+) -> dict[str, tuple[dict[Tap, jax.Array], jax.Array | None]]:
+    """Side -> (its taps, its answers' final states) after one pass over all of them."""
+    number = len(sides)
+    # One pass for all sides. They are interleaved, so that a device keeps its own rows.
+    joined = partial(_interleave, list(sides.values()))
+    real = joined(lambda side: side.real)
+    pools = tuple(dict.fromkeys(tap.pool for tap in one.taps if tap.pool != TOKENS))
+    weights = [_weights(pool, real, joined) for pool in pools]
+    inner = tuple(dict.fromkeys(t.layer for t in one.taps if t.layer != FINAL and t.pool != TOKENS))
+    kept = tuple(dict.fromkeys(t.layer for t in one.taps if t.layer != FINAL and t.pool == TOKENS))
+    out = decoder.forward(
+        params,
+        adapter,
+        joined(lambda side: side.tokens),
+        segments=joined(lambda side: side.segments) if packed else None,
+        positions=joined(lambda side: side.positions) if packed else None,
+        stop=None if one.whole else one.blocks(decoder.spec),
+        taps=inner,
+        pool_weights=jnp.stack(weights) if weights else None,
+        whole=kept,
+        dropout=dropout,
+    )
+
+    def of(place: int, x: jax.Array) -> jax.Array:
+        return x if number == 1 else x.reshape(-1, number, *x.shape[1:])[:, place]
+
+    found = {tap: _tapped(tap, out, pools, weights, frozen) for tap in one.taps}
+    result: dict[str, tuple[dict[Tap, jax.Array], jax.Array | None]] = {}
+    for place, (name, side) in enumerate(sides.items()):
+        answers = None
+        if one.answers and side.answer_at is not None:
+            assert out.hidden is not None  # the pass did not stop early
+            answers = _at(of(place, out.hidden), side.answer_at)
+        result[name] = {tap: of(place, states) for tap, states in found.items()}, answers
+    return result
+
+
+def _tapped(
+    tap: Tap, out: Output, pools: tuple[str, ...], weights: list[jax.Array], frozen: Frozen
+) -> jax.Array:
+    """What a tap gives of all interleaved rows."""
+    if tap.pool == TOKENS:
+        found = out.hidden if tap.layer == FINAL else out.whole[tap.layer]
+        assert found is not None
+        return found
+    number = pools.index(tap.pool)
+    if tap.layer == FINAL:
+        assert out.hidden is not None
+        found = pool(out.hidden, weights[number][None])[0]
+    else:
+        found = out.pooled[tap.layer][number]
+    if tap.states == "raw":
+        return found
+    assert frozen.standards is not None  # measured before the first update
+    return standardise(found, frozen.standards[tap])
+
+
+def _weights(pooling: str, real: jax.Array, joined: Callable) -> jax.Array:
+    """[rows, T] of one pooling."""
+    if pooling in ROLE_OF:
+        return pooling_weights(joined(lambda side: side.roles) == ROLE_OF[pooling], "mean")
+    return pooling_weights(real, pooling)
+
+
+def _at(hidden: jax.Array, places: jax.Array) -> jax.Array:
+    """[B, A, D]: rows of hidden [B, T, D] at `places` [B, A]."""
+    # A one-hot product picks rows exactly and, unlike a gather, splits and transposes cheaply.
+    pick = (places[:, :, None] == jnp.arange(hidden.shape[1])).astype(hidden.dtype)  # [B, A, T]
+    return jnp.einsum("BAT,BTD->BAD", pick, hidden)
+
+
+def _interleave(sides: list[Side], of: Callable[[Side], Any]) -> jax.Array:
+    """[B, T] of each of n sides -> [n B, T]."""
+    arrays = [of(side) for side in sides]
+    if len(arrays) == 1:
+        return arrays[0]
+    stacked = jnp.stack(arrays, axis=1).reshape(-1, arrays[0].shape[-1])
+    return constrain(stacked, "B T")

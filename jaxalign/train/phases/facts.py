@@ -1,0 +1,188 @@
+"""What the code around the step asks of a phase: its rows, its terms, what is said of it.
+
+facts = PHASES['align']
+facts.rows(config), facts.longest(config)        # batch.pairs, batch.pair_max_length
+facts.stream(config, tokenizer, 'valid')
+facts.build(config, decoder, weights)            # the phase as the step sees it
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Mapping
+from typing import Any
+
+from jaxalign.data.loader import Stream
+from jaxalign.errors import UserError
+from jaxalign.model.decoder import Decoder
+from jaxalign.model.spec import ModelSpec, check_tap
+from jaxalign.objectives import FINAL, Needs, Tap, bind, resolve
+from jaxalign.settings import Config
+from jaxalign.train.phases.build import Phase, Term, Weights, build, passes_of
+
+
+class Facts(abc.ABC):
+    """One phase.
+
+    Attributes:
+      name: of the phase, of its group of settings and of its logs.
+      number: its place among the phases.
+      rows_key: the setting of a micro-batch's rows, and `length_key` that of their length.
+      unit: what follows a number of rows, where they are no rows.
+      scores: what validation measures besides losses.
+    """
+
+    name: str
+    number: int
+    rows_key: str
+    length_key: str
+    unit: str = ""
+    scores: tuple[str, ...] = ()
+
+    @abc.abstractmethod
+    def stream(self, config: Config, tokenizer: Any, split: str = "train") -> Stream:
+        """Its rows."""
+
+    @abc.abstractmethod
+    def batch(self, ids: Any) -> Any:
+        """A batch whose arrays are all this one [..., B, T]: every token an answer."""
+
+    @abc.abstractmethod
+    def needs(self, config: Config) -> dict[str, Needs]:
+        """What an objective gets that does not say what it needs."""
+
+    def offers(self, config: Config) -> Mapping[str, Any]:
+        """Options of objectives that follow from the settings of the phase."""
+        return {}
+
+    def watches(self, config: Config) -> dict[str, Needs]:
+        """What validation needs, whatever the objectives are."""
+        return {}
+
+    def packed(self, config: Config) -> bool:
+        """Whether several rows share a sequence."""
+        return False
+
+    def measure(self, config: Config, stream: Stream, states: list) -> dict[str, float]:
+        """`scores` by the states of all validation batches.
+
+        Args:
+          states: of each batch, the stream's row numbers and side -> tap -> pooled states of what
+            `watches` names, over all processes.
+        """
+        return {}
+
+    def warning(self, config: Config, metrics: Mapping[str, Any]) -> str | None:
+        """A sentence after the first update, where the loss cannot do its work."""
+        return None
+
+    def unmoved(self, config: Config) -> str:
+        """Why a first gradient is zero."""
+        return (
+            f"{self.name}: the first gradient has norm 0.0; no trained block sees the rows "
+            "(lora.layers)"
+        )
+
+    def divided(self, config: Config, ways: int) -> dict[str, Any] | None:
+        """Settings for micro-batches of 1/ways the rows, or None where that is another run."""
+        rows = self.rows(config)
+        return None if rows % ways else {self.rows_key: rows // ways}
+
+    def part(self, config: Config) -> Any:
+        """Its group of settings."""
+        return getattr(config, self.name)
+
+    def rows(self, config: Config) -> int:
+        """Rows (or pairs) of a micro-batch."""
+        return _value(config, self.rows_key)
+
+    def longest(self, config: Config) -> int:
+        """The longest padded row: the last bucket, or the limit where none is set."""
+        limit = _value(config, self.length_key)
+        return min(limit, max(config.batch.buckets, default=limit))
+
+    def terms(self, config: Config) -> tuple[Term, ...]:
+        """Its objective, and what `objectives` adds to it.
+
+        Raises:
+          UserError: an unknown objective or option; two terms of one name.
+        """
+        own = self.part(config)
+        found = [self._term(config, self.name, own)]
+        for number, extra in enumerate(config.objectives):
+            if extra.phase == self.name:
+                found.append(self._term(config, f"objectives[{number}]", extra))
+        names = [one.name for one in found]
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice:
+            raise UserError(
+                f"objectives: two terms of the {self.name} phase are called {twice!r}, so their "
+                "logs could not be told apart; give one function another name"
+            )
+        return tuple(found)
+
+    def _term(self, config: Config, key: str, part: Any) -> Term:
+        objective = bind(
+            resolve(part.objective),
+            part.objective,
+            part.options,
+            f"{key}.options",
+            self.offers(config),
+            self.needs(config),
+            main=key == self.name,
+        )
+        every = getattr(part, "every", 1) if part is not self.part(config) else 1
+        return Term(part.objective.rpartition(":")[2], objective, part.weight, every)
+
+    def check(self, config: Config, spec: ModelSpec, full: bool) -> None:
+        """Whether model and terms go together.
+
+        Raises:
+          UserError: a tap past the model, or what full fine-tuning does not have.
+        """
+        for term in self.terms(config):
+            for one in passes_of([term.objective.needs]):
+                for tap in one.taps:
+                    if tap.layer != FINAL:
+                        check_tap(spec, tap.layer, self._layer_key(config, term))
+                if full and one.model == "reference":
+                    raise UserError(
+                        f"objective {term.name} compares with the frozen base, which full "
+                        "fine-tuning does not keep; set trainable=lora"
+                    )
+            if term.objective.head and config.optim.missing == "skip":
+                raise UserError(
+                    f"optim.missing: skip works on adapters only, and objective {term.name} "
+                    "trains a head; set optim.missing=zero"
+                )
+
+    def _layer_key(self, config: Config, term: Term) -> str:
+        """The setting that names a term's layer."""
+        for number, extra in enumerate(config.objectives):
+            if extra.phase == self.name and extra.objective.rpartition(":")[2] == term.name:
+                return f"objectives[{number}].options.layer"
+        return "align.layer"
+
+    def build(self, config: Config, decoder: Decoder, weights: Weights) -> Phase:
+        """The phase as the step sees it.
+
+        Raises:
+          UserError: as of `terms` and `check`.
+        """
+        watched = self.watches(config)
+        kept: list[Tap] = [tap for needs in watched.values() for tap in needs.taps]
+        return build(
+            decoder,
+            self.terms(config),
+            weights=weights,
+            also=watched,
+            packed=self.packed(config),
+            rule=self.part(config).rule,
+            number=self.number,
+            kept=tuple(dict.fromkeys(kept)),
+        )
+
+
+def _value(config: Config, key: str) -> Any:
+    part, _, name = key.partition(".")
+    return getattr(getattr(config, part), name)

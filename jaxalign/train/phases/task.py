@@ -1,0 +1,43 @@
+"""The task: rows with an answer through the whole model, the answer's tokens are the loss."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from jaxalign.data.batch import TaskBatch
+from jaxalign.data.loader import Stream
+from jaxalign.data.streams import task_stream
+from jaxalign.objectives import FINAL, TOKENS, Needs, Tap
+from jaxalign.settings import Config
+from jaxalign.train.phases.facts import Facts
+
+
+class Task(Facts):
+    """See the module."""
+
+    name, number = "task", 0
+    rows_key, length_key = "batch.size", "batch.max_length"
+
+    def stream(self, config: Config, tokenizer: Any, split: str = "train") -> Stream:
+        """Task rows."""
+        return task_stream(config, tokenizer, split)
+
+    def batch(self, ids: Any) -> TaskBatch:
+        """Unread: row numbers and languages; roles where an objective asks for them."""
+        return TaskBatch(*[ids] * 5)._replace(roles=ids)
+
+    def needs(self, config: Config) -> dict[str, Needs]:
+        """The whole final states, the answers', and the aligned layer's, pooled."""
+        taps = (Tap(FINAL, TOKENS), Tap(config.align.layer))
+        return {"text": Needs(taps, answers="trained")}
+
+    def offers(self, config: Config) -> dict[str, Any]:
+        """The aligned layer, for terms that look at it in task rows."""
+        return {"layer": config.align.layer}
+
+    def packed(self, config: Config) -> bool:
+        """Rows in one sequence, none of which sees another."""
+        return config.batch.pack == "segments"
+
+
+TASK = Task()
