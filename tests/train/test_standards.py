@@ -10,6 +10,7 @@ import pytest
 from jaxalign import base as bases
 from jaxalign.hf.load import load_params
 from jaxalign.hf.save import save_base
+from jaxalign.objectives import Tap
 from jaxalign.objectives.standards import Moments, Standards, standardise
 from jaxalign.sharding import make_mesh
 from jaxalign.train import setup, standards
@@ -18,6 +19,7 @@ from tests.tiny import SPEC
 from tests.train.test_loop import lines
 
 LAYER = 2
+TAP = Tap(LAYER, "mean", "standardised")
 
 
 @pytest.fixture(scope="module")
@@ -38,15 +40,18 @@ def test_standards_are_the_moments_of_the_training_pairs(configure):
         raw = run.frozen._replace(standards={tap: Standards.neutral(SPEC.dim)})
         rows = []
         for index in range(stream.epoch_batches):
-            _, states = run.evaluate["align"](run.state.trained, raw, stream.batch(index))
-            rows += [np.asarray(states.source[tap]), np.asarray(states.target[tap])]
+            _, kept = run.evaluate["align"](run.state.trained, raw, stream.batch(index))
+            rows += [np.asarray(kept[side][tap]) for side in ("source", "target")]
     vectors = np.concatenate(rows).astype(np.float64)
-    assert tap == LAYER and len(vectors) == 128
+    assert tap == TAP and len(vectors) == 128
     np.testing.assert_allclose(one.mean, vectors.mean(0), rtol=1e-5, atol=1e-7)
     np.testing.assert_allclose(one.scale, 1 / vectors.std(0), rtol=1e-5)
-    kept = standards.from_meta(json.loads(json.dumps(standards.to_meta(found))))[tap]
+    meta = json.loads(json.dumps(standards.to_meta(found)))
+    kept = standards.from_meta(meta, "first")[tap]
     np.testing.assert_array_equal(kept.mean, one.mean)
     np.testing.assert_array_equal(kept.scale, one.scale)
+    older = {str(LAYER): meta[f"{LAYER}/mean"]}  # as older versions wrote it
+    assert list(standards.from_meta(older, "mean")) == [tap]
     even = np.asarray(standardise(vectors.astype(np.float32), one))
     np.testing.assert_allclose(even.mean(0), 0, atol=1e-4)
     np.testing.assert_allclose(even.std(0), 1, rtol=1e-4)
@@ -107,8 +112,8 @@ def test_eight_devices_measure_what_one_does(configure, monkeypatch):
         monkeypatch.setattr(bases, "make_mesh", lambda *_, mesh=mesh: mesh)
         run = setup.prepare(configure("align.states=standardised"))
         with jax.set_mesh(run.mesh):
-            found.append(standards.measure(run)[LAYER])
+            found.append(standards.measure(run)[TAP])
             standards.settle(run, None)
-        assert run.frozen.standards[LAYER].mean.sharding.is_fully_replicated
+        assert run.frozen.standards[TAP].mean.sharding.is_fully_replicated
     np.testing.assert_allclose(found[0].mean, found[1].mean, rtol=2e-5, atol=1e-6)
     np.testing.assert_allclose(found[0].scale, found[1].scale, rtol=2e-5)
