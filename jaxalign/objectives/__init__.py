@@ -15,6 +15,7 @@ import importlib
 from collections.abc import Callable
 
 from jaxalign.errors import UserError, brief, first_line
+from jaxalign.objectives.cka import cka, drift
 from jaxalign.objectives.contrastive import contrastive
 from jaxalign.objectives.declare import Objective, bind, both_sides, declare
 from jaxalign.objectives.language_model import language_model
@@ -23,6 +24,8 @@ from jaxalign.objectives.states import FINAL, TOKENS, Loss, Needs, States, Tap, 
 OBJECTIVES: dict[str, Callable[..., Loss]] = {
     "language_model": language_model,
     "contrastive": contrastive,
+    "cka": cka,
+    "drift": drift,
 }
 
 __all__ = [

@@ -1,0 +1,92 @@
+"""TRepLiNa's alignment terms: linear CKA of both sides, and little drift from the frozen base.
+
+    CKA(X, Y) = |X'Y|^2 / (|X'X| |Y'Y|)          X, Y centred, Frobenius norms
+    drift     = mean over real tokens and dimensions of (h - h_base)^2
+
+(arXiv 2510.06249; CKA: Kornblith et al. 2019, arXiv 1905.00414.) Their rows are tokens:
+token i of the source meets token i of the target, over the real tokens of the batch in order, both
+cut to the shorter side. With few rows and many dimensions CKA is near 1 for any two matrices:
+`rows='pooled'` compares sentences instead.
+
+    cka(states, batch, layer=15)                     # a Loss of 1 - CKA
+    drift(states, batch, layer=15)                   # of the sources: the low-resource side
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxalign.objectives.declare import both_sides, declare
+from jaxalign.objectives.states import TOKENS, Loss, Needs, States, Tap, View
+
+EPSILON = 1e-6  # of the released code
+
+
+def _tap(layer: int, rows: str) -> Tap:
+    return Tap(layer, TOKENS if rows == "tokens" else "mean")
+
+
+@declare(lambda layer, rows, **_: both_sides(Needs((_tap(layer, rows),))), settings="layer")
+def cka(states: States, batch: Any, *, layer: int, rows: str = "tokens") -> Loss:
+    """1 - linear CKA of sources and targets at one layer.
+
+    Args:
+      states: whole states [B, T, D], or pooled ones [B, D], of both sides.
+      batch: unread.
+      rows: `tokens`, as released; `pooled`: a row is a sentence.
+
+    Returns:
+      1 - CKA, counted once a batch; logs `cka`.
+    """
+    tap = _tap(layer, rows)
+    source, target = (_rows(view, tap) for view in (states.source, states.target))
+    number = jnp.minimum(jnp.sum(source[1]), jnp.sum(target[1]))
+    x, y = (_centred(*side, number) for side in (source, target))
+    between = jnp.sqrt(_inner(x, x)) * jnp.sqrt(_inner(y, y))
+    value = jnp.clip(_inner(x, y) / (between + EPSILON), 0.0, 1.0)
+    there = (number > 0).astype(jnp.float32)
+    return Loss((1.0 - value) * there, there, {"cka": jax.lax.stop_gradient(value) * there})
+
+
+@declare(
+    lambda layer, **_: {"source": Needs((Tap(layer, TOKENS),), reference=(Tap(layer, TOKENS),))},
+    settings="layer",
+)
+def drift(states: States, batch: Any, *, layer: int) -> Loss:
+    """Mean squared distance of the sources' states from those of the base without the adapter.
+
+    Args:
+      states: whole states [B, T, D] of the sources, trained and reference.
+      batch: unread.
+
+    Returns:
+      Sum over real tokens of the mean over dimensions, and their number.
+    """
+    tap, real = Tap(layer, TOKENS), states.source.real != 0
+    apart = states.source.taps[tap] - jax.lax.stop_gradient(states.source.reference[tap])
+    squares = jnp.mean(jnp.square(apart.astype(jnp.float32)), axis=-1)  # [B, T]
+    return Loss(jnp.sum(squares * real), jnp.sum(real).astype(jnp.float32), {})
+
+
+def _inner(x: jax.Array, y: jax.Array) -> jax.Array:
+    """|X'Y|^2 of matrices [n, D]; through products of the shorter side."""
+    rows, dim = x.shape
+    return jnp.sum((x.T @ y) ** 2) if rows > dim else jnp.sum((x @ x.T) * (y @ y.T))
+
+
+def _rows(view: View, tap: Tap) -> tuple[jax.Array, jax.Array]:
+    """Rows [n, D] float32 of a side, the real ones first and in order, and which are real [n]."""
+    states = view.taps[tap].astype(jnp.float32)
+    real = view.real.reshape(-1) != 0 if tap.pool == TOKENS else jnp.any(view.real != 0, axis=-1)
+    order = jnp.argsort(~real, stable=True)
+    return states.reshape(-1, states.shape[-1])[order], real[order]
+
+
+def _centred(rows: jax.Array, real: jax.Array, number: jax.Array) -> jax.Array:
+    """The first `number` rows about their mean; zeros behind them."""
+    kept = (real & (jnp.arange(len(real)) < number))[:, None]
+    mean = jnp.sum(jnp.where(kept, rows, 0.0), axis=0) / jnp.maximum(number, 1)
+    return jnp.where(kept, rows - mean, 0.0)
