@@ -1,0 +1,185 @@
+"""What objectives ask for is what they get, by one builder; a phase more is a file more."""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxalign.errors import UserError
+from jaxalign.objectives import FINAL, TOKENS, Loss, Needs, Tap, both_sides, declare
+from jaxalign.train import setup
+from jaxalign.train.loop import train
+from jaxalign.train.phases import PHASES
+from jaxalign.train.phases.align import Align
+from jaxalign.train.phases.build import Pass, build, passes_of, phase_loss
+from jaxalign.train.state import HEADS, without_heads
+from tests.train.test_loop import lines
+
+SEEN = {}  # what an objective of these tests was given
+TAPS = (Tap(1, "last"), Tap(2, "prompt"), Tap(2, "answer"), Tap(FINAL, "first"), Tap(1, TOKENS),
+        Tap(FINAL, TOKENS))  # fmt: skip
+QUIET = ("train.eval_every=0", "task.valid=[]", "align.valid=[]", "checkpoint.every=100")
+
+
+@declare(lambda **_: {"text": Needs(TAPS, reference=(Tap(1, "last"),), answers="trained")})
+def curious(states, batch):
+    SEEN["states"], SEEN["batch"] = states, batch
+    return Loss(jnp.sum(states.text.answers), jnp.ones(()), {})
+
+
+def own(name):
+    return f"{__name__}:{name}"
+
+
+def test_passes_are_the_union_of_needs():
+    one = both_sides(Needs((Tap(2),)))
+    two = {"source": Needs((Tap(1, TOKENS),), reference=(Tap(1, TOKENS),))}
+    assert passes_of([one]) == (Pass(("source", "target"), (Tap(2),)),)
+    assert passes_of([one, two]) == (
+        Pass(("source", "target"), (Tap(2), Tap(1, TOKENS))),
+        Pass(("source",), (Tap(1, TOKENS),), model="reference"),
+    )
+    teacher = {"student": Needs(answers="trained"), "teacher": Needs(answers="stopped")}
+    assert passes_of([teacher]) == (
+        Pass(("student",), (), answers=True),
+        Pass(("teacher",), (), answers=True, model="stopped"),
+    )
+    with pytest.raises(ValueError, match="both trained and stopped"):
+        passes_of([{"text": Needs(answers="trained")}, {"text": Needs(answers="stopped")}])
+
+
+def test_an_objective_gets_what_it_asked_for(configure):
+    run = setup.prepare(configure(f"task.objective={own('curious')}", "lora.dropout=0"))
+    phase, batch = run.phases["task"], run.train["task"].batch(0)
+    trained = jax.tree.map(lambda w: w + 0.02, run.state.trained)
+    with jax.set_mesh(run.mesh):
+        states = jax.jit(lambda t: phase.states(t, run.frozen, batch, None))(trained)
+        wide = jax.jit(
+            lambda t: run.decoder.forward(
+                run.frozen.base, t, batch.tokens, taps=(1, 2), sows="states"
+            )
+        )(trained)
+        base = run.decoder.forward(run.frozen.base, None, batch.tokens, taps=(1,), sows="states")
+    text, real = states.text, batch.segments != 0
+    close = lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-5)  # noqa: E731
+    close(text.taps[Tap(1, TOKENS)], wide.pooled[1])
+    close(text.taps[Tap(FINAL, TOKENS)], wide.hidden)
+    last = real.sum(-1) - 1
+    rows = np.arange(len(last))
+    close(text.taps[Tap(1, "last")], wide.pooled[1][rows, last])
+    close(text.reference[Tap(1, "last")], base.pooled[1][rows, last])
+    close(text.taps[Tap(FINAL, "first")], wide.hidden[:, 0])
+    for pool, role in (("prompt", 2), ("answer", 3)):
+        mine = (batch.roles == role)[..., None]
+        assert mine.any(1).all()
+        close(text.taps[Tap(2, pool)], (wide.pooled[2] * mine).sum(1) / mine.sum(1))
+    places = batch.answer_at[..., None]
+    close(text.answers, np.take_along_axis(np.asarray(wide.hidden), places, axis=1))
+    assert phase.blocks(run.spec) == run.spec.layers and phase.answers
+    # The reference runs one block; its work is a forward pass without the adapter.
+    alone = build(run.decoder, [term for term in phase.terms if term.name != "curious"])
+    assert alone.passes == ()
+    assert phase.tokens(2, 10) == 40
+
+
+@declare(lambda **_: both_sides(Needs((Tap(1), Tap(2, "mean", "standardised")))))
+def mixed(states, batch):
+    raw, even = states.source.taps[Tap(1)], states.source.taps[Tap(2, "mean", "standardised")]
+    return Loss(jnp.sum(raw) + jnp.sum(even), jnp.ones(()), {})
+
+
+def test_raw_and_standardised_taps_side_by_side(configure):
+    config = configure(f"align.objective={own('mixed')}", "train.steps=2", *QUIET)
+    train(config)
+    run = setup.prepare(configure(f"align.objective={own('mixed')}"))
+    assert list(run.frozen.standards) == [Tap(2, "mean", "standardised")]
+
+
+@declare(
+    lambda **_: {"text": Needs((Tap(1),))},
+    settings="layer",
+    head=lambda spec, key, width, **_: {"w": jax.random.normal(key, (spec.dim, width))},
+)
+def headed(states, batch, *, layer: int, width: int, head):
+    assert layer == 2  # the setting of the phase
+    squares = jnp.sum((states.text[1] @ head["w"]) ** 2, axis=-1)
+    return Loss(jnp.sum(squares), jnp.asarray(len(squares), jnp.float32), {})
+
+
+def test_a_head_is_trained_kept_and_not_exported(configure, tmp_path):
+    words = (
+        f"objectives=[{{objective: '{own('headed')}', options: {{width: 3}}}}]", *QUIET,
+        "lora.layers=1..2", "checkpoint.every=2",
+    )  # fmt: skip
+    whole = train(configure(*words, "train.steps=4", f"output={tmp_path / 'whole'}"))
+    parts = configure(*words, "train.steps=2", f"output={tmp_path / 'parts'}")
+    train(parts)
+    parts.train.steps = 4
+    resumed = train(parts)
+    files = [Path(one.adapter, "adapter_model.safetensors") for one in (whole, resumed)]
+    assert files[0].read_bytes() == files[1].read_bytes()
+    run = setup.prepare(parts)
+    head = run.state.trained[HEADS]["headed"]["w"]
+    assert head.shape == (run.spec.dim, 3) and HEADS not in without_heads(run.state.trained)
+    assert run.trained_count == sum(x.size for x in jax.tree.leaves(run.state.trained)) - sum(
+        leaf[2:].size for leaf in jax.tree.leaves(run.state.trained["blocks"])
+    )
+    gradient = jax.grad(
+        lambda t: phase_loss(run.phases["task"], t, run.frozen, run.train["task"].batch(0), None)[0]
+    )(run.state.trained)
+    assert np.abs(gradient[HEADS]["headed"]["w"]).max() > 0
+    with pytest.raises(UserError, match="skip works on adapters only"):
+        setup.prepare(configure(*words, "optim.missing=skip"))
+
+
+def test_a_term_may_count_in_every_second_update(configure):
+    config = configure(
+        f"objectives=[{{objective: '{own('curious')}', every: 2, weight: 2}}]", "train.steps=4",
+        "align.weight=0", "lora.dropout=0", *QUIET,
+    )  # fmt: skip
+    train(config)
+    for number, line in enumerate(lines(config, "train"), start=1):
+        extra = 2 * line["task/curious"] if number % 2 == 0 else 0.0
+        assert line["task/loss"] == pytest.approx(line["task/language_model"] + extra, rel=1e-4)
+
+
+def test_a_setting_is_not_contradicted(configure):
+    with pytest.raises(UserError, match=r"contradicts align\.layer=2"):
+        setup.prepare(configure("align.options={layer: 1}"))
+    with pytest.raises(UserError, match=r"objectives\[0\].options.layer=9 is outside this model"):
+        words = "objectives=[{objective: contrastive, phase: task, options: {layer: 9}}]"
+        setup.prepare(configure(words))
+
+
+def test_the_frozen_base_is_not_there_in_full_fine_tuning(configure):
+    with pytest.raises(UserError, match="compares with the frozen base"):
+        setup.prepare(configure("align.objective=drift", "trainable=full"))
+
+
+class Second(Align):
+    """Alignment once more, at the first block."""
+
+    name, number = "second", 2
+
+    def part(self, config):
+        return config.align
+
+    def offers(self, config):
+        return super().offers(config) | {"layer": 1}
+
+
+@pytest.mark.parametrize("every", ["microbatch", "step", "joint"])
+def test_a_third_phase_is_a_third_row(configure, monkeypatch, every):
+    monkeypatch.setitem(PHASES, "second", Second())
+    config = configure(
+        f"align.every={every}", "batch.accumulate=3", "train.steps=3", "train.eval_every=3",
+        "train.metric=eval/second_loss",
+    )  # fmt: skip
+    result = train(config)
+    assert result.stopped == "finished" and "eval/second/contrastive/cosine" in result.metrics
+    found = lines(config, "train")
+    turns = [{name for name in PHASES if f"{name}/loss" in line} for line in found]
+    assert turns == ([{name} for name in PHASES] if every == "step" else [set(PHASES)] * 3)
+    assert all(("gradient_cosine" in line) is False for line in found)  # it is of two phases
