@@ -167,7 +167,7 @@ def test_resolve():
     assert resolve("language_model") is language_model
     assert resolve("contrastive") is contrastive
     assert resolve(f"{__name__}:own") is own
-    assert set(OBJECTIVES) == {"language_model", "contrastive"}
+    assert {"language_model", "contrastive"} <= set(OBJECTIVES)
 
 
 @pytest.mark.parametrize(
