@@ -75,7 +75,7 @@ def test_steps(run, configure, told):
         assert_same_tree(expected, open_source(out, step).weights)
     for step in ("7", "newest", "-1"):
         error = told("export", out, f"--step={step}")
-        assert f"no checkpoint '{step}'; there are 2, 3, 4, latest and best" in error
+        assert f"'{step}'; there are 2, 3, 4, latest and best" in error
     assert adapter_of(config, spec) == open_source(out).adapter
 
 
@@ -92,7 +92,7 @@ def test_an_adapter_folder_and_a_run_without_checkpoints(run, base, tmp_path, to
     assert (alone / "adapter_model.safetensors").read_bytes() == (
         inner / "adapter_model.safetensors"
     ).read_bytes()
-    assert "holds no checkpoints to choose from" in told("export", out, "--step", "4", "--force")
+    assert "no checkpoints" in told("export", out, "--step", "4", "--force")
 
 
 def test_weights_that_were_saved_on_a_mesh(run, configure):
@@ -219,7 +219,7 @@ def test_all_weights_trained(run, llama_base, told):
     exact = export(Order(out, format="merged", dtype="float32", out=f"{out}/exact"))
     ours = load_params(exact, spec, jnp.float32)
     assert_same_tree(trained, jax.tree.map(np.asarray, ours))
-    assert "trained all weights, there is no adapter" in told("export", out)
+    assert "trained all weights" in told("export", out)
 
 
 @pytest.mark.parametrize("what", ["lora", "full"])

@@ -91,7 +91,7 @@ def test_blocks_that_do_nothing(theirs, base, tmp_path, done):
 
     rewrite(folder, stop)
     said = done("import", folder, "--base", base, "--out", tmp_path / "in")
-    assert "in blocks 2, 3 every lora_B is zero: it changes nothing there" in said
+    assert "in blocks 2, 3 every lora_B is zero" in said
     found = import_adapter(str(folder), base, str(tmp_path / "again"))
     assert found.idle == (2, 3) and found.tensors == 42
 
@@ -185,9 +185,7 @@ def test_another_base(theirs, base, tmp_path, told):
 
 
 def test_things_that_are_no_adapter(theirs, base, tmp_path, told):
-    assert "adapter_config.json: no such file" in told(
-        "import", base, "--base", base, "--out", tmp_path / "in"
-    )
+    assert "adapter_config.json: " in told("import", base, "--base", base, "--out", tmp_path / "in")
     folder, _, _ = theirs()
     words = ("import", folder, "--base", base, "--out", tmp_path / "in")
 
@@ -197,7 +195,7 @@ def test_things_that_are_no_adapter(theirs, base, tmp_path, told):
 
     rewrite(folder, poison)
     error = told(*words)
-    assert "holds NaN or infinity" in error
+    assert "NaN" in error
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "mine.txt").write_text("")
     assert "is not empty" in told(*words)

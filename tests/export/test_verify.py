@@ -98,7 +98,7 @@ def test_an_adapter_that_loads_as_nothing(run, monkeypatch, told, spoil, reader)
     out, _ = run()
     spoil(out, "peft", "lora_B.weight", np.zeros_like)
     error = told("export", out, "--verify")
-    assert "as far from the trained model" in error and "the adapter has no effect there" in error
+    assert "no effect" in error
     assert not Path(out, "export", "peft").exists()
 
 
@@ -113,7 +113,7 @@ def test_one_bit_of_a_factor(run, monkeypatch, told, spoil):
 
     spoil(out, "peft", "2.mlp.up_proj.lora_A.weight", flip)
     error = told("export", out, "--verify")
-    assert "blocks/mlp/up/a in the files is not what was read" in error
+    assert "blocks/mlp/up/a " in error
     assert not Path(out, "export", "peft").exists()
 
 
@@ -124,7 +124,7 @@ def test_weights_that_differ(run, told, spoil, form):
     name = {"peft": "1.self_attn.q_proj.lora_B.weight", "merged": "1.mlp.up_proj.weight"}[form]
     spoil(out, form, name, lambda tensor: tensor * 1.5)
     error = told("export", out, "--format", form, "--verify")
-    assert "verification failed, nothing was kept: read by transformers" in error
+    assert "read by transformers" in error
     assert "logits differ by" in error and "float32 allows" in error
     assert not Path(out, "export", form).exists()
 
@@ -134,7 +134,7 @@ def test_a_tokenizer_that_prompts_otherwise(run, llama_base, monkeypatch):
     monkeypatch.setattr(verifying, "_installed", lambda *packages: False)
     # The base's own template instead of the paper's: one newline a turn is missing.
     monkeypatch.setattr(runs, "template_files", lambda *_: {})
-    with pytest.raises(UserError, match="the written tokenizer gives other tokens"):
+    with pytest.raises(UserError, match="tokenizer gives other tokens"):
         export(Order(out, verify=True))
 
 

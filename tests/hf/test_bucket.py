@@ -84,9 +84,7 @@ def test_what_cannot_be_read_is_refused(stored, bucket, monkeypatch, capsys):
     folder, address = stored
     with pytest.raises(UserError, match="s3://b/x: addresses of this kind are not read; give a fo"):
         load_spec("s3://b/x")
-    with pytest.raises(
-        UserError, match=r"gs://bucket/absent: cannot be read .*; see that the fold"
-    ):
+    with pytest.raises(UserError, match=r"gs://bucket/absent: cannot be read"):
         load_spec("gs://bucket/absent")
     words = [f"{address}/adapter", "--base", "gs://bucket/absent", "--out", "out"]
     assert cli.main(["import", *words]) == 2

@@ -96,9 +96,9 @@ def test_an_adapter_in_a_folder_at_a_revision(hub, language, pin):
 
 def test_what_is_not_there(hub):
     for name, said in {
-        "me/nothing": "neither a local folder nor a hub repository that can be read",
-        "me/adapters:slots/fi": "the hub repository me/adapters has no folder slots/fi",
-        "me/adapters@v9": "the hub repository me/adapters has no revision v9",
+        "me/nothing": "neither a local folder nor a hub",
+        "me/adapters:slots/fi": "me/adapters has no folder slots/fi",
+        "me/adapters@v9": "me/adapters has no revision v9",
         "me/adapters:../x": "no such folder",
         "me/adapters:slots//cy": "no such folder",
         "runs/old/adapter": "no such folder",
@@ -107,7 +107,7 @@ def test_what_is_not_there(hub):
         with pytest.raises(UserError) as error:
             locate(name)
         assert said in str(error.value) and str(error.value).startswith(name)
-    with pytest.raises(UserError, match="the revision is given twice, as v2 and as main"):
+    with pytest.raises(UserError, match=r"v2 and .*main"):
         small_files("me/adapters@v2", "main")
     assert small_files("lab/plain@v2", "v2").name == "b" * 40
 
@@ -159,6 +159,6 @@ def test_an_index_from_the_hub_names_files_not_patterns(repositories, hub, tmp_p
     shutil.copy(repositories / "lab/plain/config.json", folder)
     (folder / "secret.safetensors").write_bytes(b"x")
     (folder / "model.safetensors.index.json").write_text('{"weight_map": {"a": "*", "b": "../x"}}')
-    with pytest.raises(UserError, match="should be in a file of this folder"):
+    with pytest.raises(UserError, match="in a file of this folder"):
         load_params("lab/hostile", LLAMA, jnp.float32)
     assert "secret.safetensors" not in hub

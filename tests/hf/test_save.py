@@ -127,7 +127,7 @@ def test_an_interrupted_save_changes_nothing(tmp_path, before, monkeypatch):
 def test_other_peoples_folders_are_not_replaced(tmp_path):
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter1.tex").write_text("")
-    with pytest.raises(UserError, match=r"thesis: holds other files and no config\.json"):
+    with pytest.raises(UserError, match=r"thesis: .*config\.json"):
         save_base(tmp_path / "thesis", random_params(LLAMA), LLAMA)
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="file: is a file"):

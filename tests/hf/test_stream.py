@@ -119,7 +119,7 @@ def test_a_process_that_only_helps(tmp_path):
 
 def test_what_was_announced(tmp_path):
     wrong = Pending("a", (3,), np.dtype(np.float32), lambda: np.zeros(3, np.float64))
-    with pytest.raises(ValueError, match=r"a came out as float64 \(3,\), announced were float32"):
+    with pytest.raises(ValueError, match=r"a came out as float64 .*float32"):
         write_file(tmp_path / "x", [wrong])
 
 
@@ -130,5 +130,5 @@ def test_not_finite(dtype, value):
     good = finite(pending("a.weight", array), "mend it")
     np.testing.assert_array_equal(good.make(), array)
     array[2, 4] = value
-    with pytest.raises(UserError, match=r"tensor a\.weight holds NaN or infinity; mend it"):
+    with pytest.raises(UserError, match=r"tensor a\.weight holds NaN"):
         good.make()

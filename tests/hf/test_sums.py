@@ -65,7 +65,7 @@ def test_changed_and_missing_settings(base, adapter, tmp_path):
     with pytest.raises(UserError, match=r"generation_config\.json is missing, though SHA256SUMS"):
         load_spec(tmp_path / "b2")
     write_json(base / "config.json", read_json(base / "config.json") | {"rope_theta": 1e4})
-    with pytest.raises(UserError, match=r"config\.json: the content is not .* on purpose"):
+    with pytest.raises(UserError, match=r"config\.json: .* on purpose"):
         load_spec(base)
     (base / SUMS).unlink()
     assert load_spec(base).rope_theta == 1e4

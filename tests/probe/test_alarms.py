@@ -23,7 +23,7 @@ def test_layers_and_languages_are_grouped():
         alarms.add(layer, shape)
     first, second = alarms.lines()
     assert first.startswith("layers 1 to 3 and 5, all 3 languages: one dimension (number 17)")
-    assert "read the scores by standardised states" in first
+    assert "standardised" in first
     assert second.startswith("layers 6 and 7, de: one dimension (number 17) carries")
     assert "{" not in first + second
 

@@ -48,7 +48,7 @@ def test_half_a_deleted_file_does_not_become_zeros(tmp_path, capsys):
     arrays, computed = fill(tmp_path)
     assert same(arrays) and computed
     said = capsys.readouterr().out
-    assert said.count("\n") == 1 and "are damaged (mean.npy); they are computed again" in said
+    assert said.count("\n") == 1 and "(mean.npy)" in said
     assert fill(tmp_path)[1] == []
 
 
@@ -59,7 +59,7 @@ def test_one_bit_costs_one_language(tmp_path, capsys):
     array.flush()
     arrays, computed = fill(tmp_path)
     assert computed == ["de"] and same(arrays)
-    assert "states of de are damaged (last.npy)" in capsys.readouterr().out
+    assert "de are damaged (last.npy)" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -82,7 +82,7 @@ def test_a_damaged_note_is_not_believed(tmp_path, capsys, content, words):
 
 def test_states_of_something_else_are_refused(tmp_path):
     fill(tmp_path)
-    with pytest.raises(UserError, match="states made with base=x, now it is y"):
+    with pytest.raises(UserError, match=r"base=x.* y"):
         fill(tmp_path, {**WHAT, "base": "y"})
 
 
@@ -101,7 +101,7 @@ def test_float16_that_cannot_hold_massive_activations_says_so(tmp_path):
     assert fill(tmp_path / "small", dtype="float16")[1] == []
     blocks = Blocks(tmp_path / "large", WHAT, LANGUAGES, SHAPE, "float16")
     large = {name: values[:, 0] * 1e5 for name, values in VECTORS.items()}
-    with pytest.raises(UserError, match=r"more than float16 holds; keep .* --states float32"):
+    with pytest.raises(UserError, match=r"float16 .*--states float32"):
         blocks.write("cy", large)
 
 

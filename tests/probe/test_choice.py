@@ -46,9 +46,9 @@ def test_massive_activations_hand_the_choice_to_standardised_states():
     assert (choice.layer, choice.form, round(choice.score, 6)) == (3, "standardised", 0.8)
     words = choice.sentence()
     assert "chose block 3 of 5" in words and "80.0% by margin score of standardised states" in words
-    assert "the middle of blocks 2 to 4" in words
+    assert "blocks 2 to 4" in words
     assert "dominate in 5 blocks" in words and "block 4 with 40.0%" in words
-    assert "set align.states=standardised" in words
+    assert "align.states=standardised" in words
     assert choose_layer(table).layer == 4  # the report stays at the raw states' block
 
 
@@ -75,7 +75,7 @@ def test_cosines_that_do_not_spread_hide_as_well():
 
 def test_nothing_found_is_no_choice():
     nothing = [0.0] * 6
-    with pytest.raises(UserError, match="no block of the base finds a single translation"):
+    with pytest.raises(UserError, match=r"align\.layer=auto: no block"):
         choose_for_training(curved(nothing, nothing, largest=0.1))
 
 

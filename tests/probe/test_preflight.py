@@ -1,6 +1,7 @@
 """What is wrong with a probe is said before weights are loaded; what was measured is kept."""
 
 import json
+import re
 
 import jax
 import pytest
@@ -61,16 +62,16 @@ BAD = [
     ({"systems": [Probed("base"), Probed("a", "nowhere/adapter")]}, "nowhere/adapter"),
     ({"systems": [Probed("base"), Probed("../../a", "x")]}, "cannot name a system"),
     ({"systems": [Probed("base"), Probed("", "x")]}, "cannot name a system"),
-    ({"poolings": ["mean", "max"]}, "--pooling: 'max' is not one of"),
-    ({"poolings": ["mean", "mean"]}, "'mean' is there twice"),
-    ({"states_as": ["raw", "whitened"]}, "--states-as: 'whitened' is not one of raw"),
-    ({"dtype": "int8"}, "--states: 'int8' is not one of"),
+    ({"poolings": ["mean", "max"]}, "--pooling: 'max'"),
+    ({"poolings": ["mean", "mean"]}, "--pooling: 'mean'"),
+    ({"states_as": ["raw", "whitened"]}, "--states-as: 'whitened'"),
+    ({"dtype": "int8"}, "--states: 'int8'"),
     ({"width": 0}, "--width: 0"),
     ({"neurons": -1}, "--neurons: -1"),
     ({"rows": -3}, "--rows: -3"),
-    ({"rows": 1}, "one sentence has nothing to be told apart from"),
+    ({"rows": 1}, "one sentence"),
     ({"languages": ["de", "xx"]}, "has no 'xx'"),
-    ({"pivot": "zz"}, "no pivot language 'zz'"),
+    ({"pivot": "zz"}, "pivot language 'zz'"),
     ({"scores": "missing.json"}, "missing.json"),
     ({"items": "missing.jsonl"}, "missing.jsonl"),
 ]
@@ -100,16 +101,16 @@ def test_files_are_read_before_the_weights(config, text, tmp_path, no_weights):
     ]
     items = tmp_path / "items.jsonl"
     items.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert "no pivot language 'en'" in refused(items=str(items))
+    assert "pivot language 'en'" in refused(items=str(items))
     items.write_text(json.dumps(rows[0]) + "\n" + json.dumps(rows[0]) + "\n")
-    assert "de has the item '1' twice" in refused(items=str(items))
+    assert "de has the item '1'" in refused(items=str(items))
     (tmp_path / "file").write_text("x")
     assert "is a file" in refused(out=str(tmp_path / "file"))
 
 
 def test_sentences_that_are_all_the_same(config, tmp_path, no_weights):
     corpus = Parallel({"de": ["a", "b", "c"], "en": ["x"] * 3}, "made")
-    with pytest.raises(UserError, match="all 3 sentences of en are the same"):
+    with pytest.raises(UserError, match="all 3 sentences of en"):
         measure_corpora(base_module.open_base(config), [corpus], [Probed("base")], str(tmp_path))
 
 
@@ -152,5 +153,6 @@ def test_long_sentences_are_counted(config, tmp_path, monkeypatch):
     table = measure_corpora(
         base_module.open_base(config), [corpus], [Probed("base")], out, states_as=["raw"]
     )
-    assert table.notes == ("Of 6 sentences 1 are longer than 8 tokens and were cut.",)
+    (note,) = table.notes
+    assert re.findall(r"\d+", note) == ["6", "1", "8"]
     assert table.forms == ("raw",) and set(table.pairs) == {"cosine", "csls", "margin"}

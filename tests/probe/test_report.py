@@ -329,11 +329,11 @@ def test_the_best_block_by_each_form_of_the_states_is_everywhere(tmp_path):
                 assert f"<td>block {best}: {share}</td>" in page_text
     words = " ".join(text.split())
     best = saved["base"]["mean"]["standardised"]["margin"]
-    assert f"By standardised states the best block is {best['layer']}" in words
-    assert "Raw cosines of base say little in 4 of 6 blocks" in words
-    assert "train with align.states=standardised" in words
+    assert f"standardised states the best block is {best['layer']}" in words
+    assert "in 4 of 6 blocks" in words
+    assert "align.states=standardised" in words
     quiet = dataclasses.replace(table, health={**table.health, "largest": table.health["norm"] * 0})
-    assert "say little" not in " ".join(page(quiet, groups_of(quiet)).split())
+    assert "of 6 blocks" not in " ".join(page(quiet, groups_of(quiet)).split())
 
 
 def test_a_picture_of_forms_needs_two(tmp_path):

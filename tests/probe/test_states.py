@@ -82,7 +82,7 @@ def test_only_the_layers_asked_for(config, base):  # noqa: F811
     some = jaxalign_states(base, [2, 0])
     np.testing.assert_allclose(some[2], whole[2], atol=1e-5)
     np.testing.assert_allclose(some[0], whole[0], atol=1e-5)
-    with pytest.raises(UserError, match="layer=9 is outside this model of 3 blocks"):
+    with pytest.raises(UserError, match=r"layer=9 .* 3 blocks"):
         pooled_states(loaded, loaded.bare(), TEXTS, layers=[9])
     with pytest.raises(UserError, match="poolings are"):
         pooled_states(loaded, loaded.bare(), TEXTS, ("max",))
@@ -114,7 +114,7 @@ def test_stored_states_resume_by_language(config, tmp_path, monkeypatch):
     assert found["mean"].shape == (SPEC.layers + 1, 3, 4, SPEC.dim)
     store_states(loaded, system, corpus, tmp_path / "b", ("mean",), {"base": "x"})
     assert len(ran) == 4
-    with pytest.raises(UserError, match="states made with base=x, now it is y"):
+    with pytest.raises(UserError, match=r"base=x.* y"):
         store_states(loaded, system, corpus, tmp_path / "b", ("mean",), {"base": "y"})
 
 
@@ -141,7 +141,7 @@ def test_probe_from_files(config, adapters, tmp_path):  # noqa: F811
     assert np.isnan(table.pivoted["mexa"][..., 1]).all()
     assert np.isfinite(table.pivoted["cka"][..., [0, 2]]).all()
     assert not np.array_equal(table.pairs["cosine"][0], table.pairs["cosine"][1], equal_nan=True)
-    with pytest.raises(UserError, match="two systems are called 'base'"):
+    with pytest.raises(UserError, match="'base'"):
         probe(config, str(folder), [Probed("base"), Probed("base")], str(tmp_path / "o"))
 
 
@@ -166,5 +166,5 @@ def test_the_layer_is_chosen_from_the_pairs(config, tmp_path):
     assert 1 <= choice.layer <= SPEC.layers == choice.layers
     assert f"chose block {choice.layer} of {SPEC.layers}" in choice.sentence()
     (tmp_path / "pairs.jsonl").write_text("\n".join(lines[:3]) + "\n")
-    with pytest.raises(UserError, match="auto needs 32 pairs"):
+    with pytest.raises(UserError, match="needs 32 pairs"):
         choose(open_base(config))

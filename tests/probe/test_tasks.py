@@ -98,10 +98,10 @@ def test_scores_that_do_not_vary_have_no_correlation(tmp_path):
 @pytest.mark.parametrize(
     "content, words",
     [
-        ({"other": SCORES}, "scores of other, but probed were base, aligned"),
-        ({"de": 1, "cy": 2, "tlh": 3, "en": 4}, "only 2 were probed beside the pivot 'en'"),
-        ({"de": "high", "cy": 2, "sw": 3}, "'high' is no score"),
-        ({"de": True, "cy": 2, "sw": 3}, "True is no score"),
+        ({"other": SCORES}, "scores of other, .*base, aligned"),
+        ({"de": 1, "cy": 2, "tlh": 3, "en": 4}, "only 2 .*'en'"),
+        ({"de": "high", "cy": 2, "sw": 3}, "json: 'high'"),
+        ({"de": True, "cy": 2, "sw": 3}, "json: True"),
     ],
 )
 def test_scores_that_do_not_fit(tmp_path, content, words):
