@@ -35,7 +35,7 @@ APART = {
     "generate": {"config", "settings", "train"},
     "base": {"train"},
 }
-CIRCLES = {"model": {"adapters"}, "merge.search": {"merge.draw"}}  # still to be opened
+CIRCLES = {"model": {"adapters"}}  # still to be opened
 # Importing these loads no library of HEAVY.
 LIGHT = (
     "errors", "settings", "config", "multihost", "model.spec", "cli", "arguments", "data.batch",
