@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.progress import Progress
 
 WIDE = 400  # columns of a pipe or file, which has no edge to wrap at
 # C0 and C1 controls but tab and newline, the bidirectional overrides and isolates (which show text
@@ -61,6 +62,28 @@ def console(**given: Any) -> Console:
     plain = {"highlight": False, "markup": False, "quiet": not _speaks()}
     made = Console(**(plain | given))
     return made if made.is_terminal else Console(**({"width": WIDE} | plain | given))
+
+
+def bars(*notes: str, mode: str = "auto") -> Progress:
+    """Progress bars of rich where somebody watches; elsewhere they draw nothing.
+
+    Args:
+      notes: more columns, such as '{task.fields[rate]}'.
+      mode: auto | none (`log.progress`).
+    """
+    from rich import progress
+
+    screen = console()
+    return progress.Progress(
+        "{task.description}",
+        progress.BarColumn(20),
+        progress.MofNCompleteColumn(),
+        *notes,
+        progress.TimeElapsedColumn(),
+        progress.TimeRemainingColumn(),
+        console=screen,
+        disable=mode == "none" or screen.quiet or not screen.is_terminal,
+    )
 
 
 def _speaks() -> bool:

@@ -24,7 +24,7 @@ import numpy as np
 from jaxalign.base import Base, System, decoding_of
 from jaxalign.checksums import seal, seal_holds
 from jaxalign.errors import UserError
-from jaxalign.evaluate.progress import Progress
+from jaxalign.evaluate.progress import Bar
 from jaxalign.generate import chunks
 from jaxalign.multihost import from_main
 
@@ -67,7 +67,7 @@ def answer(
             settings.batch,
             numbers=missing,
         )
-        with Progress(title, len(missing), base.config.log.progress) as bar:
+        with Bar(title, len(missing), base.config.log.progress) as bar:
             for rows, answers in parts:
                 bar.advance(len(rows), sum(map(len, answers)))
                 if known is not None:

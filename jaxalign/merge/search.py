@@ -27,7 +27,7 @@ from jaxalign.data.template import Prompts, prompts_by
 from jaxalign.errors import UserError
 from jaxalign.evaluate.compare import ALL
 from jaxalign.evaluate.gold import Golds, kind_of, read_golds
-from jaxalign.evaluate.progress import Progress
+from jaxalign.evaluate.progress import Bar
 from jaxalign.evaluate.report import label
 from jaxalign.evaluate.run import score
 from jaxalign.evaluate.scorers import rehearse
@@ -139,7 +139,7 @@ def search(
     how = _Loss if metric == LOSS else _Answers
     judge = how(base, judged, golds, prompts)
     found: list[Candidate] = []
-    with Progress("candidates", len(candidates) * judge.rows, config.log.progress) as bar:
+    with Bar("candidates", len(candidates) * judge.rows, config.log.progress) as bar:
         for weights in candidates:
             merged = _merged(sources, weights, base, recipe)
             found.append(Candidate(weights, judge(merged, bar)))
@@ -209,7 +209,7 @@ class _Answers:
         self.prompts, _ = base.encode(examples, prompts)
         self.rows = len(self.prompts)
 
-    def __call__(self, merged: Merged | None, bar: Progress) -> Scores:
+    def __call__(self, merged: Merged | None, bar: Bar) -> Scores:
         base = self.base
         if merged:
             system = base.attach(merged.lora, merged.adapter, self.asked)
@@ -256,7 +256,7 @@ class _Loss:
             self.steps[adapter] = make_eval_step(phase)
         return self.steps[adapter]
 
-    def __call__(self, merged: Merged | None, bar: Progress) -> Scores:
+    def __call__(self, merged: Merged | None, bar: Bar) -> Scores:
         base = self.base
         step, lora = self._step(merged.adapter if merged else None), None
         if merged:

@@ -11,11 +11,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from jaxalign.base import Base, System, open_base, weights_digest
 from jaxalign.data.languages import find_language
-from jaxalign.multihost import is_main
 from jaxalign.probe.choice import Choice, as_json, choose_layer
 from jaxalign.probe.corpus import Parallel, read_parallel
 from jaxalign.probe.items import Items, measure_items, read_items
@@ -26,7 +24,7 @@ from jaxalign.probe.states import cut_sentences, store_states
 from jaxalign.probe.table import Table
 from jaxalign.probe.tasks import Names, read_scores
 from jaxalign.settings import Config
-from jaxalign.terminal import console, say
+from jaxalign.terminal import bars, say
 
 __all__ = [
     "Choice", "Probed", "as_json", "check_systems", "choose_layer", "measure_corpora", "probe",
@@ -104,10 +102,7 @@ def measure_corpora(
     config = base.config
     parts = []
     asked: list[dict[str, dict[str, np.ndarray]]] = []  # of each system: score -> language -> [L+1]
-    with Progress(
-        TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(),
-        TimeRemainingColumn(), disable=not is_main() or not console().is_terminal,
-    ) as bar:  # fmt: skip
+    with bars() as bar:
         more = sum(min(neurons, len(corpus)) * len(corpus.sentences) for corpus in corpora)
         more += sum(len(options) for rows in (items or {}).values() for options in rows)
         task = bar.add_task("states", total=(_sentences(corpora) + more) * len(systems))

@@ -27,7 +27,7 @@ import numpy as np
 from jaxalign.chips import of_kind
 from jaxalign.errors import missing_extra
 from jaxalign.paths import whole_file
-from jaxalign.terminal import console
+from jaxalign.terminal import bars, console
 from jaxalign.train.pace import Timing, Work
 
 SHOWN = ("task/loss", "align/loss", "align/contrastive/retrieval", "eval/loss")
@@ -241,30 +241,11 @@ class _Jsonl:
 
 
 class _Bar:
-    """A rich progress bar with the losses and the time left."""
+    """A progress bar with the losses."""
 
     def __init__(self, title: str, steps: int, start: int) -> None:
-        from rich.progress import (
-            BarColumn,
-            MofNCompleteColumn,
-            Progress,
-            TextColumn,
-            TimeElapsedColumn,
-            TimeRemainingColumn,
-        )
-
-        self.console = console()
-        columns = [
-            TextColumn("[bold]{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[losses]}"),
-        ]
-        self._progress = Progress(
-            *columns, console=self.console, disable=not self.console.is_terminal
-        )
+        self._progress = bars("{task.fields[losses]}")
+        self.console = self._progress.console
         self._task = self._progress.add_task(title, total=steps, completed=start, losses="")
         self._shown: dict[str, float] = {}
         self._progress.start()
