@@ -13,8 +13,6 @@ import re
 from collections.abc import Sequence
 from functools import cache
 
-import langcodes
-
 LANGUAGE_NAMES = dict(
     re.findall(
         r"(\w+)=(\w+)",
@@ -56,6 +54,8 @@ def base_language(code: str) -> str:
 
     `pt-BR` is `pt`, and FLORES' `arb_Arab` is `ar`; an unknown code stays as it is, in lower case.
     """
+    import langcodes  # 40 ms, which `data show` can do without
+
     first = re.split("[-_]", code)[0].lower()
     try:
         return langcodes.get(langcodes.standardize_tag(first, macro=True)).language or first
