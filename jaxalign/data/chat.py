@@ -188,16 +188,16 @@ def _user_text(example: Example, prompt: str, found: BatchEncoding, row: int) ->
     whole = (0, len(found["input_ids"][row]))
     if not found.is_fast or first < 0 or not text:
         return whole
-    last = first + len(prompt if example.finished else text) - 1
-    # A blank may belong to no token.
-    tokens = [found.char_to_token(row, place) for place in (first, last)]
-    if tokens[1] is None:
-        tokens[1] = next(
-            (
-                token
-                for place in range(last, first, -1)
-                if (token := found.char_to_token(row, place)) is not None
-            ),
-            None,
-        )
-    return whole if None in tokens else (tokens[0], tokens[1] + 1)
+    behind = len(prompt) if example.finished else first + len(text)
+
+    def token(places: range) -> int | None:
+        """Of the first of these characters that belongs to one: a blank may not."""
+        found_there = (found.char_to_token(row, place) for place in places)
+        return next((number for number in found_there if number is not None), None)
+
+    # A character may be several tokens: the text ends where the next one begins.
+    start, end = token(range(first, behind)), token(range(behind, len(prompt)))
+    last = token(range(behind - 1, first - 1, -1))
+    if start is None or last is None:
+        return whole
+    return start, whole[1] if end is None else max(end, last + 1)

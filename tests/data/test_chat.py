@@ -5,6 +5,7 @@ import io
 import numpy as np
 import pytest
 
+from jaxalign.data.batch import ANSWER, TEMPLATE, TEXT
 from jaxalign.data.chat import (
     encode_examples,
     encode_prompts,
@@ -207,3 +208,22 @@ def test_show(llama):
     assert "\x1b[36mwill it rain\x1b[0m" in coloured
     cut = encode_examples([EXAMPLE], llama, max_length=row.prompt + 2)[0]
     assert f"cut from {len(row.tokens)}, 2 trained" in printed([cut], llama)
+
+
+@pytest.mark.parametrize("template", ["chat", "llama3_paper"])
+@pytest.mark.parametrize("text", ["wake me up", "  wacht auf: é\u4e16 ", "find the slots"])
+def test_every_token_has_a_role(llama, template, text):
+    """The user's text is the last turn, though an instruction or an example may say the same."""
+    example = Example(text, "None", system="find the slots", shots=((text, "None"),))
+    (row,) = encode_examples([example], llama, template)
+    said = {role: row.tokens[row.roles == role] for role in (TEMPLATE, TEXT, ANSWER)}
+    assert llama.decode(said[ANSWER]) == "None<|eot_id|>"
+    assert llama.decode(said[TEXT]).strip() == text.strip()
+    places = np.flatnonzero(row.roles == TEXT)
+    assert (np.diff(places) == 1).all() and places[-1] < row.prompt
+    assert llama.bos_token_id in said[TEMPLATE]
+
+
+def test_of_a_finished_row_all_is_text_but_the_begin_token(llama):
+    (row,) = encode_examples([Example("Question: wake\nAnswer:", " me")], llama)
+    assert row.roles.tolist() == [TEMPLATE] + [TEXT] * (row.prompt - 1) + [ANSWER] * row.targets
