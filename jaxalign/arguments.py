@@ -9,7 +9,7 @@
     declare(parser, Show)                        # CONFIG [key=value ...] [--rows ROWS]
     read(Show, parser.parse_args(), rest).run()
 
-What an option may be and its explanation stand beside its default, as those of a setting do.
+What an option may be and its explanation stand next to its default, as those of a setting do.
 """
 
 from __future__ import annotations

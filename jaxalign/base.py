@@ -228,7 +228,7 @@ class Base:
         return self.system(self.decoder(), self.params, None)
 
     def wear(self, adapter: str) -> System:
-        """The base with a PEFT folder's adapter, beside it or merged into it as configured.
+        """The base with a PEFT folder's adapter, separate or merged into it as configured.
 
         It is asked by the chat template that belongs to the adapter.
 
@@ -239,7 +239,7 @@ class Base:
         return self.attach(*load_peft(adapter, self.spec), prompts)
 
     def attach(self, lora: Any, adapter: Lora, prompts: Prompts | None = None) -> System:
-        """The base with an adapter that is in memory, beside it or merged into it as configured."""
+        """The base with an adapter that is in memory, separate or merged into it as configured."""
         lora = jax.device_put(lora, shard_tree(self.mesh, lora))
         if self.config.generate.adapter == "merged":
             with jax.set_mesh(self.mesh):

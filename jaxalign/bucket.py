@@ -60,7 +60,7 @@ class BucketFile:
         return content
 
 
-# Copies of this process. Not told in the folder itself, where others could have written it.
+# Copies of this process. Not noted in the folder itself, where others could have written it.
 _LEFT: dict[Path, Mapping[str, BucketFile]] = {}
 
 

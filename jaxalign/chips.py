@@ -21,7 +21,7 @@ class Chip:
     flops: float  # dense bf16 FLOP/s
     memory: float  # bytes that programs may use
     bandwidth: float  # bytes/s of that memory
-    link: float = 0.0  # bytes/s to all neighbours together, one way; 0: not told here
+    link: float = 0.0  # bytes/s to all neighbours together, one way; 0: not known here
     clock: float = 0.0  # Hz in which the TPU compiler counts cycles; 0: it does not
 
 

@@ -12,11 +12,11 @@ from typing import Any
 
 OPTIONS: dict[str, dict[str, str]] = {
     "tpu": {
-        # Weights gathered beside the computation before, as a whole, instead of piece by piece
+        # Weights gathered during the computation before, as a whole, instead of piece by piece
         # within a product cut into as many pieces: by the compiler's own estimate a step of
         # Llama 3 8B on 16 chips takes 308 ms instead of 366 (docs/tpu.md).
         "xla_jf_spmd_threshold_for_windowed_einsum_mib": "1000000",
-        # That gathering runs beside products, woven into them. The default on v5e; on v6e nothing
+        # That gathering runs during products, woven into them. The default on v5e; on v6e nothing
         # is hidden without these, and with them 24 of 25 GB a step are.
         "xla_enable_async_all_gather": "true",
         "xla_tpu_enable_async_collective_fusion": "true",

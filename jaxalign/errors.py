@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 
 class UserError(ValueError):
-    """A mistake in what the user gave, told in one sentence with the way out."""
+    """A mistake in what the user gave, as one sentence with the way out."""
 
 
 def missing_extra(package: str, extra: str) -> UserError:

@@ -1,4 +1,4 @@
-"""A folder that appears whole: written under a temporary name beside its place, then moved there.
+"""A folder that appears whole: written under a temporary name next to its place, then moved there.
 
 A process that dies leaves only a folder called `.NAME.*.partial`, never half of NAME; the next
 save into the same place removes it. What is being written is locked, so that another process that

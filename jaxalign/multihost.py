@@ -52,7 +52,7 @@ _speakers: list[subprocess.Popen] = []
 def in_cluster(environment: Mapping[str, str], platforms: str | None) -> bool:
     """Whether this process is, or may be, one of several.
 
-    On a Cloud TPU VM nothing in the environment tells: the hosts stand in the machine's metadata,
+    On a Cloud TPU VM the environment says nothing: the hosts are listed in the machine's metadata,
     which JAX asks. `jax.distributed.initialize` belongs into every program there and does no harm
     on a single host (JAX docs, "Introduction to multi-controller JAX").
 
@@ -103,7 +103,7 @@ def start() -> None:
     hand; on SLURM, Open MPI and TPU slices JAX finds the rest by itself.
 
     Raises:
-      UserError: the others did not answer, or the heartbeat is no number of seconds.
+      UserError: the others did not answer, or the heartbeat is not a number of seconds.
     """
     import jax
 

@@ -1,6 +1,6 @@
 """The output of a run: a folder of this machine, or a bucket (`gs://bucket/run`).
 
-An object in a bucket can neither be appended to nor renamed. So what a run writes beside its
+An object in a bucket can neither be appended to nor renamed. So what a run writes next to its
 checkpoints (settings, log, adapter, traces) goes into a folder of this machine and is copied to the
 bucket with every checkpoint and at the end; Orbax writes the checkpoints there by itself.
 
@@ -180,7 +180,7 @@ class Desk:
             (self._remote / name).unlink(missing_ok=True)
 
     def publish(self) -> bool:
-        """Copies what is new; a bucket that does not answer is told and tried again next time."""
+        """Copies what is new; if the bucket does not answer, says so and tries again next time."""
         try:
             self._send()
         except UserError as error:
@@ -201,7 +201,7 @@ class Desk:
             except Exception as error:  # each backend has errors of its own
                 raise UserError(
                     f"{self.output}: {file.name} could not be written ({first_line(error)}); it "
-                    f"lies in {self.folder} on this machine, `gcloud storage cp -r` copies it"
+                    f"is in {self.folder} on this machine, `gcloud storage cp -r` copies it"
                 ) from error
             self._sent[file] = stamp
 

@@ -1,4 +1,4 @@
-"""A picture in the style of the house: few lines, and colours that colour-blind readers tell apart.
+"""A picture in the style of the house: few lines, colours for colour-blind readers, too.
 
 with picture(Path("curves.png"), 6.8, 4.0) as figure:
     figure.subplots().plot([1, 2, 3], color=PALETTE[0])

@@ -121,7 +121,7 @@ def mesh_sizes(data: int, fsdp: int, tensor: int, seq: int, devices: int) -> lis
 
 
 def split_slices(sizes: Sequence[int], slices: int) -> list[int]:
-    """How many slices lie along each axis of the mesh: the outer ones, data and fsdp, first.
+    """How many slices there are along each axis of the mesh: the outer ones, data and fsdp, first.
 
     Raises:
       UserError: tensor or seq, which communicate within every layer, would cross slices.
@@ -141,7 +141,7 @@ def split_slices(sizes: Sequence[int], slices: int) -> list[int]:
 def letters_of(path: str) -> str | None:
     """The axis letters of the weight at this path, or None for adapters and scalars.
 
-    Values and scales of a quantised weight lie along the weight's axes.
+    Values and scales of a quantised weight are split along the weight's axes.
     """
     path = path.removesuffix("/.values").removesuffix("/.scales")
     for suffix, letters in LETTERS.items():
@@ -155,7 +155,7 @@ def spec_for(path: str, shape: tuple[int, ...], mesh: Mesh) -> P:
     letters = letters_of(path)
     if letters is None or len(letters.split()) != len(shape):
         return P()
-    # Beside a split vocabulary the model dimension stays whole: a mesh axis splits one dimension.
+    # Next to a split vocabulary the model dimension stays whole: a mesh axis splits one dimension.
     table = VOCABULARY if letters.startswith("V") else WEIGHTS
     return _spec(letters, shape, mesh, table)
 
@@ -219,7 +219,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def row_shards(mesh: Mesh, process: int | None = None) -> tuple[int, ...]:
-    """Which of the data x fsdp shares of a batch's rows lie on devices of a process (this one).
+    """Which of the data x fsdp shares of a batch's rows are on devices of a process (this one).
 
     Several processes have the same share where tensor or seq cross them; the shares of one process
     need not be neighbours, because a mesh follows the links of a slice and not its hosts.

@@ -65,7 +65,7 @@ def console(**given: Any) -> Console:
 
 
 def bars(*notes: str, mode: str = "auto") -> Progress:
-    """Progress bars of rich where somebody watches; elsewhere they draw nothing.
+    """Progress bars of rich on a terminal; elsewhere they draw nothing.
 
     Args:
       notes: more columns, such as '{task.fields[rate]}'.

@@ -181,7 +181,7 @@ def _encode_prompts(
 def _user_text(example: Example, prompt: str, found: BatchEncoding, row: int) -> tuple[int, int]:
     """The user's text among the tokens of a prompt: the first token, and the one behind the last.
 
-    Of a finished row, and with a tokenizer that cannot tell where its tokens come from, all.
+    Of a finished row, and with a tokenizer that does not know where its tokens come from, all.
     """
     text = example.prompt.strip()
     first = 0 if example.finished else prompt.rfind(text)

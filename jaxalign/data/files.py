@@ -95,7 +95,7 @@ def read_files(pattern: str) -> Iterator[Row]:
 
 
 def _told(rows: Iterator[Row], path: str) -> Iterator[Row]:
-    """The same rows; what is wrong with whole files is told in words of its own."""
+    """The same rows; what is wrong with whole files has words of its own."""
     try:
         yield from rows
     except UnicodeDecodeError as error:

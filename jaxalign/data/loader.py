@@ -111,7 +111,7 @@ class Stream(abc.ABC, Generic[Row, Batch]):
 
         Args:
             index: counts on through the epochs.
-            places: which of the B rows are made, as `sharding.rows_here` tells a process; None:
+            places: which of the B rows are made, as `sharding.rows_here` says for a process; None:
                 all. The length T is that of the whole batch.
 
         Raises:

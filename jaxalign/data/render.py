@@ -123,7 +123,7 @@ def _chat(
     stops = _stop_texts(tokenizer)
     out = []
     for example, talk, prompt, whole in zip(examples, talks, prompts, wholes, strict=True):
-        # Some templates write a finished turn otherwise than an open one (they drop a thinking
+        # Some templates write a finished turn differently from an open one (they drop a thinking
         # block). What the model will see is the open one, so the answer follows that.
         completion = whole[len(prompt) :] if whole.startswith(prompt) else example.answer
         _check_printed(example, talk, prompt, completion, tokenizer)

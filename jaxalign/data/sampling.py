@@ -227,7 +227,7 @@ def choose_buckets(lengths: Sequence[int], size: int, most: int = 4) -> tuple[in
     top = -(-longest // step)
     edges = np.arange(1, top + 1) * step
     share = np.searchsorted(np.sort(lengths), edges, side="right") / len(lengths)
-    mass = np.diff(share**size, prepend=0.0)  # P(the batch's longest row lies below this edge)
+    mass = np.diff(share**size, prepend=0.0)  # P(the batch's longest row is below this edge)
     below = np.concatenate([[0.0], np.cumsum(mass)])
     # cost[e]: least expected length of batches up to edge e with the buckets so far, last one at e
     cost = below[1:] * edges

@@ -122,7 +122,7 @@ def _keep(
     split: str,
     sides: Callable[[Any], list[set[str]]],
 ) -> list[Any]:
-    """Items in the languages wanted: one of the alternatives of `sides` lies within them."""
+    """Items in the languages wanted: one of the alternatives of `sides` is within them."""
     wanted = set(part.languages)
     if not wanted:
         return items

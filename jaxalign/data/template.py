@@ -1,4 +1,4 @@
-"""The template that belongs to some weights: how their prompts were built, kept beside them.
+"""The template that belongs to some weights: how their prompts were built, stored with them.
 
 An adapter answers well to prompts that look like those of its training. So a training stores a chat
 template which renders the very tokens that it trained on, and whoever prompts, merges or exports
@@ -6,8 +6,8 @@ the adapter asks here which one that is. `prompt.template=chat` trains on the to
 template. The paper's layout is written by Python code; here the same layout is put into Jinja, from
 the same constants, so that transformers and vLLM build the tokens of the training.
 
-    texts = template_files(trained_with(tokenizer, config))         # to write beside the weights
-    belonging(folder, lambda: tokenizer)                            # the text beside an adapter
+    texts = template_files(trained_with(tokenizer, config))         # to write next to the weights
+    belonging(folder, lambda: tokenizer)                            # an adapter's own text
     prompts = prompts_of(tokenizer, 'chat', folder, 'runs/a/adapter')   # how it is to be asked
     prompts.template, prompts.note
 """
@@ -96,7 +96,7 @@ def belonging(folder: Path, tokenizer: Callable[[], PreTrainedTokenizerBase]) ->
     """The template that belongs to the weights in this folder; '' where it says nothing of it.
 
     A run's own record comes first where it names the paper's layout: earlier versions stored the
-    base's template beside such adapters.
+    base's template with such adapters.
 
     Args:
         folder: an adapter's, or a model's.
@@ -114,7 +114,7 @@ def belonging(folder: Path, tokenizer: Callable[[], PreTrainedTokenizerBase]) ->
 
 
 def recorded(folder: Path) -> Config | None:
-    """The settings that a training wrote beside its adapter, if it was one and they still load."""
+    """The settings that a training wrote next to its adapter, if it was one and they still load."""
     record = folder.parent / "config.yaml"
     if folder.name != "adapter" or not record.is_file():
         return None

@@ -1,9 +1,9 @@
-"""What the demo's base model reads before it is fine-tuned, and the data shipped beside it.
+"""What the demo's base model reads before it is fine-tuned, and the data shipped with it.
 
 Real text only: xSID, NTREX and Tatoeba, in English and the demo's languages. Three rules keep the
 demo honest. No xSID test row is read, nor any sentence equal to one: test rows measure intent and
 retrieval. Every third xSID validation row (`is_dev`) is kept for choosing hyper-parameters and is
-neither read nor used as a pair. No label of the task ever stands beside words that mean it: the
+neither read nor used as a pair. No label of the task ever stands next to words that mean it: the
 answer format is read with random labels, in English only.
 
     corpus = read_corpus('../shared/data')
@@ -88,7 +88,7 @@ def read_corpus(data: str | Path) -> Corpus:
             raise UserError(f"{data} has no folder {part}/; give the folder that holds the data")
     test = [row for lang in LANGUAGES for row in _rows(data / "xsid" / f"test.{lang}.jsonl")]
     valid = [row for lang in LANGUAGES for row in _rows(data / "xsid" / f"valid.{lang}.jsonl")]
-    # xSID repeats some test utterances in its validation part: such rows are no dev rows.
+    # xSID repeats some test utterances in its validation part: such rows are left out.
     tested = {normal(row["utterance"]) for row in test}
     repeated = {row["id"] for row in valid if normal(row["utterance"]) in tested}
     dev = [row for row in valid if is_dev(row["id"]) and row["id"] not in repeated]

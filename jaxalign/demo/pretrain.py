@@ -2,7 +2,7 @@
 
 The loss is plain next-token cross-entropy over packed documents (`corpus.compose`): sentences,
 translations, copies of words, and answers with random labels. Nothing else shapes the base; what
-its middle layers know of translation it learnt as larger models do, from text beside text.
+its middle layers know of translation it learnt as larger models do, from texts next to each other.
 
     python -m jaxalign.demo.pretrain --data ../shared/data --out jaxalign/demo/assets
 """

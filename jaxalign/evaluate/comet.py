@@ -1,7 +1,8 @@
 """COMET scores of translations, by its package or by its command.
 
 The package unbabel-comet (2.2) needs numpy 1 and JAX numpy 2, so they rarely share an environment.
-Installed beside it (`pipx install unbabel-comet`), its command `comet-score` is found on the PATH
+Installed in an environment of its own (`pipx install unbabel-comet`), its command `comet-score`
+is found on the PATH
 and does the same; it computes in half precision, so scores differ in the last digits. What is
 called of the package: download_model(name) -> path, load_from_checkpoint(path) -> model,
 model.predict(samples, batch_size=, gpus=, progress_bar=).scores, one number a segment.

@@ -4,7 +4,7 @@ The first system is the baseline. A group's score is the macro mean over its lan
 scores, as papers print it, so a small test set weighs as much as a large one. Gains are tested by
 paired bootstrap over rows: both systems are scored on the same resampled rows (Koehn 2004,
 "Statistical Significance Tests for Machine Translation Evaluation"). That is luck of the test
-rows, not luck of training: read the standard deviation over seeds beside it.
+rows, not luck of training: read it together with the standard deviation over seeds.
 
     systems = [System("fine-tuned", runs), System("aligned", other_runs)]  # one dict per seed
     found = compare(systems, {"supervised": ["en"], "transfer": ["cy", "sw"]})
@@ -367,7 +367,7 @@ def _joined(signs: Sequence[np.ndarray | None]) -> np.ndarray | None:
     return np.concatenate(known) if len(known) == len(signs) else None
 
 
-# Beside the scores --------------------------------------------------------------------------------
+# Next to the scores -------------------------------------------------------------------------------
 
 
 def _counts(system: System) -> dict[str, float]:

@@ -15,7 +15,7 @@ from jaxalign.evaluate.compare import Comparison
 from jaxalign.evaluate.report import by_group, label
 from jaxalign.picture import GRID, INK, PALETTE, REST, picture
 
-COLUMNS = 4  # panels beside each other
+COLUMNS = 4  # panels in a row
 SURE = 0.05
 
 
@@ -122,7 +122,7 @@ def _name(language: str) -> str:
 
 
 def _classes(row: Sequence[Any], last: Any, languages: list[str]) -> None:
-    """Dashes between resource classes, their numbers beside the last panel."""
+    """Dashes between resource classes, their numbers next to the last panel."""
     for number, inside in groupby(enumerate(languages), lambda item: resource_class(item[1])):
         places = [place for place, _ in inside]
         if places[0]:

@@ -1,4 +1,4 @@
-"""Files of predictions: one row a question, written beside the scores and scored without a model.
+"""Files of predictions: one row a question, written next to the scores and scored without a model.
 
 texts = read_predictions('runs/eval/sft/predictions.jsonl', golds)     # {'de': ['...', ...]}
 write_predictions(Path('runs/eval/sft'), golds, texts, scored)

@@ -1,7 +1,7 @@
 """What an evaluation needs, read and checked before any weights are loaded.
 
 Files of predictions, adapters, chat templates, prompts and old answers: whatever is wrong with one
-of them is told within seconds, not after an hour of answers.
+of them is reported within seconds, not after an hour of answers.
 
     base = open_base(config)
     asked = prepare(base, Entrant('sft', 'runs/sft/adapter'), golds, Path('runs/eval/sft'))

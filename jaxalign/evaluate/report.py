@@ -33,7 +33,7 @@ PICTURE = "gains.png"
 
 
 def label(name: str) -> str:
-    """'slot F1, %' of slot_f1; 'BLEU' of bleu, which is no percentage."""
+    """'slot F1, %' of slot_f1; 'BLEU' of bleu, which is not a percentage."""
     words = " ".join(WORDS.get(word.lower(), word) for word in name.split("_"))
     return words if name.lower().startswith(POINTS) else f"{words}, %"
 

@@ -37,7 +37,7 @@ class Pool:
 def items(language: str, ids: Sequence[str], rows: int) -> list[Item]:
     """What each row is known by; rows without ids are shared with no other language.
 
-    Equal ids of one language are told apart by their number: rows that all have the same id are
+    Equal ids of one language are distinguished by their number: rows that all have the same id are
     not one item, whose resamples would be copies of each other.
     """
     if not ids:

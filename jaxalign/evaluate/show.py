@@ -35,7 +35,7 @@ HEAD = 12  # letters of a system's name before it is folded
 def show(comparison: Comparison, console: Console) -> None:
     """Prints the main measure by language, the others by group, and the counts.
 
-    Systems that do not fit beside each other get tables of their own, each with the baseline.
+    Systems that do not fit next to each other get tables of their own, each with the baseline.
     """
     main, *others = comparison.measures
     for systems in _chunks(comparison, console.width):

@@ -23,7 +23,7 @@ from jaxalign.evaluate.measure import Gold, Measure, Scored, share
 TOKENIZERS = {**dict.fromkeys(CHINESE, "zh"), "ja": "ja-mecab", "ko": "ko-mecab"}
 WITHOUT_MECAB = "char"
 COMET = "comet"  # the option, and the measure
-SAMPLE = 100  # references that tell the script
+SAMPLE = 100  # references that show the script
 NO_BLANKS = ("CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR", "TIBETAN")
 BY_BLANKS = ("13a", "intl", "none")  # sacreBLEU's tokenizers that find words by the blanks around
 
@@ -42,7 +42,7 @@ def score_translation(
         golds: rows of one direction.
         answers: the translations; line breaks in them become blanks, as a file has one a line.
         tokenize: sacreBLEU's tokenizer for BLEU; '' takes the one for the target language. Where
-            Japanese or Korean lack theirs, characters are compared and `tokenizer_note` tells, as
+            Japanese or Korean lack theirs, characters are compared and `tokenizer_note` says so, as
             it does where words are sought by blanks in a script that writes none.
         comet: see `jaxalign.evaluate.comet.score_comet`.
         comet_gpus: how many GPUs COMET gets; JAX usually holds their memory already.

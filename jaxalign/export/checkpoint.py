@@ -60,7 +60,7 @@ class Saved:
 
     @cached_property
     def meta(self) -> dict[str, Any]:
-        """What was saved beside the arrays: step, base, model, configuration, progress, sums.
+        """What was saved with the arrays: step, base, model, configuration, progress, sums.
 
         Raises:
             UserError: it cannot be read, or is not what was written.

@@ -1,6 +1,6 @@
 """What a run's own records say about it, for the model card: settings, data, scores.
 
-Every line comes from the configuration saved with the checkpoint, from the data files as they lie,
+Every line comes from the configuration saved with the checkpoint, from the data files as they are,
 or from an evaluation of these very weights; where one of them is missing, so is the line.
 
     facts = card_facts(source, 'adapter', path='runs/own/export/peft', template='base')
@@ -54,7 +54,7 @@ def card_facts(source: Source, kind: str, path: str, template: str, dtype: str =
         source: what is exported.
         kind: adapter or model.
         path: the folder or hub name it will be loaded from; its last part is the title.
-        template: the chat template beside it: base (the base's own), own, none.
+        template: the chat template stored with it: base (the base's own), own, none.
         dtype: of a model's weights.
     """
     config, adapter = source.config, source.adapter
@@ -216,7 +216,7 @@ def block_range(layers: Sequence[int]) -> str:
 
 @dataclass(frozen=True)
 class Stream:
-    """A stream that was on: what the card shows of it, and what its rows tell."""
+    """A stream that was on: what the card shows of it, and what its rows say."""
 
     data: Data
     codes: frozenset[str]  # of its languages
@@ -224,7 +224,7 @@ class Stream:
 
 
 def streams(config: Config) -> Iterator[Stream]:
-    """The streams of a run, with what their files hold now; a file that is gone tells nothing."""
+    """The streams of a run, with what their files hold now; nothing of a file that is gone."""
     parts: tuple[tuple[str, TaskConfig | AlignConfig], ...] = (
         ("task", config.task),
         ("pairs", config.align),

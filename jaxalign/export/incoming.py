@@ -1,6 +1,6 @@
 """`jaxalign import`: an adapter trained elsewhere is checked against its base and made ours.
 
-`--adapter` and `lora.start` take a PEFT folder or a hub name as it is. An import tells what is in
+`--adapter` and `lora.start` take a PEFT folder or a hub name as it is. An import reports what is in
 it, mends spellings of its tensors' names, and leaves a folder that evaluation, probe, merge and
 export take like a run's own, with the settings to go on training from it.
 

@@ -73,7 +73,7 @@ def _telling(name: str) -> Iterator[None]:
         raise UserError(f"--push {name}: HF_HUB_OFFLINE is set; unset it to push") from error
     except HfHubHTTPError as error:
         raise UserError(
-            f"--push {name}: the hub refuses ({_first(error)}); `hf auth whoami` tells who you are "
+            f"--push {name}: the hub refuses ({_first(error)}); `hf auth whoami` shows who you are "
             "there"
         ) from error
     except (OSError, ValueError, RuntimeError) as error:

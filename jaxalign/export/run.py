@@ -104,7 +104,7 @@ def export(order: Order) -> Path:
 
 
 def default_out(run: str, form: str) -> Path:
-    """RUN/export/FORMAT, or beside an adapter folder; a hub name's adapter comes here."""
+    """RUN/export/FORMAT, or next to an adapter folder; a hub name's adapter comes here."""
     if "://" in run:
         raise UserError(f"--out: {run} is in the cloud; name a local folder to export to")
     folder = Path(run.rstrip("/"))
@@ -137,7 +137,7 @@ def describe(source: Source) -> str:
 
 
 def _forget_place(file: Path) -> None:
-    """A base that lies on this machine is named without its place: nobody else has that."""
+    """A base on this machine is named without its path, which nobody else has."""
     if file.is_file():
         config = read_json(file)
         name = Path(config["base_model_name_or_path"]).name

@@ -2,7 +2,7 @@
 
 source = open_source('runs/own')                 # its best checkpoint, or the newest
 source.adapter, source.weights                   # what they are, and the tree of arrays
-source.spec, source.base, source.config          # config: None where nothing tells how it was
+source.spec, source.base, source.config          # config: None where nothing says how it was
 """
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ def config_of(meta: dict[str, Any]) -> Config:
 
 
 def adapter_of(config: Config, spec: ModelSpec) -> Lora | None:
-    """What a run with this configuration trains beside the base; None: the base itself."""
+    """What a run with this configuration trains on the base; None: the base itself."""
     if config.trainable == "full":
         return None
     settings = dataclasses.asdict(config.lora)
@@ -130,13 +130,14 @@ def adapter_of(config: Config, spec: ModelSpec) -> Lora | None:
     adapter = Lora.parse(spec, **settings)
     if not start or adapter.parts:
         return adapter
-    # Settings cannot tell every pattern of ranks that PEFT can; without any, training goes on with
-    # those of the adapter it started from.
+    # Settings cannot express every pattern of ranks that PEFT can; without any, training goes on
+    # with those of the adapter it started from.
     try:
         return dataclasses.replace(adapter, parts=load_peft(start, spec)[1].parts)
     except UserError as error:
         raise UserError(
-            f"lora.start: {error}; the adapter that the run began with tells its ranks, put it back"
+            f"lora.start: {error}; the ranks are those of the adapter that the run began with: put "
+            "it back"
         ) from error
 
 
@@ -194,7 +195,7 @@ def _of_folder(run: str, folder: Path, base: str) -> Source:
 
 
 def read_adapter(folder: Path, spec: ModelSpec, base: str) -> tuple[dict[str, Any], Lora]:
-    """A PEFT folder's tree and what it is; an adapter that does not fit tells whose it is.
+    """A PEFT folder's tree and what it is; one that does not fit is refused by its base's name.
 
     Raises:
         UserError: as `load_peft`, with the base that the adapter names.

@@ -106,7 +106,7 @@ def verify(source: Source, folder: Path, form: str, dtype: str, reference: Refer
         reference: from `in_memory`.
 
     Raises:
-        UserError: they differ by more than the bound, or are no nearer to the trained model than
+        UserError: they differ by more than the bound, or are not nearer to the trained model than
             its base is, or their tokenizer builds other prompts, or a bit of an adapter differs.
     """
     _check_tokenizer(source, folder, reference.rows)

@@ -39,7 +39,7 @@ def locate(path: str | Path, revision: str | None = None) -> Path:
     """The local folder of a model: `path` itself, or the snapshot of that hub name.
 
     Of a repository only the weights that are read come along, not the copies in other formats that
-    some have beside them.
+    some have next to them.
 
     Args:
         path: folder in Hugging Face layout, a hub name such as `meta-llama/Llama-3.2-1B` or

@@ -131,7 +131,7 @@ def fingerprint(path: str | Path, revision: str | None = None) -> str:
     facts = dataclasses.asdict(spec)
     for key in ("bos_id", "eos_ids", "pad_id", "max_position"):
         del facts[key]
-    # A fact that a family lacks is not told: new facts leave the digests of old models alone.
+    # A fact that a family lacks is left out: new facts leave the digests of old models alone.
     for field in dataclasses.fields(spec):
         if field.default is not dataclasses.MISSING and facts[field.name] == field.default:
             del facts[field.name]
@@ -189,7 +189,7 @@ def _expected_names(spec: ModelSpec) -> dict[str, Row]:
 
 
 def _same_matrix(embed: StoredTensor, head: StoredTensor) -> None:
-    """A tied head that is written out, too, must be the embeddings; a few bytes tell.
+    """A tied head that is written out, too, must be the embeddings; a few bytes show it.
 
     Transformers 4 ignores such a head, transformers 5 uses it where it differs: two models.
     """
@@ -216,5 +216,5 @@ def _missing(folder: Path, name: str, index: dict[str, StoredTensor]) -> UserErr
 
 
 def _may_be_ignored(name: str, spec: ModelSpec) -> bool:
-    # Old exports carry the rotary table, and a tied head written out beside the embeddings.
+    # Old exports carry the rotary table, and a tied head written out next to the embeddings.
     return name.endswith("rotary_emb.inv_freq") or (spec.tied and name == _HEAD)

@@ -130,7 +130,7 @@ def load_peft(
 
 
 def tensor_rows(target: str, dora: bool) -> tuple[Row, ...]:
-    """The PEFT rows beside one projection: a [in, R], b [R, out], and DoRA's m [out]."""
+    """The PEFT rows of one projection: a [in, R], b [R, out], and DoRA's m [out]."""
     a, b = adapter_rows(target)
     if not dora:
         return a, b
@@ -141,7 +141,7 @@ def tensor_rows(target: str, dora: bool) -> tuple[Row, ...]:
 
 
 def _own(row: Row, rank: int) -> Any:
-    """Where a projection's own ranks lie in one block of the stacked leaf."""
+    """Where a projection's own ranks are in one block of the stacked leaf."""
     return {"a": (..., slice(rank)), "b": slice(rank), "m": ...}[row.path[-1]]
 
 

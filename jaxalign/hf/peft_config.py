@@ -125,7 +125,7 @@ class PeftConfig:
 
     @property
     def dora(self) -> bool:
-        """Whether magnitudes lie beside the factors."""
+        """Whether magnitudes are stored with the factors."""
         return bool(self.content.get("use_dora"))
 
     @property
@@ -147,7 +147,7 @@ class PeftConfig:
         return float(self._own("alpha_pattern", module, self.content.get("lora_alpha", 8)))
 
     def adapts(self, module: str) -> bool:
-        """Whether PEFT puts an adapter beside the module of this full name."""
+        """Whether PEFT adds an adapter to the module of this full name."""
         excluded, named = self.content.get("exclude_modules"), self.content["target_modules"]
         if excluded and _is_named(excluded, module):
             return False

@@ -167,7 +167,7 @@ def merged_tensors(
 ) -> list[Pending]:
     """The tensors of a base with an adapter added, read from the base's files one by one.
 
-    W + s A B is formed in float32 and rounded once. What no adapter sits beside is copied as it is.
+    W + s A B is formed in float32 and rounded once. What has no adapter is copied as it is.
 
     Args:
         base: folder or hub name; what `jaxalign.hf.load.fingerprint` checks is taken for granted.
@@ -303,7 +303,7 @@ def _one(row: Row, params: Mapping[str, Any], layer: int) -> Any:
 
 
 def _as(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    # What a narrow dtype cannot hold becomes infinite, which `finite` tells better than a warning.
+    # What a narrow dtype cannot hold becomes infinite, and `finite` reports it.
     with np.errstate(over="ignore"):
         return array.astype(dtype, copy=False)
 

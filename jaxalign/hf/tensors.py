@@ -64,7 +64,7 @@ class DiskFile:
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """Where one tensor lies."""
+    """Where one tensor is."""
 
     name: str
     file: DiskFile | BucketFile

@@ -5,7 +5,7 @@ a plain LoRA of scale 1 without dropout.
 
     parts = [Weighted(lora, adapter, 0.6), Weighted(other_lora, other_adapter, 0.4)]
     merged = combine(parts, spec, Recipe('delta'))            # exact, the ranks add up
-    merged = combine(parts, spec, Recipe('svd', rank=16))     # merged.error tells what it cost
+    merged = combine(parts, spec, Recipe('svd', rank=16))     # merged.error says what it cost
     merged.lora, merged.adapter                               # for save_peft or a decoder
 """
 
@@ -273,11 +273,11 @@ def _check_options(recipe: Recipe, method: Method) -> None:
             )
         if not 0 < recipe.density <= 1:
             raise UserError(
-                f"--density: {recipe.density} is no share of entries to keep; give a number above "
-                "0 and at most 1"
+                f"--density: {recipe.density} is not a share of entries to keep; give a number "
+                "above 0 and at most 1"
             )
     if recipe.rank is not None and recipe.rank < 1:
-        raise UserError(f"--rank: {recipe.rank} is no rank; use 1 or more")
+        raise UserError(f"--rank: {recipe.rank} is not a rank; use 1 or more")
 
 
 def _check_rank(parts: Sequence[Weighted], spec: ModelSpec, recipe: Recipe, method: Method) -> None:

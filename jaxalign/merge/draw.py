@@ -19,12 +19,12 @@ MOST = 24  # candidates that a ranking shows
 
 
 def draw(found: Search, path: Path) -> None:
-    """Writes the PNG: curves where one weight tells the candidates apart, else a ranking."""
+    """Writes the PNG: curves where one weight distinguishes the candidates, else a ranking."""
     shape = _curves if len(found.free) == 1 else _ranking
     height = 4.2 if shape is _curves else 1.6 + 0.26 * min(MOST, len(found.candidates))
     with picture(path, 7, height, dpi=150, style={"font.size": 10}) as figure:
         shape(figure.subplots(), found)
-        # Above the axes: within them it would lie on some search's points.
+        # Above the axes: within them it would cover some search's points.
         figure.legend(loc="outside upper left", ncols=2, frameon=False, fontsize=9)
 
 

@@ -39,7 +39,7 @@ def merge_facts(
       recipe: how they were combined.
       merged: the adapter that came out; None: whole updates, cut to no rank, went into the base.
       kind: adapter, or model where the base has it inside.
-      template: the chat template beside the weights, see `Facts`.
+      template: the chat template stored with the weights, see `Facts`.
     """
     hub = hub_name(base)
     used = sum(weight != 0 for _, weight, _ in parts)

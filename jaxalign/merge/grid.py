@@ -47,7 +47,7 @@ def combinations(grids: Sequence[Sequence[float]], adapters: int) -> list[Weight
 
 
 def free(candidates: Sequence[Weights]) -> list[int]:
-    """The adapters whose weight alone tells all candidates apart: one where they form a line."""
+    """The adapters whose weight alone distinguishes all candidates: one where they form a line."""
     varied = [
         place
         for place in range(len(candidates[0]))

@@ -83,7 +83,7 @@ class Search:
 
     @property
     def free(self) -> list[int]:
-        """The adapters whose weights tell the candidates apart."""
+        """The adapters whose weights distinguish the candidates."""
         return free([candidate.weights for candidate in self.candidates])
 
     def as_json(self) -> dict[str, Any]:

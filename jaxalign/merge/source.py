@@ -33,7 +33,7 @@ class Source:
     lora: dict[str, Any]
     adapter: Lora
     base: str  # as its configuration names it
-    template: str  # the chat template beside it, or nothing
+    template: str  # the chat template stored with it, or nothing
 
     def weighted(self, weight: float) -> Weighted:
         """With its weight in a merge."""
@@ -106,7 +106,7 @@ def warn(sources: Sequence[Source], given: str, console: Console) -> None:
 
 
 def template_of(sources: Sequence[Source], weights: Sequence[float], base: Path) -> Template:
-    """The template of the first adapter that counts, or else the base's; `warn` tells of others."""
+    """The template of the first adapter that counts, or else the base's; `warn` names others."""
     own = stored(base)
     used = [source for source, weight in zip(sources, weights, strict=True) if weight]
     text = next((source.template for source in used if source.template), own)

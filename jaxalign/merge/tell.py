@@ -43,19 +43,19 @@ def show(
 
 
 def serving(adapter: Lora) -> str:
-    """What vLLM needs to be told to serve an adapter, or why it does not."""
+    """What vLLM needs to serve an adapter, or why it does not."""
     if limits := vllm_limits(adapter):
         return "; ".join(limits)
     rank = adapter.r
     enough = vllm_rank(rank)
     if enough == rank:
         return f"vLLM serves it with --max-lora-rank {rank}"
-    told = (
+    needed = (
         f"rank {rank} is none of vLLM's --max-lora-rank ({', '.join(map(str, VLLM_RANKS))}): serve "
         f"it with {enough}, which pads it"
     )
     below = max(served for served in VLLM_RANKS if served < rank)
-    return told + (f", or cut it by --method svd --rank {below}" if 2 * below > rank else "")
+    return needed + (f", or cut it by --method svd --rank {below}" if 2 * below > rank else "")
 
 
 def _facts(adapter: Lora) -> tuple[str, str, str, str]:

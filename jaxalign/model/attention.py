@@ -57,7 +57,7 @@ def causal(length: int, segments: Array | None = None) -> jax.Array:
 
 
 def near(queries: Array, keys: Array, window: Array | int) -> jax.Array:
-    """Whether a key lies less than `window` places before a query, [B or 1, T, S] bool.
+    """Whether a key is less than `window` places before a query, [B or 1, T, S] bool.
 
     Args:
       queries: [B or 1, T] int, their places in the text.

@@ -61,7 +61,7 @@ class Decoder:
 
     Attributes:
       spec: the model's shape.
-      adapter: the LoRA beside it, or None.
+      adapter: the adapter on it, or None.
       remat: what the backward pass recomputes: none; dots (keeps matrix products); names (keeps
         what `SMALL` and `WIDE` name); offload (the same, the wide ones in the host's memory); full.
       attention: backend of `jaxalign.model.attention`.
@@ -126,7 +126,7 @@ class Decoder:
         for tap in (*taps, *whole, last):
             check_tap(spec, tap)
         if any(tap > last for tap in (*taps, *whole)):
-            raise ValueError(f"taps {taps} lie above stop={last}")
+            raise ValueError(f"taps {taps} are above stop={last}")
         place = jnp.arange(tokens.shape[1])[None]
         context = self._context(
             place if positions is None else positions,
@@ -239,7 +239,7 @@ class Decoder:
         places: Any = None,
         sight: Sight | None = None,
     ) -> Context:
-        """What the layers share; cos and sin lie in a stack where windows differ in theta."""
+        """What the layers share; cos and sin are stacked where windows differ in theta."""
         kinds = self.spec.kinds if self.spec.local_rope_theta else self.spec.kinds[:1]
         tables = [rotary(self.spec, positions, window) for window in kinds]
         cos, sin = tables[0] if len(kinds) == 1 else map(jnp.stack, zip(*tables, strict=True))

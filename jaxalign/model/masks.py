@@ -4,7 +4,7 @@
 than a mask needs and more than a TPU's compiler can weave into a product: by its estimate a task
 micro-batch of Llama 3 8B took 143 ms on v5e where this hash takes 138, 125 ms on v6e where it takes
 96, and there it compiled for a quarter of an hour instead of four minutes (docs/tpu.md). XLA's own
-generator (`impl='rbg'`) is no help on a mesh: every device would draw the numbers of all.
+generator (`impl='rbg'`) does not help on a mesh: every device would draw the numbers of all.
 
     keep = random_bits(key, x.shape) < round(0.9 * 2**32)
 """

@@ -11,7 +11,7 @@ adapters stay as they are.
 
 An array of our own and not qwix's: that library quantises a model by tracing its calls through
 Flax, its arrays hold four bits in whole bytes on a CPU, and importing it imports NNX, while all
-that is needed here beside a plain `dot_general` is a pytree that slices, shards and widens.
+that is needed here in addition to a plain `dot_general` is a pytree that slices, shards and widens.
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ NF4 = (
 class Quantised:
     """A weight [..., in, out...], or a stack of them: whatever slices the leaves slices it.
 
-    4-bit numbers lie two in a byte, along the axis of the groups: in each group the first half low,
-    the second half high.
+    4-bit numbers are stored two in a byte, along the axis of the groups: in each group the first
+    half low, the second half high.
     """
 
     values: jax.Array  # int8 of the weight's shape, or uint8 with half the length on `axis`

@@ -56,7 +56,7 @@ def contrastive(
 
     Returns:
       Sum and count over pairs. Logs: `retrieval` (sources whose own target is nearer than every
-      candidate that is another sentence; a tie is no hit), `cosine` of
+      candidate that is another sentence; a tie is not a hit), `cosine` of
       the true pairs, `norm` of the states, `spread` (1 - |mean of unit vectors|^2: 0 when all
       sentences have collapsed to one direction), `deviation` (standard deviation of the cosines
       of sources with other pairs' targets: far below the temperature, the loss is flat).
@@ -111,7 +111,7 @@ def _rank(logits: jax.Array, real: jax.Array, others: jax.Array) -> tuple[jax.Ar
     right = jnp.where(real, right, 0.0)
     # A group of padding alone has no candidate: its normaliser is kept finite, then dropped.
     logits = jnp.where(jnp.any(real, -1)[:, None, None], logits, 0.0)
-    # Equals are no hits: where all states have collapsed into one, nothing is found.
+    # A tie is not a hit: where all states have collapsed into one, nothing is found.
     hits = right > jnp.max(logits, axis=-1, initial=-jnp.inf, where=others)
     return jax.nn.logsumexp(logits, axis=-1) - right, hits
 

@@ -34,7 +34,7 @@ def language_model(states: States, batch: Any) -> Loss:
 
     Returns:
       Sum and count over answer tokens; logs `accuracy` (teacher forced: tokens whose logit is above
-      every other one; a tie is no hit).
+      every other one; a tie is not a hit).
     """
     assert states.text.answers is not None and states.head is not None  # as declared
     return cross_entropy(states.text.answers, states.head, batch.answers, states.soft_cap)
@@ -73,7 +73,7 @@ def _through(
 
 
 def _forward(hidden: Any, head: Any, answers: Any, soft_cap: float, chunk: int) -> Any:
-    """The same, and its gradients: by `head` only where somebody asks, a frozen one is not."""
+    """The same, and its gradients: by `head` only where it is trained."""
     pieces = (_split(hidden.value, chunk), _split(answers.value, chunk))
     weights = head.value
 

@@ -75,7 +75,7 @@ class View(NamedTuple):
 
 
 class States(NamedTuple):
-    """A batch after the model: a view of each side that somebody asked for."""
+    """A batch after the model: a view of each side that an objective asked for."""
 
     views: dict[str, View]  # `text` of task rows; `source` and `target` of pairs
     head: jax.Array | None = None  # [V, D]; where the answers are asked for

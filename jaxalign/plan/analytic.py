@@ -1,6 +1,6 @@
 """What a run takes by formula, where no compiler for the chip is at hand: memory alone, no time.
 
-Weights, optimiser, batches and caches follow exactly from shapes and shardings. What lies in memory
+Weights, optimiser, batches and caches follow exactly from shapes and shardings. What is in memory
 while a program runs is the sum of what the backward pass keeps (as `model.decoder` names it), one
 layer's weights gathered, the widest arrays of a layer and the loss. Against the TPU compiler's
 peak for Llama 3 8B (docs/plan.md) the sum was within PRECISION.
@@ -63,9 +63,9 @@ def estimate(plan: Design, chip: Chip, name: str) -> Program:
 
 
 def pace(plan: Design, chip: Chip, names: tuple[str, ...]) -> float:
-    """A number that orders designs by time, in seconds a row; no estimate to be told.
+    """A number that orders designs by time, in seconds a row; it is not an estimate to show.
 
-    Work at the chip's peak, beside which weights are gathered twice; where that takes longer, so
+    Work at the chip's peak, during which weights are gathered twice; where that takes longer, so
     does all. Sums over `tensor`, four a layer, wait for products and products for them: half.
     """
     total, rows = 0.0, 0

@@ -37,7 +37,7 @@ class Traffic:
 
     count: float = 0.0
     bytes: float = 0.0  # sent by one device
-    hidden: float = 0.0  # of these, in asynchronous calls, beside which the chip computes
+    hidden: float = 0.0  # of these, in asynchronous calls, during which the chip computes
 
     def add(self, other: Traffic, times: float) -> None:
         """Adds another's, `times` over."""
@@ -86,7 +86,7 @@ def measure(
       text: `compiled.as_text()`.
       kernels: FLOPs of a custom call that runs a kernel, or None where it is not known.
       open_loops: turns of a loop whose count cannot be read; None: it is named in `unknown`.
-      rate: FLOPs of the chip in a cycle; a product whose told cycles cannot be true beside it is
+      rate: FLOPs of the chip in a cycle; a product whose cycles cannot be true at it is
         named in `unknown`. 0: cycles are not looked at.
     """
     computations, entry = parse(text)
@@ -119,7 +119,7 @@ class _Reader:
     def _moves(self, name: str) -> dict[str, tuple[str, Traffic]]:
         """Collectives by channel, those in fusions included.
 
-        One that the compiler weaves into the computation beside it appears in several fusions: its
+        One that the compiler weaves into the computation next to it appears in several fusions: its
         start, what runs meanwhile, its end.
         """
         found: dict[str, tuple[str, Traffic]] = {}
@@ -189,8 +189,8 @@ class _Reader:
     def _dot(self, name: str, op: Op) -> float:
         left = dims(self._shape(name, op.operands[0]))
         # XLA's own word, or what it hands to cuBLAS.
-        told = r'lhs_contracting_dim(?:s=\{|ensions":\[)([\d,"]*)'
-        found = re.search(told, op.attributes)
+        named = r'lhs_contracting_dim(?:s=\{|ensions":\[)([\d,"]*)'
+        found = re.search(named, op.attributes)
         inner = math.prod(left[int(n)] for n in re.findall(r"\d+", found[1])) if found else 1
         return 2.0 * math.prod(dims(op.shape)) * inner
 
@@ -235,10 +235,10 @@ class _Reader:
         return given * share * (2 if base == "all-reduce" else 1)
 
     def _turns(self, name: str, op: Op) -> int | None:
-        """How often a loop turns: told by the compiler, or start, step and bound of its counter."""
-        told = re.search(r'known_trip_count"?:\{"?n"?:"?(\d+)', op.attributes)
-        if told:
-            return int(told[1])
+        """How often a loop turns: as the compiler says, or start, step and bound of its counter."""
+        known = re.search(r'known_trip_count"?:\{"?n"?:"?(\d+)', op.attributes)
+        if known:
+            return int(known[1])
         condition = self._all[op.attribute("condition") or ""]
         test = _through(condition, condition.root)
         if test is None or test.kind != "compare":

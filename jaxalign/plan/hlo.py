@@ -74,7 +74,7 @@ def dims(shape: str) -> list[int]:
 
 
 def group(attributes: str) -> int:
-    """Devices that take part in one group of a collective; 0 where it is not told."""
+    """Devices that take part in one group of a collective; 0 where it is not given."""
     listed = re.search(r"replica_groups=\{\{([\d,]+)\}", attributes)
     if listed:
         return len(listed[1].split(","))

@@ -50,7 +50,7 @@ class Program:
     tokens: int = 0  # in all rows, on all chips
     arguments: float = 0.0  # bytes
     temporaries: float = 0.0
-    beside: float = 0.0  # what lies in memory meanwhile and is none of its arguments
+    beside: float = 0.0  # what is in memory at the same time and is not an argument
     peak: float = 0.0  # of everything
     least: float = 0.0  # FLOPs that cannot be saved
     cost: Cost = field(default_factory=Cost)
@@ -67,7 +67,7 @@ class Program:
 
     @property
     def seconds(self) -> float | None:
-        """The compiler's cycles, kernels at the chip's peak; None where it told too little."""
+        """The compiler's cycles, kernels at the chip's peak; None where it says too little."""
         if self.error or self.cost.unknown or not self.chip.clock or not self.cost.cycles:
             return None
         return self.cost.cycles / self.chip.clock + self.cost.kernel_flops / self.chip.flops
@@ -79,7 +79,7 @@ class Program:
 
     @property
     def exposed(self) -> float:
-        """Seconds of traffic beside which nothing is computed, at the links' full speed."""
+        """Seconds of traffic during which nothing is computed, at the links' full speed."""
         open_ = sum(traffic.bytes - traffic.hidden for traffic in self.cost.collectives.values())
         return open_ / self.chip.link if self.chip.link else 0.0
 

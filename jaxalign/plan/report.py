@@ -1,4 +1,4 @@
-"""How a plan is told: tables on a terminal, JSON for programs.
+"""How a plan is shown: tables on a terminal, JSON for programs.
 
 show(plan, console(), price=1.2)                 # dollars a chip-hour
 Path('plan.json').write_text(json.dumps(as_json(plan, price=1.2)))

@@ -32,7 +32,7 @@ from jaxalign.train.design import Design, adapter_of, check_fit, design, placed
 from jaxalign.train.phases import PHASES
 
 MODELS = Path(__file__).parent / "models.yaml"
-UPDATES = 1000  # what a price is told for where the run's length is not
+UPDATES = 1000  # for a price, where the run's length is not known
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ class Plan:
 
     @property
     def updates(self) -> int:
-        """Of the run, or as many as a price is told for."""
+        """Of the run, or as many as a price is given for."""
         return self.config.train.steps or UPDATES
 
     @property

@@ -1,4 +1,4 @@
-"""The settings of what is trained and where it lies: base, adapter, prompt, devices."""
+"""The settings of what is trained and where it is: base, adapter, prompt, devices."""
 
 from __future__ import annotations
 

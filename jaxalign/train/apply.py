@@ -54,7 +54,7 @@ def make_update(
     def apply_step(state: TrainState, gradients: dict, losses: dict, sizes: Sizes) -> Any:
         norm = looked(state, gradients, sizes)[1]["grad_norm"]
         # What would come of the parameters is computed once more in the branch that is taken:
-        # kept until the verdict, new and old state would both lie in memory.
+        # kept until the verdict, new and old state would both be in memory.
         after = updated(state, gradients, sizes)[0].trained
         finite = _all_finite((norm, losses, after))
         branches = (partial(one, sizes=sizes) for one in (updated, skipped))

@@ -174,7 +174,7 @@ class Checkpoints:
         self._guard(self._best.wait_until_finished)
 
     def close(self) -> None:
-        """Ends the writers; what they could not write, `save` or `wait` has told already."""
+        """Ends the writers; what they could not write, `save` or `wait` has reported already."""
         for manager in (self._newest, self._best):
             with contextlib.suppress(Exception):
                 manager.close()

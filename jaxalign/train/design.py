@@ -1,4 +1,4 @@
-"""What a run computes, before any weight or row is read: its programs, and where arrays lie.
+"""What a run computes, before any weight or row is read: its programs, and where its arrays are.
 
 A design follows from the settings, the model's facts and a mesh. `setup.prepare` fills it with
 weights and data; `jaxalign.plan` compiles it as it is, for machines that are not there.
@@ -107,7 +107,7 @@ def design(config: Config, spec: ModelSpec, adapter: Lora | None, mesh: Mesh, to
     """The design of a run of `total` updates; its arrays are `jax.ShapeDtypeStruct`s.
 
     Args:
-      adapter: what is trained beside the base; None under full fine-tuning.
+      adapter: what is trained on the base; None under full fine-tuning.
 
     Raises:
       UserError: rows that the mesh does not divide, a tap past the model, an unknown objective.
@@ -209,7 +209,7 @@ def placed(tree: Any, shardings: Any) -> Any:
 
 
 def adapter_of(config: Config, spec: ModelSpec) -> Lora | None:
-    """What the settings train beside the base; None under full fine-tuning."""
+    """What the settings train on the base; None under full fine-tuning."""
     if config.trainable == "full":
         return None
     lora = config.lora

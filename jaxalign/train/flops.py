@@ -1,4 +1,4 @@
-"""The least work that training an adapter beside a frozen base can be: what MFU is a share of.
+"""The least work that training an adapter on a frozen base can be: what MFU is a share of.
 
 least = training_flops(spec, tokens=16384, length=512, adapter=20_971_520)
 least / seconds / (chips * peak)                 # model FLOPs utilisation
@@ -28,7 +28,7 @@ def training_flops(
       tokens: in all rows, padding included.
       length: of a row.
       blocks: only so many lower blocks, without the head; None: the whole model.
-      adapter: trained parameters beside the blocks that run.
+      adapter: trained parameters in the blocks that run.
       answers: tokens that reach the head; None: all.
       passes: `both`, or `forward` alone.
     """

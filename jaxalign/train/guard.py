@@ -44,7 +44,7 @@ class Cause:
     step: int  # of the update
     text: str
     advice: str
-    weights: bool = False  # nothing was finite: the state before the update is no good
+    weights: bool = False  # nothing was finite: the state before the update is not usable
     skipped: bool = True  # else no update was tried: a look at the end
 
 

@@ -100,13 +100,13 @@ def _train(run: Run, title: str, judge: Judge | None, desk: Desk, watch: Watch) 
                 return False
             store.save(step, state, meta_of(run, start, step, progress, evaluated), best)
             desk.publish()
-        log.drain()  # what follows is no save
+        log.drain()  # what follows is not a save
         return True
 
     def look() -> str:
         """Validation after this update: why to stop, or ''."""
         with watch.pause("evaluate"):
-            log.drain()  # what follows is no update
+            log.drain()  # what follows is not an update
             values = validate(run, state) | (judge(run, state) if judge else {})
         log.event("eval", step, values)
         log.event("goodput", step, watch.goodput())

@@ -1,4 +1,4 @@
-"""A device that ran out of memory, told in two sentences and a profile of what filled it.
+"""A device that ran out of memory, in two sentences and a profile of what filled it.
 
 with telling_memory('runs/demo'):
     state, metrics = run.step(...)
@@ -24,7 +24,7 @@ FULL = "RESOURCE_EXHAUSTED"
 def telling_memory(folder: str | Path) -> Iterator[None]:
     """Turns XLA's message into one that says what to do.
 
-    `folder/memory.prof`, for `pprof`, holds what lay in memory (of process 0), where JAX can tell.
+    `folder/memory.prof`, for `pprof`, holds what was in memory (of process 0), where JAX knows it.
 
     Raises:
       UserError: a device is out of memory.
@@ -38,15 +38,15 @@ def telling_memory(folder: str | Path) -> Iterator[None]:
         raise UserError(
             f"out of device memory{_devices()}{_wanted(str(error))}: try a smaller batch.size with "
             "more batch.accumulate, model.remat=full, more devices on mesh.fsdp, or "
-            "model.quantize=int8. `jaxalign plan CONFIG --topology v5e:4x4` tells what fits before "
-            f"a run{kept}"
+            "model.quantize=int8. `jaxalign plan CONFIG --topology v5e:4x4` reports what fits "
+            f"before a run{kept}"
         ) from error
 
 
 def _save(path: Path) -> str:
     if not is_main():
         return ""
-    # Out of memory is no state to insist on anything in: without the profile, the sentence stays.
+    # Where memory is exhausted the profile may fail; the sentence stays.
     with contextlib.suppress(Exception):
         path.parent.mkdir(parents=True, exist_ok=True)
         jax.profiler.save_device_memory_profile(path)
@@ -55,7 +55,7 @@ def _save(path: Path) -> str:
 
 
 def _devices() -> str:
-    """` (4 x TPU v5 lite, 15.7 GiB each)`, as far as the devices tell."""
+    """` (4 x TPU v5 lite, 15.7 GiB each)`, as far as the devices report it."""
     devices = jax.local_devices()
     with contextlib.suppress(Exception):
         limit = (devices[0].memory_stats() or {})["bytes_limit"]

@@ -100,7 +100,7 @@ class Log:
             over the wall time since the line before.
           timings: of phases that ran alone or were timed apart; they give `task/mfu`,
             `align/tokens_per_second` and so on. Where both phases run in every update and
-            `log.time_every` is 0 nobody can tell them apart without holding up the device: there
+            `log.time_every` is 0 they cannot be separated without holding up the device: there
             are none, and `mfu` is that of both together.
         """
         self._flush()
@@ -125,7 +125,7 @@ class Log:
 
     def drain(self) -> None:
         """Writes what is still on the device, and starts the clock anew: call it before and after
-        what is no update."""
+        what is not an update."""
         if self._window.steps:
             self._close()
         while self._closed:

@@ -2,7 +2,7 @@
 
 The loop keeps two updates in flight and waits for the one before them. Where it really had to wait
 it knows when that update ended; the time between two such ends is the second one's, and where this
-update held one phase only, that phase's. An update of both phases cannot be told apart this way
+update held one phase only, that phase's. An update of both phases cannot be separated this way
 (the device runs its programs one after the other, without the host); for it there is `apart`.
 
     pace = Pace(ahead=2)
@@ -43,7 +43,7 @@ class Timing:
 
 
 class Pace:
-    """The updates in flight, and the times of the phases that could be told."""
+    """The updates in flight, and the times of the phases that could be measured."""
 
     def __init__(self, ahead: int) -> None:
         self.in_flight: deque[Any] = deque()  # arrays; `is_ready` is unknown to type checkers
@@ -60,7 +60,7 @@ class Pace:
             self._wait()
 
     def settle(self) -> None:
-        """Waits for everything in flight; the time until the next update is no update's."""
+        """Waits for everything in flight; the time until the next update belongs to none."""
         while self.in_flight:
             self._wait()
         self._ended = None

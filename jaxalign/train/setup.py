@@ -133,7 +133,7 @@ def _losses(plan: Design, phase: str, batch: Any) -> dict[str, Loss]:
     return jax.eval_shape(step, plan.state.trained, plan.frozen, batch)[0]
 
 
-# Of a process, not of the run: where things are found and told, and what follows training.
+# Of a process, not of the run: where things are found and logged, and what follows training.
 OWN = ("output", "model.path", "log.", "evaluate.", "generate.", "lora.start")
 FILES = ("task.train", "task.valid", "align.train", "align.valid")  # whose rows are compared
 
@@ -148,13 +148,13 @@ def _digests(config: Config, train: dict[str, Stream], valid: dict[str, Stream])
 
 
 def _adapter(config: Config, spec: ModelSpec) -> tuple[Lora | None, Any]:
-    """What is trained beside the base, and the factors to start from, if any."""
+    """What is trained on the base, and the factors to start from, if any."""
     wanted = adapter_of(config, spec)
     if wanted is None or not config.lora.start:
         return wanted, None
     factors, found = load_peft(config.lora.start, spec)
     if not wanted.parts:
-        # Words cannot tell every pattern that PEFT can; without any, the adapter's own go on.
+        # Settings cannot express every pattern that PEFT can; without any, the adapter's own go on.
         wanted = dataclasses.replace(wanted, parts=found.parts)
     for field in ("r", "alpha", "targets", "layers", "rank_stabilised", "dora", "parts"):
         if getattr(found, field) != getattr(wanted, field):

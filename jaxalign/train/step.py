@@ -122,7 +122,7 @@ def make_train_step(
       combine: a name of `combine.COMBINE`.
       layer_mask: [L], 1 where a block's adapter is trained; the others' gradients count nowhere.
       shardings: of the state, in and out: left to the compiler, the state could come out split
-        otherwise than it went in, and the second step would compile again.
+        differently from how it went in, and the second step would compile again.
       options: for the compiler (`jaxalign.compiler`).
     """
     whole = None if shardings is None else shardings.step  # of numbers: the same everywhere

@@ -62,7 +62,7 @@ class Request:
             os.write(2, AGAIN)
         self.how, self._heard = HEARD[signal.Signals(number)], True
         if number == signal.SIGINT and jax.process_count() > 1:
-            os.kill(os.getpid(), signal.SIGTERM)  # the signal that JAX tells the others of
+            os.kill(os.getpid(), signal.SIGTERM)  # the signal that JAX passes on to the others
 
 
 @contextmanager

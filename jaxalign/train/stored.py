@@ -82,7 +82,7 @@ def local_places(output: str | Path) -> list[Place]:
 
 
 def read_meta(place: Place) -> dict[str, Any]:
-    """What was saved beside the arrays: step, base, model, configuration, progress, sums.
+    """What was saved with the arrays: step, base, model, configuration, progress, sums.
 
     Raises:
       Damaged: it is not what was written.
@@ -120,7 +120,7 @@ def reading() -> Any:
 def _hush() -> None:
     """What other reads of a damaged checkpoint say, after the first has failed and was reported.
 
-    TensorStore's threads find Orbax's event loop closed, and asyncio tells of results that nobody
+    TensorStore's threads find Orbax's event loop closed, and asyncio reports results that nobody
     asked for any more.
     """
     before = sys.unraisablehook

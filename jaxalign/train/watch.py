@@ -73,7 +73,7 @@ class Watch:
 
     @contextmanager
     def pause(self, part: str) -> Iterator[None]:
-        """Around what is no update: `evaluate`, `save` or `compile`."""
+        """Around what is not an update: `evaluate`, `save` or `compile`."""
         self._pace.settle()  # the device's work until here belongs to the updates
         with self._clock.during(part):
             yield

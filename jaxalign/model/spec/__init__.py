@@ -198,7 +198,7 @@ def check_tap(spec: ModelSpec, layer: int, key: str = "align.layer") -> int:
         key: the setting to name in the error.
 
     Raises:
-        UserError: the number lies outside 0..L.
+        UserError: the number is outside 0..L.
     """
     if not 0 <= layer <= spec.layers:
         raise UserError(

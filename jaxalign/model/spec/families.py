@@ -175,7 +175,7 @@ _EXPERTS = "its layers choose among experts, which those of the decoder do not"
 _WHY_NOT = {
     "gemma3": "it reads images, too; docs/families.md shows how to save its text part alone",
     "mixtral": _EXPERTS,
-    "phi3": "its q, k and v are one tensor, beside which PEFT puts one adapter",
+    "phi3": "its q, k and v are one tensor, to which PEFT adds one adapter",
     "qwen3_moe": _EXPERTS,
 }
 

@@ -2,7 +2,7 @@
 
 The terms say what they need of each side of a batch. `build` takes the union and plans the passes:
 one through the trained model, as far as the highest tap; one without gradients and one through the
-frozen base, where somebody asks for them.
+frozen base, where they are asked for.
 
     phase = build(decoder, (Term('contrastive', objective),), weights=lora_weights)
     states = phase.states(trained, frozen, batch, key)

@@ -28,7 +28,7 @@ class Facts(abc.ABC):
       name: of the phase, of its group of settings and of its logs.
       number: its place among the phases.
       rows_key: the setting of a micro-batch's rows, and `length_key` that of their length.
-      unit: what follows a number of rows, where they are no rows.
+      unit: what follows a number of rows, where they are not rows.
       scores: what validation measures besides losses.
     """
 
@@ -117,7 +117,7 @@ class Facts(abc.ABC):
         if twice:
             raise UserError(
                 f"objectives: two terms of the {self.name} phase are called {twice!r}, so their "
-                "logs could not be told apart; give one function another name"
+                "logs could not be distinguished; give one function another name"
             )
         return tuple(found)
 
