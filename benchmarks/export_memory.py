@@ -148,7 +148,7 @@ def measure(work: Path, source: str) -> dict[str, float]:
     import jax
     import jax.numpy as jnp
 
-    from jaxalign.export.order import Order
+    from jaxalign.export.request import Request
     from jaxalign.export.run import export
     from jaxalign.hf.load import load_params, load_spec
     from jaxalign.hf.save import save_base
@@ -161,7 +161,7 @@ def measure(work: Path, source: str) -> dict[str, float]:
         began = time.perf_counter()
         if params is None:
             run = work / {"files": "adapter", "checkpoint": "run"}[source]
-            export(Order(str(run), format="merged", out=str(work / "merged"),
+            export(Request(str(run), format="merged", out=str(work / "merged"),
                          max_shard_size="1GB"))  # fmt: skip
         else:
             save_base(work / "merged", params, spec, max_shard_bytes=1_000_000_000)

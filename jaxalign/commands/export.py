@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 from jaxalign.arguments import needed, option, word
 from jaxalign.errors import UserError
-from jaxalign.export.order import Order
+from jaxalign.export.request import Request
 
 
 @dataclass(frozen=True)
-class Export(Order):
+class Export(Request):
     """An export on the command line."""
 
     def run(self) -> None:

@@ -1,8 +1,8 @@
 """`jaxalign export`: a run or an adapter becomes what PyTorch, vLLM or JAX load.
 
-export(Order('runs/own'))                                  # runs/own/export/peft
-export(Order('runs/own', format='merged', dtype='bfloat16', verify=True))
-export(Order('runs/own', push='me/slots-cy', private=True))
+export(Request('runs/own'))                                  # runs/own/export/peft
+export(Request('runs/own', format='merged', dtype='bfloat16', verify=True))
+export(Request('runs/own', push='me/slots-cy', private=True))
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from jaxalign.data.chat import load_tokenizer
 from jaxalign.data.template import TOKENIZER_FILE, find_template, template_files
 from jaxalign.errors import UserError
 from jaxalign.export.facts import card_facts
-from jaxalign.export.order import Order
 from jaxalign.export.push import check_hub, push
+from jaxalign.export.request import Request
 from jaxalign.export.source import (
     CONFIG_FILE,
     DIVERGED,
@@ -52,8 +52,8 @@ from jaxalign.terminal import console
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}  # as the hub counts
 
 
-def export(order: Order) -> Path:
-    """Writes what is ordered and prints what it was.
+def export(request: Request) -> Path:
+    """Writes what is asked for and prints what it was.
 
     Returns:
         The folder that was written.
@@ -62,43 +62,47 @@ def export(order: Order) -> Path:
         UserError: anything in the run, the base, the folder or the hub that cannot work.
     """
     screen = console(soft_wrap=True)
-    shard_bytes = parse_size(order.max_shard_size)
-    if order.format not in WRITERS:
-        raise UserError(f"--format {order.format}: choose among {', '.join(WRITERS)}")
-    if order.dtype and order.dtype not in BOUNDS:
-        raise UserError(f"--dtype {order.dtype}: choose among {', '.join(BOUNDS)}")
-    if order.dtype and order.format == "peft":
+    shard_bytes = parse_size(request.max_shard_size)
+    if request.format not in WRITERS:
+        raise UserError(f"--format {request.format}: choose among {', '.join(WRITERS)}")
+    if request.dtype and request.dtype not in BOUNDS:
+        raise UserError(f"--dtype {request.dtype}: choose among {', '.join(BOUNDS)}")
+    if request.dtype and request.format == "peft":
         raise UserError("--dtype: an adapter is always float32; it is for merged and orbax")
-    out = Path(order.out) if order.out else default_out(order.source, order.format)
-    check_target(out, order.existing)
-    if order.push:
-        check_hub(order.push)
-    source = open_source(order.source, order.step, order.base)
-    if source.adapter is None and order.format == "peft":
-        raise UserError(f"{order.source} trained all weights, there is no adapter; --format merged")
+    out = Path(request.out) if request.out else default_out(request.source, request.format)
+    check_target(out, request.existing)
+    if request.push:
+        check_hub(request.push)
+    source = open_source(request.source, request.step, request.base)
+    if source.adapter is None and request.format == "peft":
+        raise UserError(
+            f"{request.source} trained all weights, so there is no adapter; use --format merged"
+        )
     must_stay = [Path.cwd(), Path.home(), source.folder, *([source.files] if source.files else [])]
-    if "://" not in order.source and Path(order.source).is_dir():
-        must_stay.append(Path(order.source))
-    with whole_folder(out, order.existing, keep=must_stay) as folder:
-        dtype = WRITERS[order.format](source, folder, order.dtype, shard_bytes)
+    if "://" not in request.source and Path(request.source).is_dir():
+        must_stay.append(Path(request.source))
+    with whole_folder(out, request.existing, keep=must_stay) as folder:
+        dtype = WRITERS[request.format](source, folder, request.dtype, shard_bytes)
         template = find_template(base_tokenizer(source.folder), source.config, source.files)
         write_texts(folder, template_files(template, folder / TOKENIZER_FILE))
         facts = card_facts(
             source,
-            "adapter" if order.format == "peft" else "model",
-            path=order.push or str(out),
+            "adapter" if request.format == "peft" else "model",
+            path=request.push or str(out),
             template=template.kind,
-            dtype="" if order.format == "peft" else dtype,
+            dtype="" if request.format == "peft" else dtype,
         )
         (folder / "README.md").write_text(model_card(facts), "utf-8")
-        if order.push and not facts.base:
+        if request.push and not facts.base:
             _forget_place(folder / CONFIG_FILE)
-        if order.verify:
-            screen.print(str(verify(source, folder, order.format, dtype, in_memory(source))))
+        if request.verify:
+            screen.print(str(verify(source, folder, request.format, dtype, in_memory(source))))
     size = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
-    screen.print(f"{describe(source)}: written to {out} ({order.format}, {size / 1e6:,.1f} MB)")
-    if order.push:
-        screen.print(f"pushed: {push(out, order.push, 'private' if order.private else 'default')}")
+    screen.print(f"{describe(source)}: written to {out} ({request.format}, {size / 1e6:,.1f} MB)")
+    if request.push:
+        screen.print(
+            f"pushed: {push(out, request.push, 'private' if request.private else 'default')}"
+        )
         screen.print("README.md names no licence: choose one on that page")
     return out
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from jaxalign.adapters.lora import merge
-from jaxalign.export.order import Order
+from jaxalign.export.request import Request
 from jaxalign.export.run import default_out, export, parse_size
 from jaxalign.export.source import adapter_of, open_source
 from jaxalign.hf.load import load_params, load_spec
@@ -36,7 +36,7 @@ def stored(folder):
 
 def test_an_adapter_keeps_its_bits(run, base):
     out, trained = run()
-    folder = export(Order(out))
+    folder = export(Request(out))
     assert folder == Path(out, "export", "peft")
     lora, adapter = load_peft(folder, load_spec(base))
     assert_same_tree(trained, lora)
@@ -53,11 +53,11 @@ def test_an_adapter_keeps_its_bits(run, base):
 def test_a_trained_run_exports_what_it_wrote_itself(configure, capsys):
     config = configure("train.steps=3", "train.eval_every=2", "lora.layers=1..2")
     result = train(config)
-    folder = export(Order(config.output))
+    folder = export(Request(config.output))
     assert f"step {result.best_step}" in capsys.readouterr().out
     written = Path(result.adapter, "adapter_model.safetensors").read_bytes()
     assert (folder / "adapter_model.safetensors").read_bytes() == written
-    other = export(Order(config.output, step="latest", out=f"{config.output}/other"))
+    other = export(Request(config.output, step="latest", out=f"{config.output}/other"))
     if result.best_step != result.step:
         assert (other / "adapter_model.safetensors").read_bytes() != written
 
@@ -83,11 +83,11 @@ def test_an_adapter_folder_and_a_run_without_checkpoints(run, base, tmp_path, to
     out, trained = run()
     spec = load_spec(base)
     save_peft(f"{out}/adapter", trained, spec, open_source(out).adapter, base_name=base)
-    inner = export(Order(f"{out}/adapter"))
+    inner = export(Request(f"{out}/adapter"))
     assert inner == Path(out, "adapter_peft")
     assert_same_tree(trained, load_peft(inner, spec)[0])
     (Path(out) / "checkpoints").rename(tmp_path / "elsewhere")
-    alone = export(Order(out))
+    alone = export(Request(out))
     assert alone == Path(out, "export", "peft")
     assert (alone / "adapter_model.safetensors").read_bytes() == (
         inner / "adapter_model.safetensors"
@@ -122,12 +122,12 @@ def test_an_adapter_needs_no_weights_of_the_base(run, llama_base, tmp_path, monk
         return str(folder)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
-    folder = export(Order(out, base="lab/base"))
+    folder = export(Request(out, base="lab/base"))
     assert set(asked) == {"lab/base"} and not list(tmp_path.glob("[0-9]*/*.safetensors"))
     assert list((tmp_path / "1").glob("*.index.json"))
     assert_same_tree(trained, load_peft(folder, load_spec(llama_base))[0])
     assert "base_model: lab/base" in (folder / "README.md").read_text()
-    merged = export(Order(out, base="lab/base", format="merged"))
+    merged = export(Request(out, base="lab/base", format="merged"))
     assert list(tmp_path.glob("[0-9]*/*.safetensors"))
     assert stored(merged).keys() == stored(llama_base).keys()
 
@@ -137,7 +137,7 @@ def test_an_adapter_needs_no_weights_of_the_base(run, llama_base, tmp_path, monk
 
 def test_merged_weights_are_the_sum_rounded_once(run, llama_base):
     out, trained = run(f"model.path={llama_base}", "lora.layers=2..3", "lora.targets=[q,down]")
-    folder = export(Order(out, format="merged", max_shard_size="40KB"))
+    folder = export(Request(out, format="merged", max_shard_size="40KB"))
     before, after = stored(llama_base), stored(folder)
     assert before.keys() == after.keys()
     changed = set()
@@ -181,7 +181,7 @@ def test_merged_weights_are_the_sum_rounded_once(run, llama_base):
 def test_merging_by_tensor_is_merging_as_a_whole(run, llama_base, words):
     out, _ = run(f"model.path={llama_base}", *words)
     source = open_source(out)
-    folder = export(Order(out, format="merged"))
+    folder = export(Request(out, format="merged"))
     params = load_params(llama_base, source.spec, jnp.bfloat16)
     whole = merge(params, source.weights, source.adapter)
     ours = load_params(folder, source.spec, jnp.bfloat16)
@@ -196,7 +196,7 @@ def test_merging_by_tensor_is_merging_as_a_whole(run, llama_base, words):
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 def test_another_dtype(run, llama_base, dtype):
     out, _ = run(f"model.path={llama_base}")
-    folder = export(Order(out, format="merged", dtype=dtype))
+    folder = export(Request(out, format="merged", dtype=dtype))
     kinds = {weight.dtype.name for weight in stored(folder).values()}
     assert kinds == {dtype}
     config = json.loads((folder / "config.json").read_text())
@@ -211,12 +211,12 @@ def test_another_dtype(run, llama_base, dtype):
 
 def test_all_weights_trained(run, llama_base, told):
     out, trained = run(f"model.path={llama_base}", "trainable=full")
-    folder = export(Order(out, format="merged"))
+    folder = export(Request(out, format="merged"))
     spec = load_spec(llama_base)
     ours = load_params(folder, spec, jnp.bfloat16)
     rounded = jax.tree.map(lambda leaf: leaf.astype(ml_dtypes.bfloat16), trained)
     assert_same_tree(rounded, jax.tree.map(np.asarray, ours))
-    exact = export(Order(out, format="merged", dtype="float32", out=f"{out}/exact"))
+    exact = export(Request(out, format="merged", dtype="float32", out=f"{out}/exact"))
     ours = load_params(exact, spec, jnp.float32)
     assert_same_tree(trained, jax.tree.map(np.asarray, ours))
     assert "trained all weights" in told("export", out)
@@ -227,8 +227,8 @@ def test_a_tree_for_jax(run, llama_base, what):
     import orbax.checkpoint as ocp
 
     out, _ = run(f"model.path={llama_base}", f"trainable={what}")
-    folder = export(Order(out, format="orbax"))
-    merged = export(Order(out, format="merged"))
+    folder = export(Request(out, format="orbax"))
+    merged = export(Request(out, format="merged"))
     spec = load_spec(folder)
     with ocp.StandardCheckpointer() as reader:
         tree = reader.restore((folder / "params").absolute())
@@ -243,7 +243,7 @@ def test_transformers_loads_it_and_agrees_with_peft(run, llama_base):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     out, _ = run(f"model.path={llama_base}")
-    adapter, merged = export(Order(out)), export(Order(out, format="merged", dtype="float32"))
+    adapter, merged = export(Request(out)), export(Request(out, format="merged", dtype="float32"))
     model, report = AutoModelForCausalLM.from_pretrained(
         merged, output_loading_info=True, dtype="auto"
     )

@@ -9,7 +9,7 @@ import yaml
 from jaxalign.adapters.lora import Lora, Part
 from jaxalign.base import weights_digest
 from jaxalign.export.facts import block_range, card_facts, streams
-from jaxalign.export.order import Order
+from jaxalign.export.request import Request
 from jaxalign.export.run import export
 from jaxalign.export.source import open_source
 from jaxalign.hf.load import load_spec
@@ -24,7 +24,7 @@ def card_of(folder):
 
 def test_a_run_s_card(run, rows, base):
     out, _ = run("align.weight=0.3", "align.every=joint", "lora.layers=1..2")
-    front, body = card_of(export(Order(out)))
+    front, body = card_of(export(Request(out)))
     assert front["language"] == sorted(front["language"])
     assert "en" in front["language"] and len(front["language"]) > 1
     assert "base_model" not in front  # a local folder is no name on the hub
@@ -56,7 +56,7 @@ def test_a_run_s_card(run, rows, base):
 
 def test_a_run_without_alignment(run):
     out, _ = run("align.weight=0")
-    front, body = card_of(export(Order(out)))
+    front, body = card_of(export(Request(out)))
     assert front["tags"] == ["lora", "jaxalign"] and front["language"] == ["en"]
     for word in ("align", "pairs", "turns"):
         assert word not in body.split("## Use")[0], word
@@ -65,7 +65,7 @@ def test_a_run_without_alignment(run):
 
 def test_a_merged_model_s_card(run, llama_base):
     out, _ = run(f"model.path={llama_base}", "prompt.template=llama3_paper", "trainable=full")
-    front, body = card_of(export(Order(out, format="merged")))
+    front, body = card_of(export(Request(out, format="merged")))
     assert front["library_name"] == "transformers"
     assert "| weights | bfloat16 |" in body and "| trained | all " in body
     assert "the paper's layout for Llama 3" in body and "PeftModel" not in body
@@ -75,7 +75,7 @@ def test_an_adapter_of_unknown_origin(run, base, tmp_path):
     """Nothing tells how it was trained: defaults of settings are not facts."""
     out, trained = run()
     save_peft(tmp_path / "a", trained, load_spec(base), open_source(out).adapter, base_name=base)
-    _, body = card_of(export(Order(str(tmp_path / "a"))))
+    _, body = card_of(export(Request(str(tmp_path / "a"))))
     assert "| LoRA | r 4" in body
     for word in ("learning rate", "objective", "layer", "seed", "updates", "## Data", "Citation"):
         assert word not in body, word
@@ -169,13 +169,13 @@ def test_scores_of_these_weights(run, base):
     source = open_source(out)
     save_peft(f"{out}/adapter", trained, load_spec(base), source.adapter, base_name=base)
     evaluation(out, weights_digest(f"{out}/adapter"))
-    _, body = card_of(export(Order(out)))
+    _, body = card_of(export(Request(out)))
     assert "|  | languages | **aligned** | sft |" in body
     assert "| slot F1, %, seen | en | 61.3 | 50.0 |" in body
     assert "| slot F1, %, all | en cy | 61.3 | 50.0 |" in body
     assert "**aligned** is this adapter" in body
     # The adapter folder of the run is the same adapter.
-    _, body = card_of(export(Order(f"{out}/adapter")))
+    _, body = card_of(export(Request(f"{out}/adapter")))
     assert "## Scores" in body
 
 
@@ -183,22 +183,22 @@ def test_a_numbered_seed(run, base):
     out, trained = run()
     save_peft(f"{out}/adapter", trained, load_spec(base), open_source(out).adapter, base_name=base)
     evaluation(out, weights_digest(f"{out}/adapter"), name="aligned_2")
-    assert "**aligned** is this adapter" in card_of(export(Order(out)))[1]
+    assert "**aligned** is this adapter" in card_of(export(Request(out)))[1]
 
 
 def test_no_scores_of_other_weights(run, base):
     out, trained = run()
     spec, adapter = load_spec(base), open_source(out).adapter
     evaluation(out, "f" * 16)
-    assert "## Scores" not in card_of(export(Order(out)))[1]  # there is no adapter to compare with
+    assert "## Scores" not in card_of(export(Request(out)))[1]  # nothing to compare with
     save_peft(f"{out}/adapter", trained, spec, adapter, base_name=base)
-    assert "## Scores" not in card_of(export(Order(out, force=True)))[1]
+    assert "## Scores" not in card_of(export(Request(out, force=True)))[1]
     evaluation(out, weights_digest(f"{out}/adapter"))
-    assert "## Scores" in card_of(export(Order(out, force=True)))[1]
+    assert "## Scores" in card_of(export(Request(out, force=True)))[1]
     run(step=6, seed=9)  # another step is exported than was evaluated
-    assert "## Scores" not in card_of(export(Order(out, force=True)))[1]
+    assert "## Scores" not in card_of(export(Request(out, force=True)))[1]
     Path(out, "evaluation", "report.json").write_text("{")
-    export(Order(out, step="4", force=True))
+    export(Request(out, step="4", force=True))
 
 
 def test_ranges():

@@ -12,7 +12,7 @@ from safetensors.numpy import load_file, save_file
 from jaxalign.checksums import SUMS
 from jaxalign.config import load
 from jaxalign.export.incoming import import_adapter
-from jaxalign.export.order import Order
+from jaxalign.export.request import Request
 from jaxalign.export.run import export
 from jaxalign.export.source import adapter_of, open_source
 from jaxalign.hf.load import load_spec
@@ -127,7 +127,7 @@ def test_training_goes_on(theirs, base, tmp_path, configure):
 def test_an_imported_adapter_is_exported_and_merged(theirs, base, tmp_path, done):
     folder, trained, _ = theirs()
     import_adapter(str(folder), base, str(tmp_path / "in"))
-    out = export(Order(str(tmp_path / "in")))
+    out = export(Request(str(tmp_path / "in")))
     assert_same_tree(trained, load_peft(out, load_spec(base))[0])
     body = (out / "README.md").read_text()
     assert "learning rate" not in body  # how it was trained is not known here

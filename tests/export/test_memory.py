@@ -17,7 +17,7 @@ REPO = Path(__file__).resolve().parents[2]
 MEASURE = """
 import sys
 import jax.numpy as jnp
-from jaxalign.export.order import Order
+from jaxalign.export.request import Request
 from jaxalign.export.run import export
 import transformers, transformers.models.llama  # imported by any export with a tokenizer
 
@@ -28,7 +28,7 @@ def peak():
 
 jnp.ones(1).block_until_ready()
 before = peak()
-export(Order(sys.argv[1], format='merged', out=sys.argv[2], max_shard_size='100MB'))
+export(Request(sys.argv[1], format='merged', out=sys.argv[2], max_shard_size='100MB'))
 print(before, peak())
 """
 

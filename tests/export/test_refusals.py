@@ -15,7 +15,7 @@ from safetensors.numpy import load_file, save_file
 
 from jaxalign.checksums import SUMS
 from jaxalign.errors import UserError
-from jaxalign.export.order import Order
+from jaxalign.export.request import Request
 from jaxalign.export.run import export
 from jaxalign.export.source import open_source
 from jaxalign.folders import whole_folder
@@ -93,7 +93,7 @@ def test_not_a_number(run, told):
     assert "blocks/attention/q/b of checkpoint 6 " in error
     assert "earlier step" in error
     assert not Path(out, "export").exists()
-    export(Order(out, step="4"))
+    export(Request(out, step="4"))
 
 
 # --- the base -----------------------------------------------------------------------------------
@@ -205,7 +205,7 @@ def test_force_does_not_take_what_it_needs(run, base, tmp_path, told, monkeypatc
 def test_a_failure_changes_nothing(run, tmp_path, monkeypatch):
     out, _ = run()
     target = tmp_path / "out"
-    export(Order(out, out=str(target)))
+    export(Request(out, out=str(target)))
     before = {path.name: path.read_bytes() for path in target.iterdir()}
 
     def fail(*args, **how):
@@ -214,12 +214,12 @@ def test_a_failure_changes_nothing(run, tmp_path, monkeypatch):
     monkeypatch.setattr("jaxalign.export.run.model_card", fail)
     for failure in (KeyboardInterrupt(), RuntimeError("bug")):
         with pytest.raises(type(failure)):
-            export(Order(out, out=str(target), force=True))
+            export(Request(out, out=str(target), force=True))
         assert {path.name: path.read_bytes() for path in target.iterdir()} == before
         assert left(tmp_path) == ["out", "run"]
     failure = OSError(28, "No space left on device")
     with pytest.raises(UserError, match=r"\(No space left on device\)"):
-        export(Order(out, out=str(target), force=True))
+        export(Request(out, out=str(target), force=True))
     assert left(tmp_path) == ["out", "run"]
 
 
@@ -270,7 +270,7 @@ def test_a_kill_leaves_no_half_folder(run, tmp_path, before, done):
     target = tmp_path / "out"
     words = []
     if before == "an older export":
-        export(Order(out, out=str(target)))
+        export(Request(out, out=str(target)))
         words = ["--force"]
     held = left(target) if target.exists() else None
     process = subprocess.Popen(

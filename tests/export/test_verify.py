@@ -10,7 +10,7 @@ from safetensors.numpy import load_file, save_file
 from jaxalign.errors import UserError
 from jaxalign.export import run as runs
 from jaxalign.export import verify as verifying
-from jaxalign.export.order import Order
+from jaxalign.export.request import Request
 from jaxalign.export.run import export
 
 
@@ -135,7 +135,7 @@ def test_a_tokenizer_that_prompts_otherwise(run, llama_base, monkeypatch):
     # The base's own template instead of the paper's: one newline a turn is missing.
     monkeypatch.setattr(runs, "template_files", lambda *_: {})
     with pytest.raises(UserError, match="tokenizer gives other tokens"):
-        export(Order(out, verify=True))
+        export(Request(out, verify=True))
 
 
 def test_bounds_name_every_dtype():

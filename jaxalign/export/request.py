@@ -1,6 +1,6 @@
 """What an export is asked for: the options of `jaxalign export`.
 
-Order('runs/own', format='merged', dtype='bfloat16', verify=True)
+Request('runs/own', format='merged', dtype='bfloat16', verify=True)
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from jaxalign.arguments import option, word
 
 
 @dataclass(frozen=True)
-class Order:
+class Request:
     """What is exported, and as what."""
 
     source: str = word("output of a training, PEFT folder or hub name", "RUN")
