@@ -1,9 +1,9 @@
 """One leaf of the parameters from its tensors, read only where devices of this process need it.
 
 A tensor is stored in its file row by row. Where several processes share a leaf that is split by
-columns, each would have to read every row; so each reads whole rows, as many as it has devices, and the
-devices swap blocks: the processes together read a leaf once per copy of it, wherever so many
-devices divide its rows.
+columns, each would have to read every row; so each reads whole rows, as many as it has devices,
+and the devices swap blocks: the processes together read a leaf once per copy of it, wherever so
+many devices divide its rows.
 """
 
 from __future__ import annotations
