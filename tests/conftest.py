@@ -28,6 +28,19 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
+@pytest.fixture
+def one_device(monkeypatch):
+    """Bases are opened on the first of the eight devices."""
+    import jax
+
+    from jaxalign import base
+    from jaxalign.sharding import make_mesh
+
+    monkeypatch.setattr(
+        base, "make_mesh", lambda *axes: make_mesh(*axes, devices=jax.devices()[:1])
+    )
+
+
 @pytest.fixture(scope="session")
 def bucket():
     """The emulator's files; gcsfs, TensorStore and Google's client all ask it."""

@@ -5,10 +5,8 @@
 
 from collections import Counter
 
-import jax
 import pytest
 
-from jaxalign import base as bases
 from jaxalign.errors import UserError
 from jaxalign.evaluate.gold import read_golds
 from jaxalign.evaluate.predictions import read_predictions
@@ -19,16 +17,7 @@ from tests.corrupt import sweep
 from tests.evaluate.conftest import rows_of
 from tests.tiny import ASSETS
 
-
-@pytest.fixture(autouse=True)
-def one_device(monkeypatch):
-    from jaxalign.sharding import make_mesh
-
-    monkeypatch.setattr(
-        bases, "make_mesh", lambda *axes: make_mesh(*axes, devices=jax.devices()[:1])
-    )
-
-
+pytestmark = pytest.mark.usefixtures("one_device")
 LANGUAGES = ("da", "de", "it", "en")
 
 

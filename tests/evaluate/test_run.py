@@ -13,17 +13,7 @@ from jaxalign.evaluate.run import Entrant, evaluate
 from jaxalign.evaluate.write import write
 from tests.evaluate.conftest import rows_of
 
-
-@pytest.fixture(autouse=True)
-def one_device(monkeypatch):
-    import jax
-
-    from jaxalign import base
-    from jaxalign.sharding import make_mesh
-
-    monkeypatch.setattr(
-        base, "make_mesh", lambda *axes: make_mesh(*axes, devices=jax.devices()[:1])
-    )
+pytestmark = pytest.mark.usefixtures("one_device")
 
 
 def test_systems_side_by_side(judged, adapters, tmp_path, capsys):

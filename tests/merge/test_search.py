@@ -21,17 +21,7 @@ from jaxalign.merge.search import Candidate, Search, search
 from tests.evaluate.conftest import rows_of
 from tests.tiny import SPEC
 
-
-@pytest.fixture(autouse=True)
-def one_device(monkeypatch):
-    import jax
-
-    from jaxalign import base
-    from jaxalign.sharding import make_mesh
-
-    monkeypatch.setattr(
-        base, "make_mesh", lambda *axes: make_mesh(*axes, devices=jax.devices()[:1])
-    )
+pytestmark = pytest.mark.usefixtures("one_device")
 
 
 @pytest.fixture

@@ -2,21 +2,15 @@
 
 import json
 
-import jax
 import numpy as np
 import pytest
 
-from jaxalign import base as base_module
 from jaxalign.base import open_base
-from jaxalign.config import load
 from jaxalign.errors import UserError
 from jaxalign.probe.corpus import Parallel
 from jaxalign.probe.items import measure_items, read_items
 from jaxalign.probe.neurons import measure_neurons
 from jaxalign.probe.run import Probed, probe
-from jaxalign.sharding import make_mesh
-from tests.evaluate.conftest import adapters  # noqa: F401  (a fixture)
-from tests.tiny import base  # noqa: F401  (a fixture)
 
 ITEMS = {
     "en": [("it is cold", ["i put on a coat", "i go swimming"]), ("it rains", ["wet", "dry"])],
@@ -44,14 +38,6 @@ def written(tmp_path, content):
     return str(file)
 
 
-@pytest.fixture
-def config(base, monkeypatch):  # noqa: F811
-    monkeypatch.setattr(
-        base_module, "make_mesh", lambda *axes: make_mesh(*axes, devices=jax.devices()[:1])
-    )
-    return load(None, [f"model.path={base}", "model.dtype=float32", "mesh.fsdp=1"]).config
-
-
 def torch_model(folder):
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -69,7 +55,7 @@ def test_items_of_the_probed_languages_in_one_order(tmp_path):
     assert found["deu_Latn"][1] == ["es regnet nass", "es regnet trocken"]
 
 
-def test_dali_of_every_layer_is_that_of_transformers_states(config, base, tmp_path):  # noqa: F811
+def test_dali_of_every_layer_is_that_of_transformers_states(config, base, tmp_path):
     torch, model, tokenizer = torch_model(base)
     items = read_items(written(tmp_path, rows()), ["de", "en", "it"])
     loaded = open_base(config)
@@ -97,7 +83,7 @@ def test_dali_of_every_layer_is_that_of_transformers_states(config, base, tmp_pa
     assert set(found["dali_strong"]) == {"de", "it"}
 
 
-def test_neurons_are_the_gates_of_transformers(config, base):  # noqa: F811
+def test_neurons_are_the_gates_of_transformers(config, base):
     torch, model, tokenizer = torch_model(base)
     loaded = open_base(config)
     corpus = Parallel(TEXTS, "four sentences")
@@ -129,7 +115,7 @@ def test_neurons_are_the_gates_of_transformers(config, base):  # noqa: F811
         assert np.isnan(found[name]["de"][0])
 
 
-def test_a_probe_holds_what_was_asked_for(config, adapters, tmp_path):  # noqa: F811
+def test_a_probe_holds_what_was_asked_for(config, adapters, tmp_path):
     folder = tmp_path / "text"
     folder.mkdir()
     for language, texts in TEXTS.items():

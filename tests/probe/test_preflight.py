@@ -3,21 +3,18 @@
 import json
 import re
 
-import jax
 import pytest
 
 from jaxalign import base as base_module
 from jaxalign import cli
-from jaxalign.config import load
 from jaxalign.errors import UserError
 from jaxalign.probe import run as run_module
 from jaxalign.probe import states as states_module
 from jaxalign.probe.corpus import Parallel
 from jaxalign.probe.preflight import Probed, check_systems, folder_of
 from jaxalign.probe.run import measure_corpora, probe
-from jaxalign.sharding import make_mesh
 from tests.probe.tables import in_forms
-from tests.tiny import ASSETS, base  # noqa: F401  (a fixture)
+from tests.tiny import ASSETS
 
 LANGUAGES = ("de", "en", "it", "nl", "tr")
 
@@ -32,14 +29,6 @@ def text(tmp_path):
         texts = [json.loads(line)["utterance"] for line in lines]
         (folder / f"{language}.txt").write_text("\n".join(texts) + "\n", "utf-8")
     return folder
-
-
-@pytest.fixture
-def config(base, monkeypatch):  # noqa: F811
-    monkeypatch.setattr(
-        base_module, "make_mesh", lambda *axes: make_mesh(*axes, devices=jax.devices()[:1])
-    )
-    return load(None, [f"model.path={base}", "model.dtype=float32", "mesh.fsdp=1"]).config
 
 
 @pytest.fixture

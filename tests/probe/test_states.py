@@ -2,33 +2,20 @@
 
 import json
 
-import jax
 import numpy as np
 import pytest
 
 import jaxalign
-from jaxalign import base as base_module
 from jaxalign.base import open_base
-from jaxalign.config import load
 from jaxalign.errors import UserError
 from jaxalign.probe import states as states_module
 from jaxalign.probe.auto import choose
 from jaxalign.probe.corpus import Parallel
 from jaxalign.probe.run import Probed, measure_corpora, probe
 from jaxalign.probe.states import pooled_states, store_states
-from jaxalign.sharding import make_mesh
-from tests.evaluate.conftest import adapters  # noqa: F401  (a fixture)
-from tests.tiny import ASSETS, SPEC, base  # noqa: F401  (a fixture)
+from tests.tiny import ASSETS, SPEC
 
 TEXTS = ["Guten Morgen", "wake me up at nine am on friday please", "è", "where is the cinema"]
-
-
-@pytest.fixture
-def config(base, monkeypatch):  # noqa: F811
-    monkeypatch.setattr(
-        base_module, "make_mesh", lambda *axes: make_mesh(*axes, devices=jax.devices()[:1])
-    )
-    return load(None, [f"model.path={base}", "model.dtype=float32", "mesh.fsdp=1"]).config
 
 
 def theirs(folder, adapter, texts):
@@ -54,7 +41,7 @@ def theirs(folder, adapter, texts):
 
 
 @pytest.mark.parametrize("worn", [False, True])
-def test_every_layer_and_pooling_equals_transformers(config, base, adapters, worn):  # noqa: F811
+def test_every_layer_and_pooling_equals_transformers(config, base, adapters, worn):
     adapter = f"{adapters}/a1" if worn else ""
     loaded = open_base(config)
     system = loaded.wear(adapter) if worn else loaded.bare()
@@ -76,7 +63,7 @@ def test_every_layer_and_pooling_equals_transformers(config, base, adapters, wor
         assert error.max() < 1e-4
 
 
-def test_only_the_layers_asked_for(config, base):  # noqa: F811
+def test_only_the_layers_asked_for(config, base):
     loaded = open_base(config)
     whole = pooled_states(loaded, loaded.bare(), TEXTS)["mean"]
     some = jaxalign_states(base, [2, 0])
@@ -88,7 +75,7 @@ def test_only_the_layers_asked_for(config, base):  # noqa: F811
         pooled_states(loaded, loaded.bare(), TEXTS, ("max",))
 
 
-def jaxalign_states(base, layers):  # noqa: F811
+def jaxalign_states(base, layers):
     return jaxalign.states(base, TEXTS, layers)
 
 
@@ -118,7 +105,7 @@ def test_stored_states_resume_by_language(config, tmp_path, monkeypatch):
         store_states(loaded, system, corpus, tmp_path / "b", ("mean",), {"base": "y"})
 
 
-def test_probe_from_files(config, adapters, tmp_path):  # noqa: F811
+def test_probe_from_files(config, adapters, tmp_path):
     folder = tmp_path / "text"
     folder.mkdir()
     rows = {}
