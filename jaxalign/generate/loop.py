@@ -21,7 +21,7 @@ from jaxalign.generate.beam import Beams
 from jaxalign.generate.columns import ColumnCache, Columns
 from jaxalign.generate.decoding import Decoding
 from jaxalign.generate.single import Single
-from jaxalign.model.attention import causal
+from jaxalign.model.attention import Sight, causal
 from jaxalign.model.decoder import Decoder
 from jaxalign.model.layers import Cache
 from jaxalign.sharding import constrain, platform
@@ -86,6 +86,7 @@ def start(
         positions=jnp.arange(width)[None],
         mask=causal(width),
         places=jnp.arange(width)[None],
+        sight=Sight(windows=decoder.spec.kinds),  # padding on the right: no token looks there
     )
     last = jnp.maximum(lengths - 1, 0)[:, None, None]
     hidden = jnp.take_along_axis(hidden, last, axis=1)[:, 0]  # [B, D]

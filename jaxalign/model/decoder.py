@@ -207,14 +207,18 @@ class Decoder:
         positions: jax.Array,  # [B, T] int: their rotary positions
         mask: jax.Array,  # [B or 1, T, S] bool: which of the first S slots each of them sees
         places: jax.Array | None = None,  # [B or 1, S] int: positions of the tokens in these slots
+        sight: Sight | None = None,
     ) -> tuple[jax.Array, Cache]:
         """Hidden states after the final norm, [B, T, D], and the cache with the new tokens.
 
-        Layers with a window see fewer slots than `mask` says; they need `places`.
+        Layers with a window see fewer slots than `mask` says; they need `places`. With `sight` the
+        tokens are whole causal rows of an empty cache, which kernels may run.
         """
         between = None if places is None else (positions, places)
-        context = self._context(positions, mask, slot=slot, places=between)
-        block = Block(self.spec, self.adapter, "reference")
+        context = self._context(positions, mask, slot=slot, places=between, sight=sight)
+        # A kernel that was asked for by name takes the prompts that it can, as `auto` does.
+        backend = "reference" if self.attention == "reference" else "auto"
+        block = Block(self.spec, self.adapter, backend)
 
         def body(carry: Any, layer: Any) -> Any:
             x, cache = carry

@@ -15,6 +15,7 @@ import math
 from collections.abc import Iterator
 
 from jaxalign.chips import Chip
+from jaxalign.model.splash import LANES, LEAST
 from jaxalign.objectives.language_model import CHUNK_LOGITS
 from jaxalign.plan.programs import EVAL, PROGRAMS, Job, Program, chosen, job, resident, size
 from jaxalign.train.design import Design
@@ -157,12 +158,14 @@ def _update(plan: Design, asked: Job, name: str) -> float:
 
 
 def _prompt(plan: Design, asked: Job, name: str) -> float:
-    """The cache, and the scores of one layer's reference attention in float32."""
-    cache = size(job(plan, "token").given)
+    """The cache and, where no kernel takes the prompts, one layer's scores in float32."""
+    found = size(job(plan, "token").given) + _working(plan, asked)
     rows, width = (int(n) for n in asked.what.split(" x "))
+    if plan.config.model.attention != "reference" and width >= LEAST and width % LANES == 0:
+        return found
     heads = plan.spec.heads / plan.mesh.shape["tensor"]
     ways = plan.mesh.shape["data"] * plan.mesh.shape["fsdp"]
-    return cache + 2 * rows / ways * heads * width**2 * 4 + _working(plan, asked)
+    return found + 2 * rows / ways * heads * width**2 * 4
 
 
 def _token(plan: Design, asked: Job, name: str) -> float:

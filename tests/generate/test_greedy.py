@@ -11,9 +11,10 @@ from jaxalign.adapters.lora import Lora
 from jaxalign.errors import UserError
 from jaxalign.generate import Decoding, answer_chunks, chunks, generate, run, stop_ids
 from jaxalign.generate.loop import Weights, advance, start
+from jaxalign.model import attention, splash
 from jaxalign.model.attention import causal
 from jaxalign.model.decoder import Decoder
-from jaxalign.sharding import make_mesh, shard_tree
+from jaxalign.sharding import make_mesh, platform, shard_tree
 from tests.data.conftest import CHATML_TEMPLATE, LLAMA_TEMPLATE, build
 from tests.hf.conftest import LLAMA, TARGETS, random_lora, random_params
 
@@ -295,3 +296,35 @@ def test_stop_ids_are_the_models_the_tokenizers_and_the_templates(tmp_path):
     assert stop_ids(dataclasses.replace(LLAMA, eos_ids=()), tokenizer) == (
         *tokenizer.convert_tokens_to_ids(["<|endoftext|>", "<|im_end|>"]),
     )
+
+
+@pytest.mark.parametrize("windows", [(), (0, 100)], ids=["whole", "window"])
+def test_a_kernel_runs_the_prompt_and_the_reference_each_token(monkeypatch, windows):
+    """A whole prompt's scores would take O(T²) memory; what is written stays the same."""
+    spec = dataclasses.replace(LLAMA, heads=2, kv_heads=1, head_dim=64, layers=2, windows=windows)
+    params = scaled(random_params(spec), 0.2)
+    numbers = np.random.default_rng(4)
+    texts = [numbers.integers(4, spec.vocab, length).tolist() for length in (250, 130)]
+    settings = {"decoding": Decoding(4), "batch_size": 2, "stop_ids": NEVER}
+    expected = generate(Decoder(spec), params, None, texts, **settings)
+
+    real, called = splash.attend, []
+    monkeypatch.setattr(attention, "FASTEST", {platform(): "splash"})
+    monkeypatch.setattr(
+        splash, "attend", lambda q, *rest, **how: called.append(q.shape) or real(q, *rest, **how)
+    )
+    decoder = Decoder(spec, attention="splash")  # by name, though it takes no single token
+    assert generate(decoder, params, None, texts, **settings) == expected
+    assert set(called) == {(2, 256, 2, 64)}
+
+    tokens, place = np.zeros((1, 256), np.int32), np.arange(256)[None]
+    tokens[0, :250] = texts[0]
+    given = {"slot": 0, "positions": place, "mask": causal(256), "places": place}
+    by = [
+        decoder.extend(
+            params, None, tokens, decoder.empty_cache(1, 256, jnp.float32), **given, sight=sight
+        )
+        for sight in (None, attention.Sight(windows=spec.kinds))
+    ]
+    for ours, theirs in zip(*map(jax.tree.leaves, by), strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=2e-5)
