@@ -28,7 +28,7 @@ from jaxalign.demo import ALIGNED, ASSETS, LANGUAGES, UNALIGNED
 from jaxalign.demo.measure import Rows, read_rows, retrieval, scores
 from jaxalign.demo.run import CONFIG
 from jaxalign.merge.algebra import Recipe, Weighted, combine
-from jaxalign.merge.source import Source, read_adapters
+from jaxalign.merge.source import AdapterFolder, read_adapters
 from jaxalign.picture import GRID, INK, PALETTE, picture
 from jaxalign.train.loop import train
 
@@ -52,7 +52,9 @@ def measured(base: Base, merged: Any, rows: Rows, layer: int) -> dict[str, float
     return found
 
 
-def merge_of(parts: list[Source], weights: tuple[float, ...], method: str, base: Base) -> Any:
+def merge_of(
+    parts: list[AdapterFolder], weights: tuple[float, ...], method: str, base: Base
+) -> Any:
     """The merged adapter in memory."""
     weighted: list[Weighted] = [
         source.weighted(weight) for source, weight in zip(parts, weights, strict=True)
@@ -71,7 +73,7 @@ def one_seed(seed: int, out: Path, words: list[str]) -> dict[str, Any]:
     base = open_base(config)
     layer = config.align.layer
     dev, test = (read_rows(ASSETS, split, LANGUAGES) for split in ("dev", "test"))
-    task, align, joint = read_adapters(list(paths.values()), base.spec, lambda: base.tokenizer)
+    task, align, joint = read_adapters(list(paths.values()), base.opened)
     found: dict[str, Any] = {"seed": seed, "sweeps": {}, "test": {}}
     for name, (method, candidates) in SWEEPS.items():
         found["sweeps"][name] = [

@@ -6,7 +6,7 @@ system = base.wear('runs/demo/adapter')       # or base.bare(); reads the weight
 system.write(prompts, decoding, batch_size=32)
 train(config, base=base)                      # the same weights
 
-`Opened` alone is a base without a configuration, for commands that turn files into files.
+`open_files(path)` opens one without a configuration.
 """
 
 from __future__ import annotations
@@ -96,25 +96,30 @@ class Opened:
         """Folder or hub name, as it was given."""
         return self.model.path
 
+    @property
+    def revision(self) -> str | None:
+        """Hub branch, tag or commit."""
+        return self.model.revision
+
     @cached_property
     def files(self) -> Path:
         """The folder of its small files; the weights need not be there."""
-        return small_files(self.path, self.model.revision)
+        return small_files(self.path, self.revision)
 
     @property
     def whole(self) -> Path:
         """Its folder with the weights, which are fetched where they are missing."""
-        return locate(self.path, self.model.revision)
+        return locate(self.path, self.revision)
 
     @cached_property
     def spec(self) -> ModelSpec:
         """Its facts."""
-        return load_spec(self.path, self.model.revision)
+        return load_spec(self.path, self.revision)
 
     @cached_property
     def tokenizer(self) -> Any:
         """Its tokenizer, with a pad token."""
-        return load_tokenizer(self.path, self.model.revision)
+        return load_tokenizer(self.path, self.revision)
 
     @property
     def its_tokenizer(self) -> Any:
@@ -129,7 +134,7 @@ class Opened:
     @cached_property
     def fingerprint(self) -> str:
         """By which the same base is known again; its files are complete then."""
-        return fingerprint(self.path, self.model.revision)
+        return fingerprint(self.path, self.revision)
 
     @property
     def params(self) -> Any:
@@ -149,7 +154,7 @@ class Opened:
         if self._weights is None:
             shardings = shard_tree(self.mesh, abstract_params(self.spec, held))
             self._weights = load_params(
-                self.path, self.spec, held, shardings, self.model.revision, self.model.quantize
+                self.path, self.spec, held, shardings, self.revision, self.model.quantize
             )
         if wanted == held:
             return self._weights
@@ -327,6 +332,11 @@ def open_base(config: Config, held: str = "") -> Base:
     if not config.model.path:
         raise UserError("model.path is empty; name a folder in Hugging Face layout or a hub model")
     return Base(config, Opened(config.model, config.mesh, held))
+
+
+def open_files(path: str, revision: str | None = None) -> Opened:
+    """The base in this folder or of this hub name, for commands that turn files into files."""
+    return Opened(ModelConfig(path=path, revision=revision))
 
 
 def weights_digest(adapter: str) -> str:

@@ -6,7 +6,7 @@ only adds up other rows, and a language can be judged in parts.
 
     found = Measure("intent_accuracy", parts=hits_and_tries, formula=share)   # parts [rows, 2]
     found.value                                  # 83.1
-    found.resampled(picks)                       # [1000] for picks [1000, rows]
+    found.formula(counts @ found.parts)          # [1000] for counts [1000, rows] of a bootstrap
 """
 
 from __future__ import annotations
@@ -42,13 +42,6 @@ class Measure:
     def value(self) -> float:
         """The score over all rows."""
         return float(self.formula(self.parts.sum(axis=0)))
-
-    def resampled(self, picks: np.ndarray) -> np.ndarray:
-        """Scores [n] over the rows of each line of picks [n, rows] (row numbers, repeats count)."""
-        rows = len(self.parts)
-        # Counting the picks makes this one matrix product, however wide a row's statistics are.
-        counts = np.stack([np.bincount(line, minlength=rows) for line in picks])
-        return self.formula(counts @ self.parts)
 
 
 @dataclass(frozen=True)

@@ -21,15 +21,14 @@ import numpy as np
 
 from jaxalign.adapters import lora as lora_adapter
 from jaxalign.adapters.lora import Lora
-from jaxalign.data.chat import load_tokenizer
+from jaxalign.base import open_files
 from jaxalign.data.template import TOKENIZER_FILE, find_template, template_files
 from jaxalign.errors import UserError
 from jaxalign.export.facts import block_range
-from jaxalign.export.run import base_tokenizer, write_texts
+from jaxalign.export.run import write_texts
 from jaxalign.export.source import CONFIG_FILE, read_adapter
 from jaxalign.folders import check_target, whole_folder
-from jaxalign.hf.find import locate, small_files
-from jaxalign.hf.load import load_spec
+from jaxalign.hf.find import locate
 from jaxalign.hf.peft import save_peft
 from jaxalign.hf.peft_config import named_base
 from jaxalign.hf.save import TOKENIZER_FILES, copy_files
@@ -75,8 +74,8 @@ def import_adapter(path: str, base: str, out: str, existing: str = "refuse") -> 
         UserError: not an adapter that fits this base, or a folder that cannot be written.
     """
     check_target(Path(out), existing)
-    folder, where = locate(path), small_files(base)
-    spec = load_spec(where)
+    folder, opened = locate(path), open_files(base)
+    where, spec = opened.files, opened.spec
     found = inspect(folder, path, base, spec)
     tokenizer = next((one for one in (folder, where) if any(one.glob("tokenizer*"))), None)
     if tokenizer:
@@ -88,7 +87,7 @@ def import_adapter(path: str, base: str, out: str, existing: str = "refuse") -> 
         save_peft(adapter, found.weights, spec, found.adapter, base_name=base)
         if tokenizer:
             copy_files(tokenizer, adapter, TOKENIZER_FILES)
-        template = find_template(base_tokenizer(where), None, folder)
+        template = find_template(opened.its_tokenizer, None, folder)
         write_texts(adapter, template_files(template, adapter / TOKENIZER_FILE))
         (new / "continue.yaml").write_text(settings(found, out), "utf-8")
     whose = {folder: "its own", where: "the base's", None: "none"}[tokenizer]
@@ -174,7 +173,7 @@ def _idle(weights: Mapping[str, Any], adapter: Lora, spec: ModelSpec) -> Iterato
 
 
 def _check_vocabulary(path: str, tokenizer: Path, spec: ModelSpec) -> None:
-    size = len(load_tokenizer(str(tokenizer)))
+    size = len(open_files(str(tokenizer)).tokenizer)
     if size > spec.vocab:
         raise UserError(
             f"{path}: its tokenizer knows {size} tokens, the base only {spec.vocab}; it was "

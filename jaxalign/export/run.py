@@ -15,7 +15,6 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from jaxalign.data.chat import load_tokenizer
 from jaxalign.data.template import TOKENIZER_FILE, find_template, template_files
 from jaxalign.errors import UserError
 from jaxalign.export.facts import card_facts
@@ -43,7 +42,7 @@ from jaxalign.hf.save import (
     copy_files,
     merged_tensors,
     tree_tensors,
-    write_model,
+    write_like_base,
 )
 from jaxalign.hf.stream import Pending, finite
 from jaxalign.hf.tensors import open_index
@@ -83,7 +82,7 @@ def export(request: Request) -> Path:
         must_stay.append(Path(request.source))
     with whole_folder(out, request.existing, keep=must_stay) as folder:
         dtype = WRITERS[request.format](source, folder, request.dtype, shard_bytes)
-        template = find_template(base_tokenizer(source.folder), source.config, source.files)
+        template = find_template(source.opened.its_tokenizer, source.config, source.files)
         write_texts(folder, template_files(template, folder / TOKENIZER_FILE))
         facts = card_facts(
             source,
@@ -158,7 +157,7 @@ def _peft(source: Source, folder: Path, dtype: str, shard_bytes: int) -> str:
         source.weights,
         source.spec,
         source.adapter,
-        base_name=pinned(source.base, source.revision),
+        base_name=pinned(source.base, source.opened.revision),
     )
     own = source.files if source.files and any(source.files.glob("tokenizer*")) else None
     copy_files(own or source.folder, folder, TOKENIZER_FILES)
@@ -167,12 +166,8 @@ def _peft(source: Source, folder: Path, dtype: str, shard_bytes: int) -> str:
 
 def _merged(source: Source, folder: Path, dtype: str, shard_bytes: int) -> str:
     tensors = model_tensors(source, dtype)
-    kinds = {tensor.dtype.name for tensor in tensors}
-    dtype = "" if len(kinds) > 1 else min(kinds)
-    config = config_for(source.spec, dtype, source.folder)
-    write_model(folder, tensors, config, max_shard_bytes=shard_bytes)
-    copy_files(source.folder, folder, (*TOKENIZER_FILES, GENERATION_FILE))
-    return coarsest(kinds)
+    how: Any = {"max_shard_bytes": shard_bytes}
+    return coarsest(write_like_base(folder, tensors, source.spec, source.folder, **how))
 
 
 def _orbax(source: Source, folder: Path, dtype: str, shard_bytes: int) -> str:
@@ -222,14 +217,6 @@ def stored_dtype(source: Source) -> np.dtype:
 def coarsest(names: set[str]) -> str:
     """The dtype among these that rounds most."""
     return max(names, key=lambda name: BOUNDS.get(name, 0.0))
-
-
-# Templates ----------------------------------------------------------------------------------------
-
-
-def base_tokenizer(folder: Path) -> Any:
-    """The tokenizer in a base's folder, or None."""
-    return load_tokenizer(str(folder)) if any(folder.glob("tokenizer*")) else None
 
 
 def write_texts(folder: Path, texts: Mapping[str, str]) -> None:

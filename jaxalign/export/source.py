@@ -18,11 +18,12 @@ import numpy as np
 
 from jaxalign.adapters import lora as lora_adapter
 from jaxalign.adapters.lora import Lora
+from jaxalign.base import Opened, open_files
 from jaxalign.data.template import recorded
 from jaxalign.errors import UserError
 from jaxalign.export.checkpoint import Saved, find
-from jaxalign.hf.find import locate, small_files
-from jaxalign.hf.load import abstract_params, fingerprint, load_spec
+from jaxalign.hf.find import locate
+from jaxalign.hf.load import abstract_params
 from jaxalign.hf.peft import load_peft
 from jaxalign.hf.peft_config import named_base
 from jaxalign.model.spec import ModelSpec
@@ -40,15 +41,27 @@ class Source:
 
     run: str  # as it was given
     name: str  # what to call it
-    base: str  # folder or hub name
-    revision: str | None
-    folder: Path  # of the base; without weights where the hub has them and nobody asked yet
-    spec: ModelSpec
+    opened: Opened  # the base
     adapter: Lora | None  # None: all weights were trained
     weights: Any  # the adapter's tree (NumPy), or all weights, read when asked for
     config: Config | None = None  # of the training, where it is known
     saved: Saved | None = None  # the checkpoint; None: an adapter folder
     files: Path | None = None  # the adapter folder
+
+    @property
+    def base(self) -> str:
+        """Folder or hub name of the base."""
+        return self.opened.path
+
+    @property
+    def folder(self) -> Path:
+        """Of the base; without weights where the hub has them and nobody asked yet."""
+        return self.opened.files
+
+    @property
+    def spec(self) -> ModelSpec:
+        """The facts of the base."""
+        return self.opened.spec
 
     @property
     def home(self) -> Path | None:
@@ -65,11 +78,10 @@ def whole_base(source: Source) -> Path:
     Raises:
         UserError: a file or tensor is missing or misshapen, or it is another base.
     """
-    folder = locate(source.base, source.revision)
-    found = fingerprint(folder)
+    found = source.opened.fingerprint
     if source.saved and found != source.saved.meta["base"]:
         raise _another_base(source.saved, source.base)
-    return folder
+    return source.opened.whole
 
 
 def open_source(run: str, step: str = "", base: str = "") -> Source:
@@ -143,25 +155,16 @@ def adapter_of(config: Config, spec: ModelSpec) -> Lora | None:
 
 def _of_checkpoint(saved: Saved, base: str) -> Source:
     config = config_of(saved.meta)
-    named = config.model.path
-    path = base or named
-    revision = None if base else config.model.revision
-    try:
-        folder = small_files(path, revision)
-        spec = load_spec(folder)
-    except UserError as error:
-        raise UserError(f"the base of {saved.run}: {error}; name it by --base MODEL") from error
-    if holds_weights(folder) and fingerprint(folder) != saved.meta["base"]:
+    opened = open_files(base) if base else open_files(config.model.path, config.model.revision)
+    spec, path = _spec(opened, saved.run), opened.path
+    if holds_weights(opened.files) and opened.fingerprint != saved.meta["base"]:
         raise _another_base(saved, path)
     adapter = adapter_of(config, spec)
     _check_shapes(saved, adapter, spec, path)
     return Source(
         run=saved.run,
         name=_name(saved.run),
-        base=path,
-        revision=revision,
-        folder=folder,
-        spec=spec,
+        opened=opened,
         adapter=adapter,
         weights=_adapter_tree(saved, adapter, spec) if adapter else saved.lazy(),
         config=config,
@@ -174,24 +177,25 @@ def _of_folder(run: str, folder: Path, base: str) -> Source:
     path = base or named
     if not path:
         raise UserError(f"{folder / CONFIG_FILE}: names no base; give it by --base MODEL")
-    try:
-        where = small_files(path)
-        spec = load_spec(where)
-    except UserError as error:
-        raise UserError(f"the base of {run}: {error}; name it by --base MODEL") from error
-    weights, adapter = read_adapter(folder, spec, path)
+    opened = open_files(path)
+    weights, adapter = read_adapter(folder, _spec(opened, run), path)
     return Source(
         run=run,
         name=_name(run),
-        base=path,
-        revision=None,
-        folder=where,
-        spec=spec,
+        opened=opened,
         adapter=adapter,
         weights=weights,
         config=recorded(folder),
         files=folder,
     )
+
+
+def _spec(opened: Opened, run: str) -> ModelSpec:
+    """The facts of the base; where it cannot be read, how to name another."""
+    try:
+        return opened.spec
+    except UserError as error:
+        raise UserError(f"the base of {run}: {error}; name it by --base MODEL") from error
 
 
 def read_adapter(folder: Path, spec: ModelSpec, base: str) -> tuple[dict[str, Any], Lora]:

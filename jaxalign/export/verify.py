@@ -24,14 +24,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxalign.data.chat import encode_prompts, encode_texts, load_tokenizer
+from jaxalign.base import open_files
+from jaxalign.data.chat import encode_prompts, encode_texts
 from jaxalign.data.tasks import Example
 from jaxalign.errors import UserError
 from jaxalign.export.source import Source, whole_base
-from jaxalign.hf.load import abstract_params, load_params, load_spec
+from jaxalign.hf.load import abstract_params
 from jaxalign.hf.peft import load_peft
 from jaxalign.model.decoder import Decoder
-from jaxalign.sharding import make_mesh, path_name, shard_tree
+from jaxalign.sharding import path_name, shard_tree
 
 TEXTS = (
     "Wake me up at nine tomorrow morning.",
@@ -80,12 +81,13 @@ class Check:
 def in_memory(source: Source) -> Reference:
     """The logits of the trained model, base and adapter apart, and of its base."""
     rows = prompts(source)
-    mesh = make_mesh()
+    mesh = source.opened.mesh
     if source.adapter is None:
         params = jax.tree.map(np.asarray, source.weights)
         params = jax.device_put(params, shard_tree(mesh, params))
         return Reference(rows, _logits(Decoder(source.spec), params, None, rows, mesh), None)
-    params = _load(whole_base(source), source.spec, mesh)
+    whole_base(source)
+    params = source.opened.take(jnp.float32)
     lora = jax.device_put(source.weights, shard_tree(mesh, source.weights))
     decoder = Decoder(source.spec, source.adapter)
     return Reference(
@@ -166,10 +168,10 @@ def _same_bits(one: Any, other: Any) -> bool:
 
 def prompts(source: Source) -> list[np.ndarray]:
     """Token ids of a few prompts as the training builds them, else of plain texts."""
-    if not any(source.folder.glob("tokenizer*")):
+    if source.opened.its_tokenizer is None:
         numbers = np.random.default_rng(0)
         return [numbers.integers(0, source.spec.vocab, 32).astype(np.int32) for _ in TEXTS]
-    tokenizer = load_tokenizer(str(source.folder))
+    tokenizer = source.opened.tokenizer
     config = source.config
     if config and config.task.kind != "rows" and config.task.weight > 0:
         rows = encode_prompts(_examples(), tokenizer, config.prompt.template, system=None)
@@ -186,7 +188,7 @@ def _check_tokenizer(source: Source, folder: Path, rows: Sequence[np.ndarray]) -
     """The written tokenizer, used as anyone uses it, must build the prompts of the training."""
     if not any(folder.glob("tokenizer*")):
         return
-    tokenizer = load_tokenizer(str(folder))
+    tokenizer = open_files(str(folder)).tokenizer
     config = source.config
     if config and config.task.kind != "rows" and config.task.weight > 0:
         theirs: list[Any] = [
@@ -219,10 +221,10 @@ def _peft(source: Source, folder: Path, rows: Sequence[np.ndarray]) -> tuple[str
         return _torch(
             base, rows, lambda model: PeftModel.from_pretrained(model, str(folder)), "peft"
         )
-    mesh = make_mesh()
+    mesh = source.opened.mesh
     lora, adapter = load_peft(folder, source.spec)
     lora = jax.device_put(lora, shard_tree(mesh, lora))
-    params = _load(base, source.spec, mesh)
+    params = source.opened.take(jnp.float32)
     return "jaxalign", _logits(Decoder(source.spec, adapter), params, lora, rows, mesh)
 
 
@@ -231,9 +233,9 @@ def _merged(
 ) -> tuple[str, list[np.ndarray]]:
     if _installed("torch"):
         return _torch(folder, rows)
-    mesh = make_mesh()
-    spec = load_spec(folder)
-    return "jaxalign", _logits(Decoder(spec), _load(folder, spec, mesh), None, rows, mesh)
+    written = open_files(str(folder))
+    params = written.take(jnp.float32)
+    return "jaxalign", _logits(Decoder(written.spec), params, None, rows, written.mesh)
 
 
 def _orbax(
@@ -241,8 +243,7 @@ def _orbax(
 ) -> tuple[str, list[np.ndarray]]:
     import orbax.checkpoint as ocp
 
-    mesh = make_mesh()
-    spec = load_spec(folder)
+    mesh, spec = source.opened.mesh, open_files(str(folder)).spec
     with ocp.StandardCheckpointer() as reader:
         stored = reader.metadata(folder / "params").item_metadata.tree
         shardings = shard_tree(mesh, abstract_params(spec, jnp.float32))
@@ -298,11 +299,6 @@ def _quiet() -> Iterator[None]:
     finally:
         if shown:
             logging.enable_progress_bar()
-
-
-def _load(folder: Path, spec: Any, mesh: jax.sharding.Mesh) -> Any:
-    shardings = shard_tree(mesh, abstract_params(spec, jnp.float32))
-    return load_params(folder, spec, jnp.float32, shardings)
 
 
 def _logits(

@@ -131,6 +131,41 @@ def write_model(
             (target / name).write_text(content, encoding="utf-8")
 
 
+def write_like_base(
+    folder: str | Path,
+    tensors: Sequence[Pending],
+    spec: ModelSpec,
+    base: Path,
+    *,
+    max_shard_bytes: int = SHARD_BYTES,
+    texts: Mapping[str, str] | None = None,
+) -> set[str]:
+    """Write a model that was made of a base, with the base's configuration and tokenizer.
+
+    Args:
+        folder: as `write_model`.
+        tensors: what the model consists of.
+        spec: its facts.
+        base: the base's folder; its weights need not be there.
+        max_shard_bytes: as `write_model`.
+        texts: as `write_model`.
+
+    Returns:
+        The dtypes of the tensors; config.json names one, or the base's where there are several.
+    """
+    kinds = {tensor.dtype.name for tensor in tensors}
+    config = config_for(spec, "" if len(kinds) > 1 else min(kinds), base)
+    write_model(
+        folder,
+        tensors,
+        config,
+        max_shard_bytes=max_shard_bytes,
+        tokenizer_from=base,
+        texts=texts,
+    )
+    return kinds
+
+
 def tree_tensors(
     params: Mapping[str, Any], spec: ModelSpec, dtype: Any = None, order: str = "blocks"
 ) -> list[Pending]:

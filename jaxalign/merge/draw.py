@@ -6,14 +6,12 @@ draw(found, Path("search.png"))
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from jaxalign.evaluate.compare import ALL
 from jaxalign.evaluate.report import label
+from jaxalign.merge.scored import LOSS, Search
 from jaxalign.picture import GRID, INK, PALETTE, picture
-
-if TYPE_CHECKING:
-    from jaxalign.merge.search import Search
 
 MOST = 24  # candidates that a ranking shows
 
@@ -29,7 +27,7 @@ def draw(found: Search, path: Path) -> None:
 
 
 def _measure(found: Search) -> str:
-    return "loss, nats" if found.metric == "loss" else label(found.metric)
+    return "loss, nats" if found.metric == LOSS else label(found.metric)
 
 
 def _colours(found: Search) -> dict[str, str]:
@@ -86,7 +84,7 @@ def _axis(found: Search, place: int) -> str:
 
 
 def _ranking(axes: Any, found: Search) -> None:
-    sign = 1 if found.metric == "loss" else -1
+    sign = 1 if found.metric == LOSS else -1
     order = sorted(found.candidates, key=lambda one: sign * found.of_group(one, ALL))[:MOST]
     colours = _colours(found)
     for group in _shown(found):

@@ -15,17 +15,15 @@ from pathlib import Path
 import numpy as np
 
 from jaxalign.adapters.lora import Lora
-from jaxalign.base import weights_digest
-from jaxalign.data.chat import load_tokenizer
+from jaxalign.base import Opened, weights_digest
 from jaxalign.data.template import TOKENIZER_FILE, template_files
 from jaxalign.errors import UserError
 from jaxalign.folders import check_target
 from jaxalign.hf.card import model_card
-from jaxalign.hf.find import locate, small_files
-from jaxalign.hf.load import fingerprint
+from jaxalign.hf.find import pinned
 from jaxalign.hf.names import TARGETS, sizes
 from jaxalign.hf.peft import save_peft
-from jaxalign.hf.save import config_for, merged_tensors, write_model
+from jaxalign.hf.save import merged_tensors, write_like_base
 from jaxalign.hf.stream import Pending, finite
 from jaxalign.merge.algebra import (
     METHODS,
@@ -36,8 +34,8 @@ from jaxalign.merge.algebra import (
     combine,
     whole_updates,
 )
-from jaxalign.merge.facts import merge_facts
-from jaxalign.merge.source import Source, find_base, read_adapters, template_of, warn
+from jaxalign.merge.facts import Part, merge_facts
+from jaxalign.merge.source import AdapterFolder, find_base, read_adapters, template_of, warn
 from jaxalign.merge.tell import show
 from jaxalign.model.spec import ModelSpec
 from jaxalign.multihost import barrier
@@ -74,18 +72,18 @@ def merge(
             f"{','.join(['1'] * len(paths))} for their sum"
         )
     check_out(out, paths, existing)
-    name, spec = find_base(paths, into or base)
-    sources = read_adapters(paths, spec, lambda: load_tokenizer(str(small_files(name))))
+    opened = find_base(paths, into or base)
+    sources, spec = read_adapters(paths, opened), opened.spec
     parts = [source.weighted(weight) for source, weight in zip(sources, weights, strict=True)]
     check(parts, spec, recipe)
     screen = console()
     warn(sources, into or base, screen)
     if into:
-        _into_base(sources, weights, spec, recipe, into, out)
+        _into_base(sources, weights, opened, recipe, out)
         screen.print(f"{_sum_of(paths, weights)} by {recipe.method}, added to {into}: {out}")
     else:
         merged = combine(parts, spec, recipe)
-        write_adapter(merged, sources, weights, spec, recipe, out, name, small_files(name))
+        write_adapter(merged, sources, weights, opened, recipe, out)
         show(merged, sources, weights, recipe, out, screen)
     barrier("merged")
 
@@ -108,17 +106,15 @@ def check_out(out: str, paths: Sequence[str], existing: str) -> None:
 
 def write_adapter(
     merged: Merged,
-    sources: Sequence[Source],
+    sources: Sequence[AdapterFolder],
     weights: Sequence[float],
-    spec: ModelSpec,
+    base: Opened,
     recipe: Recipe,
     out: str,
-    base: str,
-    base_files: Path,
 ) -> None:
     """The PEFT folder, with `merge.json` (how it was made), a card and what prompts need.
 
-    That is the tokenizer of the base, from `base_files`, and the first adapter's chat template.
+    That is the tokenizer of the base and the first adapter's chat template.
     """
     record = {
         "method": recipe.method,
@@ -135,12 +131,12 @@ def write_adapter(
             for target in merged.adapter.targets
         } if merged.lost else None,
     }  # fmt: skip
-    template = template_of(sources, weights, base_files)
+    template = template_of(sources, weights, base.files)
     texts = {"merge.json": json.dumps(record, indent=1) + "\n"}
-    texts |= template_files(template, base_files / TOKENIZER_FILE)
+    texts |= template_files(template, base.files / TOKENIZER_FILE)
     facts = merge_facts(
         out,
-        base,
+        base.path,
         _parts(sources, weights),
         recipe,
         merged,
@@ -150,40 +146,38 @@ def write_adapter(
     save_peft(
         out,
         merged.lora,
-        spec,
+        base.spec,
         merged.adapter,
-        base_name=base,
+        base_name=pinned(base.path, base.revision),
         texts=texts,
-        tokenizer_from=base_files,
+        tokenizer_from=base.files,
     )
 
 
 def _into_base(
-    sources: Sequence[Source],
+    sources: Sequence[AdapterFolder],
     weights: Sequence[float],
-    spec: ModelSpec,
+    base: Opened,
     recipe: Recipe,
-    base: str,
     out: str,
 ) -> None:
     """Writes the base with the update added, tensor by tensor, in the dtype they are stored in."""
-    fingerprint(base)  # complete and known, before anything is written
+    base.fingerprint  # noqa: B018  (complete and known, before anything is written)
+    spec, path = base.spec, base.path
     parts = [source.weighted(weight) for source, weight in zip(sources, weights, strict=True)]
     merged = None
     if METHODS[recipe.method].low or recipe.rank is not None:
         merged = combine(parts, spec, recipe)
-        tensors = merged_tensors(base, spec, merged.lora, merged.adapter)
+        tensors = merged_tensors(path, spec, merged.lora, merged.adapter)
     else:
-        tensors = _whole_tensors(base, spec, whole_updates(parts, spec, recipe))
+        tensors = _whole_tensors(path, spec, whole_updates(parts, spec, recipe))
     advice = "the base's files are damaged, or the weights are too large for its dtype"
     tensors = [finite(tensor, advice) for tensor in tensors]
-    folder = locate(base)
+    folder = base.whole
     template = template_of(sources, weights, folder)
-    dtype = next(tensor.dtype for tensor in tensors)
-    config = config_for(spec, dtype.name, folder)
     facts = merge_facts(
         out,
-        base,
+        path,
         _parts(sources, weights),
         recipe,
         merged,
@@ -191,10 +185,10 @@ def _into_base(
         template=template.kind,
     )
     texts = {"README.md": model_card(facts)} | template_files(template, folder / TOKENIZER_FILE)
-    write_model(out, tensors, config, tokenizer_from=base, texts=texts)
+    write_like_base(out, tensors, spec, folder, texts=texts)
 
 
-def _parts(sources: Sequence[Source], weights: Sequence[float]) -> list[tuple[str, float, Lora]]:
+def _parts(sources: Sequence[AdapterFolder], weights: Sequence[float]) -> list[Part]:
     return [(one.path, weight, one.adapter) for one, weight in zip(sources, weights, strict=True)]
 
 

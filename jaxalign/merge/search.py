@@ -11,12 +11,10 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from rich.table import Table
 
 from jaxalign.adapters.lora import Lora
@@ -32,12 +30,12 @@ from jaxalign.evaluate.report import label
 from jaxalign.evaluate.run import score
 from jaxalign.evaluate.scorers import rehearse
 from jaxalign.hf.files import write_json
-from jaxalign.hf.find import small_files
 from jaxalign.merge.algebra import Merged, Recipe, check, combine
 from jaxalign.merge.draw import draw
-from jaxalign.merge.grid import Weights, combinations, free
+from jaxalign.merge.grid import Weights, combinations
 from jaxalign.merge.run import check_out, write_adapter
-from jaxalign.merge.source import Source, read_adapters, warn
+from jaxalign.merge.scored import LOSS, Candidate, Scores, Search
+from jaxalign.merge.source import AdapterFolder, read_adapters, warn
 from jaxalign.merge.tell import show
 from jaxalign.multihost import barrier, is_main
 from jaxalign.settings import Config
@@ -47,48 +45,6 @@ from jaxalign.train.phases.build import lora_weights
 from jaxalign.train.phases.task import TASK
 from jaxalign.train.state import Frozen
 from jaxalign.train.step import make_eval_step
-
-LOSS = "loss"
-Scores = dict[str, dict[str, float]]  # measure -> language -> value
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """One choice of weights and how it scored."""
-
-    weights: Weights
-    scores: Scores
-
-
-@dataclass(frozen=True)
-class Search:
-    """All that was tried; `as_json` is its JSON."""
-
-    adapters: list[str]
-    method: str
-    metric: str
-    groups: dict[str, list[str]]  # name -> languages; the last is 'all'
-    candidates: list[Candidate]
-
-    def of_group(self, candidate: Candidate, group: str) -> float:
-        """The metric's mean over a group's languages."""
-        found = candidate.scores[self.metric]
-        return float(np.mean([found[language] for language in self.groups[group]]))
-
-    @property
-    def best(self) -> int:
-        """The candidate with the best mean over all languages; the first of equals."""
-        values = [self.of_group(candidate, ALL) for candidate in self.candidates]
-        return int(np.argmin(values) if self.metric == LOSS else np.argmax(values))
-
-    @property
-    def free(self) -> list[int]:
-        """The adapters whose weights distinguish the candidates."""
-        return free([candidate.weights for candidate in self.candidates])
-
-    def as_json(self) -> dict[str, Any]:
-        """Plain dicts, lists and numbers."""
-        return dataclasses.asdict(self) | {"best": self.best}
 
 
 def search(
@@ -127,7 +83,7 @@ def search(
     golds = read_golds(judged)
     metric = _check_metric(judged, golds, metric)
     base = open_base(config)
-    sources = read_adapters(paths, base.spec, lambda: base.tokenizer)
+    sources = read_adapters(paths, base.opened)
     screen = console()
     warn(sources, config.model.path, screen)
     for weights in candidates:
@@ -149,8 +105,7 @@ def search(
     merged = _merged(sources, best, base, recipe)
     if merged:
         folder = f"{out}/adapter"
-        files = small_files(config.model.path, config.model.revision)
-        write_adapter(merged, sources, best, base.spec, recipe, folder, config.model.path, files)
+        write_adapter(merged, sources, best, base.opened, recipe, folder)
     if not is_main():
         return None
     Path(out).mkdir(parents=True, exist_ok=True)
@@ -168,12 +123,12 @@ def search(
 # Candidates ---------------------------------------------------------------------------------------
 
 
-def _weighed(sources: Sequence[Source], weights: Weights) -> list:
+def _weighed(sources: Sequence[AdapterFolder], weights: Weights) -> list:
     return [source.weighted(weight) for source, weight in zip(sources, weights, strict=True)]
 
 
 def _merged(
-    sources: Sequence[Source], weights: Weights, base: Base, recipe: Recipe
+    sources: Sequence[AdapterFolder], weights: Weights, base: Base, recipe: Recipe
 ) -> Merged | None:
     """None where every weight is 0: the bare base."""
     return combine(_weighed(sources, weights), base.spec, recipe) if any(weights) else None
@@ -188,7 +143,7 @@ def _names(paths: Sequence[str]) -> list[str]:
     ]
 
 
-def _prompts(config: Config, base: Base, sources: Sequence[Source]) -> Prompts:
+def _prompts(config: Config, base: Base, sources: Sequence[AdapterFolder]) -> Prompts:
     """Candidates are asked as the merged adapter will be: by the first adapter's template."""
     said = config.prompt.template
     source = next((source for source in sources if source.template), None)

@@ -1,13 +1,13 @@
 """The adapters of a merge, read and checked against their base.
 
-name, spec = find_base(paths)                       # the base that the first one names
-sources = read_adapters(paths, spec, tokenizer)
+opened = find_base(paths)                           # the base that the first one names
+sources = read_adapters(paths, opened)
 sources[0].weighted(0.6), template_of(sources, weights, folder)
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,19 +15,18 @@ from typing import Any
 from rich.console import Console
 
 from jaxalign.adapters.lora import Lora
+from jaxalign.base import Opened, open_files
 from jaxalign.data.template import Template, belonging, stored
 from jaxalign.errors import UserError
 from jaxalign.hf.find import locate
-from jaxalign.hf.load import load_spec
 from jaxalign.hf.peft import load_peft
 from jaxalign.hf.peft_config import named_base
 from jaxalign.merge.algebra import Weighted
-from jaxalign.model.spec import ModelSpec
 
 
 @dataclass(frozen=True)
-class Source:
-    """An adapter folder that was read."""
+class AdapterFolder:
+    """An adapter that was read from its folder."""
 
     path: str
     lora: dict[str, Any]
@@ -40,52 +39,51 @@ class Source:
         return Weighted(self.lora, self.adapter, weight, self.path)
 
 
-def find_base(paths: Sequence[str], given: str = "") -> tuple[str, ModelSpec]:
-    """The base that is given, or that the first adapter names, and its facts.
+def find_base(paths: Sequence[str], given: str = "") -> Opened:
+    """The base that is given, or that the first adapter names; its facts are read.
 
     Raises:
       UserError: no base is named, or it cannot be read.
     """
-    if given:
-        return given, load_spec(given)
-    named = _named_base(paths[0])
+    named = given or _named_base(paths[0])
     if not named:
         raise UserError(f"{paths[0]}: its configuration names no base; give it by --base MODEL")
+    opened = open_files(named)
     try:
-        return named, load_spec(named)
+        opened.spec  # noqa: B018  (read while it is known who named it)
     except UserError as error:
+        if given:
+            raise
         raise UserError(
             f"{paths[0]}: the base that it names cannot be read ({error}); give it by --base MODEL"
         ) from error
+    return opened
 
 
-def read_adapters(
-    paths: Sequence[str], spec: ModelSpec, tokenizer: Callable[[], Any]
-) -> list[Source]:
+def read_adapters(paths: Sequence[str], base: Opened) -> list[AdapterFolder]:
     """Every adapter, checked against the base, with the template that belongs to it.
 
     Args:
       paths: PEFT folders or hub names.
-      spec: the base's facts.
-      tokenizer: gives the base's tokenizer, where a template needs it.
+      base: its tokenizer is read where a template needs it.
 
     Raises:
       UserError: one that is not for this base, incomplete, or not finite.
     """
-    return [_read(path, spec, tokenizer) for path in paths]
+    return [_read(path, base) for path in paths]
 
 
-def _read(path: str, spec: ModelSpec, tokenizer: Callable[[], Any]) -> Source:
-    lora, adapter = load_peft(path, spec)
-    template = belonging(locate(path), tokenizer)
-    return Source(path, lora, adapter, _named_base(path), template)
+def _read(path: str, base: Opened) -> AdapterFolder:
+    lora, adapter = load_peft(path, base.spec)
+    template = belonging(locate(path), lambda: base.tokenizer)
+    return AdapterFolder(path, lora, adapter, _named_base(path), template)
 
 
 def _named_base(path: str) -> str:
     return named_base(locate(path))
 
 
-def warn(sources: Sequence[Source], given: str, console: Console) -> None:
+def warn(sources: Sequence[AdapterFolder], given: str, console: Console) -> None:
     """Says what makes a merge doubtful: other bases, other chat templates."""
     named = [(source.path, source.base) for source in sources if source.base]
     reference = (sources[0].path, sources[0].base) if not given else ("the command line", given)
@@ -105,7 +103,7 @@ def warn(sources: Sequence[Source], given: str, console: Console) -> None:
         )
 
 
-def template_of(sources: Sequence[Source], weights: Sequence[float], base: Path) -> Template:
+def template_of(sources: Sequence[AdapterFolder], weights: Sequence[float], base: Path) -> Template:
     """The template of the first adapter that counts, or else the base's; `warn` names others."""
     own = stored(base)
     used = [source for source, weight in zip(sources, weights, strict=True) if weight]

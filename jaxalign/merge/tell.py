@@ -14,12 +14,12 @@ from rich.table import Table
 from jaxalign.adapters.lora import Lora
 from jaxalign.hf.peft_config import VLLM_RANKS, vllm_limits, vllm_rank
 from jaxalign.merge.algebra import Merged, Recipe
-from jaxalign.merge.source import Source
+from jaxalign.merge.source import AdapterFolder
 
 
 def show(
     merged: Merged,
-    sources: Sequence[Source],
+    sources: Sequence[AdapterFolder],
     weights: Sequence[float],
     recipe: Recipe,
     out: str,

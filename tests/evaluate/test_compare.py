@@ -192,13 +192,6 @@ def test_blocks_do_not_change_the_result(monkeypatch):
     assert compare([BASE, BETTER], {}, draws=37).as_json() == whole.as_json()
 
 
-def test_picks_agree_with_the_measure_s_own_resampling():
-    measure = BASE.runs[0]["sw"].measures[0]
-    picks = np.random.default_rng(3).integers(0, 8, size=(20, 8))
-    counts = np.stack([np.bincount(line, minlength=8) for line in picks])
-    assert measure.resampled(picks) == pytest.approx(measure.formula(counts @ measure.parts))
-
-
 def test_sign_test_by_hand():
     assert sign_test(0, 0) == 1
     assert sign_test(5, 5) == 1

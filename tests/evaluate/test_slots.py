@@ -3,7 +3,6 @@
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 from seqeval.metrics import classification_report, f1_score
 
@@ -142,7 +141,7 @@ def test_a_bootstrap_over_half_the_rows_is_the_score_of_that_half():
     golds, answers = [wake()] * 4, [RIGHT, "None", "datetime: at nine", RIGHT]
     found = score_slots(golds, answers)["slot_f1"]
     half = score_slots(golds[:2], answers[:2])["slot_f1"].value
-    assert found.resampled(np.array([[0, 1]])) == [half]
+    assert found.formula(found.parts[:2].sum(axis=0)) == half
 
 
 @pytest.mark.parametrize("code", ["zho_Hans", "zho", "cmn", "zh_CN", "ja-JP", "jpn_Jpan", "jpn"])
