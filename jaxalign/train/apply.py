@@ -67,7 +67,7 @@ def make_update(
 def combine(
     gradients: dict[str, Any], sizes: dict[str, int], every: str, way: str = "weighted"
 ) -> tuple[Any, dict[str, jax.Array]]:
-    """One gradient from the phases', in their order; their norms, and the cosine of two.
+    """One gradient from the phases', in the order of `sizes`; their norms, and the cosine of two.
 
     Turns by micro-batch weigh each phase by its share of the update's micro-batches (`sizes`);
     joint training adds the phases.
@@ -75,6 +75,7 @@ def combine(
     Args:
       way: a name of `COMBINE`.
     """
+    gradients = {name: gradients[name] for name in sizes}  # a compiled function gets them sorted
     metrics = {f"{name}/grad_norm": optax.tree.norm(g) for name, g in gradients.items()}
     if len(gradients) == 2:
         metrics["gradient_cosine"] = cosine(*gradients.values())

@@ -3,15 +3,18 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from jaxalign.settings import abouts
 from jaxalign.train import setup
+from jaxalign.train.apply import make_update
 from jaxalign.train.combine import COMBINE
 from jaxalign.train.loop import train
 from jaxalign.train.phases import PHASES
 from jaxalign.train.phases.build import terms_loss
 from jaxalign.train.rules import RULES
+from jaxalign.train.state import TrainState
 from tests.train.test_loop import lines
 
 MICRO = 3
@@ -111,6 +114,18 @@ def test_task_first_leaves_the_task_alone():
     a, b = gradients(-4.0)
     total = COMBINE["task_first"]([a, b])
     assert dot(total, a) == pytest.approx(dot(a, a), rel=1e-5)
+
+
+@pytest.mark.parametrize("names", [("task", "align"), ("align", "second")])
+def test_the_first_phase_is_first_in_a_compiled_update(names):
+    """JAX sorts the keys of what a compiled function is given."""
+    a, b = ({"blocks": one} for one in gradients(-4.0))
+    optimiser = optax.sgd(1.0)
+    update = jax.jit(make_update(optimiser, "joint", None, "task_first"), static_argnums=3)
+    state = TrainState.create(jax.tree.map(jnp.zeros_like, a), optimiser)
+    given, losses = dict(zip(names, (a, b), strict=True)), dict.fromkeys(names, jnp.zeros(()))
+    after, _ = update(state, given, losses, tuple((name, 1) for name in names))
+    assert -dot(after.trained, a) == pytest.approx(dot(a, a), rel=1e-5)
 
 
 def test_settings_name_every_row():
