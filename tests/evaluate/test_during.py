@@ -10,9 +10,10 @@ from jaxalign.evaluate.during import sample_judge
 from jaxalign.evaluate.run import Entrant, evaluate
 from jaxalign.train.loop import train
 from jaxalign.train.stop import Request
-from tests.evaluate.test_run import one_device  # noqa: F401  (a fixture)
 from tests.train.conftest import base, configure, rows  # noqa: F401  (fixtures)
 from tests.train.test_loop import lines, use_devices
+
+pytestmark = pytest.mark.usefixtures("one_device")
 
 
 def test_the_sample_chooses_the_best(configure, golds, monkeypatch, tmp_path):  # noqa: F811
