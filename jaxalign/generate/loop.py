@@ -1,7 +1,7 @@
 """The compiled programs: a prompt in one pass, tokens in a loop, rows moved to a smaller batch.
 
-    batch = start(weights, tokens, lengths, numbers, stops, seed, decoder, rule, new, slots)
-    batch = advance(weights, batch, stops, seed, few, decoder, rule)     # until few rows are open
+    batch = start(model, tokens, lengths, numbers, stops, seed, decoder, rule, new, slots)
+    batch = advance(model, batch, stops, seed, few, decoder, rule)     # until few rows are open
     batch = regroup(batch, places, unused, slots, rule)                  # and a longer cache
 
 A program's shape is that of the batch and its cache. All rows write their n-th new token to the
@@ -18,7 +18,6 @@ import jax
 import jax.numpy as jnp
 
 from jaxalign.generate.beam import Beams
-from jaxalign.generate.columns import ColumnCache, Columns
 from jaxalign.generate.decoding import Decoding
 from jaxalign.generate.single import Single
 from jaxalign.model.attention import Sight, causal
@@ -35,12 +34,11 @@ PATIENCE = 32  # a batch shrinks only where as many tokens may come: a program m
 
 
 @flax.struct.dataclass
-class Weights:
+class Model:
     """What a call decodes with."""
 
     params: dict
     lora: dict | None
-    columns: Columns | None  # None: tokens are decoded as prompts are
 
 
 @flax.struct.dataclass
@@ -50,7 +48,7 @@ class Batch:
     width: jax.Array  # the prompts' slots: the first new token goes here, a scalar
     lengths: jax.Array  # [B] int32: tokens of the prompts
     state: Single | Beams
-    cache: Cache | ColumnCache  # rows B·W for W beams
+    cache: Cache  # rows B·W for W beams
 
     def choose(self, logits: jax.Array, stops: jax.Array, seed: jax.Array, rule: Decoding) -> Batch:
         state, sources = self.state.choose(logits, stops, seed, rule)
@@ -60,7 +58,7 @@ class Batch:
 
 @partial(jax.jit, static_argnums=(6, 7, 8, 9))
 def start(
-    weights: Weights,
+    model: Model,
     tokens: jax.Array,  # [B, T] int32, padded on the right
     lengths: jax.Array,  # [B] int32; 0 for a row that only fills the batch
     numbers: jax.Array,  # [B] uint32
@@ -73,13 +71,13 @@ def start(
 ) -> Batch:
     """The batch with its first token, and a cache of `slots`."""
     rows, width = tokens.shape
-    params = weights.params
+    params = model.params
     # XLA writes bfloat16 in place on GPU and TPU, but on a CPU by way of a float32 copy of the
     # whole array, for every token; there the cache is float32 and holds the same numbers.
     dtype = jnp.float32 if platform() == "cpu" else params["embed"].dtype
     hidden, prompt = decoder.extend(
         params,
-        weights.lora,
+        model.lora,
         tokens,
         decoder.empty_cache(rows, width, dtype),
         slot=0,
@@ -91,9 +89,7 @@ def start(
     last = jnp.maximum(lengths - 1, 0)[:, None, None]
     hidden = jnp.take_along_axis(hidden, last, axis=1)[:, 0]  # [B, D]
     logits = decoder.logits(params, hidden)
-    cache: Cache | ColumnCache = (
-        prompt.grow(slots) if weights.columns is None else ColumnCache.start(prompt, slots)
-    )
+    cache = prompt.grow(slots)
     state = WRITERS[rule.method].empty(numbers, lengths == 0, new, rule)
     if rule.rows > 1:
         copies = jnp.repeat(jnp.arange(rows), rule.rows)
@@ -104,7 +100,7 @@ def start(
 
 @partial(jax.jit, static_argnums=(5, 6), donate_argnums=1)
 def advance(
-    weights: Weights,
+    model: Model,
     batch: Batch,
     stops: jax.Array,
     seed: jax.Array,
@@ -130,23 +126,17 @@ def advance(
         slot, positions = batch.width + latest, lengths + latest
         seen = prompt | ((slots >= batch.width) & (slots <= slot))
         tokens = batch.state.latest()
-        cache = batch.cache
-        if weights.columns is not None:
-            assert isinstance(cache, ColumnCache)  # `start` lays it out for these weights
-            logits, cache = weights.columns.extend(tokens, cache, slot, positions, seen, places)
-        else:
-            assert isinstance(cache, Cache)
-            hidden, cache = decoder.extend(
-                weights.params,
-                weights.lora,
-                tokens[:, None],
-                cache,
-                slot=slot,
-                positions=positions[:, None],
-                mask=seen[:, None],
-                places=places,
-            )
-            logits = decoder.logits(weights.params, hidden[:, 0])
+        hidden, cache = decoder.extend(
+            model.params,
+            model.lora,
+            tokens[:, None],
+            batch.cache,
+            slot=slot,
+            positions=positions[:, None],
+            mask=seen[:, None],
+            places=places,
+        )
+        logits = decoder.logits(model.params, hidden[:, 0])
         return dataclasses.replace(batch, cache=cache).choose(logits, stops, seed, rule)
 
     return _readable(jax.lax.while_loop(open_, step, batch))

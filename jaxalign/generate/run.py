@@ -13,9 +13,8 @@ import numpy as np
 
 from jaxalign.errors import UserError
 from jaxalign.generate import shapes
-from jaxalign.generate.columns import lay_out, suits
 from jaxalign.generate.decoding import Decoding
-from jaxalign.generate.loop import PATIENCE, Batch, Weights, advance, regroup, start
+from jaxalign.generate.loop import PATIENCE, Batch, Model, advance, regroup, start
 from jaxalign.model.decoder import Decoder
 
 Report = Callable[[int, int, int], None]
@@ -99,11 +98,11 @@ def answer_chunks(
     groups = shapes.chunks(lengths, batch_size)
     if not groups:
         return
-    weights = Weights(params, lora, lay_out(decoder, params, lora) if suits(params) else None)
+    model = Model(params, lora)
     stops = np.array(sorted(set(stop_ids)), np.int32)
     progress = _Progress(len(prompts), report)
     for group in groups:
-        run = _Chunk(decoder, weights, stops, decoding, batch_size, progress)
+        run = _Chunk(decoder, model, stops, decoding, batch_size, progress)
         yield group, run.answers([prompts[i] for i in group], [numbers[i] for i in group])
 
 
@@ -125,13 +124,13 @@ class _Chunk:
     def __init__(
         self,
         decoder: Decoder,
-        weights: Weights,
+        model: Model,
         stops: np.ndarray,
         decoding: Decoding,
         batch_size: int,
         progress: _Progress,
     ) -> None:
-        self.decoder, self.weights, self.stops = decoder, weights, stops
+        self.decoder, self.model, self.stops = decoder, model, stops
         self.rule, self.new = decoding.rule, decoding.max_new_tokens
         self.seed = np.uint32(decoding.seed % 2**32)
         self.rungs, self.progress = shapes.rungs(batch_size), progress
@@ -152,7 +151,7 @@ class _Chunk:
             batch, places = self._fit(batch, places, done, int(step), width)
             few = max((rung for rung in self.rungs if rung < len(places)), default=0)
             batch = advance(
-                self.weights, batch, self.stops, self.seed, np.int32(few), self.decoder, self.rule
+                self.model, batch, self.stops, self.seed, np.int32(few), self.decoder, self.rule
             )
 
     def _size(self, rows: int) -> int:
@@ -169,7 +168,7 @@ class _Chunk:
             tokens[row, : len(prompt)] = prompt
         slots = shapes.first_slots(width, self.new - 1)
         return start(
-            self.weights,
+            self.model,
             tokens,
             lengths,
             names,

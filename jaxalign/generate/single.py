@@ -68,11 +68,10 @@ class Single:
 
 def best(logits: jax.Array) -> jax.Array:
     """argmax [B] int32 over logits [B, V]; of equal ones the first."""
-    # A maximum and a minimum run over whole vectors on a CPU; argmax goes number by number. There
-    # the vocabulary lies first (columns), so it is reduced as such; elsewhere only names change.
-    columns = logits.T  # [V, B]
-    place = jnp.arange(columns.shape[0], dtype=jnp.int32)[:, None]
-    return jnp.where(columns == columns.max(axis=0), place, columns.shape[0] - 1).min(axis=0)
+    # A maximum and a minimum run over whole vectors on a CPU; argmax goes number by number.
+    place = jnp.arange(logits.shape[-1], dtype=jnp.int32)
+    top = logits == logits.max(axis=-1, keepdims=True)
+    return jnp.where(top, place, logits.shape[-1] - 1).min(axis=-1)
 
 
 def draw(

@@ -24,7 +24,7 @@ from jax.sharding import NamedSharding
 from jaxalign.chips import Chip
 from jaxalign.generate import shapes
 from jaxalign.generate.decoding import Decoding
-from jaxalign.generate.loop import Weights, advance, start
+from jaxalign.generate.loop import Model, advance, start
 from jaxalign.model import splash
 from jaxalign.plan.cost import Cost, measure
 from jaxalign.plan.hlo import dims
@@ -274,7 +274,7 @@ def _evaluation(plan: Design, phase: str) -> Job:
 class _Generation:
     """What the two programs of generation are called with."""
 
-    weights: Weights
+    model: Model
     tokens: Any
     numbers: dict[str, Any]
     rule: Decoding
@@ -299,7 +299,7 @@ class _Generation:
         base = plan.state.trained if plan.frozen.base is None else plan.frozen.base
         lora = None if plan.frozen.base is None else plan.state.trained
         return cls(
-            weights=Weights(base, lora, None),
+            model=Model(base, lora),
             tokens=give(jnp.int32, generate.batch, width),
             numbers=numbers,
             rule=rule,
@@ -328,7 +328,7 @@ def _prompt(plan: Design) -> Job:
     static = (decoder, with_.rule, with_.new, with_.slots)
     rows, width = with_.tokens.shape
     return Job(
-        lower=partial(start.lower, with_.weights, with_.tokens, *given, *static),
+        lower=partial(start.lower, with_.model, with_.tokens, *given, *static),
         what=f"{rows} x {width}",
         given=with_.tokens,
         tokens=rows * width,
@@ -352,14 +352,14 @@ def _lower_token(plan: Design, with_: _Generation) -> Any:
     decoder = plan.decoder
     given = [with_.numbers[name] for name in ("lengths", "numbers", "stops", "seed")]
 
-    def begin(weights: Weights, tokens: Any, *given: Any) -> Any:
-        return start(weights, tokens, *given, decoder, with_.rule, with_.new, with_.slots)
+    def begin(model: Model, tokens: Any, *given: Any) -> Any:
+        return start(model, tokens, *given, decoder, with_.rule, with_.new, with_.slots)
 
     batch = jax.tree.map(
-        partial(_left, plan.mesh), jax.eval_shape(begin, with_.weights, with_.tokens, *given)
+        partial(_left, plan.mesh), jax.eval_shape(begin, with_.model, with_.tokens, *given)
     )
     few, stops, seed = (with_.numbers[name] for name in ("few", "stops", "seed"))
-    return advance.lower(with_.weights, batch, stops, seed, few, decoder, with_.rule)
+    return advance.lower(with_.model, batch, stops, seed, few, decoder, with_.rule)
 
 
 def _left(mesh: Any, leaf: Any) -> Any:

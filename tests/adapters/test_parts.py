@@ -11,7 +11,6 @@ import pytest
 
 from jaxalign.adapters.lora import Lora, Part, count, init, merge, per_block, settle
 from jaxalign.errors import UserError
-from jaxalign.generate.columns import lay_out
 from jaxalign.model.decoder import Decoder
 from tests.adapters.variants import LAYERS, MIXED, UNEVEN, VARIANTS, random_tree
 from tests.hf.conftest import LLAMA
@@ -188,16 +187,3 @@ def test_nothing_grows_beyond_its_rank(name, params):
                         assert bool(factors["m"][block].any()) == (rank > 0)
                     seen += rank < adapter.r
     assert seen > 4
-
-
-@pytest.mark.parametrize("name", ["lora", "patterns", "uneven", "dora_uneven"])
-def test_columns_write_the_same(name, params):
-    """The faster layout of one CPU reads ranks, scales and magnitudes, too."""
-    adapter = VARIANTS[name]
-    decoder, lora = Decoder(LLAMA, adapter), random_tree(adapter, LLAMA)
-    columns = lay_out(decoder, params, lora)
-    x = jax.random.normal(jax.random.key(5), (LLAMA.ffn, 4))
-    merged = merge(params, lora, adapter)["blocks"]["mlp"]["down"]["kernel"]
-    for block in range(LAYERS):
-        ours = columns.layers[block].down(x)
-        np.testing.assert_allclose(ours, merged[block].T @ x, atol=1e-4, rtol=1e-4)

@@ -1,4 +1,4 @@
-"""Every family writes what transformers writes, past its windows: with columns and without."""
+"""Every family writes what transformers writes, past its windows."""
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxalign.adapters.lora import Lora
-from jaxalign.generate import Decoding, generate, run
+from jaxalign.generate import Decoding, generate
 from jaxalign.hf.peft import save_peft
 from jaxalign.model.decoder import Decoder
 from tests.generate.test_transformers import BEAM, NEW, by_transformers
@@ -35,44 +35,41 @@ def pair(request, tmp_path_factory):
     return model, (Decoder(spec, ADAPTER), params, lora), prompts
 
 
-def decode(ours, prompts, decoding, way, monkeypatch):
-    """Answers by either way to decode: that of one CPU device, that of meshes and accelerators."""
-    if way == "stack":
-        monkeypatch.setattr(run, "suits", lambda params: False)
+def decode(ours, prompts, decoding):
+    """The answers."""
     return generate(*ours, prompts, decoding, stop_ids=NEVER, batch_size=4)
 
 
-def both_ways(*fast: tuple[str, str], slow: tuple[str, ...]):
-    """(model, way) pairs; all of the `slow` models by either way, where they are not fast."""
-    rest = [(name, way) for name in slow for way in ("columns", "stack")]
-    later = [pytest.param(*one, marks=pytest.mark.slow) for one in rest if one not in fast]
-    return pytest.mark.parametrize(("pair", "way"), [*fast, *later], indirect=["pair"])
+def models(*fast: str, slow: tuple[str, ...]):
+    """The models to test with; the `slow` ones only where slow tests are asked for."""
+    later = [pytest.param(name, marks=pytest.mark.slow) for name in slow if name not in fast]
+    return pytest.mark.parametrize("pair", [*fast, *later], indirect=True)
 
 
 @pytest.mark.torch
-@both_ways(("gemma3_untied", "columns"), slow=UNTIED)
-def test_greedy(pair, way, monkeypatch):
+@models("gemma3_untied", slow=UNTIED)
+def test_greedy(pair):
     model, ours, prompts = pair
     expected = by_transformers(model, prompts, ())
     assert max(LENGTHS) > WINDOW > min(LENGTHS) and NEW > 2 * WINDOW
     assert len({token for answer in expected for token in answer}) > 20
-    assert decode(ours, prompts, Decoding(NEW), way, monkeypatch) == expected
+    assert decode(ours, prompts, Decoding(NEW)) == expected
 
 
 @pytest.mark.torch
-@both_ways(slow=("gemma2_untied", "gemma3_untied", "olmo2"))
-def test_beam(pair, way, monkeypatch):
+@models(slow=("gemma2_untied", "gemma3_untied", "olmo2"))
+def test_beam(pair):
     model, ours, prompts = pair
     expected = by_transformers(model, prompts, (), **BEAM)
-    assert decode(ours, prompts, Decoding(NEW, "beam"), way, monkeypatch) == expected
+    assert decode(ours, prompts, Decoding(NEW, "beam")) == expected
 
 
 @pytest.mark.torch
-@both_ways(slow=("gemma3_untied",))
-def test_a_longer_cache_keeps_the_windows(pair, way, monkeypatch):
+@models(slow=("gemma3_untied",))
+def test_a_longer_cache_keeps_the_windows(pair):
     """Slots behind a padded prompt, in a cache that grows: windows count tokens, not slots."""
     _, (decoder, params, lora), prompts = pair
-    answers = decode((decoder, params, lora), prompts, Decoding(60), way, monkeypatch)
+    answers = decode((decoder, params, lora), prompts, Decoding(60))
     rows = [[*prompt, *answer] for prompt, answer in zip(prompts, answers, strict=True)]
     width = max(map(len, rows))
     tokens = np.array([row + [0] * (width - len(row)) for row in rows])

@@ -10,7 +10,7 @@ import pytest
 from jaxalign.adapters.lora import Lora
 from jaxalign.errors import UserError
 from jaxalign.generate import Decoding, answer_chunks, chunks, generate, run, stop_ids
-from jaxalign.generate.loop import Weights, advance, start
+from jaxalign.generate.loop import Model, advance, start
 from jaxalign.model import attention, splash
 from jaxalign.model.attention import causal
 from jaxalign.model.decoder import Decoder
@@ -138,46 +138,39 @@ def test_one_token_and_no_prompt(tiny, prompts, free):
     assert generate(*tiny, [], **settings) == []
 
 
-def begin(decoder, params, prompts, size, width, slots, new, columns):
+def begin(decoder, params, prompts, size, width, slots, new):
     """A batch after its prompts."""
     tokens, lengths = np.zeros((size, width), np.int32), np.zeros(size, np.int32)
     for row, prompt in enumerate(prompts):
         tokens[row, : len(prompt)], lengths[row] = prompt, len(prompt)
-    weights = Weights(params, None, run.lay_out(decoder, params, None) if columns else None)
+    model = Model(params, None)
     numbers, rule = np.arange(size, dtype=np.uint32), Decoding().rule
     seed, stops = np.uint32(1), np.array([-1], np.int32)
-    batch = start(weights, tokens, lengths, numbers, stops, seed, decoder, rule, new, slots)
-    return weights, batch, stops, seed, rule
+    batch = start(model, tokens, lengths, numbers, stops, seed, decoder, rule, new, slots)
+    return model, batch, stops, seed, rule
 
 
 def test_the_loop_ends_with_the_last_row(tiny, prompts, free):
     decoder, params, _ = tiny
     base = generate(decoder, params, None, prompts[:1], **SETTINGS, stop_ids=NEVER)[0]
-    weights, batch, _, seed, rule = begin(decoder, params, prompts[:1], 8, 16, 32, 8, True)
+    model, batch, _, seed, rule = begin(decoder, params, prompts[:1], 8, 16, 32, 8)
     stops = np.array([base[2]], np.int32)
-    batch = advance(weights, batch, stops, seed, np.int32(0), decoder, rule)
+    batch = advance(model, batch, stops, seed, np.int32(0), decoder, rule)
     assert int(batch.state.step) == base.index(base[2]) + 1
     assert batch.state.counts.tolist() == [base.index(base[2])] + [0] * 7
 
 
-@pytest.mark.parametrize("columns", [True, False])
-def test_the_cache_is_not_copied_in_the_loop(tiny, columns):
+def test_the_cache_is_not_copied_in_the_loop(tiny):
     decoder, params, _ = tiny
-    found = begin(decoder, params, [[5] * 16] * 2, 2, 16, 32, 8, columns)
-    weights, batch, stops, seed, rule = found
-    lowered = advance.lower(weights, batch, stops, seed, np.int32(0), decoder, rule)
+    found = begin(decoder, params, [[5] * 16] * 2, 2, 16, 32, 8)
+    model, batch, stops, seed, rule = found
+    lowered = advance.lower(model, batch, stops, seed, np.int32(0), decoder, rule)
     loops, _, _ = lowered.compile().as_text().partition("ENTRY ")
     keys = jax.tree.leaves(batch.cache)[0]
     stack = f"[{','.join(map(str, keys.shape))}]"
     lines = [line for line in loops.splitlines() if stack in line]
     assert lines
     assert [line for line in lines if " copy(" in line] == []
-
-
-def test_both_ways_to_decode_agree(tiny, prompts, free, monkeypatch):
-    """Weights as columns (CPU, float32) and the decoder's own pass (meshes, accelerators)."""
-    monkeypatch.setattr(run, "suits", lambda params: False)
-    assert generate(*tiny, prompts, **SETTINGS, stop_ids=NEVER) == free
 
 
 @pytest.fixture(scope="module")
@@ -203,9 +196,9 @@ def test_smaller_batches_and_longer_caches_change_no_answer(tiny, long, monkeypa
     shapes = []
     real = run.advance
 
-    def record(weights, batch, *rest):
+    def record(model, batch, *rest):
         shapes.append((len(batch.lengths), batch.cache.slots))
-        return real(weights, batch, *rest)
+        return real(model, batch, *rest)
 
     monkeypatch.setattr(run, "advance", record)
     assert generate(*tiny, prompts, **settings) == cut

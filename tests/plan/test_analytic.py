@@ -119,3 +119,12 @@ def test_an_open_layer_is_planned_at_half_of_the_depth():
 def test_what_cannot_work_is_told(place, slices, words, told):
     with pytest.raises(UserError, match=told):
         plan_run(config(*words), parse(place, slices), ("task",), how="formula")
+
+
+@pytest.mark.parametrize(("attention", "peak"), [("auto", 2.94e9), ("reference", 4.50e9)])
+def test_prompts_hold_scores_only_where_no_kernel_takes_them(attention, peak):
+    """The TPU compiler's peaks of 32 prompts of 2,048 tokens (docs/tpu.md)."""
+    words = (f"model.attention={attention}", "batch.max_length=2176")
+    (prompt,) = formula("v5e:4x4", *words, only=("prompt",)).programs
+    assert prompt.what == "32 x 2048"
+    assert prompt.peak == pytest.approx(peak, rel=PRECISION)

@@ -117,6 +117,14 @@ def test_other_places(tmp_path, place, words, peak, ratio):
 
 
 @pytest.mark.slow
+def test_long_prompts_take_the_kernel(tmp_path):
+    prompt = plan(tmp_path, "v5e:4x4", "prompt", "batch.max_length=2176")["prompt"]
+    assert prompt["what"] == "32 x 2048"
+    assert prompt["peak"] == pytest.approx(2.94e9, rel=0.05)  # 4.50e9 with all scores
+    assert 1 <= prompt["ratio"] <= 1.02
+
+
+@pytest.mark.slow
 def test_two_slices_exchange_gradients_only(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(SMALL), "utf-8")
     words = ("align.weight=0", "batch.max_length=256", "mesh.data=2")
