@@ -42,7 +42,9 @@ def test_a_run_in_a_bucket_is_the_run_in_a_folder(bucket, configure, monkeypatch
     updates = [row["step"] for row in read_log(bucket, "run") if row["event"] == "train"]
     assert updates == [1, 2, 3, 4, 5, 6]
     steps = {name.split("/")[1] for name in names(bucket, "run") if name.startswith("checkpoints/")}
-    assert steps == {"3", "6"}
+    # The save of step 3 may have died with the run: best/3, as far as it, is gone on from then, and
+    # no checkpoint is written twice at one step.
+    assert "6" in steps and steps <= {"3", "6"}
     before = {name: bucket.cat(f"bucket/run/{name}") for name in names(bucket, "run")}
     again = loop.train(config)
     assert again.repeated and again.step == 6
