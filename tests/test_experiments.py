@@ -1,0 +1,55 @@
+"""The experiments can be repeated: their settings load, their rows are made, their tables drawn."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+
+from jaxalign.config import load
+from tests.tiny import ASSETS
+
+HERE = Path(__file__).resolve().parents[1] / "experiments" / "standardised"
+
+
+@pytest.fixture(scope="module")
+def experiment():
+    spec = importlib.util.spec_from_file_location("standardised", HERE / "run.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory, experiment):
+    """Commands and pairs where the experiment looks for them."""
+    folder = tmp_path_factory.mktemp("data")
+    for name in ("xsid", "tatoeba"):
+        (folder / name).mkdir()
+    commands = (ASSETS / "train.en.jsonl").read_text("utf-8")
+    (folder / "xsid" / "train.en.jsonl").write_text(commands, "utf-8")
+    for language in experiment.LANGUAGES:
+        lines = [f"{language} {number}\t{number} in {language}" for number in range(60)]
+        (folder / "tatoeba" / f"{language}-en.tsv").write_text("\n".join(lines) + "\n", "utf-8")
+    return folder
+
+
+def test_rows_are_the_same_each_time_and_held_out(experiment, data, tmp_path):
+    words = experiment.prepare(data, tmp_path)
+    config = load(HERE / "joint.yaml", [*words, "output=x", "model.path=x"]).config
+    texts = {file.stem: file.read_text("utf-8") for file in tmp_path.iterdir()}
+    assert config.align.valid == [str(tmp_path / "held_out.jsonl")]
+    rows = {name: list(map(json.loads, text.splitlines())) for name, text in texts.items()}
+    english = {name: {row["text1"] for row in rows[name]} for name in ("pairs", "held_out")}
+    assert len(english["pairs"]) == experiment.PAIRS * len(experiment.LANGUAGES)
+    assert not english["pairs"] & english["held_out"]
+    experiment.prepare(data, tmp_path)
+    assert {file.stem: file.read_text("utf-8") for file in tmp_path.iterdir()} == texts
+
+
+def test_the_committed_numbers_are_those_of_the_page(experiment):
+    results = json.loads((HERE / "results.json").read_text("utf-8"))
+    assert {"date", "hardware", "versions", "data"} <= results.keys()
+    page = (HERE.parents[1] / "docs" / "concepts.md").read_text("utf-8")
+    for line in experiment.table(results["runs"]).splitlines():
+        assert line in page
