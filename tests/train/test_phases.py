@@ -84,6 +84,24 @@ def test_an_objective_gets_what_it_asked_for(configure):
     assert phase.tokens(2, 10) == 40
 
 
+@declare(lambda tap, **_: both_sides(Needs((Tap(*tap),))))
+def odd(states, batch, *, tap): ...
+
+
+@pytest.mark.parametrize(
+    ("tap", "says"),
+    [
+        ("[1, answer]", "rows that have none"),
+        ("[1, tokens, standardised]", "no mean and deviation"),
+    ],
+)
+def test_a_tap_that_cannot_be(configure, tap, says):
+    with pytest.raises(ValueError, match=says):
+        words = f"align.objective={own('odd')}", f"align.options={{tap: {tap}}}"
+        run = setup.prepare(configure(*words, "train.metric=eval/align/odd/nothing"))
+        run.phases["align"].states(run.state.trained, run.frozen, run.train["align"].batch(0), None)
+
+
 @declare(lambda **_: both_sides(Needs((Tap(1), Tap(2, "mean", "standardised")))))
 def mixed(states, batch):
     raw, even = states.source.taps[Tap(1)], states.source.taps[Tap(2, "mean", "standardised")]

@@ -170,10 +170,14 @@ def build(
 
     Raises:
       UserError: a tap past the model.
+      ValueError: a tap of whole states that should be standardised.
     """
     passes = passes_of([*(term.objective.needs for term in terms), also or {}])
-    for tap in (tap for one in passes for tap in one.taps if tap.layer != FINAL):
-        check_tap(decoder.spec, tap.layer)
+    for tap in (tap for one in passes for tap in one.taps):
+        if tap.layer != FINAL:
+            check_tap(decoder.spec, tap.layer)
+        if tap.pool == TOKENS and tap.states != "raw":
+            raise ValueError(f"{tap}: whole states have no mean and deviation over sentences")
     # The adapter off: (base, no adapter).
     models: dict[str, Weights] = {
         "trained": weights,
@@ -345,7 +349,8 @@ def _tapped(
 def _weights(pooling: str, real: jax.Array, joined: Callable) -> jax.Array:
     """[rows, T] of one pooling."""
     if pooling in ROLE_OF:
-        return pooling_weights(joined(lambda side: side.roles) == ROLE_OF[pooling], "mean")
+        roles = joined(lambda side: side.roles)
+        return pooling_weights(roles == ROLE_OF[pooling], "mean")
     return pooling_weights(real, pooling)
 
 
@@ -357,8 +362,14 @@ def _at(hidden: jax.Array, places: jax.Array) -> jax.Array:
 
 
 def _interleave(sides: list[Side], of: Callable[[Side], Any]) -> jax.Array:
-    """[B, T] of each of n sides -> [n B, T]."""
+    """[B, T] of each of n sides -> [n B, T].
+
+    Raises:
+      ValueError: these sides do not have such an array, as pairs have no roles.
+    """
     arrays = [of(side) for side in sides]
+    if any(array is None for array in arrays):
+        raise ValueError("a tap asks for the prompt or the answer of rows that have none")
     if len(arrays) == 1:
         return arrays[0]
     stacked = jnp.stack(arrays, axis=1).reshape(-1, arrays[0].shape[-1])
