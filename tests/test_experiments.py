@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from jaxalign.config import load
-from tests.tiny import ASSETS
+from tests.tiny import ASSETS, base
 
+__all__ = ["base"]
 HERE = Path(__file__).resolve().parents[1] / "experiments" / "standardised"
 
 
@@ -53,3 +54,19 @@ def test_the_committed_numbers_are_those_of_the_page(experiment):
     page = (HERE.parents[1] / "docs" / "concepts.md").read_text("utf-8")
     for line in experiment.table(results["runs"]).splitlines():
         assert line in page
+
+
+@pytest.mark.slow
+def test_a_run_and_its_repetition(experiment, data, base, tmp_path, monkeypatch, capsys):
+    words = ["run.py", "--data", str(data), "--gemma", base, "--only", "gemma*", "--out"]
+    words += [str(tmp_path), "align.layer=2", "train.steps=2", "train.eval_every=1"]
+    monkeypatch.setattr("sys.argv", words)
+    monkeypatch.delenv("XLA_FLAGS", raising=False)  # of these tests: eight devices
+    experiment.main()
+    first = (tmp_path / "results.json").read_text("utf-8")
+    for run in json.loads(first)["runs"].values():
+        assert run["before"].keys() == run["after"].keys() == {"raw", "standardised"}
+    shown = capsys.readouterr().out.splitlines()[-4:]
+    experiment.main()
+    assert (tmp_path / "results.json").read_text("utf-8") == first
+    assert capsys.readouterr().out.splitlines() == shown
