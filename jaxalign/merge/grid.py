@@ -12,10 +12,10 @@ from collections.abc import Sequence
 
 from jaxalign.errors import UserError
 
-Weights = tuple[float, ...]
+Mix = tuple[float, ...]  # a weight for each adapter
 
 
-def combinations(grids: Sequence[Sequence[float]], adapters: int) -> list[Weights]:
+def combinations(grids: Sequence[Sequence[float]], adapters: int) -> list[Mix]:
     """The weights that grids describe, in order, each once.
 
     One grid for several adapters gives the combinations of its values that sum to 1; a grid for
@@ -46,7 +46,7 @@ def combinations(grids: Sequence[Sequence[float]], adapters: int) -> list[Weight
     return [tuple(map(float, weights)) for weights in dict.fromkeys(found)]
 
 
-def free(candidates: Sequence[Weights]) -> list[int]:
+def free(candidates: Sequence[Mix]) -> list[int]:
     """The adapters whose weight alone distinguishes all candidates: one where they form a line."""
     varied = [
         place

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from jaxalign.evaluate.compare import ALL
-from jaxalign.merge.grid import Weights, free
+from jaxalign.merge.grid import Mix, free
 
 LOSS = "loss"
 Scores = dict[str, dict[str, float]]  # measure -> language -> value
@@ -23,7 +23,7 @@ Scores = dict[str, dict[str, float]]  # measure -> language -> value
 class Candidate:
     """One choice of weights and how it scored."""
 
-    weights: Weights
+    weights: Mix
     scores: Scores
 
 

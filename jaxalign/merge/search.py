@@ -32,7 +32,7 @@ from jaxalign.evaluate.scorers import rehearse
 from jaxalign.hf.files import write_json
 from jaxalign.merge.algebra import Merged, Recipe, check, combine
 from jaxalign.merge.draw import draw
-from jaxalign.merge.grid import Weights, combinations
+from jaxalign.merge.grid import Mix, combinations
 from jaxalign.merge.run import check_out, write_adapter
 from jaxalign.merge.scored import LOSS, Candidate, Scores, Search
 from jaxalign.merge.source import AdapterFolder, read_adapters, warn
@@ -123,12 +123,12 @@ def search(
 # Candidates ---------------------------------------------------------------------------------------
 
 
-def _weighed(sources: Sequence[AdapterFolder], weights: Weights) -> list:
+def _weighed(sources: Sequence[AdapterFolder], weights: Mix) -> list:
     return [source.weighted(weight) for source, weight in zip(sources, weights, strict=True)]
 
 
 def _merged(
-    sources: Sequence[AdapterFolder], weights: Weights, base: Base, recipe: Recipe
+    sources: Sequence[AdapterFolder], weights: Mix, base: Base, recipe: Recipe
 ) -> Merged | None:
     """None where every weight is 0: the bare base."""
     return combine(_weighed(sources, weights), base.spec, recipe) if any(weights) else None

@@ -3,9 +3,9 @@
 A design follows from the settings, the model's facts and a mesh. `setup.prepare` fills it with
 weights and data; `jaxalign.plan` compiles it as it is, for machines that are not there.
 
-    plan = design(config, load_spec(config.model.path), adapter, make_mesh(), total=1000)
-    plan.phases, plan.step                           # what the loop calls
-    plan.frozen, plan.state                          # shapes, dtypes and shardings
+    made = design(config, load_spec(config.model.path), adapter, make_mesh(), total=1000)
+    made.phases, made.step                           # what the loop calls
+    made.frozen, made.state                          # shapes, dtypes and shardings
 """
 
 from __future__ import annotations

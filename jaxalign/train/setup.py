@@ -101,25 +101,25 @@ def prepare(config: Config, scores: Collection[str] | None = (), base: Base | No
     if jax.process_count() > 1:
         agree(_digests(config, train, valid))
 
-    plan = design(config, spec, adapter, mesh, total)
+    made = design(config, spec, adapter, mesh, total)
     with jax.set_mesh(mesh):
-        names = measured_by(config.train.metric, valid, partial(_losses, plan))
+        names = measured_by(config.train.metric, valid, partial(_losses, made))
     aim = aim_of(config, names, scores)
     if adapter is None:
-        trained, frozen = base.opened.take(plan.held), None
+        trained, frozen = base.opened.take(made.held), None
     else:
-        frozen = base.opened.weights(plan.held)
+        frozen = base.opened.weights(made.held)
         key = jax.random.fold_in(jax.random.key(config.seed), 1)
         fresh = jax.jit(partial(lora_adapter.init, adapter, spec))
         trained = start or fresh(key, frozen if adapter.dora else None)
-    if plan.heads:
+    if made.heads:
         seed = jax.random.fold_in(jax.random.key(config.seed), 3)
-        trained = trained | {HEADS: jax.jit(partial(heads_of, plan.phases, spec))(seed)}
-    trained = jax.device_put(trained, plan.shardings.trained)
-    create = partial(TrainState.create, optimiser=plan.optimiser)
-    state = jax.jit(create, out_shardings=plan.shardings)(trained)
+        trained = trained | {HEADS: jax.jit(partial(heads_of, made.phases, spec))(seed)}
+    trained = jax.device_put(trained, made.shardings.trained)
+    create = partial(TrainState.create, optimiser=made.optimiser)
+    state = jax.jit(create, out_shardings=made.shardings)(trained)
     return Run(
-        **vars(plan) | {"frozen": Frozen(frozen, plan.frozen.standards), "state": state},
+        **vars(made) | {"frozen": Frozen(frozen, made.frozen.standards), "state": state},
         base=base,
         train=train,
         valid=valid,
@@ -128,9 +128,9 @@ def prepare(config: Config, scores: Collection[str] | None = (), base: Base | No
     )
 
 
-def _losses(plan: Design, phase: str, batch: Any) -> dict[str, Loss]:
-    step = plan.evaluate[phase]
-    return jax.eval_shape(step, plan.state.trained, plan.frozen, batch)[0]
+def _losses(made: Design, phase: str, batch: Any) -> dict[str, Loss]:
+    step = made.evaluate[phase]
+    return jax.eval_shape(step, made.state.trained, made.frozen, batch)[0]
 
 
 # Of a process, not of the run: where things are found and logged, and what follows training.
