@@ -36,7 +36,7 @@ from unittest import mock
 import yaml
 
 from jaxalign import compiler
-from jaxalign.adapters.lora import Lora, count
+from jaxalign.adapters.lora import Lora
 from jaxalign.chips import CHIPS
 from jaxalign.model.spec import ModelSpec
 from jaxalign.plan.cost import measure
@@ -92,7 +92,7 @@ def report(text: str, args: argparse.Namespace) -> None:
     """Prints the FLOPs of a program over the least there can be, and the compiler's time."""
     spec = dataclasses.replace(SPEC, layers=args.layers)
     cost = measure(text, kernels)
-    tokens, trained = args.rows * args.length, count(Lora(RANK, ALPHA, 0.0), spec)
+    tokens, trained = args.rows * args.length, Lora(RANK, ALPHA, 0.0).count(spec)
     least = training_flops(spec, tokens, args.length, adapter=trained) / WAYS
     seconds = cost.cycles / CHIP.clock + cost.kernel_flops / CHIP.flops
     print(

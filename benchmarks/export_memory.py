@@ -73,13 +73,13 @@ def build(work: Path, layers: int) -> int:
     import ml_dtypes
     import numpy as np
 
-    from jaxalign.adapters.lora import Lora, init
+    from jaxalign.adapters.lora import Lora
     from jaxalign.hf.load import load_spec
-    from jaxalign.hf.names import base_rows, sizes
     from jaxalign.hf.peft import save_peft
     from jaxalign.hf.save import write_model
     from jaxalign.hf.stream import Pending
     from jaxalign.model.spec import ModelSpec
+    from jaxalign.model.spec.tensors import base_rows, sizes
 
     config = {
         "model_type": "llama", "architectures": ["LlamaForCausalLM"], "vocab_size": VOCAB,
@@ -110,7 +110,7 @@ def build(work: Path, layers: int) -> int:
     ]
     write_model(work / "base", tensors, config, max_shard_bytes=1_000_000_000)
     spec, adapter = load_spec(work / "base"), Lora(r=16, alpha=32.0)
-    lora = init(adapter, spec, jax.random.key(0))
+    lora = adapter.init(spec, jax.random.key(0))
     lora = jax.tree.map(lambda leaf: leaf + 0.01, lora)
     save_peft(work / "adapter", lora, spec, adapter, base_name=str(work / "base"))
     return sum(tensor.nbytes for tensor in tensors)

@@ -23,7 +23,8 @@ from jaxalign.config import load
 from jaxalign.demo import ASSETS
 from jaxalign.hf.save import save_base
 from jaxalign.model.decoder import Decoder
-from jaxalign.model.spec import ModelSpec, parameter_count
+from jaxalign.model.spec import ModelSpec
+from jaxalign.model.spec.tensors import parameter_count
 from jaxalign.paths import Desk
 from jaxalign.train import loop
 from jaxalign.train.setup import prepare

@@ -27,10 +27,10 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from jaxalign.demo import ASSETS
+from jaxalign.frozen.quantised import KINDS
 from jaxalign.hf.load import load_params, load_spec
 from jaxalign.hf.save import save_base
 from jaxalign.model.decoder import Decoder
-from jaxalign.model.quantised import KINDS
 from jaxalign.model.spec import ModelSpec
 
 RANDOM = ModelSpec(

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxalign.adapters.lora import Lora, merge, settle
+from jaxalign.adapters import Adapter
 from jaxalign.data.chat import encode_prompts, load_tokenizer
 from jaxalign.data.tasks import Example
 from jaxalign.data.template import Prompts, prompts_of
@@ -243,16 +243,16 @@ class Base:
         prompts = self.prompts_of(adapter)
         return self.attach(*load_peft(adapter, self.spec), prompts)
 
-    def attach(self, lora: Any, adapter: Lora, prompts: Prompts | None = None) -> System:
+    def attach(self, lora: Any, adapter: Adapter, prompts: Prompts | None = None) -> System:
         """The base with an adapter that is in memory, separate or merged into it as configured."""
         lora = jax.device_put(lora, shard_tree(self.mesh, lora))
         if self.config.generate.adapter == "merged":
             with jax.set_mesh(self.mesh):
-                whole = merge(self.params, lora, adapter)
+                whole = adapter.merge(self.params, lora)
                 return self.system(self.decoder(), whole, None, prompts)
         return self.system(self.decoder(adapter), self.params, lora, prompts)
 
-    def decoder(self, adapter: Lora | None = None) -> Decoder:
+    def decoder(self, adapter: Adapter | None = None) -> Decoder:
         """The decoder that runs these weights, by the kernels that `model.attention` names."""
         return Decoder(self.spec, adapter, attention=self.config.model.attention)
 
@@ -315,7 +315,8 @@ class Base:
         """These weights on this base's mesh, stopping where its answers end."""
         prompts = prompts or self.prompts
         with jax.set_mesh(self.mesh):
-            lora = settle(decoder.adapter, params, lora)
+            if decoder.adapter and lora:
+                lora = decoder.adapter.settle(params, lora)
         return System(decoder, params, lora, self.mesh, self.stops(prompts), prompts)
 
 

@@ -24,6 +24,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxalign.errors import UserError
+from jaxalign.model.spec.tensors import BASE
 
 Array = jax.Array | np.ndarray  # what a pass takes: NumPy batches are put on devices on the way
 
@@ -43,34 +44,8 @@ ACTIVATIONS = {
 LOGITS = {"B": ("data",), "V": ("fsdp", "tensor", "seq")}
 TABLES = {"activations": ACTIVATIONS, "logits": LOGITS}
 
-# Path of a weight -> its letters. Adapters (a, b) are small and stay whole on every device.
-LETTERS = {
-    "embed": "V D",
-    "head": "V D",
-    "norm/scale": "D",
-    "attention_norm/scale": "L D",
-    "attention_post_norm/scale": "L D",
-    "attention/q_head_norm/scale": "L H",
-    "attention/k_head_norm/scale": "L H",
-    "attention/q_whole_norm/scale": "L N H",
-    "attention/k_whole_norm/scale": "L K H",
-    "mlp_norm/scale": "L D",
-    "mlp_post_norm/scale": "L D",
-    "attention/q/kernel": "L D N H",
-    "attention/k/kernel": "L D K H",
-    "attention/v/kernel": "L D K H",
-    "attention/o/kernel": "L N H D",
-    "attention/q/bias": "L N H",
-    "attention/k/bias": "L K H",
-    "attention/v/bias": "L K H",
-    "attention/o/bias": "L D",
-    "mlp/gate/kernel": "L D F",
-    "mlp/up/kernel": "L D F",
-    "mlp/down/kernel": "L F D",
-    "mlp/gate/bias": "L F",
-    "mlp/up/bias": "L F",
-    "mlp/down/bias": "L D",
-}
+# Path of a weight without 'blocks/' -> its letters. Adapters (a, b) are small and stay whole.
+LETTERS = {"/".join(row.path).removeprefix("blocks/"): row.letters for row in BASE}
 
 
 def make_mesh(

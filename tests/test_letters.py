@@ -1,45 +1,47 @@
-"""One alphabet: every table that spells axes agrees with the name table."""
+"""One table of tensors: everything that spells axes is read off its rows."""
 
-import pytest
+import jax
 
-from jaxalign.adapters.lora import SITES
-from jaxalign.hf.names import BASE, TARGETS, adapter_rows
-from jaxalign.sharding import LETTERS, letters_of
-
-
-def ours(row) -> str:
-    """The axis letters of our leaf, its L included."""
-    return "L " * row.stacked + row.axes.split(" -> ")[1]
+from jaxalign.adapters import Lora
+from jaxalign.adapters.peft import adapter_rows
+from jaxalign.model.decoder import Decoder
+from jaxalign.model.spec.tensors import BASE, TARGETS, base_rows, parameter_count, sizes
+from jaxalign.sharding import LETTERS, letters_of, path_name
+from tests.hf.conftest import LLAMA
 
 
-@pytest.mark.parametrize("row", BASE, ids=lambda row: "/".join(row.path))
-def test_sharding_knows_every_weight(row):
-    assert letters_of("/".join(row.path)) == ours(row)
+def test_a_path_has_one_layout():
+    """Families may call a tensor differently; ours is the same."""
+    for row in BASE:
+        path = "/".join(row.path)
+        assert letters_of(path) == row.letters, path
+        assert letters_of(f"trained/{path}/.values") == row.letters, path
+    assert len(LETTERS) == len({row.path for row in BASE})
 
 
-def test_sharding_knows_no_weight_besides():
-    paths = {"/".join(row.path).removeprefix("blocks/") for row in BASE}
-    assert set(LETTERS) == paths
+def test_the_rows_are_the_models_leaves():
+    params = jax.eval_shape(Decoder(LLAMA).init, jax.random.key(0))
+    found = {
+        path_name(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(params)
+    }
+    assert found == {"/".join(row.path): row.shape(sizes(LLAMA)) for row in base_rows(LLAMA)}
+    assert parameter_count(LLAMA) == sum(leaf.size for leaf in jax.tree.leaves(params))
 
 
-@pytest.mark.parametrize("target", TARGETS)
-def test_adapter_sites(target):
-    part, inputs, outputs = SITES[target]
-    kernel = TARGETS[target]
-    assert kernel.path == ("blocks", part, target, "kernel")
-    assert ours(kernel) == f"L {inputs} {outputs}"
-    assert [ours(row) for row in adapter_rows(target)] == [f"L {inputs} R", f"L R {outputs}"]
-    assert [row.path for row in adapter_rows(target)] == [
-        ("blocks", part, target, "a"),
-        ("blocks", part, target, "b"),
-    ]
+def test_sites_are_read_off_the_kernels():
+    q, o = TARGETS["q"], TARGETS["o"]
+    assert (q.half, q.letters, q.inputs, q.outputs) == ("attention", "L D N H", ("D",), ("N", "H"))
+    assert (o.half, o.letters, o.inputs, o.outputs) == ("attention", "L N H D", ("N", "H"), ("D",))
+    for target, row in TARGETS.items():
+        assert row.path == ("blocks", row.half, target, "kernel")
+        assert row.letters.split() == ["L", *row.inputs, *row.outputs]
 
 
-def test_every_site_is_a_target():
-    assert tuple(SITES) == tuple(TARGETS)  # the order, too: it is that of saved adapters
-
-
-def test_adapters_are_not_split():
-    for target in TARGETS:
-        for row in adapter_rows(target):
-            assert letters_of("/".join(row.path)) is None
+def test_an_adapter_has_the_shapes_of_its_rows():
+    lora = jax.eval_shape(lambda key: Lora(r=5).init(LLAMA, key), jax.random.key(0))
+    for target, row in TARGETS.items():
+        own = lora["blocks"][row.half][target]
+        for name, peft in zip("ab", adapter_rows(target), strict=True):
+            assert peft.path == (*row.path[:-1], name)
+            assert own[name].shape == peft.shape(sizes(LLAMA, rank=5))
+            assert letters_of("/".join(peft.path)) is None  # adapters are not split

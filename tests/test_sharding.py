@@ -9,7 +9,7 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jaxalign.adapters.lora import Lora, init
+from jaxalign.adapters.lora import Lora
 from jaxalign.errors import UserError
 from jaxalign.hf.load import abstract_params
 from jaxalign.plan import topology
@@ -185,7 +185,7 @@ def test_every_leaf_can_be_placed(shape):
 
 def test_adapters_and_moments_stay_whole():
     mesh = make_mesh(2, 2, 2)
-    lora = jax.eval_shape(lambda: init(Lora(), SPEC, jax.random.key(0)))
+    lora = jax.eval_shape(lambda: Lora().init(SPEC, jax.random.key(0)))
     for sharding in jax.tree.leaves(shard_tree(mesh, {"mu": lora, "step": np.zeros(())})):
         assert sharding.is_fully_replicated
 

@@ -1,1 +1,36 @@
-"""What is trained beside a frozen base."""
+"""What is trained next to a frozen base: an interface, and the kinds that stand behind it.
+
+    adapter = parse(spec, 'dora', r=8, layers='1..16')         # what it is, without weights
+    trained = adapter.init(spec, key, params)                  # {'blocks': {...: [L, ...]}}
+    decoder = Decoder(spec, adapter)                           # its passes take `trained`
+    save_peft('out', trained, spec, adapter)                   # jaxalign.hf.peft: any kind
+    trained, adapter = load_peft('out', spec)
+
+A kind is one file with a frozen, hashable dataclass that has the methods of `Adapter`, and a row of
+`KINDS`. A class that derives from `Adapter` inherits what most kinds share. Where two kinds to come
+fit in: a prefix hands more keys and values to a block's attention (`per_block`), soft prompts and a
+pool of them bring vectors before the embeddings (`prompt`).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from jaxalign.adapters.dora import Dora
+from jaxalign.adapters.interface import Adapter
+from jaxalign.adapters.lora import Lora
+from jaxalign.model.spec import ModelSpec
+
+__all__ = ["KINDS", "Adapter", "Dora", "Lora", "parse"]
+
+# The word in `lora.variant` -> the class. An adapter folder is read by the first that claims it.
+KINDS: dict[str, type[Adapter]] = {"lora": Lora, "dora": Dora}
+
+
+def parse(spec: ModelSpec, variant: str, **words: Any) -> Adapter:
+    """The adapter that the settings under `lora` describe.
+
+    Raises:
+      UserError: words that do not fit this model.
+    """
+    return KINDS[variant].parse(spec, **words)

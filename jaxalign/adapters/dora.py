@@ -4,6 +4,7 @@
 2024, eq. 5); the length below the line counts as a constant when gradients are taken (section
 4.3), as in PEFT.
 
+    adapter = Dora(r=8, alpha=16.0)                     # otherwise a Lora
     m = lengths(kernel, inputs=1)                       # [L, out]: where m begins
     gain = gains(kernel, {'a': a, 'b': b, 'm': m}, scales, inputs=1)     # [L, out]: m / ‖...‖
 
@@ -16,26 +17,85 @@ whole one, which doubles the base's products. What is trained or written grows b
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 
-from jaxalign.model.quantised import Quantised, widen
+from jaxalign.adapters.lora import Factors, Lora, each, summed
+from jaxalign.frozen.projection import Projection
+from jaxalign.frozen.quantised import Quantised, widen
+from jaxalign.model.spec import ModelSpec
+from jaxalign.model.spec.tensors import TARGETS
+
+
+@dataclass(frozen=True)
+class Dora(Lora):
+    """LoRA that also trains `m` [L, out], the lengths of the weights' columns."""
+
+    name: ClassVar[str] = "DoRA"
+    kind: ClassVar[str] = "dora"
+    dora: ClassVar[bool] = True
+
+    def settle(self, params: Any, trained: Any) -> Any:
+        """The tree with every `norm`, measured once and for all."""
+        return _settled(self, params, trained)
+
+    def _fresh(self, target: str, spec: ModelSpec, key: jax.Array, params: Any) -> dict:
+        # Magnitudes begin as the lengths of the base's columns (section 4.1).
+        return super()._fresh(target, spec, key, params) | {
+            "m": lengths(_kernel(params, target), _inputs(target))
+        }
+
+    def _seen(self, params: Any, stacks: dict) -> dict:
+        return each(stacks, partial(self._beside, params))
+
+    def _beside(self, params: Any, target: str, factors: Factors) -> dict:
+        scales = self.scales(target, factors["a"].shape[0])
+        gain = gains(_kernel(params, target), factors, scales, _inputs(target))
+        return super()._beside(params, target, factors) | {"gain": gain}
+
+    def _add(
+        self, y: jax.Array, part: jax.Array, x: jax.Array, dropped: jax.Array, site: Projection,
+        own: Factors,
+    ) -> jax.Array:  # fmt: skip
+        """`x W + b + (g - 1) · drop(x) W + g · part`: dropout falls on all that the gain changes.
+
+        In float32: a gain differs from 1 by less than bfloat16 can tell.
+        """
+        gain = own["gain"]
+        if dropped is not x:
+            return (y + (gain - 1) * site.product(dropped) + gain * part).astype(y.dtype)
+        # One product, that of y, and one on the way back.
+        return site.shifted(gain * (site.product(x) + part)).astype(y.dtype)
+
+    def _merged(self, kernel: jax.Array, factors: Factors, scale: Any, inputs: int) -> jax.Array:
+        return turned(kernel, factors, scale, inputs)
+
+
+@partial(jax.jit, static_argnums=0)
+def _settled(adapter: Dora, params: dict, trained: dict) -> dict:
+    def measured(target: str, factors: Factors) -> dict:
+        scales = adapter.scales(target, factors["a"].shape[0])
+        norm = norms(_kernel(params, target), factors, scales, _inputs(target))
+        return {**factors, "norm": norm}
+
+    return {"blocks": each(trained["blocks"], measured)}
+
+
+def _kernel(params: Any, target: str) -> jax.Array | Quantised:
+    return params["blocks"][TARGETS[target].half][target]["kernel"]
+
+
+def _inputs(target: str) -> int:
+    return len(TARGETS[target].inputs)
 
 
 def length(weight: jax.Array, inputs: int) -> jax.Array:
     """[out...]: the length of each column of a weight [in..., out...] with `inputs` input axes."""
     return jnp.sqrt(jnp.sum(jnp.square(weight), axis=tuple(range(inputs))))
-
-
-def summed(kernel: jax.Array | Quantised, a: jax.Array, b: jax.Array, scale: Any) -> jax.Array:
-    """W + s A B in float32: kernel [in..., out...], a [in..., R], b [R, out...]."""
-    rank = a.shape[-1]
-    # Where a matrix unit rounds float32 factors to bfloat16 by default, ask it not to.
-    update = jnp.matmul(a.reshape(-1, rank), b.reshape(rank, -1), precision="highest")
-    return widen(kernel, jnp.float32) + scale * update.reshape(kernel.shape)
 
 
 def turned(kernel: jax.Array, factors: Mapping[str, jax.Array], scale: Any, inputs: int) -> Any:

@@ -25,8 +25,7 @@ from jaxalign.evaluate.answers import Answers
 from jaxalign.evaluate.entrants import Entrant
 from jaxalign.evaluate.gold import kind_of
 from jaxalign.hf.find import locate, unpinned
-from jaxalign.hf.peft import load_peft
-from jaxalign.hf.peft_config import named_base
+from jaxalign.hf.peft import load_peft, named_base
 from jaxalign.multihost import is_main
 from jaxalign.terminal import visible
 

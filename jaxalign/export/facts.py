@@ -11,12 +11,11 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jaxalign.adapters import lora as lora_adapter
 from jaxalign.data import sources, tasks
 from jaxalign.data.chat import instruction
 from jaxalign.data.languages import base_language, split_direction
@@ -25,8 +24,7 @@ from jaxalign.errors import UserError
 from jaxalign.export.scores import scores_of
 from jaxalign.export.source import Source
 from jaxalign.hf.card import Data, Facts, hub_name
-from jaxalign.hf.peft_config import vllm_limits, vllm_rank
-from jaxalign.model.spec import parameter_count
+from jaxalign.model.spec.tensors import parameter_count
 from jaxalign.settings import AlignConfig, Config, TaskConfig
 
 CODE = re.compile(r"[a-z]{2,3}")
@@ -77,8 +75,8 @@ def card_facts(source: Source, kind: str, path: str, template: str, dtype: str =
         prompts=_prompts(config, template) if config else "",
         system=systems.pop() if len(systems) == 1 else "",
         template=template,
-        served_rank=vllm_rank(adapter.r) if adapter else None,
-        limits=tuple(vllm_limits(adapter)) if adapter else (),
+        served_rank=adapter.served_rank if adapter else None,
+        limits=tuple(adapter.limits()) if adapter else (),
         dtype=dtype,
         aligned="yes" if config and _is_aligned(config) else "no",
     )
@@ -91,17 +89,7 @@ def _training(source: Source, config: Config | None, dtype: str) -> Iterator[tup
     """Rows of the table: what was trained, on what, how long."""
     adapter = source.adapter
     if adapter:
-        what = "DoRA" if adapter.dora else "LoRA"
-        scaling = "alpha / sqrt(r)" if adapter.rank_stabilised else "alpha / r"
-        own = ", some projections their own" if adapter.parts else ""
-        yield what, f"r {adapter.r}, alpha {adapter.alpha:g}{own}; scale {scaling}"
-        yield "projections", ", ".join(adapter.targets)
-        yield (
-            "blocks",
-            block_range(adapter.layers) if adapter.layers else f"all {source.spec.layers}",
-        )
-        yield "dropout", f"{adapter.dropout:g}"
-        yield "trained parameters", f"{lora_adapter.count(adapter, source.spec):,}"
+        yield from adapter.facts(source.spec).items()
     else:
         yield "trained", f"all {parameter_count(source.spec):,} parameters"
     if dtype:
@@ -191,7 +179,7 @@ def _summary(config: Config) -> str:
 
 
 def _tags(source: Source, config: Config | None) -> tuple[str, ...]:
-    kind = ("dora" if source.adapter.dora else "lora",) if source.adapter else ()
+    kind = (source.adapter.kind,) if source.adapter else ()
     crossing = ("cross-lingual-transfer",) if config and config.align.weight > 0 else ()
     return (*kind, *crossing)
 
@@ -202,13 +190,6 @@ def _prompts(config: Config, template: str) -> str:
     if config.task.kind == "rows":
         return "Prompts were the rows' own prefixes; no chat template was applied in training."
     return f"Prompts were built by {PROMPTS[config.prompt.template]}." if template != "none" else ""
-
-
-def block_range(layers: Sequence[int]) -> str:
-    """'1 to 16' of consecutive numbers, else '1, 5, 9'; '' of none."""
-    if len(layers) > 2 and layers[-1] - layers[0] == len(layers) - 1:
-        return f"{layers[0]} to {layers[-1]}"
-    return ", ".join(map(str, layers))
 
 
 # Data ---------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,18 +19,16 @@ from typing import Any
 
 import numpy as np
 
-from jaxalign.adapters import lora as lora_adapter
-from jaxalign.adapters.lora import Lora
+from jaxalign.adapters import Adapter
+from jaxalign.adapters.ranks import block_range
 from jaxalign.base import open_files
 from jaxalign.data.template import TOKENIZER_FILE, find_template, template_files
 from jaxalign.errors import UserError
-from jaxalign.export.facts import block_range
 from jaxalign.export.run import write_texts
 from jaxalign.export.source import CONFIG_FILE, read_adapter
 from jaxalign.folders import check_target, whole_folder
 from jaxalign.hf.find import locate
-from jaxalign.hf.peft import save_peft
-from jaxalign.hf.peft_config import named_base
+from jaxalign.hf.peft import named_base, save_peft
 from jaxalign.hf.save import TOKENIZER_FILES, copy_files
 from jaxalign.hf.stream import Pending, write_file
 from jaxalign.hf.tensors import open_index
@@ -53,7 +51,7 @@ class Found:
     path: str
     base: str
     named_base: str  # as its configuration has it
-    adapter: Lora
+    adapter: Adapter
     weights: Mapping[str, Any]
     stored: tuple[str, ...]  # dtypes in the file
     tensors: int
@@ -128,7 +126,7 @@ def inspect(folder: Path, path: str, base: str, spec: ModelSpec) -> Found:
         stored=tuple(sorted({one.dtype.name for one in index.values()})),
         tensors=len(index),
         renamed=renamed,
-        idle=tuple(_idle(weights, adapter, spec)),
+        idle=adapter.idle(weights),
     )
 
 
@@ -136,21 +134,10 @@ def settings(found: Found, out: str) -> str:
     """YAML with which `jaxalign train` goes on from the imported adapter."""
     from omegaconf import OmegaConf
 
-    adapter = found.adapter
-    layers = ",".join(map(str, adapter.layers)) or "all"
     tree = {
         "output": f"{out}/continued",
         "model": {"path": found.base},
-        "lora": {
-            "r": adapter.r,
-            "alpha": adapter.alpha,
-            "dropout": adapter.dropout,
-            "targets": list(adapter.targets),
-            "layers": layers,
-            "scaling": "rank_stabilised" if adapter.rank_stabilised else "standard",
-            "variant": "dora" if adapter.dora else "lora",
-            "start": f"{out}/adapter",
-        },
+        "lora": found.adapter.words() | {"start": f"{out}/adapter"},
     }
     return (
         f"# To go on training from {found.path}: name the data, as in\n"
@@ -163,13 +150,6 @@ def _spelled(name: str) -> str:
     for pattern, new in SPELLINGS:
         name = pattern.sub(new, name)
     return name
-
-
-def _idle(weights: Mapping[str, Any], adapter: Lora, spec: ModelSpec) -> Iterator[int]:
-    for block in sorted({block for _, block in adapter.table(spec.layers)}):
-        factors = [site for sites in weights["blocks"].values() for site in sites.values()]
-        if not any(np.asarray(one["b"][block - 1]).any() for one in factors):
-            yield block
 
 
 def _check_vocabulary(path: str, tokenizer: Path, spec: ModelSpec) -> None:
@@ -187,21 +167,12 @@ def _same(one: str, other: str) -> bool:
 
 
 def _show(found: Found, spec: ModelSpec, tokenizer: str, template: str, out: str) -> None:
-    adapter = found.adapter
     screen = console(soft_wrap=True)
-    scaling = "alpha / sqrt(r)" if adapter.rank_stabilised else "alpha / r"
-    scale = f"{adapter.scale:g}" if adapter.even else "by projection"
-    own = " (some projections their own)" if adapter.parts else ""
     rows = {
         "adapter": found.path,
         "base": found.base,
         "names as its base": found.named_base or "nothing",
-        "method": "DoRA" if adapter.dora else "LoRA",
-        "targets": " ".join(adapter.targets),
-        "rank": f"{adapter.r}{own}",
-        "scale": f"{scale} ({scaling}, alpha {adapter.alpha:g})",
-        "blocks": block_range(adapter.layers) or f"all {spec.layers}",
-        "trained parameters": f"{lora_adapter.count(adapter, spec):,}",
+        **found.adapter.facts(spec),
         "tensors": f"{found.tensors}, stored as {', '.join(found.stored)}, written as float32",
         "tokenizer": tokenizer,
         "chat template": {"base": "the base's", "own": "its own", "none": "none"}[template],

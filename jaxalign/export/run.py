@@ -133,7 +133,7 @@ def parse_size(text: str) -> int:
 def describe(source: Source) -> str:
     """A few words about what is exported."""
     adapter, saved = source.adapter, source.saved
-    what = f"{'DoRA' if adapter.dora else 'LoRA'} r {adapter.r}" if adapter else "all weights"
+    what = adapter.brief if adapter else "all weights"
     if saved is None:
         return f"{source.name}, {what}"
     return f"{source.name}, step {saved.step:,}{' (best)' if saved.best else ''}, {what}"

@@ -16,19 +16,18 @@ from typing import Any, cast
 import jax
 import numpy as np
 
-from jaxalign.adapters import lora as lora_adapter
-from jaxalign.adapters.lora import Lora
+from jaxalign.adapters import Adapter
 from jaxalign.base import Opened, open_files
 from jaxalign.data.template import recorded
 from jaxalign.errors import UserError
 from jaxalign.export.checkpoint import Saved, find
 from jaxalign.hf.find import locate
 from jaxalign.hf.load import abstract_params
-from jaxalign.hf.peft import load_peft
-from jaxalign.hf.peft_config import named_base
+from jaxalign.hf.peft import load_peft, named_base
 from jaxalign.model.spec import ModelSpec
 from jaxalign.settings import Config
 from jaxalign.sharding import path_name
+from jaxalign.train.design import adapter_of
 from jaxalign.train.stored import local_places
 
 CONFIG_FILE = "adapter_config.json"
@@ -42,7 +41,7 @@ class Source:
     run: str  # as it was given
     name: str  # what to call it
     opened: Opened  # the base
-    adapter: Lora | None  # None: all weights were trained
+    adapter: Adapter | None  # None: all weights were trained
     weights: Any  # the adapter's tree (NumPy), or all weights, read when asked for
     config: Config | None = None  # of the training, where it is known
     saved: Saved | None = None  # the checkpoint; None: an adapter folder
@@ -133,19 +132,13 @@ def config_of(meta: dict[str, Any]) -> Config:
     return cast(Config, OmegaConf.to_object(merged))
 
 
-def adapter_of(config: Config, spec: ModelSpec) -> Lora | None:
-    """What a run with this configuration trains on the base; None: the base itself."""
-    if config.trainable == "full":
-        return None
-    settings = dataclasses.asdict(config.lora)
-    start = settings.pop("start")
-    adapter = Lora.parse(spec, **settings)
-    if not start or adapter.parts:
+def trained_adapter(config: Config, spec: ModelSpec) -> Adapter | None:
+    """What a run with this configuration trained next to the base; None: the base itself."""
+    adapter, start = adapter_of(config, spec), config.lora.start
+    if adapter is None or not start:
         return adapter
-    # Settings cannot express every pattern of ranks that PEFT can; without any, training goes on
-    # with those of the adapter it started from.
     try:
-        return dataclasses.replace(adapter, parts=load_peft(start, spec)[1].parts)
+        return adapter.following(load_peft(start, spec)[1], start)
     except UserError as error:
         raise UserError(
             f"lora.start: {error}; the ranks are those of the adapter that the run began with: put "
@@ -159,7 +152,7 @@ def _of_checkpoint(saved: Saved, base: str) -> Source:
     spec, path = _spec(opened, saved.run), opened.path
     if holds_weights(opened.files) and opened.fingerprint != saved.meta["base"]:
         raise _another_base(saved, path)
-    adapter = adapter_of(config, spec)
+    adapter = trained_adapter(config, spec)
     _check_shapes(saved, adapter, spec, path)
     return Source(
         run=saved.run,
@@ -198,7 +191,7 @@ def _spec(opened: Opened, run: str) -> ModelSpec:
         raise UserError(f"the base of {run}: {error}; name it by --base MODEL") from error
 
 
-def read_adapter(folder: Path, spec: ModelSpec, base: str) -> tuple[dict[str, Any], Lora]:
+def read_adapter(folder: Path, spec: ModelSpec, base: str) -> tuple[dict[str, Any], Adapter]:
     """A PEFT folder's tree and what it is; one that does not fit is refused by its base's name.
 
     Raises:
@@ -221,14 +214,13 @@ def _another_base(saved: Saved, path: str) -> UserError:
     )
 
 
-def _check_shapes(saved: Saved, adapter: Lora | None, spec: ModelSpec, base: str) -> None:
+def _check_shapes(saved: Saved, adapter: Adapter | None, spec: ModelSpec, base: str) -> None:
     """The stored tree must be what this configuration trains on this base."""
     params = abstract_params(spec, np.float32)
     if adapter is None:
         expected: Any = params
     else:
-        start = partial(lora_adapter.init, adapter, spec)
-        expected = jax.eval_shape(start, jax.random.key(0), params)
+        expected = jax.eval_shape(partial(adapter.init, spec), jax.random.key(0), params)
     theirs, ours = (
         {path_name(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
         for tree in (saved.shapes, expected)
@@ -246,16 +238,9 @@ def _shape(shape: tuple[int, ...] | None) -> str:
     return "absent" if shape is None else str(list(shape))
 
 
-def _adapter_tree(saved: Saved, adapter: Lora, spec: ModelSpec) -> dict[str, Any]:
-    """The stored factors, finite, and zero where there is no adapter (as a PEFT folder has it)."""
-    tree = jax.tree.map(np.array, saved.tree())
-    adapted = adapter.table(spec.layers)
-    for sites in tree["blocks"].values():
-        for target, factors in sites.items():
-            for block in range(1, spec.layers + 1):
-                if (target, block) not in adapted:
-                    for leaf in factors.values():
-                        leaf[block - 1] = 0
+def _adapter_tree(saved: Saved, adapter: Adapter, spec: ModelSpec) -> dict[str, Any]:
+    """The stored weights, finite, and zero where nothing is adapted (as a PEFT folder has it)."""
+    tree = adapter.cleared(jax.tree.map(np.array, saved.tree()), spec)
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         if not np.isfinite(leaf).all():
             raise UserError(

@@ -19,9 +19,9 @@ import numpy as np
 from jax.sharding import NamedSharding, Sharding
 from jax.sharding import PartitionSpec as P
 
-from jaxalign.hf.names import Row, sizes
 from jaxalign.hf.tensors import StoredTensor
 from jaxalign.model.spec import ModelSpec
+from jaxalign.model.spec.tensors import Row, sizes
 
 # A transposed copy in strips of this many rows stays within the processor's cache.
 _STRIP = 16

@@ -24,14 +24,21 @@ import numpy as np
 
 from jaxalign.checksums import check_sums
 from jaxalign.errors import UserError, reading
+from jaxalign.frozen.quantised import quantise, quantise_on
 from jaxalign.hf.files import read_json
 from jaxalign.hf.find import locate, small_files
 from jaxalign.hf.leaf import load_leaf
-from jaxalign.hf.names import TARGETS, Row, base_rows, get_leaf, input_axes, set_leaf, sizes
 from jaxalign.hf.tensors import DTYPES, StoredTensor, check_content, open_index
-from jaxalign.model.quantised import quantise, quantise_on
 from jaxalign.model.spec import ModelSpec
 from jaxalign.model.spec.keys import ids
+from jaxalign.model.spec.tensors import (
+    TARGETS,
+    Row,
+    base_rows,
+    get_leaf,
+    set_leaf,
+    sizes,
+)
 
 # More readers hide the latency of network disks, but each keeps one mapped tensor resident.
 _READERS = 4
@@ -70,7 +77,7 @@ def abstract_params(spec: ModelSpec, dtype: Any, quantize: str = "none") -> dict
     for row in base_rows(spec):
         leaf: Any = jax.ShapeDtypeStruct(row.shape(sizes(spec)), dtype)
         if quantize != "none" and row in TARGETS.values():
-            round_ = partial(quantise, kind=quantize, inputs=input_axes(row))
+            round_ = partial(quantise, kind=quantize, inputs=len(row.inputs))
             leaf = jax.eval_shape(round_, leaf)
         set_leaf(tree, row.path, leaf)
     return tree
@@ -114,7 +121,7 @@ def load_params(
             sharding = shardings if shared else get_leaf(shardings, row.path)
             leaf: Any = load_leaf(row, index, spec, np.dtype(dtype), sharding, readers)
             if quantize != "none" and row in TARGETS.values():
-                leaf = quantise_on(leaf, quantize, input_axes(row), sharding)
+                leaf = quantise_on(leaf, quantize, len(row.inputs), sharding)
             set_leaf(params, row.path, leaf)
     return params
 

@@ -6,7 +6,7 @@ waits at a barrier of its own. The host holds one tensor at a time besides the p
 have a room of their own: `jaxalign.hf.peft`.
 
     save_base('out/model', params, spec, tokenizer_from='models/llama')
-    tensors = merged_tensors('models/llama', spec, lora, adapter)    # nothing is read yet
+    tensors = merged_tensors('models/llama', spec, trained, adapter)    # nothing is read yet
     write_model('out/merged', tensors, config_json)                  # read, added, written by turns
 """
 
@@ -25,7 +25,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxalign.adapters.lora import Lora, merge
+from jaxalign.adapters import Adapter
 from jaxalign.checksums import check_sums, read_sums
 from jaxalign.errors import UserError
 from jaxalign.folders import whole_folder
@@ -33,11 +33,19 @@ from jaxalign.hf.files import read_json, write_json
 from jaxalign.hf.find import TOKENIZER_FILES as TOKENIZER_FILES
 from jaxalign.hf.find import locate, small_files
 from jaxalign.hf.load import base_index
-from jaxalign.hf.names import TARGETS, Row, base_rows, get_leaf, set_leaf, sizes
 from jaxalign.hf.stream import METADATA as METADATA
 from jaxalign.hf.stream import SHARD_BYTES, Pending, write_shards
 from jaxalign.hf.tensors import StoredTensor, check_content
 from jaxalign.model.spec import ModelSpec
+from jaxalign.model.spec.tensors import (
+    TARGETS,
+    Row,
+    base_rows,
+    checked_leaf,
+    get_leaf,
+    set_leaf,
+    sizes,
+)
 
 GENERATION_FILE = "generation_config.json"
 
@@ -195,41 +203,35 @@ def tree_tensors(
 def merged_tensors(
     base: str | Path,
     spec: ModelSpec,
-    lora: Mapping[str, Any],
-    adapter: Lora,
+    trained: Mapping[str, Any],
+    adapter: Adapter | None,
     dtype: Any = None,
     revision: str | None = None,
 ) -> list[Pending]:
     """The tensors of a base with an adapter added, read from the base's files one by one.
 
-    W + s A B is formed in float32 and rounded once. What has no adapter is copied as it is.
+    What is adapted is formed in float32 and rounded once; the rest is copied as it is.
 
     Args:
         base: folder or hub name; what `jaxalign.hf.load.fingerprint` checks is taken for granted.
         spec: the base's facts.
-        lora: the adapter tree, NumPy or on this host's devices.
-        adapter: what the tree is.
+        trained: the adapter's weights, NumPy or on this host's devices.
+        adapter: what they are; None copies all tensors.
         dtype: of every tensor; None keeps each tensor's own.
         revision: hub branch, tag or commit.
     """
     index = base_index(locate(base, revision), spec)
     check_content(index)
     size = sizes(spec)
-    adapted = adapter.table(spec.layers)
-    target_of = {TARGETS[target].path: target for target in adapter.targets}
+    target_of = {row.path: target for target, row in TARGETS.items()}
     found = []
     for row, layer in _places(spec, "blocks"):
         stored = index[row.name(layer)]
         kind = np.dtype(stored.dtype if dtype is None else dtype)
-        target = target_of.get(row.path, "")
-        if (target, layer + 1) in adapted:
-            alone = Lora.of_table(
-                {(target, 1): adapted[target, layer + 1]},
-                1,
-                rank_stabilised=adapter.rank_stabilised,
-                dora=adapter.dora,
-            )
-            make = partial(_merged_tensor, row, stored, size, kind, lora, alone, layer)
+        target = target_of.get(row.path)
+        alone = adapter.alone(target, layer + 1) if adapter and target else None
+        if alone:
+            make = partial(_merged_tensor, row, stored, size, kind, trained, alone, layer)
         else:
             make = partial(_copied_tensor, stored, kind)
         found.append(Pending(row.name(layer), row.hf_shape(size), kind, make))
@@ -269,14 +271,6 @@ def to_host(array: Any) -> np.ndarray:
     from jax.experimental import multihost_utils
 
     return np.asarray(multihost_utils.process_allgather(array, tiled=True))
-
-
-def checked_leaf(row: Row, tree: Mapping[str, Any], size: Mapping[str, int]) -> Any:
-    """The leaf of a row; ValueError where its shape is not the row's."""
-    leaf = get_leaf(tree, row.path)
-    if leaf.shape != row.shape(size):
-        raise ValueError(f"{'/'.join(row.path)} is {leaf.shape}, expected {row.shape(size)}")
-    return leaf
 
 
 def copy_files(source: Path, target: Path, patterns: Sequence[str]) -> None:
@@ -352,18 +346,17 @@ def _merged_tensor(
     stored: StoredTensor,
     size: Mapping[str, int],
     dtype: np.dtype,
-    lora: Mapping[str, Any],
-    adapter: Lora,
+    trained: Mapping[str, Any],
+    alone: Adapter,
     layer: int,
 ) -> np.ndarray:
-    """One kernel merged by the one `merge` there is, as a model of one block and one projection."""
-    part, name = row.path[1:3]
+    """One kernel merged as a model of one block and one projection."""
+    half, name = row.path[1:3]
     kernel = row.to_ours(stored.view(), size)[None].astype(np.float32)  # [1, in, out]
-    factors = {key: leaf[layer : layer + 1] for key, leaf in lora["blocks"][part][name].items()}
-    merged = merge(
-        {"blocks": {part: {name: {"kernel": jnp.asarray(kernel)}}}},
-        {"blocks": {part: {name: factors}}},
-        adapter,
+    own = jax.tree.map(lambda leaf: leaf[layer : layer + 1], trained["blocks"][half][name])
+    merged = alone.merge(
+        {"blocks": {half: {name: {"kernel": jnp.asarray(kernel)}}}},
+        {"blocks": {half: {name: own}}},
     )
-    kernel = np.asarray(merged["blocks"][part][name]["kernel"])[0]
+    kernel = np.asarray(merged["blocks"][half][name]["kernel"])[0]
     return row.to_hf(_as(kernel, dtype), size)

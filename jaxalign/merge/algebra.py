@@ -20,9 +20,10 @@ from typing import Any
 
 import numpy as np
 
-from jaxalign.adapters.lora import SITES, Lora
+from jaxalign.adapters.lora import Lora
+from jaxalign.adapters.peft import adapter_rows
+from jaxalign.adapters.peft_config import peft_module
 from jaxalign.errors import UserError
-from jaxalign.hf.names import adapter_rows, get_leaf, peft_module, set_leaf, sizes
 from jaxalign.merge.matrices import (
     LowRank,
     add,
@@ -33,6 +34,7 @@ from jaxalign.merge.matrices import (
     truncate_product,
 )
 from jaxalign.model.spec import ModelSpec
+from jaxalign.model.spec.tensors import TARGETS, get_leaf, set_leaf, sizes
 
 Cell = tuple[str, int]  # a target and its block, counted from 1
 
@@ -291,7 +293,10 @@ def _check_rank(parts: Sequence[Weighted], spec: ModelSpec, recipe: Recipe, meth
     else:
         size = sizes(spec)
         most = max(
-            min(math.prod(size[x] for x in letters.split()) for letters in SITES[target][1:])
+            min(
+                math.prod(size[x] for x in axes)
+                for axes in (TARGETS[target].inputs, TARGETS[target].outputs)
+            )
             for target, _ in _cells(parts, spec)
         )
         what = f"no module of this base has more than {most}"
@@ -316,7 +321,7 @@ def _cells(parts: Sequence[Weighted], spec: ModelSpec) -> list[Cell]:
     """Modules that at least one part changes, target by target."""
     return [
         (target, block)
-        for target in SITES
+        for target in TARGETS
         for block in range(1, spec.layers + 1)
         if any(part.adapter.rank_of(target, block) for part in parts)
     ]
@@ -334,7 +339,7 @@ def _piece(part: Weighted, target: str, block: int) -> _Piece:
     a = a.reshape(-1, a.shape[-1])[:, :rank]  # [in, r]
     b = b.reshape(b.shape[0], -1)[:rank]  # [r, out]
     seed = (zlib.crc32(np.ascontiguousarray(a).tobytes()), zlib.crc32(b.tobytes()))
-    place = (list(SITES).index(target), block)
+    place = (list(TARGETS).index(target), block)
     scaled = part.adapter.scale_of(target, block) * b
     return _Piece(a, scaled, part.weight, part.name, (*seed, *place))
 
@@ -342,7 +347,7 @@ def _piece(part: Weighted, target: str, block: int) -> _Piece:
 def _assembled(cells: dict[Cell, LowRank], spec: ModelSpec, approximate: bool) -> Merged:
     rank = max(low.a.shape[1] for low in cells.values())
     size = sizes(spec, rank)
-    targets = tuple(target for target in SITES if any(target == name for name, _ in cells))
+    targets = tuple(target for target in TARGETS if any(target == name for name, _ in cells))
     blocks = sorted({block for _, block in cells})
     lora: dict[str, Any] = {}
     for target in targets:

@@ -12,9 +12,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from jaxalign.adapters.lora import Lora
+from jaxalign.adapters.peft_config import vllm_limits, vllm_rank
 from jaxalign.base import name_of
 from jaxalign.hf.card import Facts, Merge, hub_name
-from jaxalign.hf.peft_config import vllm_limits, vllm_rank
 from jaxalign.merge.algebra import METHODS, Merged, Recipe
 
 Part = tuple[str, float, Lora]  # as it was given, its weight, what it is

@@ -14,14 +14,12 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxalign.adapters.lora import Lora
 from jaxalign.base import Opened, weights_digest
 from jaxalign.data.template import TOKENIZER_FILE, template_files
 from jaxalign.errors import UserError
 from jaxalign.folders import check_target
 from jaxalign.hf.card import model_card
 from jaxalign.hf.find import pinned
-from jaxalign.hf.names import TARGETS, sizes
 from jaxalign.hf.peft import save_peft
 from jaxalign.hf.save import merged_tensors, write_like_base
 from jaxalign.hf.stream import Pending, finite
@@ -38,6 +36,7 @@ from jaxalign.merge.facts import Part, merge_facts
 from jaxalign.merge.source import AdapterFolder, find_base, read_adapters, template_of, warn
 from jaxalign.merge.tell import show
 from jaxalign.model.spec import ModelSpec
+from jaxalign.model.spec.tensors import TARGETS, sizes
 from jaxalign.multihost import barrier
 from jaxalign.terminal import console
 
@@ -206,7 +205,7 @@ def _whole_tensors(
         return row.to_hf(whole, size).astype(plain.dtype)
 
     found = []
-    for plain in merged_tensors(base, spec, {}, Lora(targets=())):
+    for plain in merged_tensors(base, spec, {}, None):
         cell = cell_of.get(plain.name)
         changed = dataclasses.replace(plain, make=partial(add, plain, cell)) if cell else plain
         found.append(changed)

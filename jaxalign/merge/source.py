@@ -19,8 +19,7 @@ from jaxalign.base import Opened, open_files
 from jaxalign.data.template import Template, belonging, stored
 from jaxalign.errors import UserError
 from jaxalign.hf.find import locate
-from jaxalign.hf.peft import load_peft
-from jaxalign.hf.peft_config import named_base
+from jaxalign.hf.peft import load_peft, named_base
 from jaxalign.merge.algebra import Weighted
 
 
@@ -75,6 +74,8 @@ def read_adapters(paths: Sequence[str], base: Opened) -> list[AdapterFolder]:
 
 def _read(path: str, base: Opened) -> AdapterFolder:
     lora, adapter = load_peft(path, base.spec)
+    if not isinstance(adapter, Lora):
+        raise UserError(f"{path}: {adapter.name} cannot be merged, only LoRA adapters can")
     template = belonging(locate(path), lambda: base.tokenizer)
     return AdapterFolder(path, lora, adapter, _named_base(path), template)
 

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from jaxalign.adapters.lora import Lora
-from jaxalign.hf.peft_config import VLLM_RANKS, vllm_limits, vllm_rank
+from jaxalign.adapters.peft_config import VLLM_RANKS, vllm_limits, vllm_rank
 from jaxalign.merge.algebra import Merged, Recipe
 from jaxalign.merge.source import AdapterFolder
 

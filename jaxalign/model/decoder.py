@@ -1,7 +1,7 @@
 """The one decoder: a stack of equal blocks over frozen weights, run by a scan.
 
-    decoder = Decoder(spec, adapter=Lora())
-    params, lora = decoder.init(key), lora_init(adapter, spec, key)
+    decoder = Decoder(spec, adapter)
+    params, lora = decoder.init(key), adapter.init(spec, key)
     out = decoder.forward(params, lora, tokens, pool=weights, taps=(8, 16), stop=16)
     out.pooled[16]                                   # [P, B, D]: the output of block 16, pooled
     logits = decoder.logits(params, decoder.forward(params, lora, tokens).hidden)
@@ -14,13 +14,14 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 
-from jaxalign.adapters.lora import Lora, per_block
+from jaxalign.frozen.projection import Attached
 from jaxalign.model import splash
 from jaxalign.model.attention import Sight, causal, near, soft_cap
 from jaxalign.model.layers import Block, Cache, Context, pool, rms_norm
@@ -61,7 +62,7 @@ class Decoder:
 
     Attributes:
       spec: the model's shape.
-      adapter: the adapter on it, or None.
+      adapter: what changes its projections, or None.
       remat: what the backward pass recomputes: none; dots (keeps matrix products); names (keeps
         what `SMALL` and `WIDE` name); offload (the same, the wide ones in the host's memory); full.
       attention: backend of `jaxalign.model.attention`.
@@ -71,7 +72,7 @@ class Decoder:
     """
 
     spec: ModelSpec
-    adapter: Lora | None = None
+    adapter: Attached | None = None
     remat: str = "none"
     attention: str = "auto"
     train_base: bool = False
@@ -140,13 +141,12 @@ class Decoder:
         block = Block(spec, self.adapter, self.attention, sows if taps else "pooled")
 
         def body(x: jax.Array, layer: Any) -> Any:
-            index, weights, adapter = layer
+            index, weights, own = layer
             if weights is None:
                 weights = jax.tree.map(lambda w: _layer(w, index), params["blocks"])
-            variables = {"params": weights, "lora": adapter or {}}
             keys = None if dropout is None else {"dropout": jax.random.fold_in(dropout, index)}
-            own = self._own(context, index)
-            (x, _), sown = block.apply(variables, x, own, rngs=keys, mutable=["intermediates"])
+            run = partial(block.apply, {"params": weights}, rngs=keys, mutable=["intermediates"])
+            (x, _), sown = run(x, self._own(context, index), None, own)
             sown = sown.get("intermediates", {})
             return x, (sown.get("mlp", {}) if sows == "neurons" else sown).get(sows)
 
@@ -155,7 +155,7 @@ class Decoder:
         layers = (
             jnp.arange(last),
             jax.tree.map(lambda w: w[:last], params["blocks"]) if self.train_base else None,
-            per_block(self.adapter, params, lora, last) if lora else None,
+            self._per_block(params, lora, last),
         )
         # One scan, or one up to each layer whose states are wanted whole.
         states, first = {0: x} if 0 in whole else {}, 0
@@ -222,17 +222,20 @@ class Decoder:
 
         def body(carry: Any, layer: Any) -> Any:
             x, cache = carry
-            index, adapter = layer
+            index, own = layer
             weights = jax.tree.map(lambda w: _layer(w, index), params["blocks"])
-            variables = {"params": weights, "lora": adapter or {}}
-            own = dataclasses.replace(self._own(context, index), layer=index)
-            return block.apply(variables, x, own, cache), None
+            here = dataclasses.replace(self._own(context, index), layer=index)
+            return block.apply({"params": weights}, x, here, cache, own), None
 
         x = self.embed(params, tokens)
-        adapters = per_block(self.adapter, params, lora) if lora else None
-        layers = (jnp.arange(self.spec.layers), adapters)
+        layers = (jnp.arange(self.spec.layers), self._per_block(params, lora))
         (x, cache), _ = jax.lax.scan(body, (x, cache), layers)
         return self.final_norm(params, x), cache
+
+    def _per_block(self, params: dict, lora: dict | None, blocks: int | None = None) -> Any:
+        if self.adapter is None or not lora:
+            return None
+        return self.adapter.per_block(params, lora, blocks)
 
     def _context(
         self,

@@ -10,6 +10,7 @@ weights and data; `jaxalign.plan` compiles it as it is, for machines that are no
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -22,12 +23,12 @@ from jax.sharding import AbstractMesh, Mesh
 from jax.stages import Wrapped
 
 from jaxalign import compiler
-from jaxalign.adapters import lora as lora_adapter
-from jaxalign.adapters.lora import Lora
+from jaxalign.adapters import Adapter, parse
 from jaxalign.errors import UserError
 from jaxalign.hf.load import abstract_params
 from jaxalign.model.decoder import Decoder
-from jaxalign.model.spec import ModelSpec, parameter_count
+from jaxalign.model.spec import ModelSpec
+from jaxalign.model.spec.tensors import parameter_count
 from jaxalign.objectives import Tap
 from jaxalign.objectives.standards import Standards
 from jaxalign.settings import Config
@@ -47,7 +48,7 @@ class Design:
     config: Config
     mesh: Mesh
     spec: ModelSpec
-    adapter: Lora | None
+    adapter: Adapter | None
     decoder: Decoder
     phases: dict[str, Phase]
     optimiser: optax.GradientTransformation
@@ -69,7 +70,7 @@ class Design:
         heads = sum(leaf.size for leaf in jax.tree.leaves(self.heads))
         if self.adapter is None:
             return parameter_count(self.spec) + heads
-        return lora_adapter.count(self.adapter, self.spec) + heads
+        return self.adapter.count(self.spec) + heads
 
     @property
     def heads(self) -> dict[str, Any]:
@@ -103,7 +104,9 @@ class Design:
         return built.least_flops(self.spec, rows, length, adapter, answers, passes)
 
 
-def design(config: Config, spec: ModelSpec, adapter: Lora | None, mesh: Mesh, total: int) -> Design:
+def design(
+    config: Config, spec: ModelSpec, adapter: Adapter | None, mesh: Mesh, total: int
+) -> Design:
     """The design of a run of `total` updates; its arrays are `jax.ShapeDtypeStruct`s.
 
     Args:
@@ -119,7 +122,7 @@ def design(config: Config, spec: ModelSpec, adapter: Lora | None, mesh: Mesh, to
     weights: Weights = full_weights(dtype) if full else lora_weights
     phases = {name: PHASES[name].build(config, decoder, weights) for name in active_phases(config)}
     optim = config.optim
-    layer_mask = lora_adapter.layer_mask(adapter, spec) if adapter else None
+    layer_mask = adapter.layer_mask(spec) if adapter else None
     rate = learning_rate(
         optim.schedule,
         optim.learning_rate,
@@ -141,8 +144,7 @@ def design(config: Config, spec: ModelSpec, adapter: Lora | None, mesh: Mesh, to
     base = placed(base, shard_tree(mesh, base))
     trained = base
     if adapter is not None:
-        init = partial(lora_adapter.init, adapter, spec)
-        trained = jax.eval_shape(init, jax.random.key(0), base if adapter.dora else None)
+        trained = jax.eval_shape(partial(adapter.init, spec), jax.random.key(0), base)
     if heads := jax.eval_shape(partial(heads_of, phases, spec), jax.random.key(0)):
         trained = trained | {HEADS: heads}
     state = jax.eval_shape(partial(TrainState.create, optimiser=optimiser), trained)
@@ -208,23 +210,13 @@ def placed(tree: Any, shardings: Any) -> Any:
     )
 
 
-def adapter_of(config: Config, spec: ModelSpec) -> Lora | None:
+def adapter_of(config: Config, spec: ModelSpec) -> Adapter | None:
     """What the settings train on the base; None under full fine-tuning."""
     if config.trainable == "full":
         return None
-    lora = config.lora
-    return Lora.parse(
-        spec,
-        r=lora.r,
-        alpha=lora.alpha,
-        dropout=lora.dropout,
-        targets=lora.targets,
-        layers=lora.layers,
-        scaling=lora.scaling,
-        variant=lora.variant,
-        ranks=lora.ranks,
-        alphas=lora.alphas,
-    )
+    words = dataclasses.asdict(config.lora)
+    del words["start"]
+    return parse(spec, **words)
 
 
 def check_fit(config: Config, spec: ModelSpec, mesh: Mesh) -> None:

@@ -6,7 +6,8 @@ least / seconds / (chips * peak)                 # model FLOPs utilisation
 
 from __future__ import annotations
 
-from jaxalign.model.spec import ModelSpec, parameter_count
+from jaxalign.model.spec import ModelSpec
+from jaxalign.model.spec.tensors import parameter_count
 
 
 def training_flops(

@@ -22,7 +22,6 @@ import jax
 from jaxalign.base import Base
 from jaxalign.config import to_yaml
 from jaxalign.data.loader import prefetch
-from jaxalign.hf.peft_config import vllm_limits
 from jaxalign.multihost import is_main
 from jaxalign.paths import Desk
 from jaxalign.settings import Config, flatten
@@ -237,7 +236,7 @@ def _open_log(run: Run, desk: Desk, start: Start, again: bool, title: str) -> Lo
     )
     for name, stream in run.train.items():
         log.message(f"{name}: {stream.report}; padded lengths {list(stream.buckets)}")
-    for limit in vllm_limits(run.adapter) if run.adapter else ():
+    for limit in run.adapter.limits() if run.adapter else ():
         log.message(f"lora: {limit}")
     return log
 

@@ -19,8 +19,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxalign.adapters import lora as lora_adapter
-from jaxalign.adapters.lora import Lora
+from jaxalign.adapters import Adapter
 from jaxalign.base import Base, open_base
 from jaxalign.checksums import text_digest
 from jaxalign.data.loader import Stream
@@ -110,8 +109,7 @@ def prepare(config: Config, scores: Collection[str] | None = (), base: Base | No
     else:
         frozen = base.opened.weights(made.held)
         key = jax.random.fold_in(jax.random.key(config.seed), 1)
-        fresh = jax.jit(partial(lora_adapter.init, adapter, spec))
-        trained = start or fresh(key, frozen if adapter.dora else None)
+        trained = start or jax.jit(partial(adapter.init, spec))(key, frozen)
     if made.heads:
         seed = jax.random.fold_in(jax.random.key(config.seed), 3)
         trained = trained | {HEADS: jax.jit(partial(heads_of, made.phases, spec))(seed)}
@@ -147,23 +145,13 @@ def _digests(config: Config, train: dict[str, Stream], valid: dict[str, Stream])
     return {"the settings": text_digest(repr(shared))} | rows
 
 
-def _adapter(config: Config, spec: ModelSpec) -> tuple[Lora | None, Any]:
-    """What is trained on the base, and the factors to start from, if any."""
+def _adapter(config: Config, spec: ModelSpec) -> tuple[Adapter | None, Any]:
+    """What is trained next to the base, and the weights to start from, if any."""
     wanted = adapter_of(config, spec)
     if wanted is None or not config.lora.start:
         return wanted, None
-    factors, found = load_peft(config.lora.start, spec)
-    if not wanted.parts:
-        # Settings cannot express every pattern that PEFT can; without any, the adapter's own go on.
-        wanted = dataclasses.replace(wanted, parts=found.parts)
-    for field in ("r", "alpha", "targets", "layers", "rank_stabilised", "dora", "parts"):
-        if getattr(found, field) != getattr(wanted, field):
-            raise UserError(
-                f"lora.start: the adapter in {config.lora.start} has {field} "
-                f"{getattr(found, field)}, the configuration {getattr(wanted, field)}; "
-                "set the lora settings to the adapter's"
-            )
-    return wanted, factors
+    trained, found = load_peft(config.lora.start, spec)
+    return wanted.following(found, config.lora.start), trained
 
 
 def _steps_of_epochs(config: Config, train: dict[str, Stream]) -> int:

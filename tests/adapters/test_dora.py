@@ -2,21 +2,20 @@
 
 from pathlib import Path
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from jaxalign import base as bases
-from jaxalign.adapters import dora
-from jaxalign.adapters.lora import Lora, init, per_block, settle
+from jaxalign.adapters import Dora, dora
+from jaxalign.adapters.lora import Lora
 from jaxalign.errors import UserError
+from jaxalign.frozen.projection import Projection
 from jaxalign.generate import Decoding, generate
 from jaxalign.hf.load import load_params, load_spec
 from jaxalign.hf.peft import load_peft, save_peft
 from jaxalign.model.decoder import Decoder
-from jaxalign.model.layers import Projection, project
 from jaxalign.sharding import make_mesh, shard_tree
 from jaxalign.train import setup
 from jaxalign.train.loop import train
@@ -24,15 +23,6 @@ from tests.adapters.variants import EVERYWHERE, LAYERS, VARIANTS, random_tree
 from tests.hf.conftest import LLAMA, hf_model
 
 DORA = VARIANTS["dora"]
-
-
-class One(nn.Module):
-    """A projection [3, 4] -> [2, 5] with a mask for dropout."""
-
-    @nn.compact
-    def __call__(self, x, mask):
-        dropout = (lambda x: x * mask) if mask is not None else (lambda x: x)
-        return project(x, [Projection((3, 4), (2, 5), True, name="q")], DORA, dropout)[0]
 
 
 def by_numpy(x, mask, kernel, bias, a, b, m):
@@ -47,7 +37,7 @@ def by_numpy(x, mask, kernel, bias, a, b, m):
 
 @pytest.mark.parametrize("drops", [False, True])
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_the_papers_formula(drops, dtype):
+def test_the_papers_formula(drops, dtype, monkeypatch):
     numbers = np.random.default_rng(0)
 
     def draw(*shape):
@@ -60,13 +50,13 @@ def test_the_papers_formula(drops, dtype):
     factors = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), factors)
     kernels = jnp.asarray(kernel[None], dtype)
     gain = dora.gains(kernels, factors, np.float32([DORA.scale]), 2)[0]
-    beside = {"a": factors["a"][0], "b": factors["b"][0], "gain": gain}
-    weights = {"kernel": kernels[0], "bias": jnp.asarray(bias, dtype)}
-    ours = One().apply(
-        {"params": {"q": weights}, "lora": {"q": beside}}, jnp.asarray(x, dtype), mask
-    )
+    own = {"a": factors["a"][0], "b": factors["b"][0], "gain": gain}
+    q, x = Projection(kernels[0], jnp.asarray(bias, dtype), inputs=2), jnp.asarray(x, dtype)
+    if drops:
+        monkeypatch.setattr("jaxalign.adapters.lora.drop", lambda x, rate, key: x * mask)
+    ours = DORA.project(x, {"q": q(x)}, {"q": q}, {"q": own}, None)["q"]
     assert ours.dtype == dtype
-    expected = by_numpy(x, mask, kernel, bias, a, b, m)
+    expected = by_numpy(np.float64(x), mask, kernel, bias, a, b, m)
     tolerance = 1e-5 if dtype == jnp.float32 else 2e-2
     np.testing.assert_allclose(
         ours.astype(jnp.float32), expected, atol=tolerance * np.abs(expected).max(), rtol=0
@@ -75,7 +65,7 @@ def test_the_papers_formula(drops, dtype):
 
 def test_magnitudes_begin_as_the_bases_columns():
     params = Decoder(LLAMA).init(jax.random.key(0))
-    lora = init(DORA, LLAMA, jax.random.key(1), params)
+    lora = DORA.init(LLAMA, jax.random.key(1), params)
     o = np.asarray(params["blocks"]["attention"]["o"]["kernel"])
     np.testing.assert_allclose(
         lora["blocks"]["attention"]["o"]["m"], np.sqrt((o**2).sum((1, 2))), rtol=1e-6
@@ -105,11 +95,11 @@ def test_lengths_count_as_constants():
 def test_early_stops_measure_only_the_blocks_they_run():
     params = Decoder(LLAMA).init(jax.random.key(0))
     lora = random_tree(DORA, LLAMA)
-    whole = per_block(DORA, params, lora)
-    part = per_block(DORA, params, lora, 2)
+    whole = DORA.per_block(params, lora)
+    part = DORA.per_block(params, lora, 2)
     for left, right in zip(jax.tree.leaves(part), jax.tree.leaves(whole), strict=True):
         np.testing.assert_array_equal(left, right[:2])
-    text = str(jax.make_jaxpr(lambda lora: per_block(DORA, params, lora, 2))(lora))
+    text = str(jax.make_jaxpr(lambda lora: DORA.per_block(params, lora, 2))(lora))
     assert "length=2" in text and "length=3" not in text
 
 
@@ -178,8 +168,8 @@ def test_trained_and_written(configure, base, one_device, capsys):
     result = train(configure("lora.variant=dora", "train.steps=3", "train.eval_every=0"))
     spec = load_spec(base)
     lora, adapter = load_peft(result.adapter, spec)
-    assert adapter == Lora(4, 16.0, 0.1, dora=True)
-    start = init(adapter, spec, jax.random.key(0), load_params(base, spec, jnp.float32))
+    assert adapter == Dora(4, 16.0, 0.1)
+    start = adapter.init(spec, jax.random.key(0), load_params(base, spec, jnp.float32))
     moved = lora["blocks"]["mlp"]["up"]["m"] - start["blocks"]["mlp"]["up"]["m"]
     assert 1e-3 < np.abs(moved).max() < 0.2  # magnitudes are trained, from the base's on
     assert "vLLM refuses DoRA" in capsys.readouterr().out
@@ -258,7 +248,7 @@ def test_generation(fast, monkeypatch):
     lora = jax.tree.map(jnp.asarray, random_tree(adapter, LLAMA, size=0.5))
     decoder = Decoder(LLAMA, adapter)
     (answer,) = generate(
-        decoder, params, settle(adapter, params, lora), [[5, 6, 7]], Decoding(8), stop_ids=(-1,)
+        decoder, params, adapter.settle(params, lora), [[5, 6, 7]], Decoding(8), stop_ids=(-1,)
     )
 
     @jax.jit

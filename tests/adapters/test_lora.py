@@ -8,9 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxalign.adapters.lora import SITES, Lora, count, init, layer_mask, merge, parse_layers
+from jaxalign.adapters.lora import Lora
+from jaxalign.adapters.ranks import parse_layers
 from jaxalign.errors import UserError
 from jaxalign.model.decoder import Decoder
+from jaxalign.model.spec.tensors import TARGETS
 from tests.hf.conftest import LLAMA, random_params
 
 WIDE = dataclasses.replace(LLAMA, dim=64, ffn=96)
@@ -25,7 +27,7 @@ def refusal(**words) -> str:
 
 def shapes(adapter: Lora, spec=LLAMA) -> dict:
     """The adapter's tree, without its numbers."""
-    return jax.eval_shape(lambda key: init(adapter, spec, key), jax.random.key(0))
+    return jax.eval_shape(lambda key: adapter.init(spec, key), jax.random.key(0))
 
 
 def leaves(tree) -> dict[str, jax.Array]:
@@ -108,20 +110,20 @@ def test_scale():
 # --- weights ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("targets", [tuple(SITES), ("q", "v"), ("o",), ("down",)], ids="".join)
+@pytest.mark.parametrize("targets", [tuple(TARGETS), ("q", "v"), ("o",), ("down",)], ids="".join)
 @pytest.mark.parametrize("spec", [LLAMA, WIDE], ids=["narrow", "wide"])
 def test_count_is_what_is_there(spec, targets):
     adapter = Lora(r=4, targets=targets)
     lora = shapes(adapter, spec)
-    assert count(adapter, spec) == sum(leaf.size for leaf in jax.tree.leaves(lora))
+    assert adapter.count(spec) == sum(leaf.size for leaf in jax.tree.leaves(lora))
     assert {path.split("/")[2] for path in leaves(lora)} == set(targets)
 
 
 def test_count_of_some_layers():
     whole, some = Lora(), Lora(layers=(1, 3))
-    assert count(some, LLAMA) * 3 == count(whole, LLAMA) * 2
-    trained = layer_mask(some, LLAMA)
-    assert count(some, LLAMA) == sum(
+    assert some.count(LLAMA) * 3 == whole.count(LLAMA) * 2
+    trained = some.layer_mask(LLAMA)
+    assert some.count(LLAMA) == sum(
         int(trained.sum()) * math.prod(leaf.shape[1:]) for leaf in jax.tree.leaves(shapes(some))
     )
 
@@ -133,12 +135,12 @@ def test_the_papers_adapter():
     )
     attention = 2 * (4096 + 4096) + 2 * (4096 + 1024)
     mlp = 3 * (4096 + 14336)
-    assert count(Lora(r=8), spec) == 32 * 8 * (attention + mlp) == 20_971_520
+    assert Lora(r=8).count(spec) == 32 * 8 * (attention + mlp) == 20_971_520
 
 
 def test_mask():
-    assert layer_mask(Lora(), LLAMA) is None
-    np.testing.assert_array_equal(layer_mask(Lora(layers=(1, 3)), LLAMA), [1.0, 0.0, 1.0])
+    assert Lora().layer_mask(LLAMA) is None
+    np.testing.assert_array_equal(Lora(layers=(1, 3)).layer_mask(LLAMA), [1.0, 0.0, 1.0])
 
 
 def test_shapes():
@@ -163,7 +165,7 @@ def test_shapes():
 
 
 def test_first_weights():
-    lora = leaves(init(Lora(r=64), LLAMA, jax.random.key(0)))
+    lora = leaves(Lora(r=64).init(LLAMA, jax.random.key(0)))
     seen = []
     for path, leaf in lora.items():
         if path.endswith("/b"):
@@ -181,12 +183,12 @@ def test_first_weights():
 
 
 def test_a_target_starts_alike_whatever_else_is_trained():
-    both = init(Lora(targets=("q", "v")), LLAMA, jax.random.key(3))
-    one = init(Lora(targets=("v",)), LLAMA, jax.random.key(3))
+    both = Lora(targets=("q", "v")).init(LLAMA, jax.random.key(3))
+    one = Lora(targets=("v",)).init(LLAMA, jax.random.key(3))
     np.testing.assert_array_equal(
         both["blocks"]["attention"]["v"]["a"], one["blocks"]["attention"]["v"]["a"]
     )
-    other = init(Lora(targets=("v",)), LLAMA, jax.random.key(4))
+    other = Lora(targets=("v",)).init(LLAMA, jax.random.key(4))
     assert not np.array_equal(
         other["blocks"]["attention"]["v"]["a"], one["blocks"]["attention"]["v"]["a"]
     )
@@ -197,7 +199,7 @@ def test_step_zero_is_the_base():
     params = jax.tree.map(jnp.asarray, random_params(LLAMA))
     tokens = jnp.arange(12).reshape(2, 6)
     run = jax.jit(lambda lora: Decoder(LLAMA, adapter).forward(params, lora, tokens).hidden)
-    base, lora = run(None), init(adapter, LLAMA, jax.random.key(1))
+    base, lora = run(None), adapter.init(LLAMA, jax.random.key(1))
     np.testing.assert_array_equal(run(lora), base)
     moved = jax.tree.map(lambda leaf: leaf + 0.01, lora)
     assert float(jnp.abs(run(moved) - base).max()) > 1e-3
@@ -209,14 +211,14 @@ def test_merged_weights_answer_like_base_and_adapter():
     params = Decoder(spec).init(jax.random.key(0))
     lora = jax.tree.map(
         lambda x: jax.random.normal(jax.random.key(x.size), x.shape) * 0.3,
-        init(adapter, spec, jax.random.key(1)),
+        adapter.init(spec, jax.random.key(1)),
     )
     tokens = jnp.arange(12).reshape(2, 6)
     beside = Decoder(spec, adapter).forward(params, lora, tokens).hidden
-    merged = Decoder(spec).forward(merge(params, lora, adapter), None, tokens).hidden
+    merged = Decoder(spec).forward(adapter.merge(params, lora), None, tokens).hidden
     bare = Decoder(spec).forward(params, None, tokens).hidden
     np.testing.assert_allclose(merged, beside, atol=2e-5)
     assert np.abs(merged - bare).max() > 0.1
     half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
-    dtypes = {leaf.dtype for leaf in jax.tree.leaves(merge(half, lora, adapter))}
+    dtypes = {leaf.dtype for leaf in jax.tree.leaves(adapter.merge(half, lora))}
     assert dtypes == {jnp.dtype(jnp.bfloat16)}

@@ -9,7 +9,8 @@ import numpy as np
 import optax
 import pytest
 
-from jaxalign.adapters.lora import Lora, Part, count, init, merge, per_block, settle
+from jaxalign.adapters import Lora, parse
+from jaxalign.adapters.ranks import Part
 from jaxalign.errors import UserError
 from jaxalign.model.decoder import Decoder
 from tests.adapters.variants import LAYERS, MIXED, UNEVEN, VARIANTS, random_tree
@@ -71,9 +72,7 @@ def test_equal_parts_are_no_parts():
 
 
 def test_words():
-    adapter = Lora.parse(
-        LLAMA, r=4, alpha=8, ranks={"down_proj": 6, "q": 2}, alphas={"q": 4}, variant="dora"
-    )
+    adapter = parse(LLAMA, "dora", r=4, alpha=8, ranks={"down_proj": 6, "q": 2}, alphas={"q": 4})
     assert adapter.dora and adapter.r == 6
     assert [adapter.rank_of(t, 2) for t in ("q", "k", "down")] == [2, 4, 6]
     assert [adapter.scale_of(t, 2) for t in ("q", "k", "down")] == [2.0, 2.0, 8 / 6]
@@ -90,8 +89,8 @@ def test_words_that_say_nothing():
 @pytest.mark.parametrize("name", ["lora", "patterns", "uneven", "dora_layers", "dora_uneven"])
 def test_fresh_factors_keep_to_their_ranks(name, params):
     adapter = dataclasses.replace(VARIANTS[name], layers=())
-    lora = jax.device_get(init(adapter, LLAMA, jax.random.key(0), params))
-    even = jax.device_get(init(Lora(adapter.r), LLAMA, jax.random.key(0)))
+    lora = jax.device_get(adapter.init(LLAMA, jax.random.key(0), params))
+    even = jax.device_get(Lora(adapter.r).init(LLAMA, jax.random.key(0)))
     counted = 0
     for part, sites in lora["blocks"].items():
         for target, factors in sites.items():
@@ -102,7 +101,7 @@ def test_fresh_factors_keep_to_their_ranks(name, params):
                 np.testing.assert_array_equal(a[..., :rank], wide[..., :rank])
                 own = a[..., :rank].size + factors["b"][block][:rank].size
                 counted += own + (factors["m"][block].size if adapter.dora and rank else 0)
-    assert count(adapter, LLAMA) == counted
+    assert adapter.count(LLAMA) == counted
     np.testing.assert_allclose(
         hidden(adapter, params, lora), hidden(None, params, None), atol=1e-5, rtol=0
     )
@@ -116,8 +115,8 @@ def test_an_even_adapter_runs_as_factors_alone(params):
     for name in ("lora", "rslora", "layers", "same_scale"):
         adapter = VARIANTS[name]
         lora = random_tree(adapter, LLAMA)
-        assert per_block(adapter, params, lora) is lora["blocks"]
-        assert settle(adapter, params, lora) is lora
+        assert adapter.per_block(params, lora) is lora["blocks"]
+        assert adapter.settle(params, lora) is lora
 
     def program(adapter):
         lora = random_tree(VARIANTS["lora"], LLAMA)
@@ -134,12 +133,12 @@ def test_merged_weights_answer_like_base_and_adapter(name, params):
     adapter = VARIANTS[name]
     lora = random_tree(adapter, LLAMA, size=0.05)
     beside = hidden(adapter, params, lora)
-    merged = hidden(None, merge(params, lora, adapter), None)
+    merged = hidden(None, adapter.merge(params, lora), None)
     bare = hidden(None, params, None)
     scale = float(np.abs(beside).max())
     np.testing.assert_allclose(merged, beside, atol=2e-5 * scale, rtol=0)
     assert np.abs(beside - bare).max() > 0.05
-    settled = hidden(adapter, params, settle(adapter, params, lora))
+    settled = hidden(adapter, params, adapter.settle(params, lora))
     np.testing.assert_allclose(settled, beside, atol=1e-5 * scale, rtol=0)
 
 
@@ -148,7 +147,7 @@ def test_blocks_without_adapter_are_the_bases(name, params):
     """A block's output depends on its own projections only where they are adapted."""
     adapter = VARIANTS[name]
     lora = random_tree(adapter, LLAMA)
-    merged, params = jax.device_get((merge(params, lora, adapter), params))
+    merged, params = jax.device_get((adapter.merge(params, lora), params))
     for part in ("attention", "mlp"):
         for target, site in params["blocks"][part].items():
             for block in range(LAYERS):

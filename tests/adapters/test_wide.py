@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxalign.model.layers import _times
+from jaxalign.adapters.low_rank import times
 
 TOKENS = 257  # bfloat16 has 256 and 258
 
@@ -14,7 +14,7 @@ TOKENS = 257  # bfloat16 has 256 and 258
 def test_a_sum_over_tokens_is_not_rounded(axis):
     x = jnp.ones((TOKENS, 3), jnp.bfloat16)
     factor = jnp.ones((3, 5) if axis == 0 else (5, 3), jnp.float32)
-    total = lambda x, factor: jnp.sum(_times(x, factor, axis).astype(jnp.float32))  # noqa: E731
+    total = lambda x, factor: jnp.sum(times(x, factor, axis).astype(jnp.float32))  # noqa: E731
     by_x, by_factor = jax.grad(total, argnums=(0, 1))(x, factor)
     assert (by_x.dtype, by_factor.dtype) == (jnp.bfloat16, jnp.float32)
     np.testing.assert_array_equal(by_factor, np.full(factor.shape, TOKENS))
@@ -37,7 +37,7 @@ def test_the_product_is_that_of_a_cast_factor(axis, dtype):
         total = lambda x, f: jnp.sum(product(x, f, axis).astype(jnp.float32) * weights)  # noqa: E731
         return product(x, factor, axis), *jax.grad(total, argnums=(0, 1))(x, factor)
 
-    ours, theirs = evaluated(_times), evaluated(cast)
+    ours, theirs = evaluated(times), evaluated(cast)
     np.testing.assert_array_equal(ours[0], theirs[0])
     near = {"rtol": 0.02, "atol": 0.02} if dtype == "bfloat16" else {"rtol": 1e-6, "atol": 1e-6}
     for a, b in zip(ours[1:], theirs[1:], strict=True):

@@ -2,12 +2,13 @@
 
 import numpy as np
 
-from jaxalign.adapters.lora import SITES, Lora
-from jaxalign.hf.names import set_leaf, sizes
-from jaxalign.hf.peft import tensor_rows
+from jaxalign.adapters.dora import Dora
+from jaxalign.adapters.lora import Lora
+from jaxalign.adapters.peft import tensor_rows
+from jaxalign.model.spec.tensors import TARGETS, set_leaf, sizes
 
 LAYERS = 3
-EVERYWHERE = {(target, block): (4, 8.0) for target in SITES for block in range(1, LAYERS + 1)}
+EVERYWHERE = {(target, block): (4, 8.0) for target in TARGETS for block in range(1, LAYERS + 1)}
 MIXED = {
     # One rank for all blocks, another in each block, an alpha of its own, and the plain case.
     **{("q", block): (2, 8.0) for block in (1, 2, 3)},
@@ -39,10 +40,10 @@ VARIANTS = {
     "patterns_rslora": Lora.of_table(MIXED, LAYERS, rank_stabilised=True),
     "patterns_layers": Lora.of_table({p: own for p, own in MIXED.items() if p[1] != 2}, LAYERS),
     "uneven": Lora.of_table(UNEVEN, LAYERS),
-    "dora": Lora.of_table(EVERYWHERE, LAYERS, dora=True),
-    "dora_layers": Lora.of_table(some((2,)), LAYERS, dora=True),
-    "dora_patterns": Lora.of_table(MIXED, LAYERS, dora=True, rank_stabilised=True),
-    "dora_uneven": Lora.of_table(UNEVEN, LAYERS, dora=True),
+    "dora": Dora.of_table(EVERYWHERE, LAYERS),
+    "dora_layers": Dora.of_table(some((2,)), LAYERS),
+    "dora_patterns": Dora.of_table(MIXED, LAYERS, rank_stabilised=True),
+    "dora_uneven": Dora.of_table(UNEVEN, LAYERS),
 }
 
 

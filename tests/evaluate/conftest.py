@@ -5,7 +5,7 @@ import json
 import jax
 import pytest
 
-from jaxalign.adapters.lora import Lora, init
+from jaxalign.adapters.lora import Lora
 from jaxalign.config import load
 from jaxalign.hf.peft import save_peft
 from tests.tiny import ASSETS, SPEC, base  # noqa: F401  (a fixture)
@@ -17,7 +17,7 @@ def adapters(base, tmp_path_factory):  # noqa: F811
     folder = tmp_path_factory.mktemp("adapters")
     lora = Lora(r=4, alpha=32.0)
     for seed in (1, 2):
-        fresh = init(lora, SPEC, jax.random.key(seed))
+        fresh = lora.init(SPEC, jax.random.key(seed))
         moved = jax.tree.map(lambda x: x + 0.3 * jax.random.normal(jax.random.key(x.size), x.shape),
                              fresh)  # fmt: skip
         save_peft(folder / f"a{seed}", moved, SPEC, lora, base_name=base)

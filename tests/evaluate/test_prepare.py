@@ -9,7 +9,7 @@ import jax
 import pytest
 
 from jaxalign import base as bases
-from jaxalign.adapters.lora import Lora, init
+from jaxalign.adapters.lora import Lora
 from jaxalign.errors import UserError
 from jaxalign.evaluate.entrants import Entrant, check_name, folder_names
 from jaxalign.evaluate.run import evaluate
@@ -42,7 +42,7 @@ def foreign(tmp_path_factory):
 
     spec = dataclasses.replace(SPEC, layers=5)
     lora, folder = Lora(r=1, targets=("o",)), tmp_path_factory.mktemp("foreign")
-    save_peft(folder / "adapter", init(lora, spec, jax.random.key(1)), spec, lora)
+    save_peft(folder / "adapter", lora.init(spec, jax.random.key(1)), spec, lora)
     return str(folder / "adapter")
 
 

@@ -11,7 +11,6 @@ import numpy as np
 import optax
 import pytest
 
-from jaxalign.adapters import lora as lora_adapter
 from jaxalign.config import to_yaml
 from jaxalign.export.source import adapter_of
 from jaxalign.hf.files import read_json, write_json
@@ -46,7 +45,7 @@ def noise(tree, seed=0, size=0.2):
 
 def random_adapter(adapter, spec, params, seed):
     """Factors as training leaves them: B is not zero, nothing lies beyond a projection's rank."""
-    fresh = lora_adapter.init(adapter, spec, jax.random.key(0), params=params)
+    fresh = adapter.init(spec, jax.random.key(0), params=params)
     found = jax.tree.map(np.array, noise(fresh, seed))
     for part, sites in found["blocks"].items():
         for target, factors in sites.items():

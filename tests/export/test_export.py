@@ -11,7 +11,6 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from jaxalign.adapters.lora import merge
 from jaxalign.export.request import Request
 from jaxalign.export.run import default_out, export, parse_size
 from jaxalign.export.source import adapter_of, open_source
@@ -183,7 +182,7 @@ def test_merging_by_tensor_is_merging_as_a_whole(run, llama_base, words):
     source = open_source(out)
     folder = export(Request(out, format="merged"))
     params = load_params(llama_base, source.spec, jnp.bfloat16)
-    whole = merge(params, source.weights, source.adapter)
+    whole = source.adapter.merge(params, source.weights)
     ours = load_params(folder, source.spec, jnp.bfloat16)
     assert_same_tree(jax.tree.map(np.asarray, whole), jax.tree.map(np.asarray, ours))
     bare = load_params(llama_base, source.spec, jnp.bfloat16)
@@ -204,7 +203,7 @@ def test_another_dtype(run, llama_base, dtype):
     source = open_source(out)
     wide = load_params(llama_base, source.spec, jnp.float32)
     whole = jax.tree.map(lambda leaf: np.asarray(leaf).astype(dtype),
-                         merge(wide, source.weights, source.adapter))  # fmt: skip
+                         source.adapter.merge(wide, source.weights))  # fmt: skip
     ours = load_params(folder, source.spec, getattr(jnp, dtype))
     assert_same_tree(whole, jax.tree.map(np.asarray, ours))
 

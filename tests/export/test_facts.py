@@ -6,9 +6,11 @@ from pathlib import Path
 
 import yaml
 
-from jaxalign.adapters.lora import Lora, Part
+from jaxalign.adapters.dora import Dora
+from jaxalign.adapters.lora import Lora
+from jaxalign.adapters.ranks import Part, block_range
 from jaxalign.base import weights_digest
-from jaxalign.export.facts import block_range, card_facts, streams
+from jaxalign.export.facts import card_facts, streams
 from jaxalign.export.request import Request
 from jaxalign.export.run import export
 from jaxalign.export.source import open_source
@@ -133,7 +135,7 @@ def test_what_vllm_takes(run):
         (Lora(r=16), 16),
         (Lora(r=20), 32),
         (Lora(r=600), None),
-        (Lora(r=8, dora=True), None),
+        (Dora(r=8), None),
         (Lora(r=8, parts=(Part("q", 1, 2, 16.0),)), None),
     ):
         facts = card_facts(dataclasses.replace(source, adapter=adapter), "adapter", "x", "base")

@@ -14,7 +14,7 @@ from jaxalign.config import load
 from jaxalign.export.incoming import import_adapter
 from jaxalign.export.request import Request
 from jaxalign.export.run import export
-from jaxalign.export.source import adapter_of, open_source
+from jaxalign.export.source import open_source, trained_adapter
 from jaxalign.hf.load import load_spec
 from jaxalign.hf.peft import load_peft, save_peft
 from tests.hf.conftest import assert_same_tree
@@ -45,10 +45,8 @@ def test_what_is_found(theirs, base, tmp_path, done):
     said = done("import", folder, "--base", base, "--out", tmp_path / "in")
     for line in (
         "names as its base   lab/their-base",
-        "method              LoRA",
-        "targets             q down",
-        "rank                4",
-        "scale               4 (alpha / r, alpha 16)",
+        "LoRA                r 4, alpha 16; scale alpha / r",
+        "projections         q, down",
         "blocks              1, 2",
         "tensors             8, stored as float32, written as float32",
         "chat template       the base's",
@@ -107,7 +105,7 @@ def test_going_on(theirs, base, tmp_path, words):
     import_adapter(str(folder), base, str(tmp_path / "in"))
     config = load(tmp_path / "in" / "continue.yaml").config
     assert config.model.path == base and config.lora.start == f"{tmp_path / 'in'}/adapter"
-    assert adapter_of(config, load_spec(base)) == adapter
+    assert trained_adapter(config, load_spec(base)) == adapter
 
 
 def test_training_goes_on(theirs, base, tmp_path, configure):
@@ -160,7 +158,7 @@ def test_what_peft_saves(base, tmp_path, done):
                 parameter.normal_()
     wrapped.save_pretrained(tmp_path / "peft")
     said = done("import", tmp_path / "peft", "--base", base, "--out", tmp_path / "in")
-    assert "targets             q v" in said and "scale               6 (alpha / sqrt(r)" in said
+    assert "projections         q, v" in said and "scale alpha / sqrt(r)" in said
     assert "means little" not in said
     written = json.loads((tmp_path / "in" / "adapter" / "adapter_config.json").read_text())
     assert sorted(written["target_modules"]) == ["q_proj", "v_proj"]  # a pattern was spelled out

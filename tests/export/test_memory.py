@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from jaxalign.adapters.lora import Lora
-from jaxalign.hf.names import base_rows, sizes
 from jaxalign.hf.peft import save_peft
 from jaxalign.hf.save import save_base
+from jaxalign.model.spec.tensors import base_rows, sizes
 from tests.hf.conftest import random_lora, random_params
 from tests.hf.test_memory import SPEC
 

@@ -12,12 +12,13 @@ from typing import Any
 import numpy as np
 from hypothesis import strategies as st
 
+from jaxalign.adapters.peft_config import PeftConfig
 from jaxalign.data.tasks import Example
 from jaxalign.evaluate.answers import Answers
 from jaxalign.evaluate.measure import Gold
 from jaxalign.evaluate.predictions import read_predictions
+from jaxalign.hf.files import read_json
 from jaxalign.hf.load import load_spec
-from jaxalign.hf.peft_config import PeftConfig
 from jaxalign.hf.tensors import open_index
 from tests.fuzz.odd import changed, damaged, written
 
@@ -53,7 +54,7 @@ def read_model(content: Any, folder: Path) -> None:
 
 def read_adapter(content: Any, folder: Path) -> None:
     (folder / "adapter_config.json").write_text(written(content), "utf-8")
-    said = PeftConfig.read(folder / "adapter_config.json")
+    said = PeftConfig.of(folder / "adapter_config.json", read_json(folder / "adapter_config.json"))
     for block in range(3):
         for name in ("self_attn.q_proj", "self_attn.v_proj", "mlp.down_proj"):
             module = f"model.layers.{block}.{name}"

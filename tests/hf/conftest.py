@@ -9,11 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxalign.adapters.peft import adapter_rows
 from jaxalign.checksums import SUMS
 from jaxalign.hf.load import abstract_params
-from jaxalign.hf.names import adapter_rows, set_leaf, sizes
 from jaxalign.hf.save import save_base
 from jaxalign.model.spec import ModelSpec, RopeScaling
+from jaxalign.model.spec.tensors import set_leaf, sizes
 
 LLAMA = ModelSpec(
     family="llama",

@@ -10,9 +10,9 @@ import pytest
 
 from jaxalign.errors import UserError
 from jaxalign.hf.load import fingerprint, load_params, load_spec
-from jaxalign.hf.names import base_rows, get_leaf, sizes
 from jaxalign.hf.save import save_base
-from jaxalign.model.spec import FAMILIES, ModelSpec, parameter_count
+from jaxalign.model.spec import FAMILIES, ModelSpec
+from jaxalign.model.spec.tensors import base_rows, get_leaf, parameter_count, sizes
 from tests.hf.conftest import LLAMA, assert_same_tree, random_params
 from tests.hf.families import EACH, MODELS, family_model
 

@@ -6,8 +6,8 @@ import pytest
 
 from jaxalign.errors import UserError
 from jaxalign.hf.load import abstract_params, load_params
-from jaxalign.hf.names import base_rows, get_leaf
 from jaxalign.hf.save import save_base
+from jaxalign.model.spec.tensors import base_rows, get_leaf
 from jaxalign.sharding import make_mesh, shard_tree
 from tests.hf.conftest import LLAMA, random_params
 

@@ -15,9 +15,8 @@ from jaxalign.checksums import SUMS
 from jaxalign.errors import UserError
 from jaxalign.hf.leaf import by_rows
 from jaxalign.hf.load import abstract_params, fingerprint, load_params, load_spec
-from jaxalign.hf.names import base_rows, get_leaf, sizes
 from jaxalign.hf.save import save_base
-from jaxalign.model.spec import parameter_count
+from jaxalign.model.spec.tensors import base_rows, get_leaf, parameter_count, sizes
 from jaxalign.sharding import make_mesh, shard_tree
 from tests.hf.conftest import HF_MODELS, LLAMA, assert_same_tree, hf_model, random_params
 from tests.parity.golden import find

@@ -8,9 +8,8 @@ from pathlib import Path
 import jax.numpy as jnp
 import pytest
 
-from jaxalign.hf.names import base_rows, sizes
 from jaxalign.hf.save import save_base
-from jaxalign.model.spec import parameter_count
+from jaxalign.model.spec.tensors import base_rows, parameter_count, sizes
 from tests.hf.conftest import LLAMA, random_params
 
 # 300 MB in float32, spread over enough layers that one leaf is far less than the whole.

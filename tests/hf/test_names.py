@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 
-from jaxalign.hf.names import BASE, TARGETS, adapter_rows, peft_module, sizes
+from jaxalign.adapters.peft import adapter_rows
+from jaxalign.adapters.peft_config import peft_module
+from jaxalign.model.spec.tensors import BASE, TARGETS, sizes
 from tests.hf.conftest import LLAMA
 
 SIZE = sizes(LLAMA, rank=5)

@@ -11,12 +11,13 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
 from jaxalign.adapters.lora import Lora
+from jaxalign.adapters.peft import adapter_rows
+from jaxalign.adapters.peft_config import PeftConfig, write_config
 from jaxalign.checksums import SUMS
 from jaxalign.errors import UserError
+from jaxalign.hf.files import read_json
 from jaxalign.hf.load import load_spec
-from jaxalign.hf.names import adapter_rows
 from jaxalign.hf.peft import load_peft, save_peft
-from jaxalign.hf.peft_config import PeftConfig, write_config
 from jaxalign.hf.save import save_base
 from jaxalign.sharding import make_mesh, replicated
 from tests.adapters.variants import VARIANTS, random_tree
@@ -471,7 +472,7 @@ def test_any_configuration(tmp_path_factory, changes):
     file = tmp_path_factory.mktemp("any") / "adapter_config.json"
     file.write_text(json.dumps(write_config(Lora(4), LLAMA) | changes))
     try:
-        said = PeftConfig.read(file)
+        said = PeftConfig.of(file, read_json(file))
     except UserError as error:
         assert "\n" not in str(error)
         return

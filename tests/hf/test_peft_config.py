@@ -6,20 +6,22 @@ import re
 
 import pytest
 
-from jaxalign.adapters.lora import SITES, Lora
-from jaxalign.errors import UserError
-from jaxalign.hf.peft_config import (
+from jaxalign.adapters.lora import Lora
+from jaxalign.adapters.peft_config import (
     VLLM_RANKS,
     PeftConfig,
     module_name,
-    named_base,
     vllm_limits,
     write_config,
 )
+from jaxalign.errors import UserError
+from jaxalign.hf.files import read_json
+from jaxalign.hf.peft import named_base
+from jaxalign.model.spec.tensors import TARGETS
 from tests.adapters.variants import LAYERS, VARIANTS
 from tests.hf.conftest import LLAMA
 
-MODULES = [module_name(target, block) for target in SITES for block in range(1, 13)]
+MODULES = [module_name(target, block) for target in TARGETS for block in range(1, 13)]
 PLAIN = {"peft_type": "LORA", "r": 8, "lora_alpha": 16, "target_modules": ["q_proj"]}
 
 
@@ -27,7 +29,9 @@ PLAIN = {"peft_type": "LORA", "r": 8, "lora_alpha": 16, "target_modules": ["q_pr
 def said(tmp_path):
     def build(**changes) -> PeftConfig:
         (tmp_path / "adapter_config.json").write_text(json.dumps(PLAIN | changes))
-        return PeftConfig.read(tmp_path / "adapter_config.json")
+        return PeftConfig.of(
+            tmp_path / "adapter_config.json", read_json(tmp_path / "adapter_config.json")
+        )
 
     return build
 

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from jaxalign.adapters.dora import Dora
 from jaxalign.adapters.lora import Lora
+from jaxalign.adapters.peft_config import module_name
 from jaxalign.hf.load import load_params, load_spec
 from jaxalign.hf.peft import load_peft, save_peft
-from jaxalign.hf.peft_config import module_name
 from jaxalign.model.decoder import Decoder
 from tests.adapters.variants import VARIANTS, random_tree
 from tests.hf.conftest import hf_model
@@ -98,7 +99,7 @@ TRAINED = {
         {"target_modules": ["o_proj"], "use_rslora": True},
         Lora(4, 8.0, targets=("o",), rank_stabilised=True),
     ),
-    "dora": ({"target_modules": "all-linear", "use_dora": True}, Lora(4, 8.0, dora=True)),
+    "dora": ({"target_modules": "all-linear", "use_dora": True}, Dora(4, 8.0)),
     "dora_rslora_dropout": (
         {
             "target_modules": ["down_proj"],
@@ -106,7 +107,7 @@ TRAINED = {
             "use_rslora": True,
             "lora_dropout": 0.1,
         },
-        Lora(4, 8.0, 0.1, ("down",), rank_stabilised=True, dora=True),
+        Dora(4, 8.0, 0.1, ("down",), rank_stabilised=True),
     ),
     "all_linear": ({"target_modules": "all-linear"}, Lora(4, 8.0)),
     "regex": (
@@ -218,13 +219,12 @@ def test_a_regex_kept_as_a_string(tmp_path, base, edit_json):
 
 @pytest.mark.parametrize("name", ["dora", "patterns_dora", "rank_pattern"])
 def test_merged_here_as_merged_there(tmp_path, base, name):
-    from jaxalign.adapters.lora import merge
 
     family, _, spec, params = base
     model = trained_by_peft(family, **TRAINED[name][0])
     model.save_pretrained(tmp_path)
     lora, adapter = load_peft(tmp_path, spec)
-    merged = merge(params, jax.tree.map(jnp.asarray, lora), adapter)
+    merged = adapter.merge(params, jax.tree.map(jnp.asarray, lora))
     whole = model.merge_and_unload()
     for target in adapter.targets:
         for block in range(1, spec.layers + 1):

@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 
+from jaxalign.adapters.dora import Dora
 from jaxalign.adapters.lora import Lora
 from jaxalign.errors import UserError
 from jaxalign.merge.algebra import METHODS, Recipe, Weighted, combine, whole_updates
@@ -218,7 +219,7 @@ def assert_changed(one, other):
 
 # --- refused ------------------------------------------------------------------------------------
 
-DORA = Weighted({}, Lora(dora=True), 0.5, "runs/dora")
+DORA = Weighted({}, Dora(), 0.5, "runs/dora")
 BOTH = [part("plain", 0.5), part("upper", 0.5)]
 
 

@@ -9,13 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxalign.adapters.peft import adapter_rows
 from jaxalign.data.batch import NO_TARGET, TaskBatch
-from jaxalign.hf.names import adapter_rows, base_rows, get_leaf, sizes
 from jaxalign.hf.peft import load_peft
 from jaxalign.model.attention import attend, causal, near
 from jaxalign.model.decoder import Decoder
 from jaxalign.model.layers import rms_norm
 from jaxalign.model.spec import ModelSpec
+from jaxalign.model.spec.tensors import base_rows, get_leaf, sizes
 from jaxalign.objectives import bind, language_model
 from jaxalign.sharding import make_mesh, shard_tree
 from jaxalign.train.phases.build import Term, build, full_weights, phase_loss

@@ -9,24 +9,17 @@ import numpy as np
 import pytest
 
 from jaxalign import base as bases
-from jaxalign.adapters.lora import Lora, init, merge, settle
+from jaxalign.adapters.dora import Dora
+from jaxalign.adapters.lora import Lora
 from jaxalign.config import load
 from jaxalign.demo import ASSETS
 from jaxalign.errors import UserError
+from jaxalign.frozen.quantised import KINDS, NF4, Quantised, group_of, is_quantised, quantise, widen
 from jaxalign.generate import Decoding, generate
 from jaxalign.hf.load import abstract_params, load_params, load_spec
 from jaxalign.hf.peft import load_peft
 from jaxalign.hf.save import save_base
 from jaxalign.model.decoder import Decoder
-from jaxalign.model.quantised import (
-    KINDS,
-    NF4,
-    Quantised,
-    group_of,
-    is_quantised,
-    quantise,
-    widen,
-)
 from jaxalign.plan.cost import measure
 from jaxalign.sharding import make_mesh, shard_tree
 from jaxalign.train import setup
@@ -179,8 +172,8 @@ def test_runs_and_learns_as_the_widened_weights_do(small, kind, name, remat):
 @pytest.mark.parametrize("kind", KINDS)
 def test_dora_begins_at_the_rounded_columns(small, kind, folder):
     """Lengths of the stored weights, not of the wide ones: a fresh DoRA changes nothing."""
-    adapter, params = Lora(4, 8.0, 0.0, ("o", "down"), dora=True), small[kind]
-    lora = jax.jit(partial(init, adapter, SPEC))(jax.random.key(1), params)
+    adapter, params = Dora(4, 8.0, 0.0, ("o", "down")), small[kind]
+    lora = jax.jit(partial(adapter.init, SPEC))(jax.random.key(1), params)
     wide, rounded = load_params(folder, SPEC, jnp.float32), wide_again(params)
     for part, name, inputs in (("attention", "o", (1, 2)), ("mlp", "down", (1,))):
         m, ours, theirs = (
@@ -275,7 +268,7 @@ def test_weights_travel_as_they_are_stored(folder):
 def test_generation(small):
     params, adapter = small["nf4"], VARIANTS["dora"]
     decoder, lora = Decoder(SPEC, adapter), random_tree(adapter, SPEC)
-    lora = settle(adapter, params, jax.tree.map(jnp.asarray, lora))
+    lora = adapter.settle(params, jax.tree.map(jnp.asarray, lora))
     prompts = [[5, 6, 7], [9]]
     ours = generate(decoder, params, lora, prompts, Decoding(6), stop_ids=(-1,))
     theirs = generate(decoder, wide_again(params), lora, prompts, Decoding(6), stop_ids=(-1,))
@@ -287,9 +280,9 @@ def test_generation(small):
 
 def test_merging_is_refused(small):
     adapter = Lora(4)
-    lora = init(adapter, SPEC, jax.random.key(0))
+    lora = adapter.init(SPEC, jax.random.key(0))
     with pytest.raises(UserError, match=r"model\.quantize: an adapter cannot be merged into a qua"):
-        merge(small["int8"], lora, adapter)
+        adapter.merge(small["int8"], lora)
 
 
 def test_settings_that_contradict_each_other():

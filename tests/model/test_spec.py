@@ -7,7 +7,8 @@ import sys
 import pytest
 
 from jaxalign.errors import UserError
-from jaxalign.model.spec import ModelSpec, RopeScaling, check_tap, parameter_count
+from jaxalign.model.spec import ModelSpec, RopeScaling, check_tap
+from jaxalign.model.spec.tensors import parameter_count
 
 LLAMA31_8B = {
     "model_type": "llama",
@@ -178,6 +179,6 @@ def test_taps():
 
 
 def test_spec_and_names_import_without_jax():
-    code = "import sys, jaxalign.model.spec, jaxalign.hf.names; print('jax' in sys.modules)"
+    code = "import sys, jaxalign.model.spec.tensors; print('jax' in sys.modules)"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.stdout.strip() == "False", result.stderr

@@ -8,11 +8,12 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 
+from jaxalign.adapters.peft import adapter_rows
 from jaxalign.data.batch import NO_TARGET, PairBatch, TaskBatch
 from jaxalign.hf.load import load_params, load_spec
-from jaxalign.hf.names import adapter_rows, get_leaf, sizes
 from jaxalign.hf.peft import load_peft
 from jaxalign.model.decoder import Decoder
+from jaxalign.model.spec.tensors import get_leaf, sizes
 
 REPO = Path(__file__).resolve().parents[2]
 

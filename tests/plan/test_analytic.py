@@ -3,7 +3,7 @@
 import pytest
 
 from jaxalign.errors import UserError
-from jaxalign.model.spec import parameter_count
+from jaxalign.model.spec.tensors import parameter_count
 from jaxalign.plan.analytic import PRECISION
 from jaxalign.plan.run import find_spec, plan_run
 from jaxalign.plan.topology import parse

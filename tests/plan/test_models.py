@@ -6,7 +6,8 @@ import pytest
 import yaml
 
 from jaxalign.errors import UserError
-from jaxalign.model.spec import ModelSpec, parameter_count
+from jaxalign.model.spec import ModelSpec
+from jaxalign.model.spec.tensors import parameter_count
 from jaxalign.plan.run import MODELS, find_spec
 from jaxalign.settings import Config
 from tests.plan.conftest import config

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from jaxalign import base as bases
+from jaxalign.adapters import Lora
 from jaxalign.sharding import make_mesh, put_batch, rows_here
 from jaxalign.train import setup
 from tests.train.worker import warm
@@ -15,7 +16,7 @@ NUMBERS = range(3)
 @pytest.fixture
 def prepare(configure, monkeypatch):
     """words -> a run on two devices, with factors none of which is zero."""
-    monkeypatch.setattr(setup.lora_adapter, "init", warm(setup.lora_adapter.init))
+    monkeypatch.setattr(Lora, "init", warm(Lora.init))
     mesh = make_mesh(1, 2, 1, 1, devices=jax.devices()[:2])
     monkeypatch.setattr(bases, "make_mesh", lambda *_: mesh)
     words = ("batch.size=2", "batch.pairs=2", "align.group=2", "batch.accumulate=6")

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from jaxalign import base as bases
+from jaxalign.adapters import Lora
 from jaxalign.sharding import make_mesh, put_batch, shard_tree
 from jaxalign.train import setup
 
@@ -49,14 +50,14 @@ def test_meshes_agree_with_one_device(configure, monkeypatch, alone, mesh, negat
     config = configure(f"align.negatives={negatives}", "align.group=4", "lora.dropout=0.1")
     # B is zero at the start: give it values, or every gradient of A would be zero. No random ones:
     # compiling fourteen draws for every mesh took longer than the steps.
-    init = setup.lora_adapter.init
+    init = Lora.init
 
     def warm(*args):
         return jax.tree.map(
             lambda w: w + 0.03 * jnp.cos(jnp.arange(w.size) ** 1.5).reshape(w.shape), init(*args)
         )
 
-    monkeypatch.setattr(setup.lora_adapter, "init", warm)
+    monkeypatch.setattr(Lora, "init", warm)
     if negatives not in alone:
         alone[negatives] = gradients(config, (1, 1, 1, 1), monkeypatch)
     ours = gradients(config, MESHES[mesh], monkeypatch)

@@ -16,12 +16,13 @@ import pytest
 
 from jaxalign import base as bases
 from jaxalign import multihost
+from jaxalign.adapters import Lora
 from jaxalign.config import to_yaml
 from jaxalign.hf.load import load_spec
 from jaxalign.hf.peft import load_peft
 from jaxalign.plan import topology
 from jaxalign.sharding import make_mesh
-from jaxalign.train import loop, setup
+from jaxalign.train import loop
 from tests.conftest import FLAGS
 from tests.train import worker
 
@@ -149,7 +150,7 @@ def test_processes_compute_what_one_computes(configure, rows, tmp_path, cluster)
     command = ["tests.train.worker", file, out, json.dumps(meshes)]
     started = start([command] * processes, devices)
     with pytest.MonkeyPatch.context() as monkey:
-        monkey.setattr(setup.lora_adapter, "init", worker.warm(setup.lora_adapter.init))
+        monkey.setattr(Lora, "init", worker.warm(Lora.init))
         alone = make_mesh(1, 1, 1, 1, devices=jax.devices()[:1])
         wanted = worker.measure(config, alone, monkey.setattr)
     finish(started)

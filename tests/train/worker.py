@@ -16,6 +16,7 @@ from jax.sharding import AxisType, Mesh
 
 from jaxalign import base as bases
 from jaxalign import multihost
+from jaxalign.adapters import Lora
 from jaxalign.config import load
 from jaxalign.sharding import AXES, make_mesh, put_batch, rows_here
 from jaxalign.train import setup
@@ -61,7 +62,7 @@ def measure(config, mesh, monkey=setattr):
 def main():
     config_file, out, meshes = sys.argv[1:]
     multihost.start()
-    setup.lora_adapter.init = warm(setup.lora_adapter.init)
+    Lora.init = warm(Lora.init)
     found = {}
     for name, (sizes, order) in json.loads(meshes).items():
         numbers = measure(load(config_file).config, mesh_of(sizes, order, jax.devices()))

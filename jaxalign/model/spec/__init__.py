@@ -5,7 +5,6 @@ It reads and writes `config.json` as transformers 4 and 5 spell it, and imports 
     spec = ModelSpec.from_hf(json.loads(Path('model/config.json').read_text()))
     spec.layers, spec.dim                 # 32, 4096
     check_tap(spec, 16)                   # 16, or a UserError past the model
-    parameter_count(spec)                 # 8030261248
 
 A *tap* names a hidden state by a layer number: layer k is the output of block k, counted from 1, as
 in the mid-align paper; layer 0 is the embeddings. Layer L is the output of the last block, before
@@ -36,7 +35,6 @@ __all__ = [
     "ModelSpec",
     "RopeScaling",
     "check_tap",
-    "parameter_count",
 ]
 
 # On which sides of attention and of the MLP a block has a norm.
@@ -175,19 +173,6 @@ class ModelSpec:
             "use_cache": True,
         }
         return config | row.extra(self)
-
-
-def parameter_count(spec: ModelSpec) -> int:
-    """Weights and biases in all; a tied head is counted once."""
-    query, key = spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim
-    attention = spec.dim * (2 * query + 2 * key)
-    attention += (query + 2 * key) * spec.qkv_bias + spec.dim * spec.o_bias
-    mlp = 3 * spec.dim * spec.ffn + (2 * spec.ffn + spec.dim) * spec.mlp_bias
-    matrices = 1 if spec.tied else 2
-    norms = 2 * len(NORMS[spec.norms]) * spec.dim
-    norms += {"none": 0, "head": 2 * spec.head_dim, "whole": query + key}[spec.qk_norm]
-    block = attention + mlp + norms
-    return spec.layers * block + spec.dim + matrices * spec.vocab * spec.dim
 
 
 def check_tap(spec: ModelSpec, layer: int, key: str = "align.layer") -> int:

@@ -1,14 +1,15 @@
-"""THE name table: our path, the Hugging Face name, and how one's axes become the other's.
+"""THE tensor table: our path, the Hugging Face name, and how one's axes become the other's.
 
 A row spells both layouts in the house's letters: `(N H) D -> D N H` says that the HF tensor
-[N*H, D] is ours as [D, N, H]. Shapes, imports and exports are all read off that one string, and an
-adapter's PEFT names are derived from the row of the weight it sits beside, so they cannot drift.
+[N*H, D] is ours as [D, N, H]. Shapes, imports, exports, shardings, an adapter's sites, its factors
+and their PEFT names are all read off that one string, so they cannot drift apart.
 
-    row = next(row for row in base_rows(spec) if row.path == ('blocks', 'attention', 'q', 'kernel'))
+    row = TARGETS['q']           # or any of base_rows(spec)
     row.name(0)                  # 'model.layers.0.self_attn.q_proj.weight'
-    row.hf_shape(sizes(spec))    # (N*H, D), and row.shape(...) is (D, N, H)
+    row.letters                  # 'L D N H': what sharding reads
+    row.half, row.inputs, row.outputs            # 'attention', ('D',), ('N', 'H')
+    row.hf_shape(sizes(spec))    # (N*H, D), and row.shape(...) is (L, D, N, H)
     ours = row.to_ours(tensor, sizes(spec))      # a view, no copy
-    a, b = adapter_rows('q')     # base_model.model.model.layers.{layer}.self_attn.q_proj.lora_A...
 """
 
 from __future__ import annotations
@@ -39,6 +40,26 @@ class Row:
     def exists(self, spec: ModelSpec) -> bool:
         """Whether this model has such a tensor."""
         return self.where is None or getattr(spec, self.where[0]) in self.where[1]
+
+    @property
+    def half(self) -> str:
+        """The half of a block that a projection belongs to: attention or mlp."""
+        return self.path[1]
+
+    @property
+    def letters(self) -> str:
+        """The axes of our leaf, its L included: `L D N H`."""
+        return " ".join(["L"] * self.stacked + self._layout[1])
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """The axes of a kernel that meet its input: D of `q`, N and H of `o`."""
+        return tuple(self._layout[0][1])
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """The other axes of a kernel: N and H of `q`, D of `o`."""
+        return tuple(self._layout[0][0])
 
     @property
     def stacked(self) -> bool:
@@ -152,7 +173,8 @@ BASE = (
     Row(("head",), "lm_head.weight", "V D -> V D", ("tied", (False,))),
 )
 
-# What an adapter may sit beside: our short name -> the row of that kernel.
+# The projections, which an adapter may change: our short name -> the row of that kernel. In this
+# order an adapter's factors are drawn and saved.
 TARGETS = {row.path[-2]: row for row in BASE if row.path[-1] == "kernel"}
 
 
@@ -161,8 +183,13 @@ def base_rows(spec: ModelSpec) -> list[Row]:
     return [row for row in BASE if row.exists(spec)]
 
 
+def parameter_count(spec: ModelSpec) -> int:
+    """Weights and biases in all; a tied head is counted once."""
+    return sum(math.prod(row.shape(sizes(spec))) for row in base_rows(spec))
+
+
 def sizes(spec: ModelSpec, rank: int = 0) -> dict[str, int]:
-    """The number behind every letter."""
+    """The number behind every letter; R is the rank of an adapter."""
     return {
         "V": spec.vocab,
         "D": spec.dim,
@@ -173,29 +200,6 @@ def sizes(spec: ModelSpec, rank: int = 0) -> dict[str, int]:
         "F": spec.ffn,
         "R": rank,
     }
-
-
-def adapter_rows(target: str) -> tuple[Row, Row]:
-    """The PEFT rows of factors a [in, R] and b [R, out] beside one projection (`'q'`, ...)."""
-    kernel = TARGETS[target]
-    # 'OUT IN -> in out' of the kernel gives A as 'R IN -> in R' and B as 'OUT R -> R out'.
-    (outs, ins), _ = kernel._layout
-    stem = "base_model.model." + kernel.hf.removesuffix(".weight")
-    module = kernel.path[:-1]
-    a = Row((*module, "a"), stem + ".lora_A.weight", f"R {_axis(ins)} -> {' '.join(ins)} R")
-    b = Row((*module, "b"), stem + ".lora_B.weight", f"{_axis(outs)} R -> R {' '.join(outs)}")
-    return a, b
-
-
-def input_axes(row: Row) -> int:
-    """How many axes of a kernel are its inputs: 2 of `o` [N, H, D], 1 of the others."""
-    (_, ins), _ = row._layout
-    return len(ins)
-
-
-def peft_module(target: str) -> str:
-    """What PEFT calls the projection: `'q'` -> `'q_proj'`."""
-    return TARGETS[target].hf.split(".")[-2]
 
 
 def get_leaf(tree: Any, path: Path) -> Any:
@@ -212,5 +216,9 @@ def set_leaf(tree: dict[str, Any], path: Path, leaf: Any) -> None:
     tree[path[-1]] = leaf
 
 
-def _axis(letters: list[str]) -> str:
-    return letters[0] if len(letters) == 1 else f"({' '.join(letters)})"
+def checked_leaf(row: Row, tree: Mapping[str, Any], size: Mapping[str, int]) -> Any:
+    """The leaf of a row; ValueError where its shape is not the row's."""
+    leaf = get_leaf(tree, row.path)
+    if leaf.shape != row.shape(size):
+        raise ValueError(f"{'/'.join(row.path)} is {leaf.shape}, expected {row.shape(size)}")
+    return leaf

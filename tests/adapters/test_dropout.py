@@ -7,8 +7,7 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jaxalign.model.layers import Dropout
-from jaxalign.model.masks import random_bits
+from jaxalign.adapters.dropout import drop, random_bits
 from jaxalign.sharding import make_mesh
 
 SHAPE = (32, 64, 1024)
@@ -62,10 +61,10 @@ def test_every_mesh_has_the_same_masks(spec):
 @pytest.mark.parametrize("rate", [1e-12, 0.1, 0.5, 0.999])
 def test_dropout_keeps_the_mean(dtype, rate):
     x = jax.random.uniform(jax.random.key(2), SHAPE, jnp.float32, 1.0, 2.0).astype(dtype)
-    found = Dropout(rate).apply({}, x, rngs={"dropout": jax.random.key(3)})
+    found = drop(x, rate, jax.random.key(3))
     assert found.dtype == dtype
     kept = np.asarray(found != 0)
     assert abs(kept.mean() - (1 - rate)) < 5 * np.sqrt(rate / kept.size)
     x, found = np.float64(np.asarray(x)[kept]), np.float64(np.asarray(found)[kept])
     assert found.mean() / x.mean() == pytest.approx(1 / (1 - rate), rel=2e-4)
-    assert Dropout(rate).apply({}, x) is x  # without a key, as in validation
+    assert drop(x, rate, None) is x  # without a key, as in validation

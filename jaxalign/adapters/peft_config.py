@@ -4,10 +4,11 @@ The rules are those of PEFT 0.17 to 0.21: `target_modules` and `exclude_modules`
 endings, or one pattern for the whole name; keys of `rank_pattern` and `alpha_pattern` are patterns
 for the end of a name, and the first that fits counts.
 
-    said = PeftConfig.read(Path('adapter/adapter_config.json'))
+    file = Path('adapter/adapter_config.json')
+    said = PeftConfig.of(file, read_json(file))
     said.adapts('model.layers.3.mlp.up_proj'), said.rank('model.layers.3.mlp.up_proj')
-    content = write_config(Lora(r=8, targets=('q', 'v')), spec, base_name='models/llama')
-    vllm_limits(adapter)                             # what vLLM would refuse or get wrong
+    content = write_config(Ranks(r=8, targets=('q', 'v')), spec, 'models/llama')
+    vllm_limits(ranks)                             # what vLLM would refuse or get wrong
 """
 
 from __future__ import annotations
@@ -20,12 +21,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from jaxalign.adapters.lora import Lora
+from jaxalign.adapters.ranks import Ranks
 from jaxalign.errors import UserError, brief
-from jaxalign.hf.files import read_json
-from jaxalign.hf.find import pinned, unpinned
-from jaxalign.hf.names import adapter_rows, peft_module
+from jaxalign.hf.find import unpinned
 from jaxalign.model.spec import ModelSpec
+from jaxalign.model.spec.tensors import TARGETS
 
 # Settings that change what the tensors mean. Absent or empty, they are LoRA.
 _VARIANTS = (
@@ -85,10 +85,14 @@ _KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
 VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 
 
+def peft_module(target: str) -> str:
+    """What PEFT calls the projection: `'q'` -> `'q_proj'`."""
+    return TARGETS[target].hf.split(".")[-2]
+
+
 def module_name(target: str, block: int) -> str:
     """What PEFT calls one block's projection: ('q', 1) -> `model.layers.0.self_attn.q_proj`."""
-    row, _ = adapter_rows(target)
-    return row.name(block - 1).removeprefix("base_model.model.").removesuffix(".lora_A.weight")
+    return TARGETS[target].name(block - 1).removesuffix(".weight")
 
 
 @dataclass(frozen=True)
@@ -99,15 +103,14 @@ class PeftConfig:
     content: Mapping[str, Any]
 
     @classmethod
-    def read(cls, file: Path) -> PeftConfig:
-        """The configuration in a file.
+    def of(cls, file: Path, content: Mapping[str, Any]) -> PeftConfig:
+        """The configuration that a file was found to hold.
 
         Raises:
             UserError: not a LoRA, a variant that is not supported, or a value of the wrong kind.
         """
-        content = read_json(file)
         _refuse_variants(file, content)
-        _check_kinds(file, content)
+        check_kinds(file, content)
         said = cls(file, content)
         said._rank("r", content.get("r"))
         said._alpha("lora_alpha", content.get("lora_alpha", 8))
@@ -245,29 +248,15 @@ class PeftConfig:
             ) from error
 
 
-def named_base(folder: Path) -> str:
-    """The base that an adapter's configuration names, `NAME@REVISION` where it names a revision.
-
-    Empty where it names none.
-
-    Raises:
-        UserError: the file is missing or damaged.
-    """
-    file = folder / "adapter_config.json"
-    content = read_json(file)
-    _check_kinds(file, content)
-    return pinned(content.get("base_model_name_or_path") or "", content.get("revision"))
-
-
-def write_config(adapter: Lora, spec: ModelSpec, base_name: str = "") -> dict[str, Any]:
+def write_config(ranks: Ranks, spec: ModelSpec, base_name: str = "") -> dict[str, Any]:
     """The adapter_config.json of an adapter."""
     name, revision = unpinned(base_name)
-    blocks = {target: _blocks(adapter, target, spec) for target in adapter.targets}
-    layers = adapter.layers or tuple(range(1, spec.layers + 1))
+    blocks = {target: _blocks(ranks, target, spec) for target in ranks.targets}
+    layers = ranks.layers or tuple(range(1, spec.layers + 1))
     some = len(layers) < spec.layers
     # A list of names times a list of layers, where every target has the same ones.
     product = all(found == layers for found in blocks.values())
-    targets = [peft_module(target) for target in adapter.targets]
+    targets = [peft_module(target) for target in ranks.targets]
     if not product:
         targets = [name for target, found in blocks.items() for name in _named(target, found, spec)]
     return {
@@ -275,16 +264,16 @@ def write_config(adapter: Lora, spec: ModelSpec, base_name: str = "") -> dict[st
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": name,
         **({"revision": revision} if revision else {}),
-        "r": adapter.r,
-        "lora_alpha": _whole(adapter.alpha),
-        "lora_dropout": adapter.dropout,
+        "r": ranks.r,
+        "lora_alpha": _whole(ranks.alpha),
+        "lora_dropout": ranks.dropout,
         "target_modules": targets,
         # PEFT and HF count from 0.
         "layers_to_transform": [b - 1 for b in layers] if product and some else None,
-        "rank_pattern": _pattern(adapter, blocks, adapter.r, adapter.rank_of),
-        "alpha_pattern": _pattern(adapter, blocks, adapter.alpha, adapter.alpha_of),
-        "use_rslora": adapter.rank_stabilised,
-        "use_dora": adapter.dora,
+        "rank_pattern": _pattern(blocks, ranks.r, ranks.rank_of),
+        "alpha_pattern": _pattern(blocks, ranks.alpha, ranks.alpha_of),
+        "use_rslora": ranks.rank_stabilised,
+        "use_dora": ranks.dora,
         "bias": "none",
         "fan_in_fan_out": False,
         "init_lora_weights": True,
@@ -298,22 +287,22 @@ def vllm_rank(rank: int) -> int | None:
     return next((served for served in VLLM_RANKS if served >= rank), None)
 
 
-def vllm_limits(adapter: Lora) -> list[str]:
+def vllm_limits(ranks: Ranks) -> list[str]:
     """What vLLM refuses of an adapter, or gets wrong without a word; empty where it serves it.
 
     From vLLM's PEFTHelper and LoRAConfig (0.22): DoRA is refused, `r` must not pass max_lora_rank,
     and one scale is made of `r` and `lora_alpha` for all modules: patterns are not read.
     """
     limits = []
-    if adapter.dora:
+    if ranks.dora:
         limits.append("vLLM refuses DoRA; merge the adapter into its base to serve it")
-    if not adapter.even:
+    if not ranks.even:
         limits.append(
             "vLLM reads neither rank_pattern nor alpha_pattern and would scale every projection "
-            f"by {adapter.scale:g}; merge the adapter into its base to serve it"
+            f"by {ranks.scale:g}; merge the adapter into its base to serve it"
         )
-    if adapter.r > VLLM_RANKS[-1]:
-        limits.append(f"vLLM serves ranks up to {VLLM_RANKS[-1]}, and this one is {adapter.r}")
+    if ranks.r > VLLM_RANKS[-1]:
+        limits.append(f"vLLM serves ranks up to {VLLM_RANKS[-1]}, and this one is {ranks.r}")
     return limits
 
 
@@ -335,7 +324,8 @@ def _refuse_variants(file: Path, content: Mapping[str, Any]) -> None:
         )
 
 
-def _check_kinds(file: Path, content: Mapping[str, Any]) -> None:
+def check_kinds(file: Path, content: Mapping[str, Any]) -> None:
+    """Refuses a key of the wrong kind; UserError."""
     for key, (check, what) in _KINDS.items():
         value = content.get(key)
         if value is not None and not check(value):
@@ -349,8 +339,8 @@ def _is_named(named: str | Iterable[str], module: str) -> bool:
     return any(module == name or module.endswith(f".{name}") for name in named)
 
 
-def _blocks(adapter: Lora, target: str, spec: ModelSpec) -> tuple[int, ...]:
-    return tuple(b for b in range(1, spec.layers + 1) if adapter.rank_of(target, b))
+def _blocks(ranks: Ranks, target: str, spec: ModelSpec) -> tuple[int, ...]:
+    return tuple(b for b in range(1, spec.layers + 1) if ranks.rank_of(target, b))
 
 
 def _named(target: str, blocks: tuple[int, ...], spec: ModelSpec) -> list[str]:
@@ -361,7 +351,6 @@ def _named(target: str, blocks: tuple[int, ...], spec: ModelSpec) -> list[str]:
 
 
 def _pattern(
-    adapter: Lora,
     blocks: Mapping[str, tuple[int, ...]],
     usual: float,
     own: Callable[[str, int], float],
