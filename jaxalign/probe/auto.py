@@ -35,8 +35,8 @@ def choose(base: Base) -> Choice:
     """The layer at which the bare base retrieves the sentences of `align.train` best.
 
     Up to 200 pairs of each pair of languages; the mean over the pairs of languages and both
-    directions of top-1 retrieval by the ratio margin, states pooled as `align.pooling` and compared
-    as `align.states`. Where raw states are dominated by massive activations, standardised ones are
+    directions of top-1 retrieval (by the score of `judging`), states pooled as `align.pooling` and
+    compared as `align.states`. Where raw states are dominated by massive activations, standardised ones are
     asked; the choice says so.
 
     Raises:

@@ -7,6 +7,7 @@ import pytest
 
 from jaxalign.errors import UserError
 from jaxalign.probe.choice import bests, choose_for_training, choose_layer, hidden
+from jaxalign.probe.retrieval import retrieval
 from jaxalign.probe.table import SCORES, keyed
 from tests.probe.tables import small
 
@@ -45,7 +46,7 @@ def test_massive_activations_hand_the_choice_to_standardised_states():
     choice = choose_for_training(table)
     assert (choice.layer, choice.form, round(choice.score, 6)) == (3, "standardised", 0.8)
     words = choice.sentence()
-    assert "chose block 3 of 5" in words and "80.0% by margin score of standardised states" in words
+    assert "chose block 3 of 5" in words and "80.0% by CSLS of standardised states" in words
     assert "blocks 2 to 4" in words
     assert "dominate in 5 blocks" in words and "block 4 with 40.0%" in words
     assert "align.states=standardised" in words
@@ -71,6 +72,22 @@ def test_cosines_that_do_not_spread_hide_as_well():
     table = curved(RAW, FLAT, largest=0.1)
     table.health["contrast"][:] = 0.001
     assert choose_for_training(table).form == "standardised"
+
+
+def test_centred_states_are_not_judged_by_a_ratio():
+    """Unit vectors about their mean have neighbours of cosine 0 or less: the ratio says nothing."""
+    draw = np.random.default_rng(0)
+    source = draw.normal(size=(8, 64))
+    both = np.stack([source, source + 0.3 * draw.normal(size=source.shape)])
+    both -= both.mean((0, 1))
+    both /= np.linalg.norm(both, axis=-1, keepdims=True)
+    # As many neighbours as candidates: the translation itself does not save their mean.
+    found = retrieval(both.astype(np.float32), margin_neighbours=8, csls_neighbours=8)
+    assert found["csls"][0, 1] == found["cosine"][0, 1] == 1 and found["margin"][0, 1] < 0.9
+    table = curved(RAW, FLAT, largest=0.97)
+    key = keyed("margin", "standardised")
+    table.pairs[key] = np.zeros_like(table.pairs[key])
+    assert choose_for_training(table).layer == 3
 
 
 def test_nothing_found_is_no_choice():
