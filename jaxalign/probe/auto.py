@@ -36,8 +36,8 @@ def choose(base: Base) -> Choice:
 
     Up to 200 pairs of each pair of languages; the mean over the pairs of languages and both
     directions of top-1 retrieval (by the score of `judging`), states pooled as `align.pooling` and
-    compared as `align.states`. Where raw states are dominated by massive activations, standardised ones are
-    asked; the choice says so.
+    compared as `align.states`. Where raw states are dominated by massive activations, standardised
+    ones are asked; the choice says so.
 
     Raises:
       UserError: no pair of languages has enough pairs, or no block finds anything.
