@@ -1,4 +1,4 @@
-"""DoRA: the length of every column of a weight is trained beside a LoRA that turns it.
+"""DoRA: the length of every column of a weight is trained together with a LoRA that turns it.
 
 `W' = m · (W + s A B) / ‖W + s A B‖`, lengths taken over the inputs of each output (Liu et al.
 2024, eq. 5); the length below the line counts as a constant when gradients are taken (section
@@ -63,7 +63,7 @@ class Dora(Lora):
     ) -> jax.Array:  # fmt: skip
         """`x W + b + (g - 1) · drop(x) W + g · part`: dropout falls on all that the gain changes.
 
-        In float32: a gain differs from 1 by less than bfloat16 can tell.
+        In float32: a gain differs from 1 by less than bfloat16 can hold.
         """
         gain = own["gain"]
         if dropped is not x:

@@ -24,7 +24,7 @@ def products(
     leave a matrix unit almost idle.
     """
     joined = [leaf["a"].reshape(-1, leaf["a"].shape[-1]) for leaf in own.values()]
-    # Tokens lie in one axis: the factors' gradients, sums over tokens, then need no transposes.
+    # Tokens are one axis: the factors' gradients, sums over tokens, then need no transposes.
     rows = x.reshape(-1, joined[0].shape[0])  # [B·T, in]
     # A goes in turned, so that its gradient is a product [ΣR, B·T] x [B·T, in]: on a CPU up to
     # eight times as fast as its transpose, to which XLA would return without the barrier.

@@ -70,7 +70,7 @@ def from_tensors(ranks: Ranks, index: Mapping[str, Stored], spec: ModelSpec) -> 
 
 
 def adapter_rows(target: str) -> tuple[Row, Row]:
-    """The PEFT rows of factors a [in, R] and b [R, out] beside one projection (`'q'`, ...)."""
+    """The PEFT rows of factors a [in, R] and b [R, out] of one projection (`'q'`, ...)."""
     kernel = TARGETS[target]
     # 'OUT IN -> in out' of the kernel gives A as 'R IN -> in R' and B as 'OUT R -> R out'.
     outs, ins = kernel.outputs, kernel.inputs

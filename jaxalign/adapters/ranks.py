@@ -157,7 +157,7 @@ class Ranks:
         own_alphas = _of_targets("lora.alphas", alphas or {}, names)
         for key, rank in (("lora.r", r), *((f"lora.ranks.{n}", x) for n, x in own_ranks.items())):
             if rank < 1:
-                raise UserError(f"{key}: {rank} is no rank; use 1 or more (the paper's is 8)")
+                raise UserError(f"{key}: {rank} is not a rank; use 1 or more (the paper's is 8)")
         chosen = parse_layers(layers, spec.layers)
         table = {
             (name, block): (own_ranks.get(name, r), float(own_alphas.get(name, alpha)))

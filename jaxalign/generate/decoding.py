@@ -50,11 +50,11 @@ class Decoding:
                 raise UserError(f"{name}: {getattr(self, name)} should be {least} or more")
         if not (self.temperature > 0 and math.isfinite(self.temperature)):
             raise UserError(
-                f"temperature: {self.temperature} should lie above 0; for the best token every "
+                f"temperature: {self.temperature} should be above 0; for the best token every "
                 "time use the method greedy"
             )
         if not 0 < self.top_p <= 1:
-            raise UserError(f"top_p: {self.top_p} should lie in (0, 1]")
+            raise UserError(f"top_p: {self.top_p} should be in (0, 1]")
         if not math.isfinite(self.length_penalty):
             raise UserError(f"length_penalty: {self.length_penalty} should be a finite number")
 

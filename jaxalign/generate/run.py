@@ -44,7 +44,7 @@ def generate(
         decoding: how tokens are chosen, and how many at most.
         stop_ids: an answer ends at the first of these.
         batch_size: prompts decoded together; beams multiply it.
-        numbers: what `sample` tells rows apart by; None: 0, 1, 2, ...
+        numbers: what distinguishes rows for `sample`; None: 0, 1, 2, ...
         report: called with the numbers of finished prompts, of all prompts and of new tokens in
             the answers so far.
 

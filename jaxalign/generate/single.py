@@ -111,7 +111,7 @@ def _keep(logits: jax.Array, mass: jax.Array, limit: float) -> jax.Array:
     order = jnp.where(bits < 0, bits ^ 0x7FFFFFFF, bits)  # sorts like the floats
 
     def halve(_: int, ends: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        low, high = ends  # high keeps few enough, low (where it is no start) does not
+        low, high = ends  # high keeps few enough, low (where it is not the start) does not
         middle = (low >> 1) + (high >> 1) + (low & high & 1)  # without overflow
         above = jnp.where(order > middle, mass, 0).sum(axis=-1, keepdims=True)
         few = above < limit

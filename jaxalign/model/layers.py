@@ -56,7 +56,7 @@ class Cache:
     """Keys and values of all layers; a slot is the same place in every row.
 
     Both stacks stay whole and take a token's few numbers in place: a layer cut out, changed and
-    put back would be copied for every token. K stands before S, so that the slots of a head lie
+    put back would be copied for every token. K stands before S, so that the slots of a head are
     together, as its two products read them.
     """
 
@@ -230,7 +230,7 @@ class Mlp(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and MLP with norms, beside a residual stream that is pooled on the way out."""
+    """Attention and MLP with norms, around a residual stream that is pooled on the way out."""
 
     spec: ModelSpec
     adapter: Attached | None = None

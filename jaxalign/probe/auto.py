@@ -60,7 +60,7 @@ def _corpora(config: Config) -> list[Parallel]:
     found: dict[tuple[str, str], list[tuple[str, str]]] = {}
     for record in sources.read_all(config.align.train, config.align.columns):
         pair = to_pair(record)
-        # Sides are told apart even where the data names no languages.
+        # Sides are distinguished even where the data names no languages.
         names = (pair.source_language or "source", pair.target_language or "target")
         rows = found.setdefault(names, [])
         if len(rows) < MOST:

@@ -1,4 +1,4 @@
-"""Linear CKA between languages: do their sentences lie alike, up to rotation and scale?
+"""Linear CKA between languages: are their sentences arranged alike, up to rotation and scale?
 
 similarity = linear_cka(states)                              # [G, G], 1 on the diagonal
 similarity = linear_cka(states, estimator="debiased")        # few sentences, many dimensions

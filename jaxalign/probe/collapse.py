@@ -1,4 +1,4 @@
-"""Warnings beside the alignment scores: have the states shrunk, or fallen into a few directions?
+"""Warnings next to the alignment scores: have the states shrunk, or fallen into a few directions?
 
 Cosine scores can rise while representations collapse, so they are never read alone.
 
@@ -39,7 +39,7 @@ FLAGS = {
     "narrow": "different sentences have cosine {cosine:.3f} on average: a narrow cone",
     "flat": "cosines of different sentences spread by only {contrast:.3f}: read the scores by "
     "standardised states",
-    "few": "the variance lies in {dimension:.1f} effective dimensions",
+    "few": "the variance is in {dimension:.1f} effective dimensions",
 }
 
 
@@ -83,8 +83,8 @@ def collapse(states: States, *, shared: Products | None = None) -> Collapse:
     - `spread` is 1 minus the share of the mean squared length that the mean vector holds.
     - `cosine`: mean over pairs of different sentences (Ethayarajh 2019, arXiv 1909.00512), in
       closed form: (|sum of unit vectors|^2 - N) / (N (N - 1)).
-    - `contrast`: the standard deviation of those cosines. Where it is small beside the temperature
-      of a contrastive loss, the loss is flat.
+    - `contrast`: the standard deviation of those cosines. Where it is small for the
+      temperature of a contrastive loss, the loss is flat.
     - `largest`: mean square of the largest dimension over that of all; near 1 with a massive
       activation (Sun et al. 2024, arXiv 2402.17762), which hides the rest from a cosine.
     - `dimension`: the participation ratio of the covariance's eigenvalues, tr(C)^2 / tr(C^2).
@@ -120,7 +120,7 @@ def collapse(states: States, *, shared: Products | None = None) -> Collapse:
     cosine = (np.array(sums) - number) / (number * (number - 1))
     contrast = np.array([_contrast(x, middle) for x, middle in zip(vectors, cosine, strict=True)])
     varied = total > 0
-    # In one direction in every sentence: otherwise it tells sentences apart, and `few` says so.
+    # In one direction in every sentence: otherwise it distinguishes sentences, and `few` says so.
     massive = varied & (largest > MASSIVE) & (cosine > MASSIVE)
     raised = {
         "constant": ~varied,

@@ -1,4 +1,4 @@
-"""Parallel text as it lies around: sentences of several languages, line by line the same.
+"""Parallel text as it is found: sentences of several languages, line by line the same.
 
     (corpus,) = read_parallel('data/ntrex')            # am.txt, ar.txt, ...: one file a language
     corpus.sentences['cy'][7]                          # says what corpus.sentences['en'][7] says
@@ -51,7 +51,7 @@ class Parallel:
     def same(self, pivot: str) -> np.ndarray:
         """[N] int: equal numbers where the pivot's sentences (or the first language's) are equal.
 
-        Translations of one sentence cannot be told apart, so finding either is finding it.
+        Translations of one sentence cannot be distinguished, so finding either is finding it.
         """
         texts = self.sentences.get(pivot) or self.sentences[self.languages[0]]
         numbers: dict[str, int] = {}  # an array of texts would be as wide as the longest of them

@@ -42,7 +42,7 @@ def correlate(
 
     Raises:
       UserError: fewer than 3 languages, unequal lengths, numbers that are not finite, or a mapping
-        beside a list.
+        in a list.
     """
     from scipy import stats
 

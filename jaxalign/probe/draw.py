@@ -5,7 +5,7 @@ curves(table, Path('curves.png'), groups)
 heatmap(table, Path('heatmap.png'), system=0, layer=14)
 difference(table, Path('difference.png'), layer=14)
 health(table, Path('health.png'))
-forms(table, Path('states.png'))                       # raw beside standardised states
+forms(table, Path('states.png'))                       # raw and standardised states
 scatter(table, Path('tasks.png'), relations(table, scores), layer=14)
 """
 
@@ -61,7 +61,7 @@ def curves(table: Table, path: Path, groups: Groups) -> None:
             f"block {layer}", (layer, 0), (3, 6), xycoords=("data", "axes fraction"), fontsize=8,
             textcoords="offset points",
         )  # fmt: skip
-        # A little room below, or the control would lie on the axis.
+        # A little room below, or the control would be on the axis.
         axes.set_ylim(bottom=-0.015 * axes.get_ylim()[1])
         depth = axes.secondary_xaxis(
             "top", functions=(lambda x: 100 * x / table.layers, lambda x: x * table.layers / 100)

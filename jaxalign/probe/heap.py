@@ -18,7 +18,7 @@ KEPT = 2**31 - 1  # bytes at the heap's end that are not returned; the largest n
 
 
 def keep_freed_memory() -> bool:
-    """Tells the C library's allocator to; whether it could be told."""
+    """Asks the C library's allocator for it; whether it understood."""
     with contextlib.suppress(AttributeError, OSError, TypeError):  # other systems, other libraries
         mallopt = ctypes.CDLL(None).mallopt
         return bool(mallopt(MMAP_MAX, 0) and mallopt(TRIM_THRESHOLD, KEPT))

@@ -71,7 +71,7 @@ def measure_neurons(
     """NASCA and NAVCA of every language with the pivot, at every block.
 
     A neuron's activation is that of its gate, act(x W_gate), averaged over the tokens with later
-    ones weighing more (`position`, the paper's). One language is in memory beside the pivot.
+    ones weighing more (`position`, the paper's). One language and the pivot are in memory.
 
     Returns:
       nasca and navca -> language -> [L+1], layer 0 NaN.

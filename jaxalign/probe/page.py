@@ -41,7 +41,7 @@ from jaxalign.probe.tasks import Relation
 LETTERS = np.frombuffer(
     b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_", np.uint8
 )
-STEPS = 1000  # parts of 1 that are told apart
+STEPS = 1000  # parts of 1 that are distinguished
 NOTHING = 4095  # NaN: '__'
 WARNINGS = 40  # shown for a system; the JSON file has all
 Grid = dict[str, list[list[str]] | list[str]]  # head and rows

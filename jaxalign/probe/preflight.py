@@ -102,7 +102,7 @@ def _check_names(option: str, given: Sequence[str], known: Sequence[str]) -> Non
 def _check_text(corpus: Parallel, pivot: str) -> None:
     if len(corpus) < 2:
         raise UserError(
-            f"{corpus.name}: one sentence has nothing to be told apart from; give at least 2"
+            f"{corpus.name}: one sentence has no other to be distinguished from; give at least 2"
         )
     if corpus.same(pivot).max() == 0:
         language = pivot if pivot in corpus.sentences else corpus.languages[0]

@@ -1,7 +1,7 @@
 """What a probe's table says: groups, an order of languages, a line for each, plain sentences.
 
 Page, pictures and terminal read the table through this, so that they agree. All take the first
-pooling unless told, and never warn about what was not measured: NaN stays NaN.
+pooling unless asked otherwise, and never warn about what was not measured: NaN stays NaN.
 
     groups = groups_of(table)                        # {'all': (...), 'low-resource': (...), ...}
     lines = lines_of(table, choose_layer(table).layer)

@@ -198,7 +198,7 @@ def prefers(values: jax.Array, right: jax.Array, axis: int) -> jax.Array:
 
 def top_means(values: jax.Array, sizes: list[int], axis: int) -> dict[int, jax.Array]:
     """Means of the k largest values along `axis`, kept as an axis of 1, for each k of `sizes`."""
-    # The next largest is the maximum of what lies below the last one: as many passes over the block
+    # The next largest is the maximum of what is below the last one: as many passes over the block
     # as neighbours, and still cheaper than `top_k`, which sorts.
     bounds = [jnp.max(values, axis, keepdims=True)]
     while len(bounds) < max(sizes):

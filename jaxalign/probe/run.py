@@ -1,4 +1,4 @@
-"""`jaxalign probe`: states of parallel text from every layer, and all that they tell.
+"""`jaxalign probe`: states of parallel text from every layer, and all that they say.
 
 table = probe(config, 'data/ntrex', [Probed('base'), Probed('aligned', 'runs/aligned/adapter')],
               out='report')
@@ -54,7 +54,7 @@ def probe(
       config: `model.*`, `mesh.*`, `generate.adapter` and `generate.batch` are read.
       parallel: folder, file or dataset; see `read_parallel`.
       systems: the bare base and adapters.
-      out: folder; the vectors lie in `out/states/SYSTEM` and are used again.
+      out: folder; the vectors are in `out/states/SYSTEM` and are used again.
       poolings: of `jaxalign.probe.states.POOLINGS`.
       languages: keep only these.
       rows: keep only the first sentences; 0: all.
@@ -67,7 +67,7 @@ def probe(
       scores: file of task scores for `read_scores`; it is checked here, before the model is loaded.
 
     Raises:
-      UserError: bad text, adapters, files or settings; told before any weights are loaded.
+      UserError: bad text, adapters, files or settings; refused before any weights are loaded.
     """
     corpora = read_parallel(parallel, languages, rows, pivot)
     have = sorted({name for corpus in corpora for name in corpus.languages})

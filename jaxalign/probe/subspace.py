@@ -32,7 +32,7 @@ class Subspace:
     """Vectors in the principal directions of their layer."""
 
     coordinates: list[jax.Array]  # G arrays [N, width] float32
-    kept: float  # mean share of the squared length that lies in these directions
+    kept: float  # mean share of the squared length that is in these directions
 
 
 def compress(vectors: list[jax.Array], width: int) -> Subspace:

@@ -69,7 +69,7 @@ class Table:
         """[L+1]: mean over all directions, or over those from and to these languages.
 
         A direction between two of them counts for both, so that the curve of a group is the mean
-        of its languages' and that of all lies among the groups'.
+        of its languages' and that of all is among the groups'.
         """
         ends = self.ends(score)[system, pooling]
         return mean_of(ends[:, self.chosen(languages)], (1, 2))

@@ -1,4 +1,4 @@
-"""Task scores beside alignment: do languages that are aligned better also do better?
+"""Task scores and alignment: do languages that are aligned better also do better?
 
     scores = read_scores('runs/own/evaluation/report.json', table)   # of `jaxalign evaluate`
     found = relations(table, scores)
@@ -136,7 +136,7 @@ def _probed(file: str, row: dict[str, float], table: Table | Names) -> dict[str,
     if len(kept) < LEAST:
         raise UserError(
             f"{file} has scores of {', '.join(row)}, and of these only {len(kept)} were probed "
-            f"beside the pivot {table.pivot!r}; a correlation needs at least {LEAST} languages"
+            f"besides the pivot {table.pivot!r}; a correlation needs at least {LEAST} languages"
         )
     return kept
 
@@ -147,5 +147,5 @@ def _numbers(file: str, row: Mapping[str, Any]) -> dict[str, float]:
 
 def _number(file: str, value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise UserError(f"{file}: {value!r} is no score; give one number for each language")
+        raise UserError(f"{file}: {value!r} is not a score; give one number for each language")
     return float(value)

@@ -63,7 +63,7 @@ def test_targets_that_match_nothing():
 
 @pytest.mark.parametrize("r", [0, -8])
 def test_ranks_below_one(r):
-    assert refusal(r=r) == f"lora.r: {r} is no rank; use 1 or more (the paper's is 8)"
+    assert refusal(r=r) == f"lora.r: {r} is not a rank; use 1 or more (the paper's is 8)"
 
 
 @pytest.mark.parametrize(

@@ -82,7 +82,7 @@ def test_words():
 def test_words_that_say_nothing():
     with pytest.raises(UserError, match=r"lora\.ranks: down is not trained; choose among lora\.ta"):
         Lora.parse(LLAMA, targets=["q", "v"], ranks={"down": 4})
-    with pytest.raises(UserError, match=r"lora\.ranks\.q: 0 is no rank"):
+    with pytest.raises(UserError, match=r"lora\.ranks\.q: 0 is not a rank"):
         Lora.parse(LLAMA, ranks={"q": 0})
 
 
