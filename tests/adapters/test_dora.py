@@ -238,11 +238,8 @@ def test_split_weights_are_measured_whole(mesh):
     np.testing.assert_allclose(theirs, alone, atol=1e-5 * float(jnp.abs(alone).max()), rtol=0)
 
 
-@pytest.mark.parametrize("fast", [True, False], ids=["columns", "rows"])
-def test_generation(fast, monkeypatch):
-    """Both layouts continue a prompt as the whole forward pass does."""
-    if not fast:
-        monkeypatch.setattr("jaxalign.generate.run.suits", lambda params: False)
+def test_generation():
+    """With a cache a prompt is continued as the whole forward pass continues it."""
     params = jax.tree.map(lambda w: w * 8, Decoder(LLAMA).init(jax.random.key(0)))
     adapter = VARIANTS["dora_uneven"]
     lora = jax.tree.map(jnp.asarray, random_tree(adapter, LLAMA, size=0.5))

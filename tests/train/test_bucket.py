@@ -113,7 +113,7 @@ def test_a_bucket_that_does_not_answer_costs_no_training(bucket, monkeypatch, ca
     monkeypatch.setattr(paths, "_put", gone)
     assert not desk.publish()
     assert "log.jsonl could not be written (ConnectionError" in capsys.readouterr().err
-    with pytest.raises(UserError, match=r"it lies in .* on this machine"), desk:
+    with pytest.raises(UserError, match=r"it is in .* on this machine"), desk:
         pass
     assert (desk.folder / "log.jsonl").exists()
 
