@@ -11,8 +11,6 @@ validation rows only where `splits` says so. `origin` of a record stays the plac
 
 from __future__ import annotations
 
-import difflib
-import importlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -22,6 +20,7 @@ import numpy as np
 from jaxalign.data.pairs import FORMS
 from jaxalign.data.sources import Record
 from jaxalign.errors import UserError, brief, first_line
+from jaxalign.named import find
 
 Transform = Callable[[Sequence[Record], Mapping[str, Any], int], list[Record]]
 KEYS = ("name", "options", "splits")
@@ -67,7 +66,10 @@ def transformed(
     for number, entry in enumerate(transforms):
         where = f"{key}[{number}]"
         name, options, splits = _read(entry, where)
-        transform = _resolve(name, where)
+        try:
+            transform = find(name, TRANSFORMS, "transform")
+        except UserError as error:
+            raise UserError(f"{where}: {error}") from error
         if split not in splits:
             continue
         try:
@@ -95,22 +97,6 @@ def _read(entry: Any, where: str) -> tuple[str, Mapping[str, Any], Sequence[str]
     if isinstance(splits, str) or not set(splits) <= set(SPLITS):
         raise UserError(f"{where}.splits: {brief(splits)} should be a list of {', '.join(SPLITS)}")
     return entry["name"], options, splits
-
-
-def _resolve(name: str, where: str) -> Transform:
-    if name in TRANSFORMS:
-        return TRANSFORMS[name]
-    module, _, function = name.partition(":")
-    if not module or not function:
-        near = difflib.get_close_matches(name, TRANSFORMS, 1, 0.0)[0]
-        raise UserError(
-            f"{where}: transform {name!r} is unknown; did you mean {near!r}? "
-            "A transform of your own is written package.module:function"
-        )
-    try:
-        return getattr(importlib.import_module(module), function)
-    except Exception as error:
-        raise UserError(f"{where}: {name!r} cannot be imported: {first_line(error)}") from error
 
 
 def _swapped(fields: Mapping[str, Any]) -> dict[str, Any]:

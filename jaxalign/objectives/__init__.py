@@ -10,11 +10,9 @@ named sums to log. It knows neither the model nor the schedule; a mark says what
 
 from __future__ import annotations
 
-import difflib
-import importlib
 from collections.abc import Callable
 
-from jaxalign.errors import UserError, brief, first_line
+from jaxalign.named import find
 from jaxalign.objectives.cka import cka, drift
 from jaxalign.objectives.contrastive import contrastive
 from jaxalign.objectives.declare import Objective, bind, both_sides, declare
@@ -40,19 +38,4 @@ def resolve(name: str) -> Callable[..., Loss]:
     Raises:
       UserError: neither, or a path that leads to no function.
     """
-    if name in OBJECTIVES:
-        return OBJECTIVES[name]
-    module, _, function = name.partition(":")
-    if not module or not function:
-        near = difflib.get_close_matches(name, OBJECTIVES, 1, 0.0)[0]
-        raise UserError(
-            f"objective {name!r} is unknown; did you mean {near!r}? "
-            "An objective of your own is written package.module:function"
-        )
-    try:
-        found = getattr(importlib.import_module(module), function)
-    except Exception as error:  # a module of somebody's own may fail in any way
-        raise UserError(f"objective {name!r} cannot be imported: {first_line(error)}") from error
-    if not callable(found):
-        raise UserError(f"objective {name!r} is not a function but {brief(found)}")
-    return found
+    return find(name, OBJECTIVES, "objective")

@@ -72,6 +72,7 @@ def test_validation_rows_are_left_alone_unless_named():
         ({"name": "swap", "splits": ["test"]}, "should be a list of train, valid"),
         ({"name": "sample"}, "rows: None should be a whole number"),
         (OWN + "missing", "cannot be imported"),
+        (OWN + "OWN", "is not a function but"),
         (OWN + "broken", "broken fails: KeyError"),
         (OWN + "wrong", "something else than records"),
         (OWN + "empty", "leaves no row of align.train"),
