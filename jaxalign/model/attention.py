@@ -9,9 +9,19 @@ window sees only the latest of them.
     y = attend(q, k, v, mask, backend='reference') # [B, T, N, H]
     y = attend(q, k, v, mask, 'auto', sight=Sight(segments))
 
+Short texts end to end in a long sequence look no further than one of them reaches: `local` is then
+the mask, and scores are formed with the own and the previous chunk of C tokens alone.
+
+    y = attend(q, k, v, local(segments, C))        # no text has more than C tokens
+
+Keys and values that come before all of these, and that several rows share, are a `Before`: the
+start that all prompts have in common, a cache of it, or a prefix that is trained.
+
+    y = attend(q, k, v, mask, before=Before(keys, values, seen))
+
 The reference reads the mask. A kernel reads the same facts from `sight` and never forms the
-[T, S] scores; where there is none (a cache), or where a kernel cannot take the shapes and `auto`
-chose it, the reference does the work.
+[T, S] scores; where there is none (a cache, something before), or where a kernel cannot take the
+shapes and `auto` chose it, the reference does the work.
 """
 
 from __future__ import annotations
@@ -42,6 +52,33 @@ class Sight:
     kind: Array | int = 0  # which of them this layer has
 
 
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Before:
+    """More keys and values, in front of those of a sequence."""
+
+    keys: jax.Array  # [B or 1, P, K, H]
+    values: jax.Array  # [B or 1, P, K, H]
+    seen: jax.Array  # [B or 1, T, P] bool: which of them each query sees
+
+    def behind(self, first: Before | None) -> Before:
+        """These, with `first` in front of them."""
+        if first is None:
+            return self
+        rows = max(first.keys.shape[0], self.keys.shape[0])
+        wide = lambda x: jnp.broadcast_to(x, (rows, *x.shape[1:]))  # noqa: E731
+        keys, values = (
+            jnp.concatenate([wide(a), wide(b)], axis=1)
+            for a, b in ((first.keys, self.keys), (first.values, self.values))
+        )
+        rows = max(first.seen.shape[0], self.seen.shape[0])
+        return Before(keys, values, jnp.concatenate([wide(first.seen), wide(self.seen)], axis=2))
+
+    def of(self, queries: slice) -> Before:
+        """For these queries alone."""
+        return Before(self.keys, self.values, self.seen[:, queries])
+
+
 def causal(length: int, segments: Array | None = None) -> jax.Array:
     """Which key each query sees, [B or 1, T, T] bool.
 
@@ -56,15 +93,40 @@ def causal(length: int, segments: Array | None = None) -> jax.Array:
     return before & (segments[:, :, None] == segments[:, None, :])
 
 
-def near(queries: Array, keys: Array, window: Array | int) -> jax.Array:
-    """Whether a key is less than `window` places before a query, [B or 1, T, S] bool.
+def local(segments: Array, chunk: int) -> jax.Array:
+    """`causal` of short texts end to end, [B, n, C, 2 C] bool for n chunks of C tokens.
+
+    The keys of a chunk are those of the chunk before and its own.
 
     Args:
-      queries: [B or 1, T] int, their places in the text.
-      keys: [B or 1, S] int.
+      segments: [B, T] int; neighbours of one number are a text.
+      chunk: C; no text has more tokens.
+    """
+    place = jnp.arange(segments.shape[1])[None] + 1  # 0: in front of the first chunk
+    (mine, theirs), (here, there) = chunks(segments, chunk), chunks(place, chunk)
+    same = mine[..., :, None] == theirs[..., None, :]
+    before = here[..., :, None] >= there[..., None, :]
+    return same & before & (there > 0)[..., None, :]
+
+
+def chunks(x: Array, chunk: int) -> tuple[jax.Array, jax.Array]:
+    """x [B, T, ...] by chunks, [B, n, C, ...], and each with the one before, [B, n, 2 C, ...]."""
+    number = -(-x.shape[1] // chunk)
+    rest = ((0, 0), (0, number * chunk - x.shape[1]), *[(0, 0)] * (x.ndim - 2))
+    own = jnp.pad(x, rest).reshape(x.shape[0], number, chunk, *x.shape[2:])
+    previous = jnp.pad(own[:, :-1], ((0, 0), (1, 0), *[(0, 0)] * (own.ndim - 2)))
+    return own, jnp.concatenate([previous, own], axis=2)
+
+
+def near(queries: Array, keys: Array, window: Array | int) -> jax.Array:
+    """Whether a key is less than `window` places before a query, [..., T, S] bool.
+
+    Args:
+      queries: [..., T] int, their places in the text.
+      keys: [..., S] int.
       window: tokens a query sees, its own included.
     """
-    return jnp.asarray(queries[:, :, None] - keys[:, None, :] < window)
+    return jnp.asarray(queries[..., :, None] - keys[..., None, :] < window)
 
 
 def soft_cap(x: jax.Array, cap: float) -> jax.Array:
@@ -76,11 +138,12 @@ def attend(
     q: jax.Array,  # [B, T, N, H]
     k: jax.Array,  # [B, S, K, H]
     v: jax.Array,  # [B, S, K, H]
-    mask: jax.Array,  # [B or 1, T, S] bool
+    mask: jax.Array,  # [B or 1, T, S] bool, or [B or 1, n, C, 2 C] of `local`
     backend: str = "auto",
     scale: float | None = None,
     cap: float = 0.0,
     sight: Sight | None = None,
+    before: Before | None = None,
 ) -> jax.Array:  # [B, T, N, H]
     """Softmax attention with grouped heads; softmax in float32.
 
@@ -90,18 +153,19 @@ def attend(
       scale: of the scores; None: 1/sqrt(H).
       cap: of the scores, see `soft_cap`.
       sight: what the mask says, for kernels.
+      before: more keys and values, for the reference.
 
     Raises:
       UserError: a kernel asked for by name that cannot take these shapes.
     """
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     name = FASTEST.get(platform(), "reference") if backend == "auto" else backend
-    if name == "reference" or sight is None:
-        return _reference(q, k, v, mask, scale, cap)
+    if name == "reference" or sight is None or before is not None:
+        return _reference(q, k, v, mask, before, scale, cap)
     kernel = KERNELS[name]
     refusal = kernel.refusal(q, cap)
     if backend == "auto" and (refusal or q.shape[1] < kernel.LEAST):
-        return _reference(q, k, v, mask, scale, cap)
+        return _reference(q, k, v, mask, before, scale, cap)
     if refusal:
         raise UserError(f"model.attention={name} {refusal}; use model.attention=auto")
     runs = [partial(kernel.attend, window=window, scale=scale, cap=cap) for window in sight.windows]
@@ -111,22 +175,56 @@ def attend(
 
 
 # The backward pass computes the [T, S] scores again instead of keeping them for every layer.
-@partial(jax.checkpoint, prevent_cse=False, static_argnums=(4, 5))
+@partial(jax.checkpoint, prevent_cse=False, static_argnums=(5, 6))
 def _reference(
-    q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array, scale: float, cap: float
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    mask: jax.Array,
+    before: Before | None,
+    scale: float,
+    cap: float,
 ) -> jax.Array:
     batch, length, heads, width = q.shape
     groups = k.shape[2]
-    # Heads are moved in front here, where arrays are [.., H] wide; the [T, S] scores never move.
-    q = q.reshape(batch, length, groups, -1, width) * scale
-    q = q.transpose(0, 2, 3, 1, 4).reshape(batch, groups, -1, width)  # [B, K, G·T, H]
-    k, v = k.swapaxes(1, 2), v.swapaxes(1, 2)  # [B, K, S, H]
-    scores = jnp.einsum("BKQH,BKSH->BKQS", q, k, preferred_element_type=jnp.float32)
-    scores = scores.reshape(batch, groups, -1, length, k.shape[2])  # [B, K, G, T, S]
-    scores = soft_cap(scores, cap)
-    scores = jnp.where(mask[:, None, None], scores, jnp.finfo(jnp.float32).min)
+    # Chunks are an axis n of their own, where there are any; then T is a chunk's length.
+    n = "n" if mask.ndim == 4 else ""
+    if n:
+        q, k, v = (
+            chunks(q, mask.shape[2])[0],
+            chunks(k, mask.shape[2])[1],
+            chunks(v, mask.shape[2])[1],
+        )
+    middle = q.shape[1:-3]  # n, or nothing
+    # Heads are moved in front here, where arrays are [.., H] wide; the scores never move.
+    q = q.reshape(*q.shape[:-2], groups, -1, width) * scale
+    q = jnp.moveaxis(q, -3, 1)  # [B, K, n, T, G, H]
+    q = q.swapaxes(-2, -3)
+    each = q.shape[:-1]  # [B, K, n, G, T]
+    q = q.reshape(batch, groups, *middle, -1, width)  # [B, K, n, G·T, H]
+    k, v = (jnp.moveaxis(x, -2, 1) for x in (k, v))  # [B, K, n, S, H]
+
+    def part(product: str, keys: jax.Array, q: jax.Array, seen: jax.Array) -> jax.Array:
+        """Scores [B, K, n, G, T, keys], capped, the least number where nobody looks."""
+        scores = jnp.einsum(product, q, keys, preferred_element_type=jnp.float32)
+        scores = soft_cap(scores.reshape(*each, keys.shape[-2]), cap)
+        return jnp.where(jnp.expand_dims(seen, (1, -3)), scores, jnp.finfo(jnp.float32).min)
+
+    scores = part(f"BK{n}QH,BK{n}SH->BK{n}QS", k, q, mask)
+    if before is not None:
+        keys, values = (x.swapaxes(1, 2).astype(v.dtype) for x in (before.keys, before.values))
+        one = keys.shape[0] == 1 and batch > 1  # the same for all rows: one product
+        by, keys, values = ("", keys[0], values[0]) if one else ("B", keys, values)
+        rows = q.reshape(batch, groups, -1, width)
+        seen = chunks(before.seen, mask.shape[2])[0] if n else before.seen
+        first = part(f"BKQH,{by}KSH->BKQS", keys, rows, seen)
+        scores = jnp.concatenate([first, scores], axis=-1)
     weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
-    weights = weights.reshape(batch, groups, -1, k.shape[2])  # [B, K, G·T, S]
-    out = jnp.einsum("BKQS,BKSH->BKQH", weights, v)
-    out = out.reshape(batch, groups, -1, length, width).transpose(0, 3, 1, 2, 4)
-    return out.reshape(batch, length, heads, width)
+    weights = weights.reshape(*q.shape[:-1], -1)  # [B, K, n, G·T, S]
+    ahead = weights.shape[-1] - k.shape[-2]
+    out = jnp.einsum(f"BK{n}QS,BK{n}SH->BK{n}QH", weights[..., ahead:], v)
+    if before is not None:
+        shares = weights[..., :ahead].reshape(*rows.shape[:-1], ahead)
+        out += jnp.einsum(f"BKQS,{by}KSH->BKQH", shares, values).reshape(out.shape)
+    out = jnp.moveaxis(out.reshape(*each, width).swapaxes(-2, -3), 1, -3)  # [B, n, T, K, G, H]
+    return out.reshape(batch, -1, heads, width)[:, :length]

@@ -23,8 +23,8 @@ import jax.numpy as jnp
 
 from jaxalign.frozen.projection import Attached
 from jaxalign.model import splash
-from jaxalign.model.attention import Sight, causal, near, soft_cap
-from jaxalign.model.layers import Block, Cache, Context, pool, rms_norm
+from jaxalign.model.attention import Sight, causal, chunks, local, near, soft_cap
+from jaxalign.model.layers import Block, Cache, Context, Front, pool, rms_norm
 from jaxalign.model.rotary import rotary
 from jaxalign.model.spec import ModelSpec, check_tap
 from jaxalign.sharding import Array, constrain
@@ -48,11 +48,30 @@ EVERYTHING = 1 << 30  # a window that no text fills
 
 
 @flax.struct.dataclass
+class Stem:
+    """The first P tokens of each sequence: the shared starts of its texts, each computed once.
+
+    A start may go on in branches: it is a tree of up to 31 nodes, of which each has a bit.
+    """
+
+    nodes: Array  # [1, P] int32: the bit of each token's node
+    sees: Array  # [B, T] int32: the bits of all nodes that a token sees; P + texts
+
+    def front(self, positions: jax.Array) -> Front:
+        """Who sees whom; positions [B, T]."""
+        count = self.nodes.shape[1]
+        seen = (self.sees[:, :, None] & self.nodes[:, None]) != 0  # [B, T, P]
+        stem = seen[:1, :count] & causal(count)
+        starts = positions[:1, :count]
+        return Front(seen[:, count:], (positions[:, count:], starts), stem)
+
+
+@flax.struct.dataclass
 class Output:
     """What a forward pass exposes."""
 
     hidden: jax.Array | None  # [B, T, D] after the final norm; None where the pass stopped early
-    pooled: dict[int, jax.Array]  # tapped layer -> [P, B, D] float32, or [B, T, D] states
+    pooled: dict[int, jax.Array]  # tapped layer -> [P, B, (R,) D] float32, or [B, T, D] states
     whole: dict[int, jax.Array] = flax.struct.field(default_factory=dict)  # layer -> [B, T, D]
 
 
@@ -82,7 +101,7 @@ class Decoder:
         spec = self.spec
         x = jnp.zeros((1, 2, spec.dim), dtype)
         place = jnp.arange(2)[None]
-        context = self._own(self._context(place, causal(2), places=(place, place)), 0)
+        context = self._own(self._context(place, causal(2), (place, place)), 0)
         block = Block(spec, None, "reference")
         keys = jax.random.split(key, spec.layers + 2)
         params = {
@@ -104,10 +123,12 @@ class Decoder:
         positions: Array | None = None,  # [B, T] int; None: 0 .. T-1
         stop: int | None = None,
         taps: tuple[int, ...] = (),
-        pool_weights: jax.Array | None = None,  # [P, B, T] float32
+        pool_weights: jax.Array | None = None,  # [P, B, T] or [P, B, R, T] float32
         whole: tuple[int, ...] = (),
         sows: str = "pooled",
         dropout: jax.Array | None = None,
+        reach: int = 0,
+        stem: Stem | None = None,
     ) -> Output:
         """Runs `stop` blocks (all where None) and exposes the tapped layers.
 
@@ -119,6 +140,10 @@ class Decoder:
             gates pooled likewise ([P, B, F]; no tap 0), `states` for whole states (parity tests
             only: they hold every layer's [B, T, D]).
           dropout: key for the adapter's dropout; None turns it off.
+          reach: of segments end to end: no text has more tokens, which spares it the scores of
+            all others; 0: unknown.
+          stem: the first tokens of each sequence are the start of the texts behind them; needs
+            segments and positions, which go on from the start's.
 
         Raises:
           UserError: a tap or stop past the model.
@@ -128,13 +153,14 @@ class Decoder:
             check_tap(spec, tap)
         if any(tap > last for tap in (*taps, *whole)):
             raise ValueError(f"taps {taps} are above stop={last}")
-        place = jnp.arange(tokens.shape[1])[None]
+        if positions is None:
+            positions = jnp.arange(tokens.shape[1])[None]
+        front = None if stem is None else stem.front(jnp.asarray(positions))
         context = self._context(
-            place if positions is None else positions,
-            causal(tokens.shape[1], segments),
+            positions,
+            *_texts(tokens.shape[1], segments, reach, self.spec.kinds, front),
             pool_weights if taps else None,
-            places=(place, place),  # in one segment as far apart as positions
-            sight=Sight(segments, self.spec.kinds),
+            front=front,
         )
         x = self.embed(params, tokens)
         pooled = {0: _expose(x, context, sows)} if 0 in taps else {}
@@ -208,14 +234,19 @@ class Decoder:
         mask: jax.Array,  # [B or 1, T, S] bool: which of the first S slots each of them sees
         places: jax.Array | None = None,  # [B or 1, S] int: positions of the tokens in these slots
         sight: Sight | None = None,
+        shared: Cache | None = None,  # of one row: P tokens before those of `cache`, for all rows
     ) -> tuple[jax.Array, Cache]:
         """Hidden states after the final norm, [B, T, D], and the cache with the new tokens.
 
         Layers with a window see fewer slots than `mask` says; they need `places`. With `sight` the
-        tokens are whole causal rows of an empty cache, which kernels may run.
+        tokens are whole causal rows of an empty cache, which kernels may run. Positions go on from
+        those of `shared`, 0 .. P-1.
         """
-        between = None if places is None else (positions, places)
-        context = self._context(positions, mask, slot=slot, places=between, sight=sight)
+        between, front = None if places is None else (positions, places), None
+        if shared is not None:
+            before = jnp.arange(shared.slots)[None]
+            front = Front(near(positions, before, EVERYTHING), (positions, before), cache=shared)
+        context = self._context(positions, mask, between, sight, slot=slot, front=front)
         # A kernel that was asked for by name takes the prompts that it can, as `auto` does.
         backend = "reference" if self.attention == "reference" else "auto"
         block = Block(self.spec, self.adapter, backend)
@@ -241,20 +272,22 @@ class Decoder:
         self,
         positions: Array,
         mask: jax.Array,
-        pool_weights: Any = None,
-        slot: Any = None,
         places: Any = None,
         sight: Sight | None = None,
+        pool_weights: Any = None,
+        slot: Any = None,
+        front: Front | None = None,
     ) -> Context:
         """What the layers share; cos and sin are stacked where windows differ in theta."""
         kinds = self.spec.kinds if self.spec.local_rope_theta else self.spec.kinds[:1]
         tables = [rotary(self.spec, positions, window) for window in kinds]
         cos, sin = tables[0] if len(kinds) == 1 else map(jnp.stack, zip(*tables, strict=True))
-        return Context(cos, sin, mask, pool_weights, slot, places=places, sight=sight)
+        return Context(cos, sin, mask, pool_weights, slot, places=places, sight=sight, front=front)
 
     def _own(self, context: Context, layer: jax.Array | int) -> Context:
         """The part of this layer, from 0: what it sees and how it rotates; one scan runs all."""
-        spec, slots = self.spec, context.mask.shape[-1]
+        spec, front = self.spec, context.front
+        slots = context.mask.shape[-1] + (0 if front is None else front.tokens)
         limits = [window if 0 < window < slots else EVERYTHING for window in spec.kinds]
         turns, narrows = context.cos.ndim > 3, min(limits) < EVERYTHING
         if not turns and not narrows:
@@ -271,9 +304,32 @@ class Decoder:
         if narrows:
             if context.places is None:
                 raise ValueError("layers with a window need the places of the keys")
-            seen = near(*context.places, jnp.array(limits)[kind])
+            limit = jnp.array(limits)[kind]
+            seen = near(*context.places, limit)
             context = dataclasses.replace(context, mask=context.mask & seen)
+            if front is not None:
+                context = dataclasses.replace(context, front=front.near(limit))
         return context
+
+
+def _texts(
+    length: int,
+    segments: Array | None,
+    reach: int,
+    kinds: tuple[int, ...],
+    front: Front | None,
+) -> tuple[jax.Array, tuple[Array, Array], Sight | None]:
+    """Mask, places and sight of the texts of sequences, behind the front."""
+    if front is not None:
+        length -= front.tokens
+        segments = None if segments is None else segments[:, front.tokens :]
+    place = jnp.arange(length)[None]  # in one segment as far apart as positions
+    if segments is None or not reach or length <= 2 * reach:
+        return causal(length, segments), (place, place), Sight(segments, kinds)
+    # A kernel visits blocks of hundreds of keys: it gains where texts are as long.
+    windows = tuple(min(window, reach) if window else reach for window in kinds)
+    sight = Sight(segments, windows) if reach >= splash.LEAST else None
+    return local(segments, reach), chunks(place, reach), sight
 
 
 def _layer(stack: jax.Array, index: jax.Array) -> jax.Array:

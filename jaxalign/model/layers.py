@@ -26,7 +26,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from jaxalign.frozen.projection import Attached, Projection
 from jaxalign.frozen.quantised import Quantised
-from jaxalign.model.attention import Sight, attend
+from jaxalign.model.attention import Before, Sight, attend, near
 from jaxalign.model.rotary import rotate
 from jaxalign.model.spec import NORMS, QK_NORMS, ModelSpec
 from jaxalign.sharding import constrain, letters_of
@@ -38,17 +38,43 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 
 
 @flax.struct.dataclass
+class Front:
+    """What several texts have in common and comes before them: computed once, seen by all.
+
+    It is either a stem, the first P tokens of each sequence, which run in the same pass, or a cache
+    of such tokens.
+    """
+
+    seen: jax.Array  # [B or 1, T, P] bool: which of them the tokens behind see
+    places: tuple[jax.Array, jax.Array]  # positions of those tokens [.., T], and of these [1, P]
+    stem: jax.Array | None = None  # [1, P, P] bool: which of them they see themselves
+    cache: Cache | None = None  # of one row
+
+    @property
+    def tokens(self) -> int:
+        return self.seen.shape[-1]
+
+    def near(self, window: jax.Array) -> Front:
+        """The same in a layer with a window."""
+        behind, own = self.places
+        stem = None if self.stem is None else self.stem & near(own, own, window)
+        seen = self.seen & near(behind, own, window)
+        return Front(seen, self.places, stem, self.cache)
+
+
+@flax.struct.dataclass
 class Context:
     """What the blocks of one forward pass share; where layers differ, the decoder picks theirs."""
 
     cos: jax.Array  # [B or 1, T, H] float32
     sin: jax.Array  # [B or 1, T, H] float32
-    mask: jax.Array  # [B or 1, T, S] bool
-    pool: jax.Array | None = None  # [P, B, T] float32: weights of P poolings
+    mask: jax.Array  # [B or 1, T, S] bool, or as `attention.local` has it; behind a stem alone
+    pool: jax.Array | None = None  # [P, B, T] or [P, B, R, T] float32: weights of P poolings
     slot: jax.Array | int | None = None  # where this call writes into the cache
     layer: jax.Array | None = None  # whose part of the cache it is
     places: tuple[jax.Array, jax.Array] | None = None  # of queries [.., T] and keys [.., S]
     sight: Sight | None = None  # what the mask says of whole causal rows
+    front: Front | None = None  # what comes before these tokens
 
 
 @flax.struct.dataclass
@@ -85,11 +111,11 @@ class Cache:
         values = values.swapaxes(1, 2)[None].astype(self.values.dtype)
         return Cache(put(self.keys, keys, start), put(self.values, values, start))
 
-    def read(self, context: Context, dtype: Any) -> tuple[jax.Array, jax.Array]:
-        """This layer's keys and values, each [B, S, K, H], in the first S slots: the mask's."""
+    def read(self, context: Context, dtype: Any, slots: int) -> tuple[jax.Array, jax.Array]:
+        """This layer's keys and values, each [B, S, K, H], in the first S slots."""
         assert context.layer is not None  # a cache comes with it
         _, rows, heads, _, width = self.keys.shape
-        start, sizes = (context.layer, 0, 0, 0, 0), (1, rows, heads, context.mask.shape[-1], width)
+        start, sizes = (context.layer, 0, 0, 0, 0), (1, rows, heads, slots, width)
         stacks = (self.keys, self.values)
         keys, values = (jax.lax.dynamic_slice(stack, start, sizes)[0] for stack in stacks)
         return keys.swapaxes(1, 2).astype(dtype), values.swapaxes(1, 2).astype(dtype)
@@ -197,13 +223,47 @@ class Attention(nn.Module):
         if cache is not None:
             cache = cache.write(context, keys, values)
             if context.mask.shape[-1] > x.shape[1]:  # else there is nothing before these tokens
-                keys, values = cache.read(context, x.dtype)
-        how = {"scale": spec.score_scale, "cap": spec.attn_soft_cap}
-        sight = context.sight
-        mixed = attend(queries, keys, values, context.mask, self.backend, sight=sight, **how)
-        mixed = checkpoint_name(mixed, "mixed")
+                keys, values = cache.read(context, x.dtype, context.mask.shape[-1])
+        mixed = checkpoint_name(self._mix(queries, keys, values, context, own), "mixed")
         (y,) = project(mixed, o, self.adapter, own, Key(name="Dropout_1"))
         return y, cache
+
+    def _mix(
+        self,
+        queries: jax.Array,
+        keys: jax.Array,
+        values: jax.Array,
+        context: Context,
+        own: Mapping[str, Any],
+    ) -> jax.Array:
+        """[B, T, N, H]: what each token reads, of its sequence and of what comes before."""
+        mix = partial(
+            attend,
+            backend=self.backend,
+            scale=self.spec.score_scale,
+            cap=self.spec.attn_soft_cap,
+        )
+        front, before = context.front, None
+        if "prefix" in own:  # trained keys and values, which all see
+            k, v = (own["prefix"][name][None].astype(keys.dtype) for name in ("k", "v"))
+            before = Before(k, v, jnp.ones((1, queries.shape[1], k.shape[1]), bool))
+        if front is None or front.cache is not None:
+            if front is not None and front.cache is not None:
+                k, v = front.cache.read(context, keys.dtype, front.tokens)
+                before = Before(k, v, front.seen).behind(before)
+            return mix(queries, keys, values, mask=context.mask, sight=context.sight, before=before)
+        assert front.stem is not None  # or else a cache
+        count = front.tokens
+        stem, texts = (
+            tuple(x[:, part] for x in (queries, keys, values))
+            for part in (slice(None, count), slice(count, None))
+        )
+        ahead = None if before is None else before.of(slice(None, count))
+        rest = None if before is None else before.of(slice(count, None))
+        rest = Before(*stem[1:], front.seen).behind(rest)
+        first = mix(*stem, mask=front.stem, before=ahead)
+        second = mix(*texts, mask=context.mask, sight=context.sight, before=rest)
+        return jnp.concatenate([first, second], axis=1)
 
 
 class Mlp(nn.Module):
@@ -235,7 +295,7 @@ class Block(nn.Module):
     spec: ModelSpec
     adapter: Attached | None = None
     backend: str = "auto"
-    # pooled: [P, B, D] float32 | neurons: [P, B, F] | states: [B, T, D], for parity tests
+    # pooled: [P, B, (R,) D] float32 | neurons: [P, B, F] | states: [B, T, D], for parity tests
     sows: str = "pooled"
 
     @nn.compact
@@ -277,5 +337,10 @@ def _gated(gate: jax.Array, up: jax.Array, activation: str) -> jax.Array:
 
 
 def pool(x: jax.Array, weights: jax.Array) -> jax.Array:
-    """Weighted sums over the tokens: x [B, T, D], weights [P, B, T] -> [P, B, D] float32."""
-    return jnp.einsum("PBT,BTD->PBD", weights, x, preferred_element_type=jnp.float32)
+    """Weighted sums over the tokens of x [B, T, D], float32.
+
+    Args:
+      weights: [P, B, T] -> [P, B, D]; [P, B, R, T] of R texts in a sequence -> [P, B, R, D].
+    """
+    product = "PBT,BTD->PBD" if weights.ndim == 3 else "PBRT,BTD->PBRD"
+    return jnp.einsum(product, weights, x, preferred_element_type=jnp.float32)
