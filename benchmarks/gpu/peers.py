@@ -1,0 +1,160 @@
+"""The same updates by transformers and PEFT in PyTorch: SDPA, gradient checkpointing on and off.
+
+As `benchmarks/train_step.py` does it for its rival `peft`: bfloat16 weights made on the device, a
+LoRA in bfloat16 (PEFT's default of float32 is slower), no mask (rows are not padded, and without
+one SDPA takes its fused causal kernel), clipping and the fused AdamW; pairs run through the whole
+model with `output_hidden_states=True`. Micro-batches are halved until they fit. `--full` adds
+torch.compile.
+
+    python benchmarks/gpu/peers.py --seconds 200
+"""
+
+from __future__ import annotations
+
+import gc
+import time
+from functools import partial
+from typing import Any
+
+from part import Part, Row, median_seconds
+from shapes import LLAMA, WORK, Work, hf_config, least_flops, shrunk, spec_of
+
+TEMPERATURE, RATE, CLIP = 0.1, 5e-4, 1.0
+NAMES = ("q", "k", "v", "o", "gate", "up", "down")
+
+
+def main() -> None:
+    part = Part(__doc__)
+    # The anchor first with either setting, then each shape; what runs short of time is left out.
+    chosen = WORK[: 2 if part.quick else 4]
+    made: list[Peer] = []
+
+    def peer() -> Peer:
+        if not made:
+            made.append(Peer(part.rehearse))
+        return made[0]
+
+    part.measure("model", lambda: {"made_s": peer().took})
+    settings = [(work, kept) for work in chosen for kept in (True, False)]
+    for work, checkpointing in settings:
+        small = shrunk(work) if part.rehearse else work
+        name = f"{work.name}, checkpointing {'on' if checkpointing else 'off'}"
+        part.measure(name, lambda w=small, c=checkpointing: peer().measure(w, c), need=12)
+    for work in chosen[:2] if part.full else ():
+        small = shrunk(work) if part.rehearse else work
+        run = partial(Peer.measure, work=small, checkpointing=False, compiled=True)
+        part.measure(f"{work.name}, torch.compile", lambda run=run: run(peer()), need=60)
+
+
+class Peer:
+    """Llama with two adapters, of rank 8 and 16, and AdamW on the one in use."""
+
+    def __init__(self, rehearse: bool) -> None:
+        import torch
+        from peft import LoraConfig, get_peft_model
+        from transformers import LlamaConfig, LlamaForCausalLM
+
+        began = time.monotonic()
+        if not rehearse and not torch.cuda.is_available():
+            raise RuntimeError("PyTorch finds no GPU here; --rehearse runs on the CPU")
+        self.torch, self.device = torch, "cpu" if rehearse else "cuda"
+        facts = hf_config(LLAMA, rehearse)
+        self.spec, self.vocab = spec_of(facts), facts["vocab_size"]
+        self.tap = self.spec.layers // 2
+        torch.manual_seed(0)
+        usual = torch.get_default_dtype()
+        torch.set_default_dtype(torch.bfloat16)
+        with torch.device(self.device):
+            base = LlamaForCausalLM(LlamaConfig(**facts, attn_implementation="sdpa"))
+        torch.set_default_dtype(usual)
+        base.config.use_cache = False
+        targets = [f"{name}_proj" for name in NAMES]
+        lora = lambda r: LoraConfig(r=r, lora_alpha=2 * r, target_modules=targets)  # noqa: E731
+        self.model = get_peft_model(base, lora(8), "r8", autocast_adapter_dtype=False)
+        self.model.add_adapter("r16", lora(16), autocast_adapter_dtype=False)
+        self.model.train()
+        self._wait()
+        self.took = round(time.monotonic() - began, 1)
+
+    def measure(self, work: Work, checkpointing: bool, compiled: bool = False) -> Row:
+        """One work's row, in the largest micro-batches that fit."""
+        torch = self.torch
+        self.model.set_adapter(f"r{work.rank}")
+        if checkpointing:
+            self.model.enable_input_require_grads()
+            self.model.gradient_checkpointing_enable({"use_reentrant": False})
+        else:
+            self.model.gradient_checkpointing_disable()
+        trained = [p for p in self.model.parameters() if p.requires_grad]
+        optimiser = torch.optim.AdamW(trained, lr=RATE, weight_decay=0.0, fused=True)
+        run_model = torch.compile(self.model) if compiled else self.model
+        rows, micro_batches, refused = work.rows, work.micro_batches, []
+        while True:
+            self._empty()
+            batches = self._batches(work, rows, micro_batches)
+            loss_of = self._align if work.phase == "align" else self._task
+
+            def update(batches: Any = batches, loss_of: Any = loss_of) -> float:
+                total = 0.0
+                for batch in batches:
+                    loss = loss_of(run_model, batch) / len(batches)
+                    loss.backward()
+                    total = total + loss.detach()
+                torch.nn.utils.clip_grad_norm_(trained, CLIP)
+                optimiser.step()
+                optimiser.zero_grad(set_to_none=True)
+                self._wait()
+                return float(total)
+
+            try:
+                loss = update()
+                break
+            except torch.cuda.OutOfMemoryError:
+                optimiser.zero_grad(set_to_none=True)
+                refused.append(rows)
+                if rows == 1 or work.phase == "align":  # fewer pairs are another loss
+                    raise
+                rows, micro_batches = rows // 2, micro_batches * 2
+        row = {
+            "loss": round(loss, 4),
+            "rows": rows,
+            "seconds": median_seconds(update, most=3, budget=6.0),
+            "tokens": work.tokens,
+            "flops": least_flops(self.spec, work),
+        }
+        if self.device == "cuda":
+            row["peak_gb"] = torch.cuda.max_memory_allocated() / 1e9
+        return row | ({"too_large_rows": refused} if refused else {})
+
+    def _batches(self, work: Work, rows: int, number: int) -> list[Any]:
+        torch = self.torch
+        draw = partial(torch.randint, 3, self.vocab, (rows, work.length), device=self.device)
+        sides = 2 if work.phase == "align" else 1
+        return [[draw() for _ in range(sides)] for _ in range(number)]
+
+    def _task(self, model: Any, batch: Any) -> Any:
+        return model(input_ids=batch[0], labels=batch[0]).loss
+
+    def _align(self, model: Any, batch: Any) -> Any:
+        torch, functional = self.torch, self.torch.nn.functional
+        states = [
+            model(input_ids=side, output_hidden_states=True).hidden_states[self.tap]
+            for side in batch
+        ]
+        source, target = (x.float().mean(1) for x in states)
+        scores = functional.cosine_similarity(source[:, None], target[None], dim=-1) / TEMPERATURE
+        return functional.cross_entropy(scores, torch.arange(len(scores), device=self.device))
+
+    def _wait(self) -> None:
+        if self.device == "cuda":
+            self.torch.cuda.synchronize()
+
+    def _empty(self) -> None:
+        gc.collect()
+        if self.device == "cuda":
+            self.torch.cuda.empty_cache()
+            self.torch.cuda.reset_peak_memory_stats()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,85 @@
+"""The JSON of a run as a table.
+
+python benchmarks/gpu/table.py gpu.json
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+HEADS = ("", "tokens/s", "TFLOP/s", "MFU", "memory", "compile")
+
+
+def show(found: dict[str, Any]) -> None:
+    """Prints every part that ran."""
+    print(f"\n{found['card'] or 'no GPU'}; {found['date']}; jax {found['versions'].get('jax')}")
+    rate = measured(found, "flops_per_s")
+    if rate:
+        bandwidth = measured(found, "bytes_per_s") / 1e12
+        print(f"this card: {rate / 1e12:.0f} TFLOP/s (bf16), {bandwidth:.2f} TB/s; MFU is of that")
+    for name, part in found["parts"].items():
+        why = f": {part['why']}" if "why" in part else ""
+        rows = part.get("rows", [])
+        bad = sum("error" in row or row.get("ok") is False for row in rows)
+        count = f", {bad} of {len(rows)} rows failed" if bad else ""
+        print(f"\n{name}: {part['status']}{why}{count}")
+        speeds = [row for row in rows if "tokens" in row]
+        if speeds:
+            _print([HEADS, *(_speed(row, rate) for row in speeds)])
+        for row in rows:
+            for line in _others(row):
+                print("  " + line)
+
+
+def measured(found: dict[str, Any], key: str) -> float:
+    """What the card did, 0 where it was not measured."""
+    rows = found["parts"].get("fast", {}).get("rows", [])
+    return next((row[key] for row in rows if key in row), 0.0)
+
+
+def _speed(row: dict[str, Any], rate: float) -> tuple[str, ...]:
+    seconds, flops = row["seconds"], row.get("flops", 0.0)
+    memory = row.get("memory_gb", row.get("peak_gb"))
+    return (
+        row["what"] + (f" [{row['remat']}]" if "remat" in row else ""),
+        f"{row['tokens'] / seconds:,.0f}",
+        f"{flops / seconds / 1e12:.0f}" if flops else "",
+        f"{flops / seconds / rate:.0%}" if flops and rate else "",
+        f"{memory:.1f} GB" if memory is not None else "",
+        f"{row['compile_s']:.0f} s" if "compile_s" in row else "",
+    )
+
+
+def _others(row: dict[str, Any]) -> list[str]:
+    """What a row says besides its speed."""
+    what = row["what"]
+    if "error" in row or "skipped" in row:
+        return [f"{what}: " + (row.get("error") or f"skipped, {row['skipped']}")]
+    lines = []
+    if "ok" in row:
+        worst = f"{row['worst']:.1e} (limit {row['limit']:.0e})" if "worst" in row else ""
+        words = ["right" if row["ok"] else "WRONG", worst, row.get("note", "")]
+        lines.append(f"{what}: " + "; ".join(word for word in words if word))
+    if "shares" in row:
+        shares = ", ".join(f"{name} {share:.0%}" for name, share in row["shares"].items())
+        lines.append(f"{what}: {shares}")
+        lines += [
+            f"  {one['share']:6.1%} {one['ms_an_update']:9.2f} ms {one['calls_an_update']:6.0f} x "
+            f"{one['kind']:12} {one['kernel']}"
+            for one in row["longest"]
+        ]
+    return lines
+
+
+def _print(rows: list[tuple[str, ...]]) -> None:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        first, *rest = (cell.rjust(width) for cell, width in zip(row, widths, strict=True))
+        print("  " + "  ".join([first.strip().ljust(widths[0]), *rest]).rstrip())
+
+
+if __name__ == "__main__":
+    show(json.loads(Path(sys.argv[1]).read_text("utf-8")))
