@@ -30,6 +30,7 @@ from part import Part, Row, median_seconds, need_gpu
 from shapes import LLAMA, TASK, Work, hf_config, least_flops, shrunk, spec_of
 
 UPDATES, LONGEST = 3, 10
+HERE = "trace, changes and micro-batches"  # of the process that measures them
 Change = Callable[[], contextlib.AbstractContextManager[None]]
 
 # The first pattern that a kernel's name has says what it is.
@@ -51,22 +52,64 @@ FLAGS = {
 
 def main() -> None:
     part = Part(__doc__, lambda parser: parser.add_argument("--one", help=argparse.SUPPRESS))
-    need_gpu(part)
-    if part.options.one:
+    if part.options.one == HERE:
+        need_gpu(part)
+        inside(part)
+    elif part.options.one:
+        need_gpu(part)
         part.measure(part.options.one, partial(timed, part.rehearse))
-        return
+    else:  # this process leaves the GPU alone: it belongs to one of the others at a time
+        if error := child(part, HERE, part.options.out, {}):
+            part.measure(HERE, partial(_fail, error))
+        for name in () if part.quick else FLAGS:
+            part.measure(f"XLA: {name}", partial(flagged, part, name), need=45)
+
+
+def inside(part: Part) -> None:
+    """The rows that one process can measure."""
     part.measure("trace: task 16 x 2,048", partial(traced, part.rehearse), need=30)
     for name, change in CHANGES.items():
         part.measure(name, partial(timed, part.rehearse, change=change), need=35)
-    if part.quick:
-        return
-    _run_apart(part, "latency hiding scheduler")
-    for rows in (2, 8):
+    for rows in () if part.quick else (2, 8):
         work = TASK._replace(rows=rows, micro_batches=16 // rows)
         name = f"micro-batches of {rows} x 2,048"
         part.measure(name, partial(timed, part.rehearse, work), need=35)
-    for name in list(FLAGS)[1:]:
-        _run_apart(part, name)
+
+
+def child(part: Part, name: str, out: Path | None, environment: dict[str, str]) -> str:
+    """Measures `name` in a process of its own, which writes to `out`; why it failed, if it did."""
+    command = [sys.executable, __file__, "--one", name, "--seconds", str(part.left)]
+    command += [f"--{word}" for word in ("rehearse", "quick") if getattr(part, word)]
+    command += ["--out", str(out)] if out else []
+    shown = None if name == HERE else subprocess.PIPE
+    done = subprocess.run(
+        command,
+        env=os.environ | environment,
+        stdout=shown,
+        stderr=shown,
+        text=True,
+        timeout=max(part.left, 1),
+    )
+    if name == HERE and out and out.exists():
+        part.rows = json.loads(out.read_text("utf-8"))
+    if not done.returncode:
+        return ""
+    return ((done.stderr or "").strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+
+
+def flagged(part: Part, name: str) -> Row:
+    """The update in a process with one more of XLA's flags."""
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder, "row.json")
+        given = f"{os.environ.get('XLA_FLAGS', '')} {FLAGS[name]}".strip()
+        if error := child(part, name, out, {"XLA_FLAGS": given}):
+            raise RuntimeError(error)
+        (row,) = json.loads(out.read_text("utf-8"))
+    return {**{k: v for k, v in row.items() if k not in ("what", "took")}, "flag": FLAGS[name]}
+
+
+def _fail(error: str) -> Row:
+    raise RuntimeError(error)
 
 
 def timed(rehearse: bool, work: Work = TASK, change: Change = contextlib.nullcontext) -> Row:
@@ -120,30 +163,6 @@ CHANGES: dict[str, Change] = {
     "logits in pieces of 512 MiB": large_logits,
     "cuDNN's attention kept": kept_attention,
 }
-
-
-def _run_apart(part: Part, name: str) -> None:
-    """A row of a process with one more of XLA's flags."""
-
-    def run() -> Row:
-        with tempfile.TemporaryDirectory() as folder:
-            out = Path(folder, "row.json")
-            command = [sys.executable, __file__, "--one", name, "--out", str(out)]
-            given = f"{os.environ.get('XLA_FLAGS', '')} {FLAGS[name]}".strip()
-            done = subprocess.run(
-                [*command, *(["--rehearse"] if part.rehearse else [])],
-                env=os.environ | {"XLA_FLAGS": given},
-                capture_output=True,
-                text=True,
-                timeout=max(part.left, 1),
-            )
-            if not out.exists():
-                last = (done.stderr.strip().splitlines() or ["nothing was written"])[-1]
-                raise RuntimeError(last)
-            (row,) = json.loads(out.read_text("utf-8"))
-        return {**{k: v for k, v in row.items() if k not in ("what", "took")}, "flag": FLAGS[name]}
-
-    part.measure(f"XLA: {name}", run, need=45)
 
 
 # --- the trace ------------------------------------------------------------------------------------
