@@ -95,6 +95,15 @@ def test_shares_of_a_trace(module):
     assert first["kernel"] == "nvjet_hsh_128x256" and first["calls_an_update"] == 2 / where.UPDATES
 
 
+def test_ours_against_the_fastest_of_theirs(module):
+    def rows(**seconds):
+        return {"rows": [{"what": name, "tokens": 8, "seconds": s} for name, s in seconds.items()]}
+
+    theirs = {"task, r 16, checkpointing on": 4.0, "task, r 16, checkpointing off": 3.0}
+    parts = {"fast": rows(**{"task, r 16": 2.0, "align": 1.0}), "peers": rows(**theirs)}
+    assert module("table").compare({"parts": parts}) == {"task, r 16": 1.5}
+
+
 def test_least_work_is_the_products(module):
     shapes = module("shapes")
     spec = shapes.spec_of(shapes.hf_config(shapes.LLAMA))

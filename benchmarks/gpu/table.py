@@ -32,6 +32,28 @@ def show(found: dict[str, Any]) -> None:
         for row in rows:
             for line in _others(row):
                 print("  " + line)
+    ratios = compare(found)
+    if ratios:
+        print("\nours against the best of PEFT's rows, tokens a second")
+    for what, ratio in ratios.items():
+        print(f"  {what}: {ratio:.2f} times")
+
+
+def compare(found: dict[str, Any]) -> dict[str, float]:
+    """Update -> our tokens a second over those of PEFT's fastest row."""
+    fast, peers = (
+        [
+            (row["what"], row["tokens"] / row["seconds"])
+            for row in found["parts"].get(part, {}).get("rows", [])
+            if "tokens" in row
+        ]
+        for part in ("fast", "peers")
+    )
+    best: dict[str, float] = {}
+    for what, speed in peers:
+        work = what.rpartition(", ")[0]  # behind it: checkpointing on, torch.compile
+        best[work] = max(speed, best.get(work, 0.0))
+    return {what: speed / best[what] for what, speed in fast if what in best}
 
 
 def measured(found: dict[str, Any], key: str) -> float:
@@ -43,8 +65,9 @@ def measured(found: dict[str, Any], key: str) -> float:
 def _speed(row: dict[str, Any], rate: float) -> tuple[str, ...]:
     seconds, flops = row["seconds"], row.get("flops", 0.0)
     memory = row.get("memory_gb", row.get("peak_gb"))
+    how = row.get("remat") or (f"{row['rows']} rows" if "rows" in row else "")
     return (
-        row["what"] + (f" [{row['remat']}]" if "remat" in row else ""),
+        row["what"] + (f" [{how}]" if how else ""),
         f"{row['tokens'] / seconds:,.0f}",
         f"{flops / seconds / 1e12:.0f}" if flops else "",
         f"{flops / seconds / rate:.0%}" if flops and rate else "",
