@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -50,6 +50,7 @@ class System:
     mesh: Mesh
     stops: tuple[int, ...]
     prompts: Prompts  # how it is asked
+    share_prefix: bool = True  # whether what all prompts share is computed once
 
     def write(
         self, prompts: Sequence[Sequence[int]], decoding: Decoding, batch_size: int
@@ -66,7 +67,7 @@ class System:
         prompts: Sequence[Sequence[int]],
         decoding: Decoding,
         batch_size: int,
-        numbers: Sequence[int] | None = None,
+        rows: Collection[int] | None = None,
     ) -> Iterator[tuple[list[int], list[list[int]]]]:
         """Row numbers and answers, batch by batch; see `jaxalign.generate.answer_chunks`."""
         with jax.set_mesh(self.mesh):
@@ -78,7 +79,8 @@ class System:
                 decoding,
                 stop_ids=self.stops,
                 batch_size=batch_size,
-                numbers=numbers,
+                share_prefix=self.share_prefix,
+                rows=rows,
             )
 
 
@@ -317,7 +319,8 @@ class Base:
         with jax.set_mesh(self.mesh):
             if decoder.adapter and lora:
                 lora = decoder.adapter.settle(params, lora)
-        return System(decoder, params, lora, self.mesh, self.stops(prompts), prompts)
+        share = self.config.generate.share_prefix == "auto"
+        return System(decoder, params, lora, self.mesh, self.stops(prompts), prompts, share)
 
 
 def open_base(config: Config, held: str = "") -> Base:

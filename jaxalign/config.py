@@ -23,7 +23,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from jaxalign.bounds import check_text
 from jaxalign.errors import UserError, brief, first_line, reading
-from jaxalign.settings import Config, check, flatten
+from jaxalign.settings import Config, abouts, check, flatten
 
 LARGEST = 1 << 20  # bytes of a configuration
 # `${demo:data/train.en.jsonl}`: a file of the demo, wherever the package is installed.
@@ -54,6 +54,8 @@ def load(path: str | Path | None, words: Sequence[str] = ()) -> Loaded:
         with reading(origin, "settings"):
             for key in _check_keys(layer, origin):
                 origins[key] = origin
+                if key in _switches() and OmegaConf.select(layer, key) is False:
+                    OmegaConf.update(layer, key, "off")
             if "groups" in (_plain(layer).get("evaluate") or {}):
                 merged.evaluate.groups = {}  # other groups replace these, they do not join them
             try:
@@ -193,6 +195,12 @@ def _plain(layer: DictConfig) -> dict[Any, Any]:
 @cache
 def _known() -> dict[str, Any]:
     return dict(flatten(dataclasses.asdict(Config())))
+
+
+@cache
+def _switches() -> set[str]:
+    """The keys that may be `off`, which YAML 1.1 reads as false."""
+    return {key for key, about in abouts() if "off" in about.bounds.choices}
 
 
 def _check_known(key: str, origin: str) -> None:

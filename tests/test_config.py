@@ -83,6 +83,16 @@ def test_words_with_lists_and_signs(write):
     assert load(None, ["lora.layers=1..16"]).config.lora.layers == "1..16"
 
 
+def test_off_is_no_truth_value(write):
+    """YAML 1.1 reads it as false."""
+    assert load(None, ["generate.share_prefix=off"]).config.generate.share_prefix == "off"
+    file = write("generate: {share_prefix: off}")
+    assert load(file).config.generate.share_prefix == "off"
+    assert load(file, ["generate.share_prefix=auto"]).config.generate.share_prefix == "auto"
+    with pytest.raises(UserError, match=r"generate\.share_prefix"):
+        load(None, ["generate.share_prefix=on"])
+
+
 def test_a_hash_in_a_word_is_kept_and_null_clears():
     assert load(None, ["output=runs/a#1"]).config.output == "runs/a#1"
     assert load(None, ["model.revision=main"]).config.model.revision == "main"

@@ -25,8 +25,9 @@ from jaxalign.base import Base, System, decoding_of
 from jaxalign.checksums import seal, seal_holds
 from jaxalign.errors import UserError
 from jaxalign.evaluate.progress import Bar
-from jaxalign.generate import chunks
+from jaxalign.generate import lay_out
 from jaxalign.multihost import from_main
+from jaxalign.terminal import console, visible
 
 HEAD = '{"made_by": {'  # how a file of answers begins
 
@@ -56,23 +57,19 @@ def answer(
     keys = keys_of(prompts)
     settings = base.config.generate
     have = np.array([known is not None and key in known.texts for key in keys])
-    have = from_main(have)
-    groups = chunks([len(prompt) for prompt in prompts], settings.batch)
-    # Whole batches, so that an answer is bit by bit that of a run without a break.
-    missing = [i for group in groups if not all(have[i] for i in group) for i in group]
+    missing = np.flatnonzero(~from_main(have)).tolist()
     if missing:
-        parts = system().chunks(
-            [prompts[i] for i in missing],
-            decoding_of(base.config),
-            settings.batch,
-            numbers=missing,
-        )
-        with Bar(title, len(missing), base.config.log.progress) as bar:
+        # Whole batches, so that an answer is bit by bit that of a run without a break.
+        layout = lay_out(prompts, settings.batch, settings.share_prefix == "auto").only(missing)
+        parts = system().chunks(prompts, decoding_of(base.config), settings.batch, rows=missing)
+        with Bar(title, layout.rows, base.config.log.progress) as bar:
             for rows, answers in parts:
                 bar.advance(len(rows), sum(map(len, answers)))
                 if known is not None:
-                    names = [keys[missing[row]] for row in rows]
+                    names = [keys[row] for row in rows]
                     known.add(list(zip(names, base.decode(answers), strict=True)))
+        if layout.ahead:
+            console().print(visible(f"{title}: {layout}"))
     return [known.texts[key] if known is not None else "" for key in keys]
 
 

@@ -95,7 +95,8 @@ def identity(base: Base, entrant: Entrant, how: Prompts) -> dict[str, Any]:
     config = base.config
     adapter = weights_digest(entrant.source) if entrant.kind == "adapter" else ""
     settings = dataclasses.asdict(config.generate)
-    for name in ("long", "batch"):  # about prompts, which are compared themselves; about speed
+    # About prompts, which are compared themselves, or about speed.
+    for name in ("long", "batch", "share_prefix"):
         settings.pop(name)
     return {
         "base": base.fingerprint,

@@ -10,7 +10,7 @@
 
 from jaxalign.generate.decoding import Decoding
 from jaxalign.generate.run import answer_chunks, generate
-from jaxalign.generate.shapes import chunks
+from jaxalign.generate.shapes import chunks, lay_out
 from jaxalign.generate.stops import stop_ids
 
-__all__ = ["Decoding", "answer_chunks", "chunks", "generate", "stop_ids"]
+__all__ = ["Decoding", "answer_chunks", "chunks", "generate", "lay_out", "stop_ids"]

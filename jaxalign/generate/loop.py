@@ -1,17 +1,21 @@
 """The compiled programs: a prompt in one pass, tokens in a loop, rows moved to a smaller batch.
 
+    shared = share(model, first, count, decoder)                       # what all prompts begin with
+    model = dataclasses.replace(model, shared=shared)
     batch = start(model, tokens, lengths, numbers, stops, seed, decoder, rule, new, slots)
     batch = advance(model, batch, stops, seed, few, decoder, rule)     # until few rows are open
     batch = regroup(batch, places, unused, slots, rule)                  # and a longer cache
 
 A program's shape is that of the batch and its cache. All rows write their n-th new token to the
 same cache slot, behind the longest prompt; each keeps its own rotary position, that of its text.
+Behind a shared start, prompts, slots and lengths are those of the rows' own tokens.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from functools import partial
+from typing import Any
 
 import flax.struct
 import jax
@@ -34,11 +38,48 @@ PATIENCE = 32  # a batch shrinks only where as many tokens may come: a program m
 
 
 @flax.struct.dataclass
+class Shared:
+    """The tokens that all prompts begin with."""
+
+    cache: Cache  # of one row
+    count: jax.Array  # in its first slots, a scalar
+
+
+@flax.struct.dataclass
 class Model:
     """What a call decodes with."""
 
     params: dict
     lora: dict | None
+    shared: Shared | None = None
+
+    def extend(
+        self, decoder: Decoder, tokens: jax.Array, cache: Cache, **how: Any
+    ) -> tuple[jax.Array, Cache]:
+        """`Decoder.extend` behind what is shared, from where positions and places count."""
+        if self.shared is not None:
+            ahead = self.shared.count
+            how |= {name: ahead + how[name] for name in ("positions", "places")}
+            how |= {"shared": self.shared.cache, "ahead": ahead}
+        return decoder.extend(self.params, self.lora, tokens, cache, **how)
+
+    def prompt(self, decoder: Decoder, tokens: jax.Array) -> tuple[jax.Array, Cache]:
+        """Hidden states [B, T, D] and the cache of prompts that are padded on the right."""
+        rows, width = tokens.shape
+        # XLA writes bfloat16 in place on GPU and TPU, but on a CPU by way of a float32 copy of the
+        # whole array, for every token; there the cache is float32 and holds the same numbers.
+        dtype = jnp.float32 if platform() == "cpu" else self.params["embed"].dtype
+        place = jnp.arange(width)[None]
+        return self.extend(
+            decoder,
+            tokens,
+            decoder.empty_cache(rows, width, dtype),
+            positions=place,
+            places=place,
+            slot=0,
+            mask=causal(width),
+            sight=Sight(windows=decoder.spec.kinds),  # no token looks at the padding
+        )
 
 
 @flax.struct.dataclass
@@ -56,6 +97,13 @@ class Batch:
         return dataclasses.replace(self, state=state, cache=cache)
 
 
+@partial(jax.jit, static_argnums=3)
+def share(model: Model, tokens: jax.Array, count: jax.Array, decoder: Decoder) -> Shared:
+    """The first `count` of these tokens [1, P], with which all prompts begin."""
+    _, cache = model.prompt(decoder, tokens)
+    return Shared(cache, count)
+
+
 @partial(jax.jit, static_argnums=(6, 7, 8, 9))
 def start(
     model: Model,
@@ -71,24 +119,10 @@ def start(
 ) -> Batch:
     """The batch with its first token, and a cache of `slots`."""
     rows, width = tokens.shape
-    params = model.params
-    # XLA writes bfloat16 in place on GPU and TPU, but on a CPU by way of a float32 copy of the
-    # whole array, for every token; there the cache is float32 and holds the same numbers.
-    dtype = jnp.float32 if platform() == "cpu" else params["embed"].dtype
-    hidden, prompt = decoder.extend(
-        params,
-        model.lora,
-        tokens,
-        decoder.empty_cache(rows, width, dtype),
-        slot=0,
-        positions=jnp.arange(width)[None],
-        mask=causal(width),
-        places=jnp.arange(width)[None],
-        sight=Sight(windows=decoder.spec.kinds),  # padding on the right: no token looks there
-    )
+    hidden, prompt = model.prompt(decoder, tokens)
     last = jnp.maximum(lengths - 1, 0)[:, None, None]
     hidden = jnp.take_along_axis(hidden, last, axis=1)[:, 0]  # [B, D]
-    logits = decoder.logits(params, hidden)
+    logits = decoder.logits(model.params, hidden)
     cache = prompt.grow(slots)
     state = WRITERS[rule.method].empty(numbers, lengths == 0, new, rule)
     if rule.rows > 1:
@@ -126,15 +160,14 @@ def advance(
         slot, positions = batch.width + latest, lengths + latest
         seen = prompt | ((slots >= batch.width) & (slots <= slot))
         tokens = batch.state.latest()
-        hidden, cache = decoder.extend(
-            model.params,
-            model.lora,
+        hidden, cache = model.extend(
+            decoder,
             tokens[:, None],
             batch.cache,
-            slot=slot,
             positions=positions[:, None],
-            mask=seen[:, None],
             places=places,
+            slot=slot,
+            mask=seen[:, None],
         )
         logits = decoder.logits(model.params, hidden[:, 0])
         return dataclasses.replace(batch, cache=cache).choose(logits, stops, seed, rule)

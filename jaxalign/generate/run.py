@@ -1,12 +1,13 @@
 """The host's part: prompts into batches, batches through the programs, answers back in order.
 
 for rows, answers in answer_chunks(decoder, params, lora, prompts, Decoding(), stop_ids=stops):
-    ...                                     # keep them: the next call may leave these rows out
+    ...                                     # keep them: the next call may want the other rows alone
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import dataclasses
+from collections.abc import Callable, Collection, Iterator, Sequence
 
 import jax
 import numpy as np
@@ -14,7 +15,7 @@ import numpy as np
 from jaxalign.errors import UserError
 from jaxalign.generate import shapes
 from jaxalign.generate.decoding import Decoding
-from jaxalign.generate.loop import PATIENCE, Batch, Model, advance, regroup, start
+from jaxalign.generate.loop import PATIENCE, Batch, Model, advance, regroup, share, start
 from jaxalign.model.decoder import Decoder
 
 Report = Callable[[int, int, int], None]
@@ -31,6 +32,7 @@ def generate(
     batch_size: int = 32,
     numbers: Sequence[int] | None = None,
     report: Report | None = None,
+    share_prefix: bool = True,
 ) -> list[list[int]]:
     """The answer to every prompt, in the order of the prompts.
 
@@ -47,6 +49,7 @@ def generate(
         numbers: what distinguishes rows for `sample`; None: 0, 1, 2, ...
         report: called with the numbers of finished prompts, of all prompts and of new tokens in
             the answers so far.
+        share_prefix: whether the first tokens that all prompts have in common are computed once.
 
     Returns:
         New token ids of each prompt without the stop token; a row of `max_new_tokens` ids never
@@ -67,6 +70,7 @@ def generate(
         batch_size=batch_size,
         numbers=numbers,
         report=report,
+        share_prefix=share_prefix,
     ):
         for row, answer in zip(rows, found, strict=True):
             answers[row] = answer
@@ -84,26 +88,39 @@ def answer_chunks(
     batch_size: int = 32,
     numbers: Sequence[int] | None = None,
     report: Report | None = None,
+    share_prefix: bool = True,
+    rows: Collection[int] | None = None,
 ) -> Iterator[tuple[list[int], list[list[int]]]]:
     """Row numbers and answers of each of `shapes.chunks`, as `generate` (see there) orders them.
 
-    A later call with only the prompts (and numbers) of chunks that are missing gives bitwise the
-    same answers for them.
+    A later call that wants only `rows` gives the chunks that hold them, bitwise the same.
     """
     shapes.check(prompts, decoder.spec, decoding.max_new_tokens)
-    lengths = [len(prompt) for prompt in prompts]
     numbers = range(len(prompts)) if numbers is None else numbers
     if len(numbers) != len(prompts):
         raise UserError(f"{len(prompts)} prompts need as many numbers, not {len(numbers)}")
-    groups = shapes.chunks(lengths, batch_size)
-    if not groups:
-        return
-    model = Model(params, lora)
+    layout = shapes.lay_out(prompts, batch_size, share_prefix)
+    if rows is not None:
+        layout = layout.only(rows)
+    alone, behind = Model(params, lora), None
     stops = np.array(sorted(set(stop_ids)), np.int32)
-    progress = _Progress(len(prompts), report)
-    for group in groups:
+    progress = _Progress(layout.rows, report)
+    for group in layout.groups:
+        ahead, width = layout.width(group)
+        if ahead and behind is None:
+            behind = _behind(alone, decoder, prompts[0][:ahead])
+        model = behind if behind and ahead else alone
         run = _Chunk(decoder, model, stops, decoding, batch_size, progress)
-        yield group, run.answers([prompts[i] for i in group], [numbers[i] for i in group])
+        own = [prompts[i][ahead:] for i in group]
+        yield group, run.answers(own, [numbers[i] for i in group], width)
+
+
+def _behind(model: Model, decoder: Decoder, first: Sequence[int]) -> Model:
+    """The model behind the tokens with which all prompts begin."""
+    tokens = np.zeros((1, shapes.padded(len(first))), np.int32)
+    tokens[0, : len(first)] = first
+    shared = share(model, tokens, np.int32(len(first)), decoder)
+    return dataclasses.replace(model, shared=shared)
 
 
 class _Progress:
@@ -135,10 +152,11 @@ class _Chunk:
         self.seed = np.uint32(decoding.seed % 2**32)
         self.rungs, self.progress = shapes.rungs(batch_size), progress
 
-    def answers(self, prompts: list[Sequence[int]], numbers: list[int]) -> list[list[int]]:
-        """The answers of these prompts, which share a batch."""
-        size = self._size(len(prompts))
-        width = shapes.padded(len(prompts[0]))
+    def answers(
+        self, prompts: list[Sequence[int]], numbers: list[int], width: int
+    ) -> list[list[int]]:
+        """The answers of these prompts, which share a batch, in so many slots."""
+        size = shapes.rung(len(prompts), self.rungs[0])
         batch = self._start(prompts, numbers, size, width)
         found: list[list[int] | None] = [None] * len(prompts)
         places = [*range(len(prompts)), *[None] * (size - len(prompts))]  # batch row -> prompt
@@ -153,9 +171,6 @@ class _Chunk:
             batch = advance(
                 self.model, batch, self.stops, self.seed, np.int32(few), self.decoder, self.rule
             )
-
-    def _size(self, rows: int) -> int:
-        return min(rung for rung in self.rungs if rung >= rows)
 
     def _start(
         self, prompts: list[Sequence[int]], numbers: list[int], size: int, width: int
@@ -207,7 +222,7 @@ class _Chunk:
         open_ = np.flatnonzero(~done)
         size, slots = len(places), batch.cache.slots
         if step + PATIENCE <= self.new:
-            size = min(size, self._size(len(open_)))
+            size = min(size, shapes.rung(len(open_), self.rungs[0]))
         if width + step > slots:
             slots = shapes.more_slots(slots, width, self.new - 1)
         if size == len(places) and slots == batch.cache.slots:

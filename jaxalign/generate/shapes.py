@@ -1,16 +1,19 @@
-"""Which rows are decoded together, and in which few shapes: functions of lengths alone.
+"""Which rows are decoded together, and in which few shapes: functions of the prompts alone.
 
     chunks([5, 90, 80, 7], batch_size=2)      # [[1, 2], [3, 0]]: longest first
     padded(90)                                # 96
     rungs(32)                                 # (32, 16, 8)
+    layout = lay_out(prompts, 32)
+    layout.ahead, layout.computed             # first tokens that all share; tokens that are run
 
-A chunk's shapes depend on its own rows, never on its neighbours, so that a run which leaves out
-finished chunks writes the others with the same bits.
+A chunk's shapes depend on its own rows and on what all prompts share, never on its neighbours, so
+that a run which leaves out finished chunks writes the others with the same bits.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 
 from jaxalign.errors import UserError
 from jaxalign.model.spec import ModelSpec
@@ -18,6 +21,86 @@ from jaxalign.model.spec import ModelSpec
 LEAST_ROWS = 8  # below that, fewer rows save no time
 LEAST_LENGTH = 16
 SEGMENT = 32  # new tokens that a cache has room for at first
+LEAST_SHARED = 16  # tokens; fewer would not make the rows much shorter
+LEAST_SAVED = 512  # tokens that are not run again; below, one more program costs more
+SCORES = 2**19  # of a head and row that are formed behind shared tokens; for more there are kernels
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How prompts are computed: what all of them share once, then chunk by chunk."""
+
+    lengths: tuple[int, ...]
+    batch: int
+    ahead: int  # first tokens that all prompts share
+    groups: tuple[list[int], ...]  # row numbers of each chunk, the longest first
+
+    def width(self, group: Sequence[int]) -> tuple[int, int]:
+        """Tokens of these rows that are shared, and slots for those that are not."""
+        longest = self.lengths[group[0]]
+        own = padded(longest - self.ahead)
+        if own * (self.ahead + own) > SCORES:
+            return 0, padded(longest)
+        return self.ahead, own
+
+    def only(self, rows: Collection[int]) -> Layout:
+        """The chunks that hold one of these rows."""
+        kept = tuple(group for group in self.groups if not set(rows).isdisjoint(group))
+        return Layout(self.lengths, self.batch, self.ahead, kept)
+
+    @property
+    def rows(self) -> int:
+        """Prompts in these chunks."""
+        return sum(map(len, self.groups))
+
+    @property
+    def asked(self) -> int:
+        """Tokens of their prompts."""
+        return sum(self.lengths[row] for group in self.groups for row in group)
+
+    @property
+    def computed(self) -> int:
+        """Tokens that are run for them, with padding."""
+        shapes = [(rung(len(group), self.batch), *self.width(group)) for group in self.groups]
+        once = padded(self.ahead) if any(ahead for _, ahead, _ in shapes) else 0
+        return once + sum(rows * own for rows, _, own in shapes)
+
+    def __str__(self) -> str:
+        return (
+            f"{self.rows:,} prompts of {self.asked:,} tokens share their first {self.ahead:,}: "
+            f"{self.computed:,} tokens computed, with padding"
+        )
+
+
+def lay_out(prompts: Sequence[Sequence[int]], batch_size: int, share: bool = True) -> Layout:
+    """The layout of prompts; see `chunks`.
+
+    Args:
+        prompts: token ids.
+        batch_size: prompts decoded together.
+        share: whether what all prompts share is computed once.
+
+    Raises:
+        UserError: batch_size below 1.
+    """
+    lengths = tuple(len(prompt) for prompt in prompts)
+    ahead = common(prompts) if share else 0
+    return Layout(lengths, batch_size, ahead, tuple(chunks(lengths, batch_size)))
+
+
+def common(prompts: Sequence[Sequence[int]]) -> int:
+    """How many first tokens all prompts share; 0 where it would not pay to compute them once.
+
+    Each prompt keeps a token of its own, from which its answer goes on.
+    """
+    if len(prompts) < 2:
+        return 0
+    rows = [list(prompt) for prompt in prompts]
+    first, last = min(rows), max(rows)  # in the order of a dictionary: all others are between them
+    most = min(map(len, rows)) - 1
+    shared = next((at for at in range(most) if first[at] != last[at]), most)
+    pays = shared >= LEAST_SHARED and shared * (len(prompts) - 1) >= LEAST_SAVED
+    return shared if pays else 0
 
 
 def chunks(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
@@ -53,6 +136,11 @@ def rungs(batch_size: int) -> tuple[int, ...]:
     while found[-1] > LEAST_ROWS:
         found.append(-(-found[-1] // 2))
     return tuple(found)
+
+
+def rung(rows: int, batch_size: int) -> int:
+    """The smallest batch that holds so many rows."""
+    return min(size for size in rungs(batch_size) if size >= rows)
 
 
 def first_slots(width: int, new: int) -> int:

@@ -234,18 +234,21 @@ class Decoder:
         mask: jax.Array,  # [B or 1, T, S] bool: which of the first S slots each of them sees
         places: jax.Array | None = None,  # [B or 1, S] int: positions of the tokens in these slots
         sight: Sight | None = None,
-        shared: Cache | None = None,  # of one row: P tokens before those of `cache`, for all rows
+        shared: Cache | None = None,  # of one row: P slots before those of `cache`, for all rows
+        ahead: jax.Array | int | None = None,  # tokens in its first slots; None: P
     ) -> tuple[jax.Array, Cache]:
         """Hidden states after the final norm, [B, T, D], and the cache with the new tokens.
 
         Layers with a window see fewer slots than `mask` says; they need `places`. With `sight` the
         tokens are whole causal rows of an empty cache, which kernels may run. Positions go on from
-        those of `shared`, 0 .. P-1.
+        those of the tokens in `shared`, 0 .. ahead-1.
         """
         between, front = None if places is None else (positions, places), None
         if shared is not None:
             before = jnp.arange(shared.slots)[None]
-            front = Front(near(positions, before, EVERYTHING), (positions, before), cache=shared)
+            filled = before[:, None] < (shared.slots if ahead is None else ahead)
+            seen = jnp.broadcast_to(filled, (1, tokens.shape[1], shared.slots))
+            front = Front(seen, (positions, before), cache=shared)
         context = self._context(positions, mask, between, sight, slot=slot, front=front)
         # A kernel that was asked for by name takes the prompts that it can, as `auto` does.
         backend = "reference" if self.attention == "reference" else "auto"

@@ -15,6 +15,11 @@ class GenerateConfig:
 
     max_new_tokens: int = setting(128, "the paper's for slots; 512 for translation", lowest=1)
     batch: int = setting(32, "prompts decoded together", lowest=1)
+    share_prefix: str = setting(
+        "auto",
+        "`auto`: the first tokens that all prompts have in common are computed once",
+        choices=("auto", "off"),
+    )
     method: str = setting("greedy", "the paper's is `greedy`", choices=("greedy", "sample", "beam"))
     temperature: float = setting(1.0, "of `sample`", above=0)
     top_k: int = setting(0, "of `sample`; 0: off", lowest=0)

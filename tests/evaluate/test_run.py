@@ -82,8 +82,9 @@ def test_a_killed_run_goes_on(judged, adapters, tmp_path, monkeypatch, method):
         file.write('{"key": "torn')  # the line at which the process died
 
     def counts(self, prompts, *args, **kwargs):
-        written.extend(prompts)
-        return real(self, prompts, *args, **kwargs)
+        for part in real(self, prompts, *args, **kwargs):
+            written.extend(part[0])
+            yield part
 
     monkeypatch.setattr(System, "chunks", counts)
     evaluate(config, entrant, str(tmp_path / "parts"))
@@ -91,6 +92,19 @@ def test_a_killed_run_goes_on(judged, adapters, tmp_path, monkeypatch, method):
     assert (tmp_path / "parts" / "a" / "predictions.jsonl").read_bytes() == expected
     evaluate(config, entrant, str(tmp_path / "parts"))
     assert len(written) == 8  # nothing is generated twice
+
+
+def test_what_prompts_share_is_said_and_changes_no_answer(judged, adapters, tmp_path, capsys):
+    entrant = [Entrant("a", f"{adapters}/a1")]
+    evaluate(judged("generate.share_prefix=off"), entrant, str(tmp_path / "off"))
+    assert "share their first" not in capsys.readouterr().out
+    evaluate(judged(), entrant, str(tmp_path / "auto"))
+    said = "a: 16 prompts of 2,067 tokens share their first 109: 624 tokens computed"
+    assert said in capsys.readouterr().out
+    off, auto = (tmp_path / name / "a" / "predictions.jsonl" for name in ("off", "auto"))
+    assert auto.read_bytes() == off.read_bytes()
+    # About speed: the answers of the one are those of the other.
+    evaluate(judged("generate.share_prefix=off"), entrant, str(tmp_path / "auto"))
 
 
 def test_answers_of_other_settings_are_not_mixed(judged, adapters, tmp_path):
