@@ -7,6 +7,8 @@ Chosen by `model.attention=auto` on a GPU; splits over a mesh by rows and heads 
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -22,6 +24,11 @@ def refusal(q: jax.Array, cap: float) -> str:
     if q.shape[-1] % 8 or q.shape[-1] > 128:
         return f"takes heads of up to 128 numbers, a multiple of 8, not {q.shape[-1]}"
     return ""
+
+
+def keeps(primitive: Any) -> bool:
+    """Whether it is the kernel's forward pass, whose results the backward pass reads."""
+    return "dot_product_attention_fwd" in primitive.name
 
 
 def attend(

@@ -13,6 +13,7 @@ touches the upper blocks, the final norm or the head.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -22,7 +23,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxalign.frozen.projection import Attached
-from jaxalign.model import splash
+from jaxalign.model import cudnn, splash
 from jaxalign.model.attention import Sight, causal, chunks, local, near, soft_cap
 from jaxalign.model.layers import Block, Cache, Context, Front, pool, rms_norm
 from jaxalign.model.rotary import rotary
@@ -32,15 +33,28 @@ from jaxalign.sharding import Array, constrain
 # What a backward pass needs of a block and what is dear to compute again (`layers.py` names them).
 SMALL = ("queries", "keys", "values", "mixed", "residual", splash.SAVED)
 WIDE = ("gate", "up")  # [B, T, F]: most of the memory
+
+
+def with_kernels(policy: Callable[..., Any]) -> Callable[..., Any]:
+    """`policy`, and what attention kernels without names give: else they run again."""
+
+    def keeps(primitive: Any, *given: Any, **facts: Any) -> Any:
+        return cudnn.keeps(primitive) or policy(primitive, *given, **facts)
+
+    return keeps
+
+
 REMAT = {
     "none": jax.checkpoint_policies.everything_saveable,
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-    "names": jax.checkpoint_policies.save_only_these_names(*SMALL, *WIDE),
-    "offload": jax.checkpoint_policies.save_and_offload_only_these_names(
-        names_which_can_be_saved=SMALL,
-        names_which_can_be_offloaded=WIDE,
-        offload_src="device",
-        offload_dst="pinned_host",
+    "names": with_kernels(jax.checkpoint_policies.save_only_these_names(*SMALL, *WIDE)),
+    "offload": with_kernels(
+        jax.checkpoint_policies.save_and_offload_only_these_names(
+            names_which_can_be_saved=SMALL,
+            names_which_can_be_offloaded=WIDE,
+            offload_src="device",
+            offload_dst="pinned_host",
+        )
     ),
     "full": jax.checkpoint_policies.nothing_saveable,
 }

@@ -17,10 +17,22 @@ import jax.numpy as jnp
 
 from jaxalign.objectives.declare import declare
 from jaxalign.objectives.states import Loss, Needs, States
-from jaxalign.sharding import constrain, devices
+from jaxalign.sharding import constrain, devices, platform
 
 IGNORE = -100
 CHUNK_LOGITS = 1 << 24  # float32 logits alive at once on a device: 64 MiB
+# A GPU reads the head from memory for each chunk: on an H100 updates of Llama 3 8B are 5 % faster
+# with 512 MiB (docs/gpu.md). A smaller GPU takes less: this share of its memory.
+GPU_LOGITS, GPU_SHARE = 1 << 27, 1 / 96
+
+
+def at_once(where: str | None = None, memory: float | None = None) -> int:
+    """Float32 logits that a device holds at once; None: of the mesh in use, of this machine."""
+    if (where or platform()) != "gpu":
+        return CHUNK_LOGITS
+    if memory is None:
+        memory = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit", 0)
+    return max(CHUNK_LOGITS, min(GPU_LOGITS, int(GPU_SHARE * memory / 4)))
 
 
 @declare(lambda **_: {"text": Needs(answers="trained")})
@@ -50,7 +62,7 @@ def cross_entropy(
     """
     batch, width, _ = hidden.shape
     # Logits are split over the whole mesh: rows over data, the vocabulary over the rest.
-    chunk = max(1, min(width, CHUNK_LOGITS * devices() // (batch * head.shape[0])))
+    chunk = max(1, min(width, at_once() * devices() // (batch * head.shape[0])))
     while width % chunk:
         chunk -= 1
     total, hits = _through(hidden, head, answers, soft_cap, chunk)

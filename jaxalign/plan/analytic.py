@@ -16,8 +16,9 @@ from collections.abc import Iterator
 
 from jaxalign.chips import Chip
 from jaxalign.model.splash import LANES, LEAST
-from jaxalign.objectives.language_model import CHUNK_LOGITS
+from jaxalign.objectives.language_model import at_once
 from jaxalign.plan.programs import EVAL, PROGRAMS, Job, Program, chosen, job, resident, size
+from jaxalign.plan.topology import FORMS
 from jaxalign.train.design import Design
 from jaxalign.train.phases import PHASES
 
@@ -49,7 +50,7 @@ def estimate(plan: Design, chip: Chip, name: str) -> Program:
     """One program by formula."""
     asked = job(plan, name)
     arguments = resident(plan) + size(asked.given)
-    temporaries = _TEMPORARIES[name](plan, asked, name)
+    temporaries = _TEMPORARIES[name](plan, asked, name, chip)
     return Program(
         name=name,
         what=asked.what,
@@ -134,30 +135,31 @@ def _working(plan: Design, asked: Job) -> float:
     return arrays + _layer(plan) + wide
 
 
-def _loss(plan: Design, asked: Job, name: str) -> float:
+def _loss(plan: Design, asked: Job, name: str, chip: Chip) -> float:
     """Logits of one chunk, and the states before them."""
     if not plan.phases[name.removesuffix(EVAL)].answers:
         return 0.0
-    logits = min(CHUNK_LOGITS, asked.tokens * plan.spec.vocab / plan.mesh.size) * 4
+    most = at_once("tpu" if chip.name in FORMS else "gpu", chip.memory)
+    logits = min(most, asked.tokens * plan.spec.vocab / plan.mesh.size) * 4
     return COPIES * logits + 3 * _tokens(plan, asked) * plan.spec.dim * _width(plan)
 
 
-def _gradient(plan: Design, asked: Job, name: str) -> float:
+def _gradient(plan: Design, asked: Job, name: str, chip: Chip) -> float:
     kept = _numbers(plan, KEPT[plan.config.model.remat]) * _width(plan) * _depth(plan, name)
     slopes = 2 * size(plan.state.trained)  # the sum so far, and this micro-batch's
     whole = _tokens(plan, asked) * kept + slopes
-    return whole + max(_working(plan, asked), _loss(plan, asked, name))
+    return whole + max(_working(plan, asked), _loss(plan, asked, name, chip))
 
 
-def _forward(plan: Design, asked: Job, name: str) -> float:
-    return max(_working(plan, asked), _loss(plan, asked, name))
+def _forward(plan: Design, asked: Job, name: str, chip: Chip) -> float:
+    return max(_working(plan, asked), _loss(plan, asked, name, chip))
 
 
-def _update(plan: Design, asked: Job, name: str) -> float:
+def _update(plan: Design, asked: Job, name: str, chip: Chip) -> float:
     return size(plan.state.trained)
 
 
-def _prompt(plan: Design, asked: Job, name: str) -> float:
+def _prompt(plan: Design, asked: Job, name: str, chip: Chip) -> float:
     """The cache and, where no kernel takes the prompts, one layer's scores in float32."""
     found = size(job(plan, "token").given) + _working(plan, asked)
     rows, width = (int(n) for n in asked.what.split(" x "))
@@ -168,7 +170,7 @@ def _prompt(plan: Design, asked: Job, name: str) -> float:
     return found + 2 * rows / ways * heads * width**2 * 4
 
 
-def _token(plan: Design, asked: Job, name: str) -> float:
+def _token(plan: Design, asked: Job, name: str, chip: Chip) -> float:
     return _working(plan, asked)
 
 

@@ -1,5 +1,7 @@
 """What the backward pass keeps under each policy, and that none changes a gradient."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -54,3 +56,19 @@ def test_gradients_are_the_same(weights, remat):
     for ours, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         assert np.abs(theirs).max() > 0
         np.testing.assert_allclose(ours, theirs, atol=1e-5 * float(np.abs(theirs).max()))
+
+
+@pytest.mark.parametrize(("remat", "runs"), [("names", 1), ("offload", 1), ("full", 2)])
+def test_cudnn_runs_forward_once(monkeypatch, weights, remat, runs):
+    """What the kernel gives is kept: it does not run again for the backward pass."""
+    cudnn = pytest.importorskip("jax._src.cudnn.fused_attention_stablehlo")
+    monkeypatch.setattr(cudnn, "check_cudnn_version", lambda: 92400)
+    monkeypatch.setattr(cudnn, "check_compute_capability", lambda _: True)
+    monkeypatch.setattr(cudnn, "is_cuda_compute_capability_equal", lambda _: False, raising=False)
+    params, lora = weights
+    params = jax.tree.map(lambda w: w.astype(jnp.bfloat16), params)
+    decoder = Decoder(LLAMA, ADAPTER, remat, "cudnn")
+    total = lambda lora: decoder.forward(params, lora, TOKENS).hidden.sum()  # noqa: E731
+    program = str(jax.make_jaxpr(jax.grad(total))(lora))
+    assert program.count("dot_product_attention_bwd") > 0
+    assert len(re.findall(r"= dot_product_attention_fwd\w*", program)) == runs
