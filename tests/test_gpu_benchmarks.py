@@ -46,7 +46,7 @@ def test_a_rehearsal_writes_rows_and_a_table(tmp_path):
 @pytest.mark.torch
 def test_everything_rehearsed(tmp_path):
     found, printed = rehearse(tmp_path, "--full")
-    assert list(found["parts"]) == ["correct", "fast", "peers", "where", "real"]
+    assert list(found["parts"]) == ["correct", "fast", "peers", "slots", "where", "real"]
     for part in found["parts"].values():
         assert part["status"] == "finished"
         for row in part["rows"]:
@@ -111,3 +111,10 @@ def test_least_work_is_the_products(module):
     assert 4 * 7.5e9 < least < 4 * 8.03e9 * 1.15  # two products a weight, attention, the adapter
     pairs = shapes.least_flops(spec, shapes.ALIGN) / shapes.ALIGN.tokens
     assert pairs < least / 2  # half of the blocks, no head
+
+
+def test_parts_with_their_seconds(module):
+    run = module("run")
+    assert run.parts("real,fast=60") == {"fast": 60.0, "real": 0.0}
+    with pytest.raises(argparse.ArgumentTypeError, match="'fats' is not a part"):
+        run.parts("fats=3")

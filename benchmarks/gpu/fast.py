@@ -54,12 +54,19 @@ def measure(
     """The first of these policies that fits."""
     small = shrunk(work) if part.rehearse else work
     part.measure(
-        work.name + suffix, lambda: update(spec, small, policies, weights(), quantize), need=45
+        work.name + suffix,
+        lambda: update(part, spec, small, policies, weights(), quantize),
+        need=20,
     )
 
 
 def update(
-    spec: Any, work: Work, policies: tuple[str, ...], weights: Any, quantize: str = "none"
+    part: Part,
+    spec: Any,
+    work: Work,
+    policies: tuple[str, ...],
+    weights: Any,
+    quantize: str = "none",
 ) -> Row:
     """One work's row."""
     import jax
@@ -81,7 +88,7 @@ def update(
                 raise
             refused[remat] = round(needed, 1)
             continue
-        seconds = median_seconds(one.run)
+        seconds = median_seconds(one.run, most=3 if part.quick else 5)
         row = {
             "remat": remat,
             "loss": round(loss, 4),

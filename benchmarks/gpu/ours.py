@@ -84,6 +84,7 @@ class Ours:
         remat: str = "names",
         weights: dict | None = None,
         quantize: str = "none",
+        batch: Any = None,  # stacked micro-batches; None: random ones of `work`
     ) -> None:
         self.work, self.mesh = work, make_mesh(devices=jax.devices()[:1])
         off = {"task": "align", "align": "task"}[work.phase]
@@ -107,7 +108,7 @@ class Ours:
             self.frozen = Frozen(weights or random_weights(spec, quantize))
             self.state = jax.jit(self._state, out_shardings=self.plan.shardings)(jax.random.key(1))
             placed = batch_sharding(self.mesh, stacked=True)
-            self.batch = jax.device_put(batch_of(work, spec.vocab), placed)
+            self.batch = jax.device_put(batch or batch_of(work, spec.vocab), placed)
 
     def _state(self, key: Any) -> TrainState:
         assert self.plan.adapter is not None

@@ -57,16 +57,17 @@ class Part:
         """The row of `measure()`, or of why there is none; `need` is what it takes in seconds."""
         need = 0.0 if self.rehearse else need
         if self.left < need:
-            return self._keep({"what": what, "skipped": f"{self.left:.0f} s left, {need:.0f} need"})
+            return self.keep({"what": what, "skipped": f"{self.left:.0f} s left, {need:.0f} need"})
         began = time.monotonic()
         try:
             found = measure()
         except Exception as error:
             lines = str(error).strip().splitlines() or [""]
             found = {"error": f"{type(error).__name__}: {lines[0]}"[:LONGEST_REASON]}
-        return self._keep({"what": what, **found, "took": round(time.monotonic() - began, 1)})
+        return self.keep({"what": what, **found, "took": round(time.monotonic() - began, 1)})
 
-    def _keep(self, row: Row) -> Row:
+    def keep(self, row: Row) -> Row:
+        """A row that is known."""
         self.rows.append(row)
         print(json.dumps(row), flush=True)
         if self.options.out:

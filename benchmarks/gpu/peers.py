@@ -78,8 +78,50 @@ class Peer:
 
     def measure(self, work: Work, checkpointing: bool, compiled: bool = False) -> Row:
         """One work's row, in the largest micro-batches that fit."""
+        loss_of = self._align if work.phase == "align" else self._task
+        rows, micro_batches, refused = work.rows, work.micro_batches, []
+        while True:
+            batches = self._batches(work, rows, micro_batches)
+            try:
+                found = self._timed(work.rank, checkpointing, batches, loss_of, compiled)
+                break
+            except self.torch.cuda.OutOfMemoryError:
+                refused.append(rows)
+                if rows == 1 or work.phase == "align":  # fewer pairs are another loss
+                    raise
+                rows, micro_batches = rows // 2, micro_batches * 2
+        row = found | {"rows": rows, "tokens": work.tokens, "flops": least_flops(self.spec, work)}
+        return row | ({"too_large_rows": refused} if refused else {})
+
+    def short(self, work: Work, padded: list[Any], labels: Any) -> Row:
+        """Padded rows in one micro-batch: tokens and mask of each side; checkpointing if needed."""
+        put = lambda x: self.torch.as_tensor(x, device=self.device)  # noqa: E731
+        sides = [[put(x) for x in side] for side in padded]
+
+        def task(model: Any, batch: Any) -> Any:
+            (tokens, real), targets = batch[0][0], batch[1]
+            return model(input_ids=tokens, attention_mask=real, labels=targets).loss
+
+        def align(model: Any, batch: Any) -> Any:
+            return self._align(model, *zip(*batch[0], strict=True))
+
+        batches = [(sides, None if labels is None else put(labels))]
+        loss_of = task if work.phase == "task" else align
+        for checkpointing in (False, True):
+            try:
+                found = self._timed(work.rank, checkpointing, batches, loss_of)
+                return found | {"checkpointing": checkpointing}
+            except self.torch.cuda.OutOfMemoryError:
+                if checkpointing:
+                    raise
+        raise AssertionError
+
+    def _timed(
+        self, rank: int, checkpointing: bool, batches: Any, loss_of: Any, compiled: bool = False
+    ) -> Row:
+        """Seconds of an update on these micro-batches."""
         torch = self.torch
-        self.model.set_adapter(f"r{work.rank}")
+        self.model.set_adapter(f"r{rank}")
         if checkpointing:
             self.model.enable_input_require_grads()
             self.model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -88,43 +130,28 @@ class Peer:
         trained = [p for p in self.model.parameters() if p.requires_grad]
         optimiser = torch.optim.AdamW(trained, lr=RATE, weight_decay=0.0, fused=True)
         run_model = torch.compile(self.model) if compiled else self.model
-        rows, micro_batches, refused = work.rows, work.micro_batches, []
-        while True:
-            self._empty()
-            batches = self._batches(work, rows, micro_batches)
-            loss_of = self._align if work.phase == "align" else self._task
+        self._empty()
 
-            def update(batches: Any = batches, loss_of: Any = loss_of) -> float:
-                total = 0.0
-                for batch in batches:
-                    loss = loss_of(run_model, batch) / len(batches)
-                    loss.backward()
-                    total = total + loss.detach()
-                torch.nn.utils.clip_grad_norm_(trained, CLIP)
-                optimiser.step()
-                optimiser.zero_grad(set_to_none=True)
-                self._wait()
-                return float(total)
+        def update() -> float:
+            total = 0.0
+            for batch in batches:
+                loss = loss_of(run_model, batch) / len(batches)
+                loss.backward()
+                total = total + loss.detach()
+            torch.nn.utils.clip_grad_norm_(trained, CLIP)
+            optimiser.step()
+            optimiser.zero_grad(set_to_none=True)
+            self._wait()
+            return float(total)
 
-            try:
-                loss = update()
-                break
-            except torch.cuda.OutOfMemoryError:
-                optimiser.zero_grad(set_to_none=True)
-                refused.append(rows)
-                if rows == 1 or work.phase == "align":  # fewer pairs are another loss
-                    raise
-                rows, micro_batches = rows // 2, micro_batches * 2
-        row = {
-            "loss": round(loss, 4),
-            "rows": rows,
-            "seconds": median_seconds(update, most=3, budget=6.0),
-            "tokens": work.tokens,
-            "flops": least_flops(self.spec, work),
-        }
+        try:
+            loss = update()
+            row = {"loss": round(loss, 4), "seconds": median_seconds(update, most=3, budget=6.0)}
+        finally:
+            optimiser.zero_grad(set_to_none=True)
         if self.device == "cuda":
             row["peak_gb"] = torch.cuda.max_memory_allocated() / 1e9
-        return row | ({"too_large_rows": refused} if refused else {})
+        return row
 
     def _batches(self, work: Work, rows: int, number: int) -> list[Any]:
         torch = self.torch
@@ -135,13 +162,17 @@ class Peer:
     def _task(self, model: Any, batch: Any) -> Any:
         return model(input_ids=batch[0], labels=batch[0]).loss
 
-    def _align(self, model: Any, batch: Any) -> Any:
+    def _align(self, model: Any, batch: Any, masks: Any = None) -> Any:
         torch, functional = self.torch, self.torch.nn.functional
-        states = [
-            model(input_ids=side, output_hidden_states=True).hidden_states[self.tap]
-            for side in batch
-        ]
-        source, target = (x.float().mean(1) for x in states)
+        means = []
+        for side, real in zip(batch, masks or (None, None), strict=True):
+            found = model(input_ids=side, attention_mask=real, output_hidden_states=True)
+            states = found.hidden_states[self.tap].float()
+            if real is None:
+                means.append(states.mean(1))
+            else:
+                means.append((states * real[..., None]).sum(1) / real.sum(1, keepdim=True))
+        source, target = means
         scores = functional.cosine_similarity(source[:, None], target[None], dim=-1) / TEMPERATURE
         return functional.cross_entropy(scores, torch.arange(len(scores), device=self.device))
 

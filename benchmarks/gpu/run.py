@@ -1,8 +1,8 @@
 """Measures jaxalign on one NVIDIA GPU, and PyTorch's PEFT on the same card: one JSON, one table.
 
-    python benchmarks/gpu/run.py                       # about eight minutes
+    python benchmarks/gpu/run.py                       # about ten minutes
     python benchmarks/gpu/run.py --quick               # half of it
-    python benchmarks/gpu/run.py --only correct,fast
+    python benchmarks/gpu/run.py --only correct,fast=60
     python benchmarks/gpu/run.py --rehearse            # tiny shapes on the CPU: does all of it run?
 
 Every part is a process of its own with a limit of its own; a part that fails or hangs does not stop
@@ -30,7 +30,8 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
 from table import show  # noqa: E402
 
-PARTS = {"correct": 110, "fast": 190, "peers": 110, "where": 100, "real": 120}  # seconds at most
+# Seconds at most.
+PARTS = {"correct": 110, "fast": 190, "peers": 110, "slots": 110, "where": 100, "real": 120}
 LEAST = 20.0  # seconds with which a part is still begun
 PACKAGES = (
     "jax", "jaxlib", "jax-cuda13-plugin", "flax", "optax", "numpy", "torch", "transformers", "peft",
@@ -50,8 +51,8 @@ def main() -> None:
         "parts": {},
     }
     with tempfile.TemporaryDirectory() as scratch:
-        for name in options.only:
-            most = PARTS[name] / (2 if options.quick else 1)
+        for name, asked in options.only.items():
+            most = asked or PARTS[name] / (2 if options.quick else 1)
             seconds = min(most * (10 if options.rehearse else 1), ends - time.monotonic())
             found["parts"][name] = run_part(name, seconds, options, Path(scratch))
             save(options.out, found)
@@ -69,21 +70,26 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="half the time, fewer rows")
     parser.add_argument("--full", action="store_true", help="a 70B model, torch.compile")
     parser.add_argument("--rehearse", action="store_true", help="tiny shapes on the CPU")
-    parser.add_argument("--only", type=parts, default=list(PARTS), help="parts, with commas")
-    parser.add_argument("--limit", type=float, help="seconds in all; default: 480, quick: 240")
+    parser.add_argument(
+        "--only",
+        type=parts,
+        default=dict.fromkeys(PARTS, 0.0),
+        help="parts, with commas, each perhaps with seconds",
+    )
+    parser.add_argument("--limit", type=float, help="seconds in all; default: 600, quick: 300")
     parser.add_argument("--out", type=Path, default=Path("gpu.json"), help="the JSON")
     options = parser.parse_args()
-    usual = 7200 if options.rehearse else 240 if options.quick else 480
+    usual = 7200 if options.rehearse else 300 if options.quick else 600
     options.limit = options.limit or usual
     return options
 
 
-def parts(text: str) -> list[str]:
-    """`fast,peers`, in the order in which they run."""
-    names = text.split(",")
-    if unknown := [name for name in names if name not in PARTS]:
+def parts(text: str) -> dict[str, float]:
+    """`fast=60,peers`: the parts in the order in which they run, and the seconds asked for."""
+    asked = dict(word.partition("=")[::2] for word in text.split(","))
+    if unknown := [name for name in asked if name not in PARTS]:
         raise argparse.ArgumentTypeError(f"{unknown[0]!r} is not a part: {', '.join(PARTS)}")
-    return [name for name in PARTS if name in names]
+    return {name: float(asked[name] or 0) for name in PARTS if name in asked}
 
 
 def run_part(

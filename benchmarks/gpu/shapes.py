@@ -38,7 +38,7 @@ ANCHOR = Work("task 4 x 4,096, r 16", "task", 2, 2, 4096, 16)
 TASK = Work("task 16 x 2,048", "task", 4, 4, 2048)
 ALIGN = Work("align 128 pairs x 128", "align", 1, 128, 128)
 SHORT = Work("task 32 x 512", "task", 2, 16, 512)
-WORK = (ANCHOR, TASK, ALIGN, SHORT, Work("task 4 x 4,096", "task", 2, 2, 4096))
+WORK = (ANCHOR, TASK, SHORT, ALIGN, Work("task 4 x 4,096", "task", 2, 2, 4096))
 
 
 def shrunk(work: Work) -> Work:

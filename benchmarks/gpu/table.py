@@ -86,6 +86,10 @@ def _others(row: dict[str, Any]) -> list[str]:
         worst = f"{row['worst']:.1e} (limit {row['limit']:.0e})" if "worst" in row else ""
         words = ["right" if row["ok"] else "WRONG", worst, row.get("note", "")]
         lines.append(f"{what}: " + "; ".join(word for word in words if word))
+    if "texts" in row:
+        speed = row["texts"] / row["seconds"]
+        computed = f"{row['computed']:,} tokens computed for {row['tokens']:,} of the rows"
+        lines.append(f"{what}: {speed:,.0f} rows/s; {computed}")
     if "shares" in row:
         shares = ", ".join(f"{name} {share:.0%}" for name, share in row["shares"].items())
         lines.append(f"{what}: {shares}")

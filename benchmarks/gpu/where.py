@@ -1,9 +1,8 @@
 """Where the time of an update goes, and what settings change it.
 
 First a trace of three updates of Llama 3 8B: the longest kernels, and the shares of products,
-attention, element-wise work, copies and gaps. Then the same update with larger pieces of logits,
-with what cuDNN's attention gives kept for the backward pass, with other micro-batches, and with
-XLA's flags, each in a process of its own.
+attention, element-wise work, copies and gaps. Then the same update with other micro-batches, and
+with XLA's flags, each in a process of its own. `--quick` measures the flags alone.
 
     python benchmarks/gpu/where.py --seconds 300
 """
@@ -11,8 +10,6 @@ XLA's flags, each in a process of its own.
 from __future__ import annotations
 
 import argparse
-import contextlib
-import importlib
 import json
 import os
 import re
@@ -20,8 +17,7 @@ import subprocess
 import sys
 import tempfile
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,8 +26,7 @@ from part import Part, Row, median_seconds, need_gpu
 from shapes import LLAMA, TASK, Work, hf_config, least_flops, shrunk, spec_of
 
 UPDATES, LONGEST = 3, 10
-HERE = "trace, changes and micro-batches"  # of the process that measures them
-Change = Callable[[], contextlib.AbstractContextManager[None]]
+HERE = "trace and micro-batches"  # of the process that measures them
 
 # The first pattern that a kernel's name has says what it is.
 KINDS = {
@@ -44,8 +39,8 @@ KINDS = {
 # XLA's flags, each against the default: the one of launch/gpu_flags.sh that concerns a single GPU
 # (the others are about gathering weights between GPUs), and two that choose how kernels run.
 FLAGS = {
-    "latency hiding scheduler": "--xla_gpu_enable_latency_hiding_scheduler=true",
     "products without Triton": "--xla_gpu_enable_triton_gemm=false",
+    "latency hiding scheduler": "--xla_gpu_enable_latency_hiding_scheduler=true",
     "without command buffers": "--xla_gpu_enable_command_buffer=",
 }
 
@@ -57,20 +52,18 @@ def main() -> None:
         inside(part)
     elif part.options.one:
         need_gpu(part)
-        part.measure(part.options.one, partial(timed, part.rehearse))
+        part.measure(part.options.one, partial(timed, part.rehearse, most=2))
     else:  # this process leaves the GPU alone: it belongs to one of the others at a time
-        if error := child(part, HERE, part.options.out, {}):
+        if not part.quick and (error := child(part, HERE, part.options.out, {})):
             part.measure(HERE, partial(_fail, error))
-        for name in () if part.quick else FLAGS:
-            part.measure(f"XLA: {name}", partial(flagged, part, name), need=45)
+        for name in FLAGS:
+            part.measure(f"XLA: {name}", partial(flagged, part, name), need=20)
 
 
 def inside(part: Part) -> None:
     """The rows that one process can measure."""
     part.measure("trace: task 16 x 2,048", partial(traced, part.rehearse), need=30)
-    for name, change in CHANGES.items():
-        part.measure(name, partial(timed, part.rehearse, change=change), need=35)
-    for rows in () if part.quick else (2, 8):
+    for rows in (2, 8):
         work = TASK._replace(rows=rows, micro_batches=16 // rows)
         name = f"micro-batches of {rows} x 2,048"
         part.measure(name, partial(timed, part.rehearse, work), need=35)
@@ -112,16 +105,15 @@ def _fail(error: str) -> Row:
     raise RuntimeError(error)
 
 
-def timed(rehearse: bool, work: Work = TASK, change: Change = contextlib.nullcontext) -> Row:
+def timed(rehearse: bool, work: Work = TASK, most: int = 3) -> Row:
     """Seconds of an update."""
     import ours
 
     small = shrunk(work) if rehearse else work
-    with change():
-        one = ours.Ours(spec_of(hf_config(LLAMA, rehearse)), small)
-        compiled = one.compile()
-        one.run()
-        seconds = median_seconds(one.run, most=3)
+    one = ours.Ours(spec_of(hf_config(LLAMA, rehearse)), small)
+    compiled = one.compile()
+    one.run()
+    seconds = median_seconds(one.run, most=most)
     return {
         "seconds": seconds,
         "tokens": small.tokens,
@@ -129,40 +121,6 @@ def timed(rehearse: bool, work: Work = TASK, change: Change = contextlib.nullcon
         "compile_s": round(compiled, 1),
         "memory_gb": round(one.memory / 1e9, 2),
     }
-
-
-@contextmanager
-def large_logits() -> Iterator[None]:
-    """Eight times as many logits at once: the head is read more rarely."""
-    head = importlib.import_module("jaxalign.objectives.language_model")
-    usual = head.CHUNK_LOGITS
-    head.CHUNK_LOGITS = 8 * usual
-    try:
-        yield
-    finally:
-        head.CHUNK_LOGITS = usual
-
-
-@contextmanager
-def kept_attention() -> Iterator[None]:
-    """`names` keeps what cuDNN's forward kernel gives, so that it does not run again."""
-    import jax
-
-    from jaxalign.model.decoder import REMAT
-
-    usual, policies = REMAT["names"], jax.checkpoint_policies
-    kernel = lambda primitive, *_, **__: "dot_product_attention_fwd" in primitive.name  # noqa: E731
-    REMAT["names"] = policies.save_from_both_policies(usual, kernel)
-    try:
-        yield
-    finally:
-        REMAT["names"] = usual
-
-
-CHANGES: dict[str, Change] = {
-    "logits in pieces of 512 MiB": large_logits,
-    "cuDNN's attention kept": kept_attention,
-}
 
 
 # --- the trace ------------------------------------------------------------------------------------
