@@ -118,3 +118,10 @@ def test_parts_with_their_seconds(module):
     assert run.parts("real,fast=60") == {"fast": 60.0, "real": 0.0}
     with pytest.raises(argparse.ArgumentTypeError, match="'fats' is not a part"):
         run.parts("fats=3")
+
+
+def test_the_page_has_the_table_of_its_numbers(module):
+    table = module("table")
+    file = HERE / "results" / "h100_2026-11-27.json"
+    page = (HERE.parents[1] / "docs" / "gpu.md").read_text("utf-8")
+    assert table.markdown(json.loads(file.read_text("utf-8"))) in page

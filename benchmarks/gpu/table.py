@@ -1,6 +1,7 @@
 """The JSON of a run as a table.
 
 python benchmarks/gpu/table.py gpu.json
+python benchmarks/gpu/table.py gpu.json --markdown    # our updates against PEFT's, for a page
 """
 
 from __future__ import annotations
@@ -37,6 +38,31 @@ def show(found: dict[str, Any]) -> None:
         print("\nours against the best of PEFT's rows, tokens a second")
     for what, ratio in ratios.items():
         print(f"  {what}: {ratio:.2f} times")
+
+
+def markdown(found: dict[str, Any]) -> str:
+    """Our updates and, where they were measured, PEFT's: tokens a second."""
+    rate, ratios = measured(found, "flops_per_s"), compare(found)
+    theirs = {
+        row["what"]: f"{row['tokens'] / row['seconds']:,.0f}" if "tokens" in row else "no memory"
+        for row in found["parts"].get("peers", {}).get("rows", [])
+        if "tokens" in row or "OutOfMemory" in row.get("error", "")
+    }
+    lines = [
+        "| update | tokens/s | MFU | memory | compile | PEFT, checkpointing off | on | ratio |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row in found["parts"]["fast"]["rows"]:
+        if "tokens" not in row:
+            continue
+        _, speed, _, share, memory, compiled = _speed(row, rate)
+        what = row["what"]
+        off, on = (theirs.get(f"{what}, checkpointing {word}", "") for word in ("off", "on"))
+        ratio = f"{ratios[what]:.2f}" if what in ratios else ""
+        lines.append(
+            f"| {what} | {speed} | {share} | {memory} | {compiled} | {off} | {on} | {ratio} |"
+        )
+    return "\n".join(lines).replace("|  |", "| |").replace("|  |", "| |")
 
 
 def compare(found: dict[str, Any]) -> dict[str, float]:
@@ -109,4 +135,8 @@ def _print(rows: list[tuple[str, ...]]) -> None:
 
 
 if __name__ == "__main__":
-    show(json.loads(Path(sys.argv[1]).read_text("utf-8")))
+    known = json.loads(Path(sys.argv[1]).read_text("utf-8"))
+    if "--markdown" in sys.argv:
+        print(markdown(known))
+    else:
+        show(known)

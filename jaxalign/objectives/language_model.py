@@ -22,7 +22,8 @@ from jaxalign.sharding import constrain, devices, platform
 IGNORE = -100
 CHUNK_LOGITS = 1 << 24  # float32 logits alive at once on a device: 64 MiB
 # A GPU reads the head from memory for each chunk: on an H100 updates of Llama 3 8B are 5 % faster
-# with 512 MiB (docs/gpu.md). A smaller GPU takes less: this share of its memory.
+# with 512 MiB (docs/gpu.md). A smaller GPU takes less: this share of its memory, in powers of two,
+# so that equal cards agree.
 GPU_LOGITS, GPU_SHARE = 1 << 27, 1 / 96
 
 
@@ -32,7 +33,8 @@ def at_once(where: str | None = None, memory: float | None = None) -> int:
         return CHUNK_LOGITS
     if memory is None:
         memory = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit", 0)
-    return max(CHUNK_LOGITS, min(GPU_LOGITS, int(GPU_SHARE * memory / 4)))
+    share = 1 << max(0, int(GPU_SHARE * memory / 4).bit_length() - 1)
+    return max(CHUNK_LOGITS, min(GPU_LOGITS, share))
 
 
 @declare(lambda **_: {"text": Needs(answers="trained")})
