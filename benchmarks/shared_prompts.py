@@ -4,7 +4,7 @@ Prompts of slot filling over xSID's test rows, the first of each of its 13 langu
 evaluate` asks them: our instruction, the instruction of the paper's layout, and solved examples
 in front (about 1,000 tokens). Greedy answers of a fixed length, float32, the CPU.
 
-    python benchmarks/shared_prompts.py --model SmolLM2-135M --data ../shared/data
+    python benchmarks/shared_prompts.py --model SmolLM2-135M
     python benchmarks/shared_prompts.py --model gemma-3-270m-it --prompts shots
 
 Sharing must not change a token, or the run ends; rows for which transformers writes the same are
