@@ -31,6 +31,7 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from jaxalign.errors import UserError
 from jaxalign.model import cudnn, splash
@@ -38,6 +39,7 @@ from jaxalign.sharding import Array, platform
 
 KERNELS = {"splash": splash, "cudnn": cudnn}
 FASTEST = {"tpu": "splash", "gpu": "cudnn"}  # platform -> kernel
+MIXED = "mixed"  # checkpoint name of what `attend` gives, unless the kernel's own result is kept
 
 
 @partial(
@@ -161,17 +163,19 @@ def attend(
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     name = FASTEST.get(platform(), "reference") if backend == "auto" else backend
     if name == "reference" or sight is None or before is not None:
-        return _reference(q, k, v, mask, before, scale, cap)
+        return checkpoint_name(_reference(q, k, v, mask, before, scale, cap), MIXED)
     kernel = KERNELS[name]
     refusal = kernel.refusal(q, cap)
     if backend == "auto" and (refusal or q.shape[1] < kernel.LEAST):
-        return _reference(q, k, v, mask, before, scale, cap)
+        return checkpoint_name(_reference(q, k, v, mask, before, scale, cap), MIXED)
     if refusal:
         raise UserError(f"model.attention={name} {refusal}; use model.attention=auto")
     runs = [partial(kernel.attend, window=window, scale=scale, cap=cap) for window in sight.windows]
     if len(runs) == 1:
-        return runs[0](q, k, v, sight.segments)
-    return jax.lax.switch(sight.kind, runs, q, k, v, sight.segments)
+        mixed = runs[0](q, k, v, sight.segments)
+    else:
+        mixed = jax.lax.switch(sight.kind, runs, q, k, v, sight.segments)
+    return mixed if kernel is cudnn else checkpoint_name(mixed, MIXED)
 
 
 # The backward pass computes the [T, S] scores again instead of keeping them for every layer.

@@ -24,14 +24,14 @@ import jax.numpy as jnp
 
 from jaxalign.frozen.projection import Attached
 from jaxalign.model import cudnn, splash
-from jaxalign.model.attention import Sight, causal, chunks, local, near, soft_cap
+from jaxalign.model.attention import MIXED, Sight, causal, chunks, local, near, soft_cap
 from jaxalign.model.layers import Block, Cache, Context, Front, pool, rms_norm
 from jaxalign.model.rotary import rotary
 from jaxalign.model.spec import ModelSpec, check_tap
 from jaxalign.sharding import Array, constrain
 
 # What a backward pass needs of a block and what is dear to compute again (`layers.py` names them).
-SMALL = ("queries", "keys", "values", "mixed", "residual", splash.SAVED)
+SMALL = ("queries", "keys", "values", MIXED, "residual", splash.SAVED)
 WIDE = ("gate", "up")  # [B, T, F]: most of the memory
 
 

@@ -224,7 +224,7 @@ class Attention(nn.Module):
             cache = cache.write(context, keys, values)
             if context.mask.shape[-1] > x.shape[1]:  # else there is nothing before these tokens
                 keys, values = cache.read(context, x.dtype, context.mask.shape[-1])
-        mixed = checkpoint_name(self._mix(queries, keys, values, context, own), "mixed")
+        mixed = self._mix(queries, keys, values, context, own)
         (y,) = project(mixed, o, self.adapter, own, Key(name="Dropout_1"))
         return y, cache
 

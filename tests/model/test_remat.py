@@ -34,6 +34,10 @@ def kept(remat, weights) -> int:
     """Numbers kept for each token of each block, beside what is there anyway."""
     params, lora = weights
     _, back = jax.vjp(loss(remat, params), lora)
+    return numbers_in(back)
+
+
+def numbers_in(back) -> int:
     stacks = [leaf.shape for leaf in jax.tree.leaves(back)]
     tokens = (LLAMA.layers, ROWS, LENGTH)
     return sum(int(np.prod(shape[3:])) for shape in stacks if shape[:3] == tokens)
@@ -72,3 +76,6 @@ def test_cudnn_runs_forward_once(monkeypatch, weights, remat, runs):
     program = str(jax.make_jaxpr(jax.grad(total))(lora))
     assert program.count("dot_product_attention_bwd") > 0
     assert len(re.findall(r"= dot_product_attention_fwd\w*", program)) == runs
+    # And kept once, not under a name of ours as well.
+    back = jax.eval_shape(lambda lora: jax.vjp(total, lora)[1], lora)
+    assert numbers_in(back) == (D if remat == "full" else D + PROJECTED + MIXED + D + 2 * F)
