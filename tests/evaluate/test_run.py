@@ -11,6 +11,7 @@ from jaxalign.evaluate import run as running
 from jaxalign.evaluate.gold import read_golds, solved_examples, with_shots
 from jaxalign.evaluate.run import Entrant, evaluate
 from jaxalign.evaluate.write import write
+from jaxalign.generate import run as generation
 from tests.evaluate.conftest import rows_of
 
 pytestmark = pytest.mark.usefixtures("one_device")
@@ -94,11 +95,16 @@ def test_a_killed_run_goes_on(judged, adapters, tmp_path, monkeypatch, method):
     assert len(written) == 8  # nothing is generated twice
 
 
-def test_what_prompts_share_is_said_and_changes_no_answer(judged, adapters, tmp_path, capsys):
+def test_what_prompts_share_is_said_and_changes_no_answer(
+    judged, adapters, tmp_path, capsys, monkeypatch
+):
+    real, shared = generation.share, []
+    monkeypatch.setattr(generation, "share", lambda *given: shared.append(1) or real(*given))
     entrant = [Entrant("a", f"{adapters}/a1")]
     evaluate(judged("generate.share_prefix=off"), entrant, str(tmp_path / "off"))
-    assert "share their first" not in capsys.readouterr().out
+    assert "share their first" not in capsys.readouterr().out and not shared
     evaluate(judged(), entrant, str(tmp_path / "auto"))
+    assert shared == [1]
     said = "a: 16 prompts of 2,067 tokens share their first 109: 624 tokens computed"
     assert said in capsys.readouterr().out
     off, auto = (tmp_path / name / "a" / "predictions.jsonl" for name in ("off", "auto"))
