@@ -193,6 +193,11 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P())
 
 
+def row_ways(mesh: Mesh) -> int:
+    """Shares of a batch's rows on different devices."""
+    return mesh.shape["data"] * mesh.shape["fsdp"]
+
+
 def row_shards(mesh: Mesh, process: int | None = None) -> tuple[int, ...]:
     """Which of the data x fsdp shares of a batch's rows are on devices of a process (this one).
 
@@ -200,7 +205,7 @@ def row_shards(mesh: Mesh, process: int | None = None) -> tuple[int, ...]:
     need not be neighbours, because a mesh follows the links of a slice and not its hosts.
     """
     process = jax.process_index() if process is None else process
-    shares = mesh.devices.reshape(mesh.shape["data"] * mesh.shape["fsdp"], -1)
+    shares = mesh.devices.reshape(row_ways(mesh), -1)
     return tuple(
         number
         for number, devices in enumerate(shares)
@@ -214,7 +219,7 @@ def rows_here(mesh: Mesh, size: int, process: int | None = None) -> np.ndarray:
     Returns:
       int64 [rows], increasing; what `Stream.stack` is asked for and `put_batch` is given.
     """
-    places = np.arange(size).reshape(mesh.shape["data"] * mesh.shape["fsdp"], -1)
+    places = np.arange(size).reshape(row_ways(mesh), -1)
     return places[list(row_shards(mesh, process))].ravel()
 
 
@@ -228,7 +233,7 @@ def put_batch(mesh: Mesh, batch: Any, stacked: bool = False) -> Any:
     if jax.process_count() == 1:
         return jax.device_put(batch, sharding)
     axis, shares = int(stacked), row_shards(mesh)
-    ways = mesh.shape["data"] * mesh.shape["fsdp"]
+    ways = row_ways(mesh)
 
     def put(rows: np.ndarray) -> jax.Array:
         share = rows.shape[axis] // len(shares)

@@ -24,5 +24,5 @@ class Show(Configured):
         for part, stream in ((config.task, task_stream), (config.align, pair_stream)):
             if part.weight > 0 and part.train:
                 found = stream(config, tokenizer)
-                say(f"{found.report}; padded lengths {list(found.buckets)}")
+                say(f"{found.report}; {found.shape}")
                 show(found.rows[: self.rows], tokenizer)

@@ -36,10 +36,29 @@ class Side(NamedTuple):
     language: Any = None  # int32 [B] (task rows: [B, S]); place in the stream's `languages`
 
 
+class Flat(NamedTuple):
+    """A batch as the model runs over it where texts stand end to end (`data/flat.py`).
+
+    A sequence is a device's share: the tokens that its texts have in common, each once, then what
+    each has of its own. R texts of each side have a place in it, whether they are there or not.
+    """
+
+    tokens: np.ndarray  # int32 [W, T]; the first P are shared
+    segments: np.ndarray  # int32 [W, T]; 0 for shared tokens and padding, else which text, from 1
+    positions: np.ndarray  # int32 [W, T]; places in the texts
+    sees: np.ndarray  # int32 [W, T]; the bits of the nodes of shared tokens that it sees
+    nodes: np.ndarray  # int32 [W, P]; the bit of each shared token's node
+    texts: np.ndarray  # int32 [W, sides·R]; the nodes of each text; 0 where it has or is none
+    reach: np.ndarray  # int8 [W, C], of which C counts: no text has more tokens of its own
+    roles: np.ndarray  # int8 [W, T]
+
+
 class TaskBatch(NamedTuple):
     """Task rows, padded on the right; a NamedTuple, so JAX sees a pytree without our importing it.
 
-    One leading axis M stands before B where several micro-batches are stacked.
+    One leading axis M stands before B where several micro-batches are stacked. Where rows are laid
+    end to end, `flat` is what the model runs over: `answer_at` counts in its sequences, answers
+    are [W, A], and the other arrays still have a row for each text.
     """
 
     tokens: np.ndarray  # int32 [B, T]; the pad id at padding
@@ -50,6 +69,7 @@ class TaskBatch(NamedTuple):
     rows: Any = None  # int32 [B, S]; the stream's row in each segment, -1 for none
     roles: Any = None  # int8 [B, T]
     language: Any = None  # int32 [B, S]; of each row
+    flat: Flat | None = None
 
     def sides(self) -> dict[str, Side]:
         """`text`, the only one."""
@@ -76,6 +96,7 @@ class PairBatch(NamedTuple):
     rows: Any = None  # int32 [B]; the stream's row, -1 where a place is empty
     source_language: Any = None  # int32 [B]
     target_language: Any = None  # int32 [B]
+    flat: Flat | None = None  # sources, then targets
 
     def sides(self) -> dict[str, Side]:
         """`source` and `target`, of one length."""

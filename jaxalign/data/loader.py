@@ -18,7 +18,7 @@ import abc
 import bisect
 import functools
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -34,6 +34,7 @@ from jaxalign.data.batch import (
     collate_tasks,
     cover,
 )
+from jaxalign.data.flat import Layout
 from jaxalign.data.sampling import Packed, Sequential, Shuffled, Slot
 
 Row = TypeVar("Row", Encoded, EncodedPair)
@@ -87,8 +88,9 @@ class Stream(abc.ABC, Generic[Row, Batch]):
         buckets: Sequence[int],
         pad_id: int,
         report: Report,
+        layout: Layout | None = None,
     ) -> None:
-        """Takes what `data.streams` prepares."""
+        """Takes what `data.streams` prepares; `layout` lays rows end to end."""
         self.rows: list[Row] = list(rows)
         self.size = size
         self.buckets = tuple(buckets)
@@ -98,6 +100,7 @@ class Stream(abc.ABC, Generic[Row, Batch]):
         self._language = {name: number for number, name in enumerate(self.languages)}
         self.endless = order.endless
         self.epoch_batches = -(-order.epoch_slots // size)
+        self.layout = layout
         self._order = order
         self._pad_id = pad_id
 
@@ -117,28 +120,78 @@ class Stream(abc.ABC, Generic[Row, Batch]):
         Raises:
             IndexError: a validation stream has no such batch.
         """
-        stacked = self.stack([index], places)
-        return type(stacked)(*(array[0] for array in stacked))
+        return _each(lambda array: array[0], self.stack([index], places))
 
     def stack(self, indices: Sequence[int], places: np.ndarray | None = None) -> Batch:
         """Several micro-batches with one common length: arrays [M, B (or `places`), ...]."""
         chosen = [self._slots(index) for index in indices]
-        needed = max((self._length(slot) for slots in chosen for slot in slots), default=0)
-        length = next(bucket for bucket in self.buckets if bucket >= needed)
+        length = self._common(chosen)
         mine = range(self.size) if places is None else places
-        parts = [self._collate([slots[place] for place in mine], length) for slots in chosen]
-        return type(parts[0])(*(np.stack(arrays) for arrays in zip(*parts, strict=True)))
+        parts = [self._made([slots[place] for place in mine], length) for slots in chosen]
+        return _each(lambda *arrays: np.stack(arrays), *parts)
+
+    def _common(self, batches: Sequence[Sequence[Slot]]) -> int:
+        """The padded length of these."""
+        if self.layout:
+            return self.layout.fitting(batches)
+        needed = max((self._length(slot) for slots in batches for slot in slots), default=0)
+        return next(bucket for bucket in self.buckets if bucket >= needed)
+
+    def _made(self, slots: Sequence[Slot], length: int) -> Batch:
+        if not self.layout:
+            return self._collate(slots, length)
+        # A place for each row of a slot, as each is a text of its own.
+        alone = [
+            (slot[number],) if number < len(slot) else ()
+            for slot in slots
+            for number in range(self._order.most)
+        ]
+        return self._laid(self._collate(alone, cover(self.layout.whole, 8)), slots, length)
 
     @property
     def lengths(self) -> tuple[int, ...]:
         """The buckets that a micro-batch can need: none beyond the longest row's."""
+        if self.layout:
+            return tuple(self.layout.lengths)
         longest = max((self._length((i,)) for i in range(len(self.rows))), default=0)
         return self.buckets[: bisect.bisect_left(self.buckets, longest) + 1]
 
     def blank(self, length: int, number: int, places: np.ndarray | None = None) -> Batch:
         """`number` stacked micro-batches without rows: the shapes in which this length T comes."""
-        part = self._collate([()] * (self.size if places is None else len(places)), length)
-        return type(part)(*(np.stack([array] * number) for array in part))
+        part = self._made([()] * (self.size if places is None else len(places)), length)
+        return _each(lambda array: np.stack([array] * number), part)
+
+    def tokens(self, index: int) -> tuple[int, int]:
+        """Of micro-batch `index` over all hosts: tokens that count, and all that are computed.
+
+        A shared token counts once in each sequence, as nothing can compute it less often.
+        """
+        slots = self._slots(index)
+        length = self._common([slots])
+        if self.layout is None:
+            return sum(map(self._counted, slots)), self.size * self.sides * length
+        shared = len(self.layout.stem.tokens) * self.layout.ways
+        return self.layout.own(slots) + shared, self.layout.ways * length
+
+    def counted(self, indices: Iterable[int]) -> int:
+        """Tokens that count in these micro-batches."""
+        return sum(self.tokens(index)[0] for index in indices)
+
+    @property
+    def shape(self) -> str:
+        """For people: how rows are laid out."""
+        share = f"{100 * self.share():.0f} % of computed tokens count"
+        if self.layout is None:
+            return f"padded lengths {list(self.lengths)}, {share}"
+        shared = len(self.layout.stem.tokens)
+        first = f"{shared} shared tokens once, then " if shared else ""
+        return f"{first}rows end to end, lengths {list(self.lengths)}, {share}"
+
+    def share(self, most: int = 256) -> float:
+        """The share of computed tokens that count, over the first micro-batches."""
+        number = most if self.endless else min(most, self.epoch_batches)
+        counted, computed = np.sum([self.tokens(index) for index in range(number)], axis=0)
+        return float(counted / computed)
 
     def digest(self) -> str:
         """SHA-256 of everything that a batch is made of but the seed: rows, sizes and lengths."""
@@ -156,6 +209,19 @@ class Stream(abc.ABC, Generic[Row, Batch]):
         if index < 0 or (not self.endless and index >= self.epoch_batches):
             raise IndexError(f"micro-batch {index} of {self.epoch_batches}")
         return self._order.slots(index * self.size, (index + 1) * self.size)
+
+    @property
+    @abc.abstractmethod
+    def sides(self) -> int:
+        """Texts of a row."""
+
+    @abc.abstractmethod
+    def _counted(self, slot: Slot) -> int:
+        """Tokens of a slot's rows."""
+
+    @abc.abstractmethod
+    def _laid(self, batch: Batch, slots: Sequence[Slot], length: int) -> Batch:
+        """The batch with its rows laid end to end in sequences of `length`."""
 
     @abc.abstractmethod
     def _spoken(self, row: Row) -> tuple[str, ...]:
@@ -177,6 +243,8 @@ class Stream(abc.ABC, Generic[Row, Batch]):
 class TaskStream(Stream[Encoded, TaskBatch]):
     """Task rows."""
 
+    sides = 1
+
     @functools.cached_property
     def capacities(self) -> dict[int, int]:
         """A for each T: room for the longest answer of all rows that may come with this T."""
@@ -197,19 +265,29 @@ class TaskStream(Stream[Encoded, TaskBatch]):
     def _length(self, slot: Slot) -> int:
         return sum(len(self.rows[i].tokens) for i in slot)
 
+    _counted = _length
+
+    def _laid(self, batch: TaskBatch, slots: Sequence[Slot], length: int) -> TaskBatch:
+        assert self.layout is not None
+        flat, answer_at, answers = self.layout.flat(slots, length)
+        return batch._replace(flat=flat, answer_at=answer_at, answers=answers)
+
     def _collate(self, slots: Sequence[Slot], length: int) -> TaskBatch:
         sequences = [[self.rows[i] for i in slot] for slot in slots]
-        numbers = np.full((len(slots), self._order.most), -1, np.int32)
+        most = 1 if self.layout else self._order.most
+        numbers = np.full((len(slots), most), -1, np.int32)
         languages = np.full_like(numbers, NO_LANGUAGE)
         for b, slot in enumerate(slots):
             numbers[b, : len(slot)] = slot
             languages[b, : len(slot)] = [self._language[self.rows[i].language] for i in slot]
-        capacity = self.capacities[length]
+        capacity = length if self.layout else self.capacities[length]
         return collate_tasks(sequences, length, capacity, self._pad_id, numbers, languages)
 
 
 class PairStream(Stream[EncodedPair, PairBatch]):
     """Sentence pairs."""
+
+    sides = 2
 
     def _spoken(self, row: EncodedPair) -> tuple[str, ...]:
         return row.languages
@@ -220,12 +298,29 @@ class PairStream(Stream[EncodedPair, PairBatch]):
     def _length(self, slot: Slot) -> int:
         return max((longer(self.rows[i]) for i in slot), default=0)
 
+    def _counted(self, slot: Slot) -> int:
+        return sum(len(self.rows[i].source) + len(self.rows[i].target) for i in slot)
+
+    def _laid(self, batch: PairBatch, slots: Sequence[Slot], length: int) -> PairBatch:
+        assert self.layout is not None
+        return batch._replace(flat=self.layout.flat(slots, length)[0])
+
     def _collate(self, slots: Sequence[Slot], length: int) -> PairBatch:
         pairs = [self.rows[slot[0]] if slot else None for slot in slots]
         numbers = np.array([slot[0] if slot else -1 for slot in slots], np.int32)
         spoken = [pair and [self._language[name] for name in pair.languages] for pair in pairs]
         languages = np.array([both or [NO_LANGUAGE] * 2 for both in spoken], np.int32).T
         return collate_pairs(pairs, length, self._pad_id, numbers, languages)
+
+
+def _each(change: Callable[..., np.ndarray], *batches: Any) -> Any:
+    """A batch of what `change` makes of each array of one batch, or of several together."""
+    first = batches[0]
+    if first is None:
+        return None
+    if not isinstance(first, tuple):
+        return change(*batches)
+    return type(first)(*(_each(change, *arrays) for arrays in zip(*batches, strict=True)))
 
 
 def prefetch(item: Callable[[int], Any], start: int, stop: int) -> Iterator[Any]:

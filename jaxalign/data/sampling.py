@@ -207,23 +207,27 @@ def derangement(groups: Sequence[np.ndarray], seed: int) -> np.ndarray:
     return partner
 
 
-def choose_buckets(lengths: Sequence[int], size: int, most: int = 4) -> tuple[int, ...]:
+def choose_buckets(
+    lengths: Sequence[int], size: int, most: int = 4, step: int = 0, gain: float = 0.05
+) -> tuple[int, ...]:
     """At most `most` padded lengths that waste little on the batches to come.
 
     A batch is as long as its longest row, so the distribution to cover is that of the maximum of
-    `size` rows, F(l)^size. Among multiples of 16 (8 where all rows are short) the set with the
-    least expected padded length is taken; one more length must save 5 %, as each is compiled.
+    `size` rows, F(l)^size. Among multiples of `step` the set with the least expected padded length
+    is taken; one more length must save something, as each is compiled.
 
     Args:
         lengths: tokens of every row.
         size: rows of a batch.
         most: largest number of lengths.
+        step: 0: 16, or 8 where all rows are short.
+        gain: the share of the padded length that one more must save.
 
     Returns:
         Increasing lengths; the last covers the longest row.
     """
     longest = max(lengths)
-    step = 16 if longest > 64 else 8
+    step = step or (16 if longest > 64 else 8)
     top = -(-longest // step)
     edges = np.arange(1, top + 1) * step
     share = np.searchsorted(np.sort(lengths), edges, side="right") / len(lengths)
@@ -239,7 +243,7 @@ def choose_buckets(lengths: Sequence[int], size: int, most: int = 4) -> tuple[in
         via[last[:, None] <= last[None, :]] = np.inf
         back.append(np.argmin(via, axis=1))
         cost = np.min(via, axis=1)
-        if cost[-1] > best[0] * 0.95:
+        if cost[-1] > best[0] * (1 - gain):
             break
         chosen, e = [int(edges[-1])], top - 1
         for table in reversed(back):

@@ -15,27 +15,34 @@ import numpy as np
 from jaxalign.data import sources, tasks
 from jaxalign.data.batch import cover
 from jaxalign.data.chat import encode_examples
+from jaxalign.data.flat import Text, begin, lay, own_of, shared_by
 from jaxalign.data.languages import split_direction
 from jaxalign.data.loader import CAPACITY_STEP, Order, PairStream, Report, Row, TaskStream, longer
 from jaxalign.data.pairs import encode_pairs, shuffle_targets, to_pair
 from jaxalign.data.sampling import Packed, Sequential, Shuffled, choose_buckets, mixture
+from jaxalign.data.stem import Stem
 from jaxalign.data.transforms import transformed
 from jaxalign.errors import UserError
 from jaxalign.settings import AlignConfig, Config, TaskConfig
+
+# Own tokens of the longest text that `batch.pack=auto` lays end to end: scores of longer ones are
+# many, and attention kernels, which form none, take padded rows.
+LONGEST = 1024
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
 def task_stream(
-    config: Config, tokenizer: PreTrainedTokenizerBase, split: str = "train"
+    config: Config, tokenizer: PreTrainedTokenizerBase, split: str = "train", ways: int = 1
 ) -> TaskStream:
     """The task rows of a run.
 
     Args:
-        config: uses seed, task, prompt and batch.
+        config: uses seed, task, prompt, batch and mesh.seq.
         tokenizer: from `load_tokenizer`.
         split: 'train' (shuffled, endless, packed if asked) or 'valid' (file order, once).
+        ways: shares of a batch's rows on different devices.
 
     Raises:
         UserError: data missing or broken; names file:line or the key.
@@ -67,18 +74,28 @@ def task_stream(
             f"allowed, nothing is left to train; raise batch.max_length"
         )
     report = _report(rows, len(encoded), [r.whole > len(r.tokens) for r in rows])
+    size, pad_id = config.batch.size, tokenizer.pad_token_id
     lengths = [len(row.tokens) for row in rows]
-    buckets = _buckets(config, lengths, config.batch.size, "batch.max_length")
     order: Order = _order(rows, config.task, config.seed, split)
-    if config.batch.pack == "segments" and isinstance(order, Shuffled):
-        slot = max(config.batch.buckets, default=_slot_length(lengths, limit, config.batch.size))
-        order = Packed(order, lengths, [r.targets for r in rows], slot, config.seed, CAPACITY_STEP)
+    packs = config.batch.pack == "segments" and isinstance(order, Shuffled)
+    texts = [[Text(r.tokens, max(r.prompt - 1, 0), r.first, r.roles)] for r in rows]
+    filled = _slot_length(lengths, limit, size) * len(rows) / sum(lengths) if packs else 1.0
+    stem = _shared(config, texts, size / ways * filled, packs)  # a slot holds several rows
+    started = begin(texts, stem)
+    own = [own_of(row) for row in started]
+    buckets = () if packs else _buckets(config, lengths, size, "batch.max_length")
+    if packs and isinstance(order, Shuffled):
+        slot = max(config.batch.buckets, default=_slot_length(own, limit, size))
+        order = Packed(order, own, [r.targets for r in rows], slot, config.seed, CAPACITY_STEP)
         buckets = (slot,)
-    return TaskStream(rows, order, config.batch.size, buckets, tokenizer.pad_token_id, report)
+    layout = None
+    if _lays(config, max(own), packs) and (stem.nodes or not packs):
+        layout = lay(started, order, size, ways, pad_id, stem, buckets[0] if packs else 0)
+    return TaskStream(rows, order, size, buckets, pad_id, report, layout)
 
 
 def pair_stream(
-    config: Config, tokenizer: PreTrainedTokenizerBase, split: str = "train"
+    config: Config, tokenizer: PreTrainedTokenizerBase, split: str = "train", ways: int = 1
 ) -> PairStream:
     """The sentence pairs of a run; arguments and errors as `task_stream`.
 
@@ -102,7 +119,33 @@ def pair_stream(
     buckets = _buckets(config, [longer(r) for r in rows], size, "batch.pair_max_length")
     # Another order than the task's, though both start from the run's seed.
     order = _order(rows, config.align, config.seed + 1, split)
-    return PairStream(rows, order, size, buckets, tokenizer.pad_token_id, report)
+    pad_id = tokenizer.pad_token_id
+    texts = [
+        [Text(side, len(side) - 1, len(side)) for side in (row.source, row.target)] for row in rows
+    ]
+    stem = _shared(config, texts, size / ways)
+    started = begin(texts, stem)
+    laid = _lays(config, max(own_of([text]) for row in started for text in row))
+    layout = lay(started, order, size, ways, pad_id, stem) if laid else None
+    return PairStream(rows, order, size, buckets, pad_id, report, layout)
+
+
+def _shared(
+    config: Config, texts: Sequence[Sequence[Text]], uses: float, packs: bool = False
+) -> Stem:
+    """What these texts have in common, if it is to be computed once."""
+    if config.batch.share_prefix == "off" or not _lays(config, 0, packs):
+        return Stem()
+    return shared_by(texts, uses)
+
+
+def _lays(config: Config, longest: int, packs: bool = False) -> bool:
+    """Whether rows with so many own tokens are laid end to end, or packed rows behind a stem."""
+    if config.batch.pack == "none" or config.mesh.seq != 1:  # a sequence split over devices
+        return False
+    if config.batch.buckets and not packs:  # lengths of padded rows
+        return False
+    return longest <= LONGEST or packs or config.batch.pack == "flatten"
 
 
 def _records(

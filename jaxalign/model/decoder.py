@@ -68,16 +68,15 @@ class Stem:
     A start may go on in branches: it is a tree of up to 31 nodes, of which each has a bit.
     """
 
-    nodes: Array  # [1, P] int32: the bit of each token's node
+    nodes: Array  # [B or 1, P] int32: the bit of each token's node
     sees: Array  # [B, T] int32: the bits of all nodes that a token sees; P + texts
 
     def front(self, positions: jax.Array) -> Front:
         """Who sees whom; positions [B, T]."""
         count = self.nodes.shape[1]
         seen = (self.sees[:, :, None] & self.nodes[:, None]) != 0  # [B, T, P]
-        stem = seen[:1, :count] & causal(count)
-        starts = positions[:1, :count]
-        return Front(seen[:, count:], (positions[:, count:], starts), stem)
+        stem = seen[:, :count] & causal(count)
+        return Front(seen[:, count:], (positions[:, count:], positions[:, :count]), stem)
 
 
 @flax.struct.dataclass

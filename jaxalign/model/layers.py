@@ -46,8 +46,8 @@ class Front:
     """
 
     seen: jax.Array  # [B or 1, T, P] bool: which of them the tokens behind see
-    places: tuple[jax.Array, jax.Array]  # positions of those tokens [.., T], and of these [1, P]
-    stem: jax.Array | None = None  # [1, P, P] bool: which of them they see themselves
+    places: tuple[jax.Array, jax.Array]  # positions of those tokens [.., T], of these [.., P]
+    stem: jax.Array | None = None  # [B, P, P] bool: which of them they see themselves
     cache: Cache | None = None  # of one row
 
     @property
@@ -251,18 +251,17 @@ class Attention(nn.Module):
             if front is not None and front.cache is not None:
                 k, v = front.cache.read(context, keys.dtype, front.tokens)
                 before = Before(k, v, front.seen).behind(before)
-            return mix(queries, keys, values, mask=context.mask, sight=context.sight, before=before)
+            return mix(queries, keys, values, context.mask, sight=context.sight, before=before)
         assert front.stem is not None  # or else a cache
         count = front.tokens
-        stem, texts = (
-            tuple(x[:, part] for x in (queries, keys, values))
-            for part in (slice(None, count), slice(count, None))
+        (q1, q2), (k1, k2), (v1, v2) = (
+            (x[:, :count], x[:, count:]) for x in (queries, keys, values)
         )
         ahead = None if before is None else before.of(slice(None, count))
         rest = None if before is None else before.of(slice(count, None))
-        rest = Before(*stem[1:], front.seen).behind(rest)
-        first = mix(*stem, mask=front.stem, before=ahead)
-        second = mix(*texts, mask=context.mask, sight=context.sight, before=rest)
+        rest = Before(k1, v1, front.seen).behind(rest)
+        first = mix(q1, k1, v1, front.stem, before=ahead)
+        second = mix(q2, k2, v2, context.mask, sight=context.sight, before=rest)
         return jnp.concatenate([first, second], axis=1)
 
 

@@ -24,7 +24,7 @@ def _first(mask: jax.Array) -> jax.Array:
 
 
 def _last(mask: jax.Array) -> jax.Array:
-    left = jnp.cumsum(mask[:, ::-1], axis=-1)[:, ::-1]  # real tokens from here to the end
+    left = jnp.cumsum(mask[..., ::-1], axis=-1)[..., ::-1]  # real tokens from here to the end
     return mask * (left == 1)
 
 
@@ -33,7 +33,7 @@ def _position(mask: jax.Array) -> jax.Array:
     return mask * jnp.cumsum(mask, axis=-1)
 
 
-# Name -> weights [B, T] up to a factor, of mask [B, T] float32: 1 at real tokens.
+# Name -> weights [..., T] up to a factor, of mask [..., T] float32: 1 at real tokens.
 POOLINGS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "mean": lambda mask: mask,
     "mean_rest": _rest,
@@ -44,10 +44,10 @@ POOLINGS: dict[str, Callable[[jax.Array], jax.Array]] = {
 
 
 def pooling_weights(mask: jax.Array, pooling: str) -> jax.Array:
-    """Weights [B, T] float32 that sum to 1 over the tokens of each row that count.
+    """Weights [..., T] float32 that sum to 1 over the tokens of each row that count.
 
     Args:
-      mask: [B, T], 1 for real tokens.
+      mask: [..., T], 1 for real tokens.
       pooling: mean; mean_rest: all but the first token; first; last; position: later tokens weigh
         more.
     """

@@ -60,7 +60,10 @@ class View(NamedTuple):
     real: jax.Array  # [B, T] bool: no padding
     taps: dict[Tap, jax.Array]
     reference: dict[Tap, jax.Array]
-    answers: jax.Array | None = None  # [B, A, D], after the final norm
+    # After the final norm: [B, A, D], or [W, A, D] where the answers of several rows follow one
+    # another; `batch.answers` has the same two axes.
+    answers: jax.Array | None = None
+    owners: jax.Array | None = None  # int32 [W, A]: the row of each, from 0 in its sequence
 
     def __getitem__(self, layer: int) -> jax.Array:  # type: ignore[override]
         """The pooled states of this layer, where one tap is there.

@@ -149,7 +149,15 @@ class BatchConfig:
         [], "padded lengths; empty: chosen from the data", whole=True, lowest=1
     )
     pack: str = setting(
-        "none",
-        "`segments`: several rows in one sequence, none sees another",
-        choices=("none", "segments"),
+        "auto",
+        "`flatten`: the rows of a micro-batch end to end, without padding; `segments`: several "
+        "task rows fill a sequence; `none`: each row padded; `auto`: `flatten` where rows have up "
+        "to 1,024 own tokens, `batch.buckets` is empty and `mesh.seq` 1",
+        choices=("auto", "none", "segments", "flatten"),
+    )
+    share_prefix: str = setting(
+        "auto",
+        "`auto`: tokens that rows have in common at their start are computed once where rows "
+        "are flattened or packed; `off`: in each row",
+        choices=("auto", "off"),
     )

@@ -38,6 +38,16 @@ def check_together(config: Config) -> None:
                 f"objectives[{rare}].every: with batch.accumulate=1 the phases take turns by "
                 "update; set align.every=step, which does the same, or align.every=joint"
             )
+    if batch.pack == "flatten" and batch.buckets:
+        raise UserError(
+            "batch.pack: rows end to end have no padded lengths; set batch.buckets=[] or "
+            "batch.pack=auto"
+        )
+    if batch.pack == "flatten" and config.mesh.seq != 1:
+        raise UserError(
+            f"batch.pack: mesh.seq={config.mesh.seq} cuts sequences, and rows end to end stay on "
+            "their device; set mesh.seq=1 or batch.pack=auto"
+        )
     if config.optim.missing == "skip" and config.trainable == "full":
         raise UserError("optim.missing: skip works on adapters only; set trainable=lora")
     if config.model.quantize != "none" and config.trainable == "full":

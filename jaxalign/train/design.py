@@ -11,6 +11,7 @@ weights and data; `jaxalign.plan` compiles it as it is, for machines that are no
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -32,7 +33,8 @@ from jaxalign.model.spec.tensors import parameter_count
 from jaxalign.objectives import Tap
 from jaxalign.objectives.standards import Standards
 from jaxalign.settings import Config
-from jaxalign.sharding import replicated, shard_tree
+from jaxalign.sharding import replicated, row_ways, shard_tree
+from jaxalign.train.flops import Work
 from jaxalign.train.optim import make_optimiser
 from jaxalign.train.phases import PHASES, active_phases
 from jaxalign.train.phases.build import Phase, Weights, full_weights, lora_weights
@@ -91,17 +93,36 @@ class Design:
         updates = range(len(self.active))  # then turns repeat
         return max(len(self.turns(update).get(phase, ())) for update in updates)
 
-    def tokens(self, phase: str, rows: int, length: int) -> int:
-        """Tokens of so many padded rows (pairs) of a phase."""
-        return self.phases[phase].tokens(rows, length)
+    def tokens(self, phase: str, rows: int, length: int, laid: bool = False) -> int:
+        """Tokens of so many padded rows (pairs) of a phase, or of sequences of rows end to end."""
+        return self.phases[phase].tokens(rows, length, laid)
 
     def least_flops(
-        self, phase: str, rows: int, length: int, answers: int | None = None, passes: str = "both"
+        self,
+        phase: str,
+        rows: int,
+        length: int,
+        answers: int | None = None,
+        passes: str = "both",
+        seen: int | None = None,
     ) -> float:
-        """What these rows cost at least; see `training_flops`."""
+        """What these rows cost at least; see `Phase.least_flops`."""
         adapter = self.trained_count if self.adapter else 0
         built = self.phases[phase]
-        return built.least_flops(self.spec, rows, length, adapter, answers, passes)
+        return built.least_flops(self.spec, rows, length, adapter, answers, passes, seen)
+
+    def work(self, phase: str, batch: Any, passes: str = "both") -> Work:
+        """What a batch of this shape (stacked or not, arrays or their shapes) has to do."""
+        flat, sides = batch.flat, batch.sides().values()
+        *micro, rows, length = (flat or next(iter(sides))).tokens.shape
+        rows *= math.prod(micro)
+        predicted = [side.answer_at.shape for side in sides if side.answer_at is not None]
+        answers = sum(math.prod(shape) for shape in predicted) if predicted else None
+        # A text's own tokens see the shared ones and half of its own, of which there are C at most.
+        seen = flat and 2 * flat.nodes.shape[-1] + flat.reach.shape[-1] // 2
+        tokens = self.tokens(phase, rows, length, flat is not None)
+        least = self.least_flops(phase, rows, length, answers, passes, seen)
+        return Work(tokens, least)
 
 
 def design(
@@ -226,7 +247,7 @@ def check_fit(config: Config, spec: ModelSpec, mesh: Mesh) -> None:
       UserError: rows that data x fsdp does not divide; a tap past the model.
     """
     active = active_phases(config)
-    ways = mesh.shape["data"] * mesh.shape["fsdp"]
+    ways = row_ways(mesh)
     for facts in (PHASES[name] for name in active):
         if (rows := facts.rows(config)) % ways:
             raise UserError(

@@ -6,8 +6,19 @@ least / seconds / (chips * peak)                 # model FLOPs utilisation
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from jaxalign.model.spec import ModelSpec
 from jaxalign.model.spec.tensors import parameter_count
+
+
+@dataclass(frozen=True)
+class Work:
+    """What one phase of an update has to do."""
+
+    tokens: int  # that are computed, padding too
+    flops: float  # least, see `training_flops`
+    counted: int = 0  # tokens that count: no padding, shared ones once in each sequence
 
 
 def training_flops(

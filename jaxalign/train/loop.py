@@ -31,10 +31,10 @@ from jaxalign.train.apply import combine
 from jaxalign.train.checkpoint import Checkpoints
 from jaxalign.train.clock import Due
 from jaxalign.train.finish import ENDS, Result, finish
+from jaxalign.train.flops import Work
 from jaxalign.train.guard import Guard
 from jaxalign.train.memory import telling_memory
 from jaxalign.train.metrics import Log
-from jaxalign.train.pace import Work
 from jaxalign.train.phases import PHASES
 from jaxalign.train.resume import Progress, Start, meta_of, resume
 from jaxalign.train.setup import Run, prepare
@@ -172,27 +172,22 @@ def _batches(run: Run, start: int) -> Iterator[tuple[dict, dict[str, Work]]]:
     """Per update: its device batches, and what each phase has to do."""
     places = {name: rows_here(run.mesh, stream.size) for name, stream in run.train.items()}
 
-    def item(update: int) -> dict:
+    def item(update: int) -> tuple[dict, dict[str, int]]:
         turns = run.turns(update)
-        return {name: run.batches(name, r, places[name]) for name, r in turns.items()}
+        rows = {name: run.batches(name, r, places[name]) for name, r in turns.items()}
+        return rows, {name: run.train[name].counted(r) for name, r in turns.items()}
 
-    for rows in prefetch(item, start, run.total):
+    for rows, counted in prefetch(item, start, run.total):
         batches = put_batch(run.mesh, rows, stacked=True)
-        yield batches, {name: _work(run, name, batch) for name, batch in batches.items()}
+        yield batches, {name: _work(run, name, batches[name], counted[name]) for name in batches}
 
 
-def _work(run: Run, name: str, batches: Any) -> Work:
-    """Tokens of all hosts, padding counted, and least FLOPs."""
-    tokens, least = 0, 0.0
-    for batch in batches if isinstance(batches, list) else [batches]:
-        sides = batch.sides().values()
-        micro, rows, length = next(iter(sides)).tokens.shape
-        rows *= micro
-        predicted = [side.answer_at for side in sides if side.answer_at is not None]
-        answers = sum(rows * places.shape[-1] for places in predicted) if predicted else None
-        tokens += run.tokens(name, rows, length)
-        least += run.least_flops(name, rows, length, answers)
-    return Work(tokens, least)
+def _work(run: Run, name: str, batches: Any, counted: int) -> Work:
+    """Tokens of all hosts, and least FLOPs."""
+    parts = [run.work(name, one) for one in (batches if isinstance(batches, list) else [batches])]
+    passes = len(run.phases[name].passes)
+    tokens, flops = sum(part.tokens for part in parts), sum(part.flops for part in parts)
+    return Work(tokens, flops, counted * passes)
 
 
 def _compare_gradients(run: Run, state: TrainState, step: int) -> dict[str, Any]:
@@ -235,7 +230,7 @@ def _open_log(run: Run, desk: Desk, start: Start, again: bool, title: str) -> Lo
         + f"; mesh {dict(run.mesh.shape)}"
     )
     for name, stream in run.train.items():
-        log.message(f"{name}: {stream.report}; padded lengths {list(stream.buckets)}")
+        log.message(f"{name}: {stream.report}; {stream.shape}")
     for limit in run.adapter.limits() if run.adapter else ():
         log.message(f"lora: {limit}")
     return log

@@ -28,7 +28,8 @@ from jaxalign.chips import of_kind
 from jaxalign.errors import missing_extra
 from jaxalign.paths import whole_file
 from jaxalign.terminal import bars, console
-from jaxalign.train.pace import Timing, Work
+from jaxalign.train.flops import Work
+from jaxalign.train.pace import Timing
 
 SHOWN = ("task/loss", "align/loss", "align/contrastive/retrieval", "eval/loss")
 
@@ -172,7 +173,10 @@ class Log:
         self._write(window.steps[-1][0], "train", values)
 
     def _speed(self, prefix: str, seconds: float, works: Sequence[Work]) -> dict[str, float]:
-        found = {f"{prefix}tokens_per_second": sum(work.tokens for work in works) / seconds}
+        tokens = sum(work.tokens for work in works)
+        found = {f"{prefix}tokens_per_second": tokens / seconds}
+        if not prefix:
+            found["tokens_useful"] = sum(work.counted for work in works) / max(tokens, 1)
         if self._peak:
             flops = sum(work.flops for work in works)
             found[f"{prefix}mfu"] = flops / seconds / self._peak

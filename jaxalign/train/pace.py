@@ -22,15 +22,8 @@ from typing import Any
 
 import jax
 
+from jaxalign.train.flops import Work
 from jaxalign.train.step import TrainStep
-
-
-@dataclass(frozen=True)
-class Work:
-    """What one phase of an update has to do."""
-
-    tokens: int  # padding counted
-    flops: float  # least, see `flops.training_flops`
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -124,7 +125,8 @@ def cached_gradient(
         return phase.states(trained, frozen, batch, micro_key).views
 
     _, kept = jax.lax.scan(lambda _, item: (None, views(trained, *item)), None, keyed)
-    flat = lambda tree: jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), tree)  # noqa: E731
+    joined = lambda x: x.reshape(x.shape[0] * x.shape[1], *x.shape[2:])  # noqa: E731
+    flat = partial(jax.tree.map, joined)
 
     def loss_of(sloped: dict[str, Any], trained: Any) -> Any:
         # The head, and heads of the terms: those of any micro-batch.

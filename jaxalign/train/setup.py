@@ -29,6 +29,7 @@ from jaxalign.model.spec import ModelSpec
 from jaxalign.multihost import agree
 from jaxalign.objectives import Loss
 from jaxalign.settings import Config, flatten
+from jaxalign.sharding import row_ways
 from jaxalign.train.aim import Aim, aim_of, measured_by
 from jaxalign.train.design import Design, adapter_of, check_fit, design, heads_of, placed
 from jaxalign.train.phases import PHASES, active_phases
@@ -90,9 +91,10 @@ def prepare(config: Config, scores: Collection[str] | None = (), base: Base | No
     adapter, start = _adapter(config, spec)
     base.opened.check_vocabulary()
     phases, tokenizer = {name: PHASES[name] for name in active}, base.tokenizer
-    train = {name: facts.stream(config, tokenizer) for name, facts in phases.items()}
+    ways = row_ways(mesh)
+    train = {name: facts.stream(config, tokenizer, ways=ways) for name, facts in phases.items()}
     valid = {
-        name: facts.stream(config, tokenizer, "valid")
+        name: facts.stream(config, tokenizer, "valid", ways)
         for name, facts in phases.items()
         if facts.part(config).valid
     }

@@ -20,8 +20,9 @@ from typing import Any
 import jax
 
 from jaxalign.settings import Config
+from jaxalign.train.flops import Work
 from jaxalign.train.goodput import Goodput, Item
-from jaxalign.train.pace import Pace, Timing, Work
+from jaxalign.train.pace import Pace, Timing
 from jaxalign.train.profile import Profile
 from jaxalign.train.step import TrainStep
 

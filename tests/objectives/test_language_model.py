@@ -11,7 +11,7 @@ import pytest
 from jaxalign.errors import UserError
 from jaxalign.objectives import OBJECTIVES, States, View, contrastive, language_model, resolve
 from jaxalign.objectives.states import Loss
-from jaxalign.train.phases.build import _at
+from jaxalign.train.phases.walk import _at
 
 ROWS, LENGTH, DIM, VOCAB, ANSWERS = 3, 9, 8, 11, 6
 # The package gives its functions the names of these modules.

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from jaxalign.train import metrics
+from jaxalign.train.flops import Work
 from jaxalign.train.metrics import Log
-from jaxalign.train.pace import Pace, Work
+from jaxalign.train.pace import Pace
 
 
 class Arriving:

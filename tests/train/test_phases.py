@@ -13,7 +13,8 @@ from jaxalign.train import setup
 from jaxalign.train.loop import train
 from jaxalign.train.phases import PHASES
 from jaxalign.train.phases.align import Align
-from jaxalign.train.phases.build import Pass, build, passes_of, phase_loss
+from jaxalign.train.phases.build import build, passes_of, phase_loss
+from jaxalign.train.phases.walk import Pass
 from jaxalign.train.state import HEADS, without_heads
 from tests.train.test_loop import lines
 

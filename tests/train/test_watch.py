@@ -14,8 +14,9 @@ from jaxalign.commands.train import profile_words
 from jaxalign.config import load
 from jaxalign.errors import UserError
 from jaxalign.train import goodput, loop, metrics, pace, warm
+from jaxalign.train.flops import Work
 from jaxalign.train.goodput import PARTS, Goodput
-from jaxalign.train.pace import Pace, Work
+from jaxalign.train.pace import Pace
 from tests.train.test_log import Arriving
 from tests.train.test_loop import assert_equal, lines, use_devices, weights
 

@@ -28,9 +28,9 @@ class Align(Facts):
     unit = " pairs"
     scores = ("eval/retrieval",)
 
-    def stream(self, config: Config, tokenizer: Any, split: str = "train") -> Stream:
+    def stream(self, config: Config, tokenizer: Any, split: str = "train", ways: int = 1) -> Stream:
         """Sentence pairs."""
-        return pair_stream(config, tokenizer, split)
+        return pair_stream(config, tokenizer, split, ways)
 
     def batch(self, ids: Any) -> PairBatch:
         """Unread: row numbers and languages."""

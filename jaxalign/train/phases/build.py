@@ -13,21 +13,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from jaxalign.data.batch import ROLE_OF, Side
-from jaxalign.model.decoder import Decoder, Output
-from jaxalign.model.layers import pool
+from jaxalign.model.decoder import Decoder
 from jaxalign.model.spec import ModelSpec, check_tap
 from jaxalign.objectives import FINAL, TOKENS, Loss, Needs, Objective, States, Tap, View
-from jaxalign.objectives.pooling import pooling_weights
-from jaxalign.objectives.standards import standardise
-from jaxalign.sharding import constrain
 from jaxalign.train.flops import training_flops
+from jaxalign.train.phases.walk import Pass, lay, walk
 from jaxalign.train.state import HEADS, Frozen, without_heads
 
 Weights = Callable[[Any, Frozen], tuple[dict, dict | None]]  # -> (base, adapter)
@@ -54,25 +49,6 @@ class Term:
     objective: Objective
     weight: float = 1.0
     every: int = 1  # it counts in every n-th update
-
-
-@dataclass(frozen=True)
-class Pass:
-    """One walk of some sides through the model."""
-
-    sides: tuple[str, ...]
-    taps: tuple[Tap, ...]
-    answers: bool = False
-    model: str = "trained"  # `stopped`: no gradient; `reference`: the base without the adapter
-
-    @property
-    def whole(self) -> bool:
-        """Whether it runs through all blocks and the final norm."""
-        return self.answers or any(tap.layer == FINAL for tap in self.taps)
-
-    def blocks(self, spec: ModelSpec) -> int:
-        """How many blocks it runs."""
-        return spec.layers if self.whole else max((tap.layer for tap in self.taps), default=0)
 
 
 @dataclass(frozen=True)
@@ -119,9 +95,10 @@ class Phase:
         """The blocks of its deepest pass."""
         return max(one.blocks(spec) for one in self.passes)
 
-    def tokens(self, rows: int, length: int) -> int:
-        """Tokens of so many padded rows (pairs), in all passes."""
-        return sum(rows * length * len(one.sides) for one in self.passes)
+    def tokens(self, rows: int, length: int, laid: bool = False) -> int:
+        """Tokens of so many padded rows (pairs), in all passes; `laid`: of sequences that hold
+        the rows of all sides."""
+        return sum(rows * length * one.ways(laid) for one in self.passes)
 
     def least_flops(
         self,
@@ -131,16 +108,22 @@ class Phase:
         adapter: int,
         answers: int | None = None,
         passes: str = "both",
+        seen: int | None = None,
     ) -> float:
-        """What these rows cost at least; see `training_flops`."""
+        """What these rows cost at least; see `training_flops`.
+
+        Args:
+          seen: of rows end to end, twice the tokens that each sees on average; None: they are
+            padded rows.
+        """
         total = 0.0
         for one in self.passes:
             blocks = one.blocks(spec)
             beside = 0 if one.model == "reference" else adapter * blocks // spec.layers
             total += training_flops(
                 spec,
-                rows * length * len(one.sides),
-                length,
+                rows * length * one.ways(seen is not None),
+                length if seen is None else seen,
                 None if one.answers else blocks,
                 beside,
                 answers,
@@ -193,12 +176,12 @@ def build(
             params, adapter = models[one.model](trained, frozen)
             dropout = key if one.model == "trained" else None
             chosen = {side: sides[side] for side in one.sides}
-            for side, (taps, answers) in _walk(
-                decoder, params, adapter, chosen, one, frozen, packed, dropout
-            ).items():
+            laid = lay(chosen, batch, packed)
+            found = walk(decoder, params, adapter, laid, one, frozen, dropout)
+            for side, (taps, answers) in found.items():
                 seen[side]["reference" if one.model == "reference" else "taps"] = taps
                 if answers is not None:
-                    seen[side]["answers"] = answers
+                    seen[side] |= {"answers": answers, "owners": laid.owners(side)}
             if one.answers:
                 head = decoder.head(params)
         views = {side: View(sides[side].real, **found) for side, found in seen.items()}
@@ -270,107 +253,17 @@ def _weight(term: Term, update: Any) -> Any:
 
 def lost_rows(states: States) -> jax.Array:
     """[B] bool: rows whose states hold something that is not finite."""
-    leaves = [
-        x
-        for view in states.views.values()
-        for x in (*view.taps.values(), *view.reference.values(), view.answers)
-        if x is not None
-    ]
-    each = [jnp.any(~jnp.isfinite(x), axis=tuple(range(1, x.ndim))) for x in leaves]
-    return jnp.any(jnp.stack(each), axis=0)
-
-
-def _walk(
-    decoder: Decoder,
-    params: dict,
-    adapter: dict | None,
-    sides: Mapping[str, Side],
-    one: Pass,
-    frozen: Frozen,
-    packed: bool,
-    dropout: Any,
-) -> dict[str, tuple[dict[Tap, jax.Array], jax.Array | None]]:
-    """Side -> (its taps, its answers' final states) after one pass over all of them."""
-    number = len(sides)
-    # One pass for all sides. They are interleaved, so that a device keeps its own rows.
-    joined = partial(_interleave, list(sides.values()))
-    real = joined(lambda side: side.real)
-    pools = tuple(dict.fromkeys(tap.pool for tap in one.taps if tap.pool != TOKENS))
-    weights = [_weights(pool, real, joined) for pool in pools]
-    inner = tuple(dict.fromkeys(t.layer for t in one.taps if t.layer != FINAL and t.pool != TOKENS))
-    kept = tuple(dict.fromkeys(t.layer for t in one.taps if t.layer != FINAL and t.pool == TOKENS))
-    out = decoder.forward(
-        params,
-        adapter,
-        joined(lambda side: side.tokens),
-        segments=joined(lambda side: side.segments) if packed else None,
-        positions=joined(lambda side: side.positions) if packed else None,
-        stop=None if one.whole else one.blocks(decoder.spec),
-        taps=inner,
-        pool_weights=jnp.stack(weights) if weights else None,
-        whole=kept,
-        dropout=dropout,
-    )
-
-    def of(place: int, x: jax.Array) -> jax.Array:
-        return x if number == 1 else x.reshape(-1, number, *x.shape[1:])[:, place]
-
-    found = {tap: _tapped(tap, out, pools, weights, frozen) for tap in one.taps}
-    result: dict[str, tuple[dict[Tap, jax.Array], jax.Array | None]] = {}
-    for place, (name, side) in enumerate(sides.items()):
-        answers = None
-        if one.answers and side.answer_at is not None:
-            assert out.hidden is not None  # the pass did not stop early
-            answers = _at(of(place, out.hidden), side.answer_at)
-        result[name] = {tap: of(place, states) for tap, states in found.items()}, answers
-    return result
-
-
-def _tapped(
-    tap: Tap, out: Output, pools: tuple[str, ...], weights: list[jax.Array], frozen: Frozen
-) -> jax.Array:
-    """What a tap gives of all interleaved rows."""
-    if tap.pool == TOKENS:
-        found = out.hidden if tap.layer == FINAL else out.whole[tap.layer]
-        assert found is not None
-        return found
-    number = pools.index(tap.pool)
-    if tap.layer == FINAL:
-        assert out.hidden is not None
-        found = pool(out.hidden, weights[number][None])[0]
-    else:
-        found = out.pooled[tap.layer][number]
-    if tap.states == "raw":
-        return found
-    assert frozen.standards is not None  # measured before the first update
-    return standardise(found, frozen.standards[tap])
-
-
-def _weights(pooling: str, real: jax.Array, joined: Callable) -> jax.Array:
-    """[rows, T] of one pooling."""
-    if pooling in ROLE_OF:
-        roles = joined(lambda side: side.roles)
-        return pooling_weights(roles == ROLE_OF[pooling], "mean")
-    return pooling_weights(real, pooling)
-
-
-def _at(hidden: jax.Array, places: jax.Array) -> jax.Array:
-    """[B, A, D]: rows of hidden [B, T, D] at `places` [B, A]."""
-    # A one-hot product picks rows exactly and, unlike a gather, splits and transposes cheaply.
-    pick = (places[:, :, None] == jnp.arange(hidden.shape[1])).astype(hidden.dtype)  # [B, A, T]
-    return jnp.einsum("BAT,BTD->BAD", pick, hidden)
-
-
-def _interleave(sides: list[Side], of: Callable[[Side], Any]) -> jax.Array:
-    """[B, T] of each of n sides -> [n B, T].
-
-    Raises:
-      ValueError: these sides do not have such an array, as pairs have no roles.
-    """
-    arrays = [of(side) for side in sides]
-    if any(array is None for array in arrays):
-        raise ValueError("a tap asks for the prompt or the answer of rows that have none")
-    if len(arrays) == 1:
-        return arrays[0]
-    stacked = jnp.stack(arrays, axis=1).reshape(-1, arrays[0].shape[-1])
-    return constrain(stacked, "B T")
+    lost: list[jax.Array] = []
+    for view in states.views.values():
+        rows = view.real.shape[0]
+        for x in (*view.taps.values(), *view.reference.values()):
+            lost.append(jnp.any(~jnp.isfinite(x), axis=tuple(range(1, x.ndim))))
+        if view.answers is None:
+            continue
+        each = jnp.any(~jnp.isfinite(view.answers), axis=-1)  # [B or W, A]
+        if view.owners is None:
+            lost.append(jnp.any(each, axis=-1))
+        else:
+            of = view.owners[:, :, None] == jnp.arange(rows // each.shape[0])
+            lost.append(jnp.any(of & each[:, :, None], axis=1).reshape(-1))
+    return jnp.any(jnp.stack(lost), axis=0)

@@ -40,8 +40,8 @@ class Facts(abc.ABC):
     scores: tuple[str, ...] = ()
 
     @abc.abstractmethod
-    def stream(self, config: Config, tokenizer: Any, split: str = "train") -> Stream:
-        """Its rows."""
+    def stream(self, config: Config, tokenizer: Any, split: str = "train", ways: int = 1) -> Stream:
+        """Its rows; a batch's are split over devices in so many `ways`."""
 
     @abc.abstractmethod
     def batch(self, ids: Any) -> Any:

@@ -18,9 +18,9 @@ class Task(Facts):
     name, number = "task", 0
     rows_key, length_key = "batch.size", "batch.max_length"
 
-    def stream(self, config: Config, tokenizer: Any, split: str = "train") -> Stream:
+    def stream(self, config: Config, tokenizer: Any, split: str = "train", ways: int = 1) -> Stream:
         """Task rows."""
-        return task_stream(config, tokenizer, split)
+        return task_stream(config, tokenizer, split, ways)
 
     def batch(self, ids: Any) -> TaskBatch:
         """Unread: row numbers and languages; roles where an objective asks for them."""

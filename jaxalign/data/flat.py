@@ -1,0 +1,233 @@
+"""Texts end to end: the layout of a batch in which no token is padding and none is computed twice.
+
+The texts of a device's share of a batch stand one behind the other in one sequence, after the stem
+that they have in common (`stem.py`). How many rows a batch has stays as it is; its length follows
+from them and is rounded up to one of a few.
+
+    layout = Layout.of(pieces, order, size=32, ways=1, pad_id=0)
+    layout.lengths                                   # {912: 320, 976: 336}: T -> answer places A
+    layout.flat(slots, 912)                          # Flat, [W, T], and answers [W, A]
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from jaxalign.data.batch import NO_TARGET, Flat, cover
+from jaxalign.data.sampling import Slot, choose_buckets
+from jaxalign.data.stem import Shareable, Start, Stem, find
+
+PLANNED = 2048  # micro-batches whose lengths are looked at
+LENGTHS = 4  # padded lengths of a stream, as each is compiled
+STEP, ANSWER_STEP = 16, 16
+GAIN, LONG_GAIN = 0.02, 0.25  # of all tokens: what a stem must save, before texts for kernels, too
+KERNEL_STEP, KERNEL_REACH = 128, 256  # lengths for kernels, where texts are as long as they want
+
+
+class Text(NamedTuple):
+    """A text of a row: one of a task, two of a pair."""
+
+    tokens: np.ndarray  # int32 [t]
+    limit: int  # tokens at the start that may be shared
+    first: int  # the first token that is predicted; t: none
+    roles: np.ndarray | None = None  # int8 [t]
+
+    @property
+    def shareable(self) -> Shareable:
+        """What `stem.find` looks at."""
+        return Shareable(self.tokens, self.limit, self.roles)
+
+
+Begun = tuple[Text, Start]
+
+
+class Order(Protocol):
+    """What `sampling` says of a line of slots."""
+
+    endless: bool
+    epoch_slots: int
+    most: int
+
+    def slots(self, start: int, stop: int) -> list[Slot]:
+        """Slots start..stop-1."""
+        ...
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How the rows of a stream are laid.
+
+    Attributes:
+      rows: the texts of each row, and where each begins.
+      stem: what they share.
+      size: slots of a batch; each holds up to `most` rows.
+      ways: W, sequences of a batch, one for each share of its rows over the devices.
+      lengths: T -> A, increasing.
+      pad_id: token at padding.
+    """
+
+    rows: Sequence[Sequence[Begun]]
+    stem: Stem
+    size: int
+    most: int
+    ways: int
+    lengths: dict[int, int]
+    pad_id: int
+
+    @functools.cached_property
+    def reach(self) -> int:
+        """Own tokens of the longest text."""
+        return max((len(text.tokens) - start.depth for row in self.rows for text, start in row))
+
+    @functools.cached_property
+    def whole(self) -> int:
+        """Tokens of the longest text."""
+        return max((len(text.tokens) for row in self.rows for text, _ in row))
+
+    def own(self, slots: Sequence[Slot]) -> int:
+        """Tokens of these slots that are not shared."""
+        return sum(own_of(self.rows[row]) for slot in slots for row in slot)
+
+    def fitting(self, batches: Sequence[Sequence[Slot]]) -> int:
+        """The length T with room for each of these batches; a function of them alone.
+
+        A batch beyond all that were looked at gets a length of its own.
+        """
+        length = answers = 0
+        for slots in batches:
+            for share in self.shares(slots):
+                length = max(length, len(self.stem.tokens) + self.own(share))
+                answers = max(answers, sum(targets_of(self.rows[r]) for s in share for r in s))
+        for known, places in self.lengths.items():
+            if known >= length and places >= answers:
+                return known
+        longest = max(self.lengths)
+        return cover(max(length, longest + 1), cover(longest // 16, step_of(self.reach)))
+
+    def places(self, length: int) -> int:
+        """A, answer places of a sequence of T tokens."""
+        return self.lengths.get(length, length)
+
+    def shares(self, slots: Sequence[Slot]) -> list[Sequence[Slot]]:
+        """The slots of each sequence."""
+        each = self.size // self.ways
+        return [slots[start : start + each] for start in range(0, len(slots), each)]
+
+    def flat(self, slots: Sequence[Slot], length: int) -> tuple[Flat, np.ndarray, np.ndarray]:
+        """These slots in sequences of T tokens, and int32 [W, A]: `answer_at`, `answers`."""
+        stem, shares = self.stem, self.shares(slots)
+        ways, shared, sides = len(shares), len(stem.tokens), len(self.rows[0])
+        each = self.size // self.ways * self.most  # texts of one side in a sequence
+        tokens = np.full((ways, length), self.pad_id, np.int32)
+        segments, positions, sees = (np.zeros((ways, length), np.int32) for _ in range(3))
+        roles = np.zeros((ways, length), np.int8)
+        texts = np.zeros((ways, sides * each), np.int32)
+        answer_at = np.zeros((ways, self.places(length)), np.int32)
+        answers = np.full_like(answer_at, NO_TARGET)
+        tokens[:, :shared], positions[:, :shared] = stem.tokens, stem.positions
+        sees[:, :shared], roles[:, :shared] = stem.sees, stem.roles
+        for w, share in enumerate(shares):
+            at, filled = shared, 0
+            for side in range(sides):
+                for place, slot in enumerate(share):
+                    for number, row in enumerate(slot, start=side * each + place * self.most):
+                        text, start = self.rows[row][side]
+                        end = at + len(text.tokens) - start.depth
+                        tokens[w, at:end] = text.tokens[start.depth :]
+                        segments[w, at:end], sees[w, at:end] = number + 1, start.sees
+                        positions[w, at:end] = np.arange(start.depth, len(text.tokens))
+                        if text.roles is not None:
+                            roles[w, at:end] = text.roles[start.depth :]
+                        texts[w, number] = start.sees
+                        count = len(text.tokens) - text.first
+                        answers[w, filled : filled + count] = text.tokens[text.first :]
+                        # The token at position i is predicted by the state at i - 1.
+                        answer_at[w, filled : filled + count] = np.arange(end - count, end) - 1
+                        at, filled = end, filled + count
+        nodes = np.tile(stem.bits, (ways, 1))
+        reach = np.zeros((ways, self.reach), np.int8)
+        flat = Flat(tokens, segments, positions, sees, nodes, texts, reach, roles)
+        return flat, answer_at, answers
+
+
+def begin(rows: Sequence[Sequence[Text]], stem: Stem) -> list[list[Begun]]:
+    """Each text of each row, and where it begins."""
+    return [[(text, stem.start(text.shareable)) for text in row] for row in rows]
+
+
+def lay(
+    started: Sequence[Sequence[Begun]],
+    order: Order,
+    size: int,
+    ways: int,
+    pad_id: int,
+    stem: Stem,
+    packed: int = 0,
+) -> Layout:
+    """The layout of these rows, with lengths for the batches that are to come.
+
+    Args:
+      started: the texts of each row (`begin`).
+      order: of slots.
+      size: slots of a batch.
+      ways: sequences of a batch.
+      pad_id: token at padding.
+      stem: what the texts share.
+      packed: own tokens of a slot, where all are filled to one length; 0: they are not.
+    """
+    layout = Layout(started, stem, size, order.most, ways, {}, pad_id)
+    step = step_of(layout.reach)
+    shared = len(stem.tokens)
+    number = -(-order.epoch_slots // size)
+    number = PLANNED if order.endless else min(number, PLANNED)
+    slots = order.slots(0, number * size)
+    needed, answers = [], []
+    own = np.array([own_of(row) for row in started])
+    targets = np.array([targets_of(row) for row in started])
+    for first in range(0, len(slots), size):
+        shares = layout.shares(slots[first : first + size])
+        chosen = [[row for slot in share for row in slot] for share in shares]
+        needed.append(shared + max(int(own[share].sum()) for share in chosen))
+        answers.append(max(int(targets[share].sum()) for share in chosen))
+    if packed:
+        lengths: tuple[int, ...] = (cover(shared + size // ways * packed, step),)
+    else:
+        lengths = choose_buckets(needed, 1, LENGTHS, step, 0.01)
+    found = np.searchsorted(lengths, needed)
+    for number, length in enumerate(lengths):  # a longer one has room for what shorter ones have
+        here = [count for count, bucket in zip(answers, found, strict=True) if bucket <= number]
+        layout.lengths[length] = cover(max(here, default=1) or 1, ANSWER_STEP)
+    return layout
+
+
+def shared_by(rows: Sequence[Sequence[Text]], uses: float) -> Stem:
+    """What these rows have in common, where so many of them share a sequence; empty if little."""
+    texts = [text.shareable for row in rows for text in row]
+    uses *= len(rows[0])
+    mean = float(np.mean([len(text.tokens) for text in texts]))
+    stem = find(texts, uses, mean)
+    longest = max(len(text.tokens) - stem.start(text).depth for text in texts)
+    # Behind a stem attention forms its scores (`model.attention`); long texts run in kernels.
+    least = LONG_GAIN if longest >= KERNEL_REACH else GAIN
+    saved = sum(node.gain for node in stem.nodes)
+    return stem if saved >= least * uses * mean else Stem()
+
+
+def step_of(reach: int) -> int:
+    """Lengths are multiples of it, where texts have so many own tokens."""
+    return KERNEL_STEP if reach >= KERNEL_REACH else STEP
+
+
+def own_of(row: Sequence[Begun]) -> int:
+    """Tokens of a row that are not shared."""
+    return sum(len(text.tokens) - start.depth for text, start in row)
+
+
+def targets_of(row: Sequence[Begun]) -> int:
+    """Tokens of a row that are predicted."""
+    return sum(len(text.tokens) - text.first for text, _ in row)
