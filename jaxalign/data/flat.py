@@ -151,7 +151,10 @@ class Layout:
                         at, filled = end, filled + count
         nodes = np.tile(stem.bits, (ways, 1))
         reach = np.zeros((ways, self.reach), np.int8)
-        flat = Flat(tokens, segments, positions, sees, nodes, texts, reach, roles)
+        known = self.rows[0][0][0].roles is not None
+        flat = Flat(
+            tokens, segments, positions, sees, nodes, texts, reach, roles if known else None
+        )
         return flat, answer_at, answers
 
 

@@ -120,7 +120,7 @@ class Stream(abc.ABC, Generic[Row, Batch]):
         Raises:
             IndexError: a validation stream has no such batch.
         """
-        return _each(lambda array: array[0], self.stack([index], places))
+        return each(lambda array: array[0], self.stack([index], places))
 
     def stack(self, indices: Sequence[int], places: np.ndarray | None = None) -> Batch:
         """Several micro-batches with one common length: arrays [M, B (or `places`), ...]."""
@@ -128,7 +128,7 @@ class Stream(abc.ABC, Generic[Row, Batch]):
         length = self._common(chosen)
         mine = range(self.size) if places is None else places
         parts = [self._made([slots[place] for place in mine], length) for slots in chosen]
-        return _each(lambda *arrays: np.stack(arrays), *parts)
+        return each(lambda *arrays: np.stack(arrays), *parts)
 
     def _common(self, batches: Sequence[Sequence[Slot]]) -> int:
         """The padded length of these."""
@@ -159,7 +159,7 @@ class Stream(abc.ABC, Generic[Row, Batch]):
     def blank(self, length: int, number: int, places: np.ndarray | None = None) -> Batch:
         """`number` stacked micro-batches without rows: the shapes in which this length T comes."""
         part = self._made([()] * (self.size if places is None else len(places)), length)
-        return _each(lambda array: np.stack([array] * number), part)
+        return each(lambda array: np.stack([array] * number), part)
 
     def tokens(self, index: int) -> tuple[int, int]:
         """Of micro-batch `index` over all hosts: tokens that count, and all that are computed.
@@ -313,14 +313,14 @@ class PairStream(Stream[EncodedPair, PairBatch]):
         return collate_pairs(pairs, length, self._pad_id, numbers, languages)
 
 
-def _each(change: Callable[..., np.ndarray], *batches: Any) -> Any:
+def each(change: Callable[..., np.ndarray], *batches: Any) -> Any:
     """A batch of what `change` makes of each array of one batch, or of several together."""
     first = batches[0]
     if first is None:
         return None
     if not isinstance(first, tuple):
         return change(*batches)
-    return type(first)(*(_each(change, *arrays) for arrays in zip(*batches, strict=True)))
+    return type(first)(*(each(change, *arrays) for arrays in zip(*batches, strict=True)))
 
 
 def prefetch(item: Callable[[int], Any], start: int, stop: int) -> Iterator[Any]:

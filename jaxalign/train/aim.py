@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
-from jaxalign.data.loader import Stream
+from jaxalign.data.loader import Stream, each
 from jaxalign.errors import UserError
 from jaxalign.objectives import Loss
 from jaxalign.settings import Config
@@ -94,7 +94,7 @@ def measured_by(
         return names
     for phase, stream in valid.items():
         stacked = stream.blank(stream.lengths[0], 1)
-        for term, loss in trace(phase, type(stacked)(*(array[0] for array in stacked))).items():
+        for term, loss in trace(phase, each(lambda array: array[0], stacked)).items():
             names |= {f"eval/{phase}/{term}/{what}" for what in loss.logs}
     return names
 

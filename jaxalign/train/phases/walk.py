@@ -29,6 +29,7 @@ from jaxalign.objectives.standards import standardise
 from jaxalign.sharding import constrain
 from jaxalign.train.state import Frozen
 
+NO_ROLES = "a tap asks for the prompt or the answer of rows that have none"
 Found = dict[str, tuple[dict[Tap, jax.Array], jax.Array | None]]
 
 
@@ -122,7 +123,7 @@ class Rows(Laid):
         """
         arrays = [getattr(side, what) for side in self.sides.values()]
         if any(array is None for array in arrays):
-            raise ValueError("a tap asks for the prompt or the answer of rows that have none")
+            raise ValueError(NO_ROLES)
         if len(arrays) == 1:
             return arrays[0]
         stacked = jnp.stack(arrays, axis=1).reshape(-1, arrays[0].shape[-1])
@@ -152,6 +153,8 @@ class EndToEnd(Laid):
         """See `Laid`."""
         members = jnp.concatenate([self._members(name) for name in self.sides], axis=1)
         if pooling in ROLE_OF:
+            if self.flat.roles is None:
+                raise ValueError(NO_ROLES)
             here = self.flat.roles == ROLE_OF[pooling]
             return pooling_weights(members & here[:, None], "mean")
         return pooling_weights(members, pooling)
