@@ -28,6 +28,9 @@ class Plan(Configured):
         "(default all; with --search task,align)",
         metavar="NAME,NAME",
     )
+    data: bool = option(
+        False, "read the run's rows and tokenizer, and plan the batches that they make"
+    )
     search: bool = option(False, "try meshes, remat, micro-batches and an int8 base")
     tries: int = option(8, "candidates that --search compiles", metavar="N", lowest=1)
     price: float | None = option(
@@ -42,6 +45,8 @@ class Plan(Configured):
           UserError: words that cannot be planned.
         """
         config = self.load()
+        if self.data and self.search:
+            raise UserError("--search tries settings without rows; leave out --data or --search")
         from jaxalign.plan.topology import parse
 
         place = parse(self.topology, self.slices)
@@ -69,7 +74,11 @@ class Plan(Configured):
                 )  # fmt: skip
             else:
                 plan = plan_run(
-                    config, place, phases, lambda program: progress.print(report.line(program))
+                    config,
+                    place,
+                    phases,
+                    lambda program: progress.print(report.line(program)),
+                    data=self.data,
                 )
         if self.search:
             report.show_search(found, console())

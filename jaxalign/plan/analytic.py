@@ -12,12 +12,23 @@ peak for Llama 3 8B (docs/plan.md) the sum was within PRECISION.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from jaxalign.chips import Chip
 from jaxalign.model.splash import LANES, LEAST
 from jaxalign.objectives.language_model import at_once
-from jaxalign.plan.programs import EVAL, PROGRAMS, Job, Program, chosen, job, resident, size
+from jaxalign.plan.programs import (
+    EVAL,
+    NO_ROWS,
+    PROGRAMS,
+    Job,
+    Program,
+    chosen,
+    job,
+    resident,
+    size,
+)
+from jaxalign.plan.rows import Rows
 from jaxalign.plan.topology import FORMS
 from jaxalign.train.design import Design
 from jaxalign.train.phases import PHASES
@@ -40,15 +51,20 @@ WORKING = (6, 4, 4, 5)  # the same of one layer, whose backward pass is under wa
 COPIES = 3  # of a chunk of logits: themselves, their powers, the slopes
 
 
-def estimate_all(plan: Design, chip: Chip, only: tuple[str, ...] = PROGRAMS) -> Iterator[Program]:
+def estimate_all(
+    plan: Design,
+    chip: Chip,
+    only: tuple[str, ...] = PROGRAMS,
+    rows: Mapping[str, Rows] = NO_ROWS,
+) -> Iterator[Program]:
     """Every program of the run that is named in `only` and that the run has, by formula."""
     for name in chosen(plan, only):
-        yield estimate(plan, chip, name)
+        yield estimate(plan, chip, name, rows)
 
 
-def estimate(plan: Design, chip: Chip, name: str) -> Program:
+def estimate(plan: Design, chip: Chip, name: str, rows: Mapping[str, Rows] = NO_ROWS) -> Program:
     """One program by formula."""
-    asked = job(plan, name)
+    asked = job(plan, name, rows)
     arguments = resident(plan) + size(asked.given)
     temporaries = _TEMPORARIES[name](plan, asked, name, chip)
     return Program(
@@ -56,6 +72,8 @@ def estimate(plan: Design, chip: Chip, name: str) -> Program:
         what=asked.what,
         chip=chip,
         tokens=asked.tokens,
+        mean=asked.mean,
+        counted=asked.counted,
         arguments=arguments,
         temporaries=temporaries,
         peak=arguments + temporaries,

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -28,6 +28,7 @@ from jaxalign.generate.loop import Model, advance, start
 from jaxalign.model import splash
 from jaxalign.plan.cost import Cost, measure
 from jaxalign.plan.hlo import dims
+from jaxalign.plan.rows import Rows
 from jaxalign.sharding import activation_spec, batch_sharding, replicated
 from jaxalign.train.design import Design
 from jaxalign.train.flops import training_flops
@@ -35,6 +36,7 @@ from jaxalign.train.phases import PHASES
 from jaxalign.train.phases.task import TASK
 from jaxalign.train.rules import RULES
 
+NO_ROWS: Mapping[str, Rows] = {}
 ALWAYS = ("update", "prompt", "token")  # of every run
 EVAL = "_eval"  # ends the name of a phase's evaluation
 PROGRAMS = (*PHASES, "update", *(name + EVAL for name in PHASES), "prompt", "token")
@@ -48,6 +50,8 @@ class Program:
     what: str  # rows x tokens
     chip: Chip
     tokens: int = 0  # in all rows, on all chips
+    mean: float = 1.0  # work of a micro-batch in the mean, over that of this one
+    counted: float | None = None  # the share of tokens that count, where rows are known
     arguments: float = 0.0  # bytes
     temporaries: float = 0.0
     beside: float = 0.0  # what is in memory at the same time and is not an argument
@@ -99,12 +103,23 @@ class Job:
     tokens: int = 0
     times: int = 1  # micro-batches of one call
     least: float = 0.0  # FLOPs of one of them, on all chips
+    mean: float = 1.0  # as of `Program`, and so is `counted`
+    counted: float | None = None
 
 
-def compile_all(plan: Design, chip: Chip, only: tuple[str, ...] = PROGRAMS) -> Iterator[Program]:
-    """Every program of the run that is named in `only` and that the run has, as it is compiled."""
+def compile_all(
+    plan: Design,
+    chip: Chip,
+    only: tuple[str, ...] = PROGRAMS,
+    rows: Mapping[str, Rows] = NO_ROWS,
+) -> Iterator[Program]:
+    """Every program of the run that is named in `only` and that the run has, as it is compiled.
+
+    Args:
+      rows: of each phase, where they are known; else padded rows of the longest length are planned.
+    """
     for name in chosen(plan, only):
-        yield _compile(name, job(plan, name), plan, chip)
+        yield _compile(name, job(plan, name, rows), plan, chip)
 
 
 def chosen(plan: Design, only: tuple[str, ...]) -> list[str]:
@@ -112,8 +127,12 @@ def chosen(plan: Design, only: tuple[str, ...]) -> list[str]:
     return [name for name in only if name.removesuffix(EVAL) in (*plan.active, *ALWAYS)]
 
 
-def job(plan: Design, name: str) -> Job:
-    """What this program is called with."""
+def job(plan: Design, name: str, rows: Mapping[str, Rows] = NO_ROWS) -> Job:
+    """What this program is called with; `rows` as of `compile_all`."""
+    if name in PHASES:
+        return _gradient(plan, name, rows.get(name))
+    if (phase := name.removesuffix(EVAL)) in PHASES:
+        return _evaluation(plan, phase, rows.get(phase))
     return _JOBS[name](plan)
 
 
@@ -140,7 +159,10 @@ def bits(dtype: Any) -> int:
 
 def _compile(name: str, job: Job, plan: Design, chip: Chip) -> Program:
     began = time.monotonic()
-    common: dict[str, Any] = {"name": name, "what": job.what, "chip": chip, "tokens": job.tokens}
+    common: dict[str, Any] = {
+        "name": name, "what": job.what, "chip": chip, "tokens": job.tokens, "mean": job.mean,
+        "counted": job.counted,
+    }  # fmt: skip
     whole = resident(plan) + size(job.given)
     try:
         compiled = job.lower().compile()
@@ -199,10 +221,14 @@ def micro_batches(plan: Design, phase: str) -> tuple[int, float]:
     return plan.micro_batches(phase), sum(counts) / len(counts)
 
 
-def _batch(plan: Design, phase: str, *lead: int) -> Any:
-    shape = (*lead, *_size(plan, phase))
-    sharding = batch_sharding(plan.mesh, stacked=bool(lead))
-    return PHASES[phase].batch(jax.ShapeDtypeStruct(shape, jnp.int32, sharding=sharding))
+def _batch(plan: Design, phase: str, rows: Rows | None, number: int) -> Any:
+    """So many stacked micro-batches, as shapes."""
+    sharding = batch_sharding(plan.mesh, stacked=True)
+    place = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)  # noqa: E731
+    if rows:
+        return jax.tree.map(place, rows.shapes(number))
+    ids = jax.ShapeDtypeStruct((number, *_size(plan, phase)), jnp.int32)
+    return jax.tree.map(place, PHASES[phase].batch(ids))
 
 
 def _size(plan: Design, phase: str) -> tuple[int, int]:
@@ -211,11 +237,12 @@ def _size(plan: Design, phase: str) -> tuple[int, int]:
     return facts.rows(plan.config), facts.longest(plan.config)
 
 
-def _shape(plan: Design, phase: str) -> str:
-    rows, length = _size(plan, phase)
-    built, what = plan.phases[phase], PHASES[phase].unit
+def _shape(plan: Design, phase: str, rows: Rows | None) -> str:
+    number, length = _size(plan, phase)
+    built = plan.phases[phase]
+    what = rows.what if rows else f"{number}{PHASES[phase].unit} x {length}"
     stops = "" if built.whole else f", layer {built.blocks(plan.spec)}"
-    return f"{rows}{what} x {length}{stops}"
+    return f"{what}{stops}"
 
 
 def _key(plan: Design) -> Any:
@@ -225,28 +252,34 @@ def _key(plan: Design) -> Any:
     return jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=replicated(plan.mesh))
 
 
-def _gradient(plan: Design, phase: str) -> Job:
+def _gradient(plan: Design, phase: str, rows: Rows | None) -> Job:
     number, _ = micro_batches(plan, phase)
     first = phase == plan.active[0]
     # The gradient of the phase before waits for this one's.
     waiting = None if first else plan.state.trained
-    same = len(plan.config.batch.buckets) == 1 or PHASES[phase].packed(plan.config)
-    if number == 1 or same or not RULES[plan.phases[phase].rule].apart:
-        batch = _batch(plan, phase, number)
-        lower = partial(plan.step.gradient.lower, phase, plan.state, plan.frozen, batch, _key(plan))
+    lengths = rows.stream.lengths if rows else plan.config.batch.buckets
+    same = len(lengths) == 1 or (not rows and PHASES[phase].packed(plan.config))
+    together = number == 1 or same or not RULES[plan.phases[phase].rule].apart
+    number = number if together else 1
+    batch = _batch(plan, phase, rows, number)
+    arguments = phase, plan.state, plan.frozen, batch, _key(plan)
+    if together:
+        lower = partial(plan.step.gradient.lower, *arguments)
         given: Any = (batch, waiting)
     else:  # each micro-batch by itself, as its length may differ from the others'
-        number, batch, total = 1, _batch(plan, phase, 1), plan.state.trained
+        total = plan.state.trained
         given = (batch, waiting, total)
-        arguments = phase, plan.state, plan.frozen, batch, _key(plan), total, np.int32(0)
-        lower = partial(plan.step.add.lower, *arguments)
+        lower = partial(plan.step.add.lower, *arguments, total, np.int32(0))
+    work = plan.work(phase, batch)
     return Job(
         lower=lower,
-        what=_shape(plan, phase),
+        what=_shape(plan, phase, rows),
         given=given,
-        tokens=plan.tokens(phase, *_size(plan, phase)),
+        tokens=work.tokens // number,
         times=number,
-        least=plan.least_flops(phase, *_size(plan, phase)),
+        least=work.flops / number,
+        mean=rows.mean(number) if rows else 1.0,
+        counted=rows.counted if rows else None,
     )
 
 
@@ -259,14 +292,21 @@ def _update(plan: Design) -> Job:
     return Job(lower, f"{plan.trained_count:,} trained", gradients)
 
 
-def _evaluation(plan: Design, phase: str) -> Job:
-    batch = _batch(plan, phase)
+def _evaluation(plan: Design, phase: str, rows: Rows | None) -> Job:
+    sharding = batch_sharding(plan.mesh)
+    batch = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype, sharding=sharding),
+        _batch(plan, phase, rows, 1),
+    )
+    work = plan.work(phase, batch, passes="forward")
     return Job(
         lower=partial(plan.evaluate[phase].lower, plan.state.trained, plan.frozen, batch),
-        what=_shape(plan, phase),
+        what=_shape(plan, phase, rows),
         given=batch,
-        tokens=plan.tokens(phase, *_size(plan, phase)),
-        least=plan.least_flops(phase, *_size(plan, phase), passes="forward"),
+        tokens=work.tokens,
+        least=work.flops,
+        mean=rows.mean() if rows else 1.0,
+        counted=rows.counted if rows else None,
     )
 
 
@@ -370,9 +410,7 @@ def _left(mesh: Any, leaf: Any) -> Any:
 
 
 _JOBS: dict[str, Callable[[Design], Job]] = {
-    **{name: partial(_gradient, phase=name) for name in PHASES},
     "update": _update,
-    **{name + EVAL: partial(_evaluation, phase=name) for name in PHASES},
     "prompt": _prompt,
     "token": _token,
 }

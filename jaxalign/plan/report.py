@@ -134,8 +134,10 @@ def line(program: Program) -> str:
 
 def _programs(plan: Plan) -> Table:
     table = Table(box=None, header_style="bold")
-    heads = ("program", "rows x tokens", "arguments", "temporary", "peak GB", "FLOPs / least",
-             "collectives", "estimate ms", "roofline ms", "compiled s")  # fmt: skip
+    known_rows = any(program.counted is not None for program in plan.programs)
+    heads = ("program", "rows x tokens", *(["tokens that count"] if known_rows else []),
+             "arguments", "temporary", "peak GB", "FLOPs / least", "collectives", "estimate ms",
+             "roofline ms", "compiled s")  # fmt: skip
     for number, head in enumerate(heads):
         table.add_column(head, justify="left" if number < 2 else "right")
     for program in plan.programs:
@@ -144,6 +146,7 @@ def _programs(plan: Plan) -> Table:
         table.add_row(
             program.name,
             program.what,
+            *([_percent(program.counted)] if known_rows else []),
             _gb(program.arguments) if known else "",
             _gb(program.temporaries) if known else "",
             (_gb(program.peak) if program.peak else program.error) + share,
@@ -231,6 +234,8 @@ def _program_json(program: Program) -> dict[str, Any]:
         "name": program.name,
         "what": program.what,
         "tokens": program.tokens,
+        "mean": program.mean,
+        "counted": program.counted,
         "fits": program.fits,
         "error": program.error,
         "source": program.source,
@@ -254,6 +259,10 @@ def _program_json(program: Program) -> dict[str, Any]:
 
 def _gb(value: float) -> str:
     return f"{value / 1e9:.1f}"
+
+
+def _percent(share: float | None) -> str:
+    return "" if share is None else f"{share:.0%}"
 
 
 def _ms(seconds: float | None) -> str:

@@ -24,14 +24,23 @@ from jaxalign.errors import UserError
 from jaxalign.hf.load import load_spec
 from jaxalign.model.spec import ModelSpec
 from jaxalign.plan.analytic import estimate_all, pace
-from jaxalign.plan.programs import PROGRAMS, Program, compile_all, micro_batches
+from jaxalign.plan.programs import NO_ROWS, PROGRAMS, Program, compile_all, micro_batches
+from jaxalign.plan.rows import read
 from jaxalign.plan.topology import Place, devices
 from jaxalign.settings import AUTO, BatchConfig, Config, MeshConfig
-from jaxalign.sharding import AXES, make_mesh, mesh_sizes, shard_tree, split_slices
+from jaxalign.sharding import AXES, make_mesh, mesh_sizes, row_ways, shard_tree, split_slices
 from jaxalign.train.design import Design, adapter_of, check_fit, design, placed
 from jaxalign.train.phases import PHASES
 
 MODELS = Path(__file__).parent / "models.yaml"
+PADDED = (
+    "Planned with padded rows of the longest length: without rows their common prefix and lengths "
+    "are unknown; --data reads them."
+)
+MEASURED = (
+    "Programs are of the longest batch of the run's rows; an update is of mean ones, scaled by "
+    "their tokens."
+)
 UPDATES = 1000  # for a price, where the run's length is not known
 
 
@@ -79,26 +88,29 @@ class Plan:
     @property
     def update_seconds(self) -> float | None:
         """One update by the compiler's estimate; None where it is not known."""
-        parts = [(program.seconds, times) for program, times in self.update]
-        if not parts or any(seconds is None for seconds, _ in parts):
+        if not self.update or any(program.seconds is None for program, _ in self.update):
             return None
-        return sum((seconds or 0.0) * times for seconds, times in parts)
+        return self._sum(lambda program: program.seconds or 0.0)
 
     @property
     def update_roofline(self) -> float:
         """The same at the roofline."""
-        return sum(program.roofline * times for program, times in self.update)
+        return self._sum(lambda program: program.roofline)
 
     @property
     def update_tokens(self) -> float:
         """Tokens of one update, padding and both sides of pairs counted, on all chips."""
-        return sum(program.tokens * times for program, times in self.update)
+        return self._sum(lambda program: program.tokens)
+
+    def _sum(self, of: Callable[[Program], float]) -> float:
+        """Of an update of mean batches, where their lengths are known."""
+        return sum(of(program) * program.mean * times for program, times in self.update)
 
     @property
     def utilisation(self) -> float | None:
         """Model FLOPs utilisation by the estimate: least FLOPs over what the chips could do."""
         seconds = self.update_seconds
-        least = sum(program.least * times for program, times in self.update)
+        least = self._sum(lambda program: program.least)
         return least / self.place.chip.flops / seconds if seconds else None
 
     @property
@@ -119,6 +131,7 @@ def plan_run(
     only: tuple[str, ...] = PROGRAMS,
     report: Callable[[Program], None] = lambda program: None,
     how: str = "compile",
+    data: bool = False,
 ) -> Plan:
     """The plan of this configuration on this place.
 
@@ -126,9 +139,12 @@ def plan_run(
       only: programs to compile.
       report: called with every program as it is ready.
       how: `compile`, where that can be done, or `formula` (see `jaxalign.plan.analytic`).
+      data: whether the run's rows and tokenizer are read, and batches planned as they will be; else
+        every row is padded to the longest length.
 
     Raises:
-      UserError: settings that cannot work there, an unknown model, no TPU compiler.
+      UserError: settings that cannot work there, an unknown model, no TPU compiler; data or
+        tokenizer missing.
     """
     spec = find_spec(config)
     config, notes = _settled(config, spec)
@@ -136,16 +152,22 @@ def plan_run(
     if how == "compile":
         chips = devices(place) if place.tpu else here(place)
     found = _design(config, spec, place, chips)
+    rows = NO_ROWS
+    if data:
+        rows, config.train.steps = read(config, row_ways(found.mesh))
+        notes = (*notes, MEASURED)
+    elif config.batch.pack != "none":
+        notes = (*notes, PADDED)
     programs: list[Program] = []
     speed = 0.0
     if chips is None:
-        for program in estimate_all(found, place.chip, only):
+        for program in estimate_all(found, place.chip, only, rows):
             report(program)
             programs.append(program)
         speed = pace(found, place.chip, tuple(name for name in only if name in found.active))
     else:
         with jax.set_mesh(found.mesh):
-            for program in compile_all(found, place.chip, only):
+            for program in compile_all(found, place.chip, only, rows):
                 report(program)
                 programs.append(program)
     counts = {phase: micro_batches(found, phase)[1] for phase in found.active}

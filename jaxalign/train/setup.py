@@ -98,7 +98,7 @@ def prepare(config: Config, scores: Collection[str] | None = (), base: Base | No
         for name, facts in phases.items()
         if facts.part(config).valid
     }
-    total = config.train.steps or _steps_of_epochs(config, train)
+    total = config.train.steps or steps_of_epochs(config, train)
     if jax.process_count() > 1:
         agree(_digests(config, train, valid))
 
@@ -156,7 +156,7 @@ def _adapter(config: Config, spec: ModelSpec) -> tuple[Adapter | None, Any]:
     return wanted.following(found, config.lora.start), trained
 
 
-def _steps_of_epochs(config: Config, train: dict[str, Stream]) -> int:
+def steps_of_epochs(config: Config, train: dict[str, Stream]) -> int:
     """Updates of `train.epochs` passes over the leading stream (the task's, where it is on)."""
     leading = next(iter(train))
     every, accumulate = config.align.every, config.batch.accumulate

@@ -1,6 +1,7 @@
 """Runs to plan, at the shapes that docs/tpu.md tells of."""
 
 from jaxalign.config import load
+from tests.tiny import base, configure, rows  # noqa: F401  (fixtures)
 
 LLAMA = "meta-llama/Meta-Llama-3-8B"
 

@@ -1,0 +1,125 @@
+"""A plan with the run's own rows: the batches that the run will have, and what of them counts."""
+
+import jax
+import pytest
+
+from jaxalign.cli import main
+from jaxalign.config import to_yaml
+from jaxalign.plan.programs import compile_all
+from jaxalign.plan.rows import Rows, read
+from jaxalign.plan.run import PADDED, plan_run
+from jaxalign.plan.topology import parse
+from jaxalign.sharding import make_mesh
+from jaxalign.train import setup
+from jaxalign.train.design import adapter_of, design
+from tests.plan.test_programs import HERE, check
+from tests.tiny import SPEC
+
+SYSTEM = "prompt.system='Answer with the intent and the slots of what the user says.'"
+FREE = ("batch.buckets=[]", "batch.max_length=256", SYSTEM, "lora.dropout=0")
+
+
+def planned(config, data=True, only=("task", "align")):
+    return plan_run(config, parse("h100:1"), only, how="formula", data=data)
+
+
+@pytest.mark.parametrize("layout", ["auto", "none"])
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_the_batches_are_those_of_the_run(configure, one_device, layout, accumulate):
+    words = (*FREE, f"batch.pack={layout}", f"batch.accumulate={accumulate}", "align.every=joint")
+    config = configure(*words)
+    plan, run = planned(config), setup.prepare(config)
+    for program in plan.programs:
+        stream = run.train[program.name]
+        batch = stream.blank(max(stream.lengths), 1)
+        work = run.work(program.name, batch)
+        assert (program.tokens, program.least) == (work.tokens, work.flops)
+        assert program.counted == pytest.approx(stream.share())
+        assert (program.counted > 0.8) == (layout == "auto")
+        computed = [stream.tokens(index)[1] for index in range(256)]
+        assert program.mean * program.tokens == pytest.approx(sum(computed) / 256)
+    assert plan.update == []  # the optimiser was not asked for
+    assert plan.config.train.steps == run.total
+
+
+def test_rows_behind_a_stem_are_less_work(configure):
+    one, other = (planned(configure(*FREE, f"batch.pack={pack}")) for pack in ("auto", "none"))
+    for shared, padded in zip(one.programs, other.programs, strict=True):
+        assert shared.least * shared.mean < 0.6 * padded.least * padded.mean
+    assert one.programs[0].what.startswith("8 rows in 1 x ")
+    assert one.programs[1].what.startswith("8 pairs in 1 x ")
+    assert other.programs[0].what.startswith("8 x ")
+
+
+def test_an_update_is_of_mean_batches(configure):
+    config = configure(*FREE, "align.every=joint", "batch.accumulate=1")
+    plan = planned(config, only=("task", "align", "update"))
+    tokens = sum(program.tokens * program.mean for program in plan.programs)
+    assert plan.update_tokens == pytest.approx(tokens)
+    assert 0 < plan.programs[0].mean <= 1
+
+
+def test_micro_batches_of_one_length_are_as_long_as_their_longest(configure):
+    config = configure(*FREE)
+    rows, _ = read(config, 1)
+    task = rows["task"]
+    assert task.mean(4) > task.mean(1) > 0.5
+    assert task.mean(1) == Rows(task.stream, "").mean()
+
+
+def test_updates_are_those_of_the_epochs(configure):
+    config = configure(*FREE, "train.steps=0", "train.epochs=3", "batch.accumulate=1",
+                       "align.every=joint")  # fmt: skip
+    assert planned(config).updates == 3 * 64 // 8
+
+
+@pytest.mark.parametrize("layout", ["auto", "none"])
+def test_programs_of_real_batches_compile(configure, layout):
+    config = configure(*FREE, f"batch.pack={layout}", "batch.accumulate=1")
+    mesh = make_mesh(1, 2, devices=jax.devices()[:2])
+    found = design(config, SPEC, adapter_of(config, SPEC), mesh, 100)
+    rows, _ = read(config, 2)
+    with jax.set_mesh(mesh):
+        programs = {
+            one.name: one for one in compile_all(found, HERE, ("align", "align_eval"), rows)
+        }
+    assert all(one.counted == rows["align"].counted for one in programs.values())
+    check({"align": programs["align"]} if layout == "none" else {})
+    assert all(one.fits and one.cost.flops > 0 for one in programs.values())
+
+
+def test_a_plan_without_rows_says_so(configure):
+    assert PADDED in planned(configure(*FREE), data=False).notes
+    assert PADDED not in planned(configure(*FREE, "batch.pack=none"), data=False).notes
+    assert PADDED not in planned(configure(*FREE)).notes
+
+
+def test_the_command_reads_rows(configure, tmp_path, capsys):
+    (tmp_path / "run.yaml").write_text(to_yaml(configure(*FREE)), "utf-8")
+    words = ["plan", str(tmp_path / "run.yaml"), "--topology", "h100:1", "--phases", "task"]
+    assert main([*words, "--data"]) == 0
+    shown = capsys.readouterr().out
+    assert "tokens that count" in shown and "8 rows in 1 x" in shown
+    assert main(words) == 0
+    assert "--data reads them" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("task.train=[]",), "--data: task.train is empty"),
+        (("task.train=[no/such.jsonl]",), "no/such.jsonl"),
+        (("model.path=meta-llama/Meta-Llama-3-8B", "model.revision=none"), "--data needs the tok"),
+        (("--search",), "leave out --data or --search"),
+    ],
+)
+def test_what_is_missing_is_told_in_one_sentence(
+    configure, tmp_path, capsys, monkeypatch, words, told
+):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    (tmp_path / "run.yaml").write_text(to_yaml(configure(*FREE)), "utf-8")
+    command = ["plan", str(tmp_path / "run.yaml"), "--topology", "h100:1", "--data", *words]
+    assert main(command) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("jaxalign: ") and error.count("\n") == 1
+    assert told in error
