@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from functools import partial
 
 from jaxalign.chips import Chip
 from jaxalign.model.splash import LANES, LEAST
@@ -25,6 +26,7 @@ from jaxalign.plan.programs import (
     Program,
     chosen,
     job,
+    of_rows,
     resident,
     size,
 )
@@ -59,7 +61,7 @@ def estimate_all(
 ) -> Iterator[Program]:
     """Every program of the run that is named in `only` and that the run has, by formula."""
     for name in chosen(plan, only):
-        yield estimate(plan, chip, name, rows)
+        yield of_rows(partial(estimate, plan, chip, name), name, rows)
 
 
 def estimate(plan: Design, chip: Chip, name: str, rows: Mapping[str, Rows] = NO_ROWS) -> Program:

@@ -12,7 +12,7 @@ import math
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -119,7 +119,20 @@ def compile_all(
       rows: of each phase, where they are known; else padded rows of the longest length are planned.
     """
     for name in chosen(plan, only):
-        yield _compile(name, job(plan, name, rows), plan, chip)
+        yield of_rows(partial(_compile, plan, chip, name), name, rows)
+
+
+def of_rows(
+    make: Callable[[Mapping[str, Rows]], Program], name: str, rows: Mapping[str, Rows]
+) -> Program:
+    """The program of usual batches, which takes the memory of the longest."""
+    found, phase = make(rows), name.removesuffix(EVAL)
+    if phase not in rows or rows[phase] == rows[phase].longest:
+        return found
+    longest = make({phase: rows[phase].longest})
+    if longest.error:
+        return longest
+    return replace(found, peak=max(found.peak, longest.peak), took=found.took + longest.took)
 
 
 def chosen(plan: Design, only: tuple[str, ...]) -> list[str]:
@@ -157,15 +170,16 @@ def bits(dtype: Any) -> int:
     return 8 * dtype.itemsize
 
 
-def _compile(name: str, job: Job, plan: Design, chip: Chip) -> Program:
+def _compile(plan: Design, chip: Chip, name: str, rows: Mapping[str, Rows]) -> Program:
     began = time.monotonic()
+    asked = job(plan, name, rows)
     common: dict[str, Any] = {
-        "name": name, "what": job.what, "chip": chip, "tokens": job.tokens, "mean": job.mean,
-        "counted": job.counted,
+        "name": name, "what": asked.what, "chip": chip, "tokens": asked.tokens, "mean": asked.mean,
+        "counted": asked.counted,
     }  # fmt: skip
-    whole = resident(plan) + size(job.given)
+    whole = resident(plan) + size(asked.given)
     try:
-        compiled = job.lower().compile()
+        compiled = asked.lower().compile()
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
@@ -177,7 +191,7 @@ def _compile(name: str, job: Job, plan: Design, chip: Chip) -> Program:
     rate = chip.flops / chip.clock if chip.clock else 0.0
     found = measure(compiled.as_text(), kernels, turns, rate)
     cost = Cost(unknown=found.unknown)
-    cost.add(found, 1 / job.times)
+    cost.add(found, 1 / asked.times)
     arguments, temporaries = memory.argument_size_in_bytes, memory.temp_size_in_bytes
     outputs = memory.output_size_in_bytes - memory.alias_size_in_bytes
     # Arguments that a program does not read are none of it, and yet somewhere.
@@ -189,7 +203,7 @@ def _compile(name: str, job: Job, plan: Design, chip: Chip) -> Program:
         temporaries=temporaries,
         beside=beside,
         peak=peak + beside,
-        least=job.least / plan.mesh.size,
+        least=asked.least / plan.mesh.size,
         cost=cost,
         took=time.monotonic() - began,
     )

@@ -1,13 +1,14 @@
-"""What a run's own rows make of its programs: the layout of each phase, its longest and mean batch.
+"""What a run's own rows make of its programs: batches of the usual and of the longest length.
 
 rows, updates = read(config, ways=16)            # {'task': Rows, 'align': Rows}, 4498
 rows['task'].shapes(4)                           # a TaskBatch of shapes, [4, ...]
+rows['task'].longest.shapes(4)                   # the same of the longest length
 rows['task'].counted                             # 0.97 of computed tokens count
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -26,19 +27,27 @@ LOOKED = 256  # micro-batches whose tokens are counted
 
 @dataclass(frozen=True)
 class Rows:
-    """The batches of one phase."""
+    """The batches of one phase, in one of their lengths."""
 
     stream: Stream
     unit: str  # of its rows, for people
+    length: int  # T, one of the stream's
+
+    @classmethod
+    def usual(cls, stream: Stream, unit: str) -> Rows:
+        """Those of the length that is nearest to the mean."""
+        any_ = cls(stream, unit, max(stream.lengths))
+        mean = any_.mean() * any_.length
+        return replace(any_, length=min(stream.lengths, key=lambda length: abs(length - mean)))
 
     @property
-    def longest(self) -> int:
-        """Tokens of a sequence in the longest batch: what is compiled, as it must fit."""
-        return max(self.stream.lengths)
+    def longest(self) -> Rows:
+        """Those of the longest length, which must fit."""
+        return replace(self, length=max(self.stream.lengths))
 
     def shapes(self, number: int) -> Any:
-        """So many of the longest micro-batches, stacked."""
-        blank = self.stream.blank(self.longest, number)
+        """So many micro-batches, stacked."""
+        blank = self.stream.blank(self.length, number)
         return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), blank)
 
     @property
@@ -46,16 +55,20 @@ class Rows:
         """`128 rows in 16 x 384`, end to end, or `128 x 160`, padded."""
         layout, size = self.stream.layout, self.stream.size
         if layout is None:
-            return f"{size}{self.unit} x {self.longest}"
-        return f"{size}{self.unit or ' rows'} in {layout.ways} x {self.longest}"
+            return f"{size}{self.unit} x {self.length}"
+        return f"{size}{self.unit or ' rows'} in {layout.ways} x {self.length}"
 
     def mean(self, together: int = 1) -> float:
-        """Tokens of a mean micro-batch over those of the longest; `together` have one length."""
+        """Tokens of a mean micro-batch over those of one of this length; so many have one length.
+
+        Args:
+          together: micro-batches of an update that are padded to the longest of them.
+        """
         computed = self._tokens[:, 1]
         groups = computed[: len(computed) // together * together].reshape(-1, together)
         layout, size = self.stream.layout, self.stream.size
         sequences = size * self.stream.sides if layout is None else layout.ways
-        return float(groups.max(axis=1).mean() / (sequences * self.longest))
+        return float(groups.max(axis=1).mean() / (sequences * self.length))
 
     @property
     def counted(self) -> float:
@@ -91,4 +104,5 @@ def read(config: Config, ways: int) -> tuple[dict[str, Rows], int]:
         ) from error
     streams = {name: PHASES[name].stream(config, tokenizer, ways=ways) for name in active}
     updates = config.train.steps or steps_of_epochs(config, streams)
-    return {name: Rows(stream, PHASES[name].unit) for name, stream in streams.items()}, updates
+    found = {name: Rows.usual(stream, PHASES[name].unit) for name, stream in streams.items()}
+    return found, updates

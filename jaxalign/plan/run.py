@@ -38,8 +38,8 @@ PADDED = (
     "are unknown; --data reads them."
 )
 MEASURED = (
-    "Programs are of the longest batch of the run's rows; an update is of mean ones, scaled by "
-    "their tokens."
+    "Programs are of the length nearest to the mean of the run's rows, their peak is of the "
+    "longest; an update's time is scaled by tokens to the mean."
 )
 UPDATES = 1000  # for a price, where the run's length is not known
 

@@ -1,11 +1,13 @@
 """A plan with the run's own rows: the batches that the run will have, and what of them counts."""
 
+from dataclasses import replace
+
 import jax
 import pytest
 
 from jaxalign.cli import main
 from jaxalign.config import to_yaml
-from jaxalign.plan.programs import compile_all
+from jaxalign.plan.programs import Program, compile_all, of_rows
 from jaxalign.plan.rows import Rows, read
 from jaxalign.plan.run import PADDED, plan_run
 from jaxalign.plan.topology import parse
@@ -31,7 +33,7 @@ def test_the_batches_are_those_of_the_run(configure, one_device, layout, accumul
     plan, run = planned(config), setup.prepare(config)
     for program in plan.programs:
         stream = run.train[program.name]
-        batch = stream.blank(max(stream.lengths), 1)
+        batch = stream.blank(Rows.usual(stream, "").length, 1)
         work = run.work(program.name, batch)
         assert (program.tokens, program.least) == (work.tokens, work.flops)
         assert program.counted == pytest.approx(stream.share())
@@ -56,7 +58,25 @@ def test_an_update_is_of_mean_batches(configure):
     plan = planned(config, only=("task", "align", "update"))
     tokens = sum(program.tokens * program.mean for program in plan.programs)
     assert plan.update_tokens == pytest.approx(tokens)
-    assert 0 < plan.programs[0].mean <= 1
+    assert 0.9 < plan.programs[0].mean < 1.1
+
+
+def test_memory_is_that_of_the_longest(configure):
+    stream = read(configure(*FREE, "align.weight=0"), 1)[0]["task"].stream
+    few, most = Rows(stream, "", min(stream.lengths)), Rows(stream, "", max(stream.lengths))
+    assert few.length < most.length and few.longest == most
+
+    def make(rows):
+        peak = rows["task"].length
+        return Program("task", rows["task"].what, HERE, tokens=peak, peak=peak, took=1.0)
+
+    for name in ("task", "task_eval"):
+        found = of_rows(make, name, {"task": few})
+        assert (found.tokens, found.peak, found.took) == (few.length, most.length, 2.0)
+    assert of_rows(make, "task", {"task": most}).took == 1.0
+    lost = of_rows(lambda rows: replace(make(rows), error="no" * (rows["task"] == most)),
+                   "task", {"task": few})  # fmt: skip
+    assert lost.error == "no" and not lost.fits
 
 
 def test_micro_batches_of_one_length_are_as_long_as_their_longest(configure):
@@ -64,7 +84,7 @@ def test_micro_batches_of_one_length_are_as_long_as_their_longest(configure):
     rows, _ = read(config, 1)
     task = rows["task"]
     assert task.mean(4) > task.mean(1) > 0.5
-    assert task.mean(1) == Rows(task.stream, "").mean()
+    assert task.mean(1) == Rows.usual(task.stream, "").mean()
 
 
 def test_updates_are_those_of_the_epochs(configure):
