@@ -119,9 +119,8 @@ def ours_of(part: Part) -> None:
 
 def stream_of(phase: str, rows: list[list[np.ndarray]], laid: bool) -> Any:
     """A stream of one micro-batch, as `jaxalign.data.streams` makes it of encoded rows."""
-    from jaxalign.data.flat import Text, begin, lay, shared_by
-
     from jaxalign.data.batch import Encoded, EncodedPair
+    from jaxalign.data.flat import Text, begin, lay, shared_by
     from jaxalign.data.loader import PairStream, Report, TaskStream
     from jaxalign.data.sampling import Sequential, choose_buckets
 

@@ -21,9 +21,20 @@ def refusal(q: jax.Array, cap: float) -> str:
         return "cannot cap the scores of attention, as this model does"
     if q.dtype not in (jnp.bfloat16, jnp.float16):
         return f"takes bfloat16, not {q.dtype}"
-    if q.shape[-1] % 8 or q.shape[-1] > 128:
-        return f"takes heads of up to 128 numbers, a multiple of 8, not {q.shape[-1]}"
+    most = widest()
+    if q.shape[-1] % 8 or q.shape[-1] > most:
+        return f"takes heads of up to {most} numbers, a multiple of 8, not {q.shape[-1]}"
     return ""
+
+
+def widest() -> int:
+    """Numbers of a head whose gradient cuDNN computes on a GPU of this machine.
+
+    256 are for Hopper alone (compute capability 9): cuDNN's backward pass on newer cards takes 128,
+    though JAX lets more pass. 128 as well where no GPU is here.
+    """
+    capability = getattr(jax.local_devices()[0], "compute_capability", "")
+    return 256 if str(capability).startswith("9.") else 128
 
 
 def keeps(primitive: Any) -> bool:

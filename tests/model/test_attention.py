@@ -3,13 +3,15 @@
 Splash attention runs in the TPU interpreter here; cuDNN's kernel needs a GPU.
 """
 
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from jaxalign.errors import UserError
-from jaxalign.model import attention, splash
+from jaxalign.model import attention, cudnn, splash
 from jaxalign.model.attention import Sight, attend, causal, near
 from jaxalign.sharding import make_mesh
 
@@ -152,6 +154,30 @@ def test_cudnn_is_called_as_it_wants(monkeypatch):
     for ours, theirs, true in zip(found, expected, exact, strict=True):
         error = lambda x: np.abs(np.asarray(x, np.float32) - true).max()  # noqa: B023, E731
         assert error(ours) < 2 * error(theirs)
+
+
+@pytest.mark.parametrize(
+    ("capability", "width", "kernel"),
+    [
+        ("9.0", 256, True),  # Hopper
+        ("9.0", 264, False),
+        ("8.9", 256, False),
+        ("10.0", 256, False),  # Blackwell computes no gradient of such heads
+        ("10.0", 128, True),
+        ("gfx90a", 256, False),  # another vendor's
+        (None, 256, False),  # no GPU here: a plan
+    ],
+)
+def test_wide_heads_are_hoppers(monkeypatch, capability, width, kernel):
+    """`auto` takes cuDNN where the card computes heads of this width, else the reference."""
+    called = []
+    facts = {} if capability is None else {"compute_capability": capability}
+    monkeypatch.setattr(jax, "local_devices", lambda: [SimpleNamespace(**facts)])
+    monkeypatch.setattr(attention, "platform", lambda: "gpu")
+    monkeypatch.setattr(cudnn, "attend", lambda q, *_, **__: called.append(q.shape) or q)
+    q = jnp.zeros((1, 4, 2, width), jnp.bfloat16)
+    attend(q, q, q, causal(4), "auto", sight=Sight())
+    assert bool(called) == kernel
 
 
 @pytest.mark.gpu
