@@ -2,7 +2,8 @@
 # Settings of XLA and NCCL for NVIDIA GPUs, in one place, each with its reason and source. Sourced
 # by launch/local_gpu and, inside a job, by launch/slurm_job.
 #
-# None of them was measured with jaxalign yet. XLA_FLAGS that are already set come last and so win.
+# On one H100 the latency hiding scheduler made no difference (docs/gpu.md). The flags matter between
+# GPUs, and several have not been tried. XLA_FLAGS that are already set come last and so win.
 
 jaxalign_xla_flags() {
     # Moves collectives away from the computation that waits for them; off by default.

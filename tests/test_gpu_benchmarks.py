@@ -120,8 +120,14 @@ def test_parts_with_their_seconds(module):
         run.parts("fats=3")
 
 
-def test_the_page_has_the_table_of_its_numbers(module):
+def test_the_page_has_the_tables_of_its_numbers(module):
     table = module("table")
-    file = HERE / "results" / "h100_2026-11-27.json"
+    first, second = (HERE / "results" / f"h100_2026-11-27{more}.json" for more in ("", "_second"))
     page = (HERE.parents[1] / "docs" / "gpu.md").read_text("utf-8")
-    assert table.markdown(json.loads(file.read_text("utf-8"))) in page
+    assert table.markdown(table.read(first)) in page
+    assert table.markdown(table.read(second, first)) in page  # PEFT was measured in the first
+    for row in table.read(second)["parts"]["slots"]["rows"]:
+        if "texts" in row:
+            memory = row.get("memory_gb", row.get("peak_gb"))
+            line = f"{row['texts'] / row['seconds']:,.0f} | {row['computed']:,} | {memory:.1f} GB |"
+            assert f"| {row['what']} | {line}" in page

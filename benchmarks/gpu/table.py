@@ -2,6 +2,7 @@
 
 python benchmarks/gpu/table.py gpu.json
 python benchmarks/gpu/table.py gpu.json --markdown    # our updates against PEFT's, for a page
+python benchmarks/gpu/table.py gpu.json other.json    # with PEFT of another run, if it has none
 """
 
 from __future__ import annotations
@@ -38,6 +39,14 @@ def show(found: dict[str, Any]) -> None:
         print("\nours against the best of PEFT's rows, tokens a second")
     for what, ratio in ratios.items():
         print(f"  {what}: {ratio:.2f} times")
+
+
+def read(file: Path, *others: Path) -> dict[str, Any]:
+    """A run; PEFT's updates are those of another one where it did not measure them."""
+    found, *more = (json.loads(path.read_text("utf-8")) for path in (file, *others))
+    for other in more:
+        found["parts"].setdefault("peers", other["parts"]["peers"])
+    return dict(found)
 
 
 def markdown(found: dict[str, Any]) -> str:
@@ -135,7 +144,7 @@ def _print(rows: list[tuple[str, ...]]) -> None:
 
 
 if __name__ == "__main__":
-    known = json.loads(Path(sys.argv[1]).read_text("utf-8"))
+    known = read(*(Path(word) for word in sys.argv[1:] if not word.startswith("--")))
     if "--markdown" in sys.argv:
         print(markdown(known))
     else:
