@@ -429,7 +429,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--model", choices=MODELS, default="10m")
+    parser.add_argument("--model", default="10m", help="10m, 60m; with --rows slots also a folder")
+    parser.add_argument("--rows", choices=("random", "slots"), default="random",
+                        help="slots: real rows, see benchmarks/slots.py")  # fmt: skip
     parser.add_argument("--steps", nargs="+", choices=STEPS, default=STEPS)
     parser.add_argument("--remat", choices=("none", "full"), default="none")
     parser.add_argument("--dropout", type=float, default=0.0, help="of the adapter, either side")
@@ -441,12 +443,22 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="also write the rows here")
     parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.model not in MODELS and options.rows == "random":
+        parser.error(f"--model {options.model}: choose one of {', '.join(MODELS)}")
     # XLA takes as many threads as it may run on cores, so the affinity binds it; torch is told.
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: options.threads])
     os.environ["OMP_NUM_THREADS"] = str(options.threads)
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-    if options.one:
+    if options.rows == "slots":
+        import slots
+
+        rows = slots.measure(options, MODELS.get(options.model))
+        if options.json:
+            options.json.write_text(
+                json.dumps({"options": vars(options), "rows": rows}, indent=1, default=str)
+            )
+    elif options.one:
         measure_one(options)
     elif options.profile:
         profile(options)
