@@ -23,7 +23,7 @@ from jaxalign.data.sampling import Slot, choose_buckets
 from jaxalign.data.stem import Shareable, Start, Stem, find
 
 PLANNED = 2048  # micro-batches whose lengths are looked at
-LENGTHS = 4  # padded lengths of a stream, as each is compiled
+LENGTHS = 6  # padded lengths of a stream, as each is compiled
 STEP, ANSWER_STEP = 16, 16
 GAIN, LONG_GAIN = 0.02, 0.25  # of all tokens: what a stem must save, before texts for kernels, too
 KERNEL_STEP, KERNEL_REACH = 128, 256  # lengths for kernels, where texts are as long as they want
@@ -200,7 +200,7 @@ def lay(
     if packed:
         lengths: tuple[int, ...] = (cover(shared + size // ways * packed, step),)
     else:
-        lengths = choose_buckets(needed, 1, LENGTHS, step, 0.01)
+        lengths = choose_buckets(needed, 1, LENGTHS, step, 0.005)
     found = np.searchsorted(lengths, needed)
     for number, length in enumerate(lengths):  # a longer one has room for what shorter ones have
         here = [count for count, bucket in zip(answers, found, strict=True) if bucket <= number]

@@ -10,9 +10,9 @@ window sees only the latest of them.
     y = attend(q, k, v, mask, 'auto', sight=Sight(segments))
 
 Short texts end to end in a long sequence look no further than one of them reaches: `local` is then
-the mask, and scores are formed with the own and the previous chunk of C tokens alone.
+the mask, and scores are formed with the own and a few previous chunks of C tokens alone.
 
-    y = attend(q, k, v, local(segments, C))        # no text has more than C tokens
+    y = attend(q, k, v, local(segments, *cut(reach)))        # no text has more than `reach` tokens
 
 Keys and values that come before all of these, and that several rows share, are a `Before`: the
 start that all prompts have in common, a cache of it, or a prefix that is trained.
@@ -95,29 +95,39 @@ def causal(length: int, segments: Array | None = None) -> jax.Array:
     return before & (segments[:, :, None] == segments[:, None, :])
 
 
-def local(segments: Array, chunk: int) -> jax.Array:
-    """`causal` of short texts end to end, [B, n, C, 2 C] bool for n chunks of C tokens.
+def local(segments: Array, chunk: int, back: int = 1) -> jax.Array:
+    """`causal` of short texts end to end, [B, n, C, (back + 1) C] bool for n chunks of C tokens.
 
-    The keys of a chunk are those of the chunk before and its own.
+    The keys of a chunk are those of the chunks before and its own.
 
     Args:
       segments: [B, T] int; neighbours of one number are a text.
-      chunk: C; no text has more tokens.
+      chunk: C.
+      back: chunks before; no text has more than back · C + 1 tokens.
     """
     place = jnp.arange(segments.shape[1])[None] + 1  # 0: in front of the first chunk
-    (mine, theirs), (here, there) = chunks(segments, chunk), chunks(place, chunk)
+    (mine, theirs), (here, there) = chunks(segments, chunk, back), chunks(place, chunk, back)
     same = mine[..., :, None] == theirs[..., None, :]
     before = here[..., :, None] >= there[..., None, :]
     return same & before & (there > 0)[..., None, :]
 
 
-def chunks(x: Array, chunk: int) -> tuple[jax.Array, jax.Array]:
-    """x [B, T, ...] by chunks, [B, n, C, ...], and each with the one before, [B, n, 2 C, ...]."""
+def chunks(x: Array, chunk: int, back: int = 1) -> tuple[jax.Array, jax.Array]:
+    """x [B, T, ...] by chunks, [B, n, C, ...], and each behind those before, [B, n, S, ...]."""
     number = -(-x.shape[1] // chunk)
     rest = ((0, 0), (0, number * chunk - x.shape[1]), *[(0, 0)] * (x.ndim - 2))
     own = jnp.pad(x, rest).reshape(x.shape[0], number, chunk, *x.shape[2:])
-    previous = jnp.pad(own[:, :-1], ((0, 0), (1, 0), *[(0, 0)] * (own.ndim - 2)))
-    return own, jnp.concatenate([previous, own], axis=2)
+    before = jnp.pad(own, ((0, 0), (back, 0), *[(0, 0)] * (own.ndim - 2)))
+    return own, jnp.concatenate([before[:, i : i + number] for i in range(back + 1)], axis=2)
+
+
+def cut(reach: int) -> tuple[int, int]:
+    """Tokens of a chunk, and chunks before it that are seen, where texts have up to `reach` tokens.
+
+    Short chunks form fewer scores in vain; of fewer than 32 tokens they make thin products.
+    """
+    back = min(max(reach // 32, 1), 4)
+    return -(-reach // back), back
 
 
 def near(queries: Array, keys: Array, window: Array | int) -> jax.Array:
@@ -140,7 +150,7 @@ def attend(
     q: jax.Array,  # [B, T, N, H]
     k: jax.Array,  # [B, S, K, H]
     v: jax.Array,  # [B, S, K, H]
-    mask: jax.Array,  # [B or 1, T, S] bool, or [B or 1, n, C, 2 C] of `local`
+    mask: jax.Array,  # [B or 1, T, S] bool, or [B or 1, n, C, S] of `local`
     backend: str = "auto",
     scale: float | None = None,
     cap: float = 0.0,
@@ -194,11 +204,9 @@ def _reference(
     # Chunks are an axis n of their own, where there are any; then T is a chunk's length.
     n = "n" if mask.ndim == 4 else ""
     if n:
-        q, k, v = (
-            chunks(q, mask.shape[2])[0],
-            chunks(k, mask.shape[2])[1],
-            chunks(v, mask.shape[2])[1],
-        )
+        chunk, back = mask.shape[2], mask.shape[3] // mask.shape[2] - 1
+        q = chunks(q, chunk)[0]
+        k, v = (chunks(x, chunk, back)[1] for x in (k, v))
     middle = q.shape[1:-3]  # n, or nothing
     # Heads are moved in front here, where arrays are [.., H] wide; the scores never move.
     q = q.reshape(*q.shape[:-2], groups, -1, width) * scale
@@ -220,7 +228,7 @@ def _reference(
         one = keys.shape[0] == 1 and batch > 1  # the same for all rows: one product
         by, keys, values = ("", keys[0], values[0]) if one else ("B", keys, values)
         rows = q.reshape(batch, groups, -1, width)
-        seen = chunks(before.seen, mask.shape[2])[0] if n else before.seen
+        seen = chunks(before.seen, chunk)[0] if n else before.seen
         first = part(f"BKQH,{by}KSH->BKQS", keys, rows, seen)
         scores = jnp.concatenate([first, scores], axis=-1)
     weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)

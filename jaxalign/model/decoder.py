@@ -24,7 +24,7 @@ import jax.numpy as jnp
 
 from jaxalign.frozen.projection import Attached
 from jaxalign.model import cudnn, splash
-from jaxalign.model.attention import MIXED, Sight, causal, chunks, local, near, soft_cap
+from jaxalign.model.attention import MIXED, Sight, causal, chunks, cut, local, near, soft_cap
 from jaxalign.model.layers import Block, Cache, Context, Front, pool, rms_norm
 from jaxalign.model.rotary import rotary
 from jaxalign.model.spec import ModelSpec, check_tap
@@ -345,7 +345,7 @@ def _texts(
     # A kernel visits blocks of hundreds of keys: it gains where texts are as long.
     windows = tuple(min(window, reach) if window else reach for window in kinds)
     sight = Sight(segments, windows) if reach >= splash.LEAST else None
-    return local(segments, reach), chunks(place, reach), sight
+    return local(segments, *cut(reach)), chunks(place, *cut(reach)), sight
 
 
 def _layer(stack: jax.Array, index: jax.Array) -> jax.Array:

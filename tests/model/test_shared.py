@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from jaxalign.adapters.lora import Lora
-from jaxalign.model.attention import Before, attend, causal, chunks, local, near
+from jaxalign.model.attention import Before, attend, causal, chunks, cut, local, near
 from jaxalign.model.decoder import Decoder, Stem
 from jaxalign.model.layers import Cache
 from jaxalign.model.spec import ModelSpec
@@ -142,6 +142,25 @@ def test_local_scores_are_those_of_all():
         np.testing.assert_allclose(
             attend(q, k, v, there), attend(q, k, v, mask), rtol=1e-5, atol=1e-6
         )
+
+
+@pytest.mark.parametrize("reach", [40, 70, 150])
+def test_chunks_reach_as_far_as_a_text(reach):
+    """Texts of every length up to the longest, several chunks back."""
+    counts = [reach, 1, reach - 1, reach // 2, reach, 3]
+    ids = jnp.asarray(np.repeat(np.arange(1, 7), counts)[None])
+    length = sum(counts)
+    keys = jax.random.split(jax.random.key(0), 3)
+    q, k, v = (
+        jax.random.normal(key, (1, length, n, 8)) for key, n in zip(keys, (4, 2, 2), strict=True)
+    )
+    chunk, back = cut(reach)
+    assert chunk * back >= reach - 1 and chunk * (back + 1) <= 2 * reach
+    there = local(ids, chunk, back)
+    assert there.shape[2:] == (chunk, (back + 1) * chunk)
+    np.testing.assert_allclose(
+        attend(q, k, v, there), attend(q, k, v, causal(length, ids)), rtol=1e-5, atol=1e-6
+    )
 
 
 def test_one_prefix_for_all_rows_is_a_prefix_of_each():
