@@ -94,7 +94,9 @@ class Ours:
 class Peft:
     """Eager PyTorch on the same rows."""
 
-    def __init__(self, base: str, adapter: str, layer: int, rows: dict, pad: int) -> None:
+    def __init__(
+        self, base: str, adapter: str, layer: int, rows: dict, pad: int, part: int
+    ) -> None:
         import torch
         from peft import PeftModel
         from transformers import AutoModelForCausalLM
@@ -102,7 +104,7 @@ class Peft:
         model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
         model.config.use_cache = False
         self.model = PeftModel.from_pretrained(model, adapter, is_trainable=True).train()
-        self.layer = layer
+        self.layer, self.part = layer, part
         self.trained = [p for p in self.model.parameters() if p.requires_grad]
         self.kept = [p.detach().clone() for p in self.trained]
         task = [row.tokens for row in rows["task"]]
@@ -126,20 +128,36 @@ class Peft:
     def update(self, step: str) -> float:
         import torch
 
-        loss = {"task": self._task, "align": self._align}[step]()
-        loss.backward()
+        # Logits of a large vocabulary do not fit for all rows: the task goes in parts, as one would
+        # accumulate, each cut to its longest row and weighed by its answer tokens.
+        losses = [self._task(part) for part in self._parts()] if step == "task" else [self._align]
+        total = 0.0
+        for one in losses:
+            loss = one()
+            loss.backward()
+            total += loss.item()
         torch.nn.utils.clip_grad_norm_(self.trained, 1.0)
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=False)
-        return loss.item()
+        return total
+
+    def _parts(self) -> list[slice]:
+        return [slice(first, first + self.part) for first in range(0, ROWS, self.part)]
 
     def tokens(self, step: str) -> int:
-        sides = [self.task] if step == "task" else self.sides
-        return sum(tokens.numel() for tokens, _ in sides)
+        if step == "task":
+            return sum(self._cut(part)[0].numel() for part in self._parts())
+        return sum(tokens.numel() for tokens, _ in self.sides)
 
-    def _task(self) -> Any:
+    def _cut(self, part: slice) -> list[Any]:
         tokens, mask = self.task
-        return self.model(tokens, attention_mask=mask, labels=self.labels).loss
+        longest = int(mask[part].sum(1).max())
+        return [x[part, :longest] for x in (tokens, mask, self.labels)]
+
+    def _task(self, part: slice) -> Callable[[], Any]:
+        tokens, mask, labels = self._cut(part)
+        share = (labels[:, 1:] != -100).sum() / (self.labels[:, 1:] != -100).sum()
+        return lambda: share * self.model(tokens, attention_mask=mask, labels=labels).loss
 
     def _align(self) -> Any:
         import torch
@@ -242,7 +260,7 @@ def measure(options: argparse.Namespace, shape: Any) -> list[dict[str, Any]]:
         }
         rows = {step: sides["shared"].rows(step) for step in ("task", "align")}
         pad = sides["shared"].run.base.tokenizer.pad_token_id
-        sides["peft"] = Peft(base, adapter, layer, rows, pad)
+        sides["peft"] = Peft(base, adapter, layer, rows, pad, options.peft_rows)
     found = []
     for step in options.steps:
         _check(sides, step)
