@@ -22,7 +22,7 @@ from jaxalign.data.batch import NO_TARGET, Flat, cover
 from jaxalign.data.sampling import Slot, choose_buckets
 from jaxalign.data.stem import Shareable, Start, Stem, find
 
-PLANNED = 2048  # micro-batches whose lengths are looked at
+PLANNED, LEAST_PLANNED = 1 << 16, 128  # slots, and at least batches, whose lengths are looked at
 LENGTHS = 6  # padded lengths of a stream, as each is compiled
 STEP, ANSWER_STEP = 16, 16
 GAIN, LONG_GAIN = 0.02, 0.25  # of all tokens: what a stem must save, before texts for kernels, too
@@ -69,6 +69,7 @@ class Layout:
       ways: W, sequences of a batch, one for each share of its rows over the devices.
       lengths: T -> A, increasing.
       pad_id: token at padding.
+      group: slots that may change places with one another; see `balanced`.
     """
 
     rows: Sequence[Sequence[Begun]]
@@ -78,6 +79,7 @@ class Layout:
     ways: int
     lengths: dict[int, int]
     pad_id: int
+    group: int
 
     @functools.cached_property
     def reach(self) -> int:
@@ -112,6 +114,29 @@ class Layout:
     def places(self, length: int) -> int:
         """A, answer places of a sequence of T tokens."""
         return self.lengths.get(length, length)
+
+    def balanced(self, slots: Sequence[Slot]) -> list[Slot]:
+        """The slots of a batch in another order, in which its sequences are about equally long.
+
+        The longest share sets the length of all. The longest slots go first, each to the share with
+        the fewest tokens that has room; pairs that are each other's negatives stay together.
+        """
+        each = self.size // self.ways
+        if self.ways == 1 or self.group <= each or self.group % each:
+            return list(slots)
+        found: list[Slot] = []
+        for first in range(0, len(slots), self.group):
+            part = slots[first : first + self.group]
+            own = [self.own([slot]) for slot in part]
+            shares: list[list[Slot]] = [[] for _ in range(-(-len(part) // each))]
+            tokens = [0] * len(shares)
+            for place in sorted(range(len(part)), key=lambda place: -own[place]):
+                open_ = [number for number, share in enumerate(shares) if len(share) < each]
+                share = min(open_, key=tokens.__getitem__)
+                shares[share].append(part[place])
+                tokens[share] += own[place]
+            found += [slot for share in shares for slot in share]
+        return found
 
     def shares(self, slots: Sequence[Slot]) -> list[Sequence[Slot]]:
         """The slots of each sequence."""
@@ -171,6 +196,7 @@ def lay(
     pad_id: int,
     stem: Stem,
     packed: int = 0,
+    group: int = 0,
 ) -> Layout:
     """The layout of these rows, with lengths for the batches that are to come.
 
@@ -182,18 +208,20 @@ def lay(
       pad_id: token at padding.
       stem: what the texts share.
       packed: own tokens of a slot, where all are filled to one length; 0: they are not.
+      group: slots that may change places with one another; 0: all of a batch.
     """
-    layout = Layout(started, stem, size, order.most, ways, {}, pad_id)
+    layout = Layout(started, stem, size, order.most, ways, {}, pad_id, group or size)
     step = step_of(layout.reach)
     shared = len(stem.tokens)
-    number = -(-order.epoch_slots // size)
-    number = PLANNED if order.endless else min(number, PLANNED)
+    number = max(PLANNED // size, LEAST_PLANNED)
+    if not order.endless:
+        number = min(number, -(-order.epoch_slots // size))
     slots = order.slots(0, number * size)
     needed, answers = [], []
     own = np.array([own_of(row) for row in started])
     targets = np.array([targets_of(row) for row in started])
     for first in range(0, len(slots), size):
-        shares = layout.shares(slots[first : first + size])
+        shares = layout.shares(layout.balanced(slots[first : first + size]))
         chosen = [[row for slot in share for row in slot] for share in shares]
         needed.append(shared + max(int(own[share].sum()) for share in chosen))
         answers.append(max(int(targets[share].sum()) for share in chosen))

@@ -208,7 +208,8 @@ class Stream(abc.ABC, Generic[Row, Batch]):
     def _slots(self, index: int) -> list[Slot]:
         if index < 0 or (not self.endless and index >= self.epoch_batches):
             raise IndexError(f"micro-batch {index} of {self.epoch_batches}")
-        return self._order.slots(index * self.size, (index + 1) * self.size)
+        slots = self._order.slots(index * self.size, (index + 1) * self.size)
+        return self.layout.balanced(slots) if self.layout else slots
 
     @property
     @abc.abstractmethod

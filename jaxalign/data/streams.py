@@ -126,7 +126,9 @@ def pair_stream(
     stem = _shared(config, texts, size / ways)
     started = begin(texts, stem)
     laid = _lays(config, max(own_of([text]) for row in started for text in row))
-    layout = lay(started, order, size, ways, pad_id, stem) if laid else None
+    # Pairs of a group are each other's negatives, so a group keeps its pairs.
+    group = config.align.group if config.align.negatives == "group" else 0
+    layout = lay(started, order, size, ways, pad_id, stem, group=group) if laid else None
     return PairStream(rows, order, size, buckets, pad_id, report, layout)
 
 

@@ -5,7 +5,7 @@ import pytest
 
 from jaxalign.data.flat import Text, begin, lay, shared_by
 from jaxalign.data.sampling import Sequential, Shuffled
-from jaxalign.data.stem import LEAST_USES, MOST, Shareable, find
+from jaxalign.data.stem import LEAST_USES, MOST, Shareable, Stem, find
 from jaxalign.data.streams import pair_stream, task_stream
 from tests.data.test_loader import assert_same, config
 
@@ -137,3 +137,23 @@ def test_long_rows_stay_padded_unless_asked(config, chatml, monkeypatch):
     assert task_stream(config, chatml).layout is not None
     config.batch.pack, config.mesh.seq = "auto", 2
     assert pair_stream(config, chatml).layout is None
+
+
+@pytest.mark.parametrize("group", [0, 8, 2])
+def test_shares_are_about_equally_long(group):
+    """Within a group alone; one that fits into a share stays where it is."""
+    rng = np.random.default_rng(1)
+    rows = [[Text(np.arange(n, dtype=np.int32), 0, n)] for n in rng.integers(1, 40, 64)]
+    order = Shuffled([np.arange(64)], [1.0], 3)
+    layout = lay(begin(rows, Stem()), order, 16, 4, 0, Stem(), group=group)
+    length = lambda share: sum(len(rows[row][0].tokens) for slot in share for row in slot)  # noqa: E731
+    plain = found = 0
+    for index in range(8):
+        slots = order.slots(16 * index, 16 * index + 16)
+        moved = layout.balanced(slots)
+        step = group or 16
+        for first in range(0, 16, step):
+            assert sorted(moved[first : first + step]) == sorted(slots[first : first + step])
+        plain += max(map(length, layout.shares(slots)))
+        found += max(map(length, layout.shares(moved)))
+    assert found == plain if group == 2 else found < 0.95 * plain
