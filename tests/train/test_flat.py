@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from jaxalign import base as bases
 from jaxalign.adapters import Lora
@@ -215,3 +216,16 @@ def test_what_cannot_be_flattened_is_refused(configure, words):
 
 def test_a_bare_off_is_the_word(configure):
     assert configure("batch.share_prefix=off").batch.share_prefix == "off"
+
+
+def test_a_resumed_run_is_the_uninterrupted_one(configure, one_device, tmp_path):
+    """With dropout, whose masks follow from the step alone."""
+    words = [*FREE, "checkpoint.every=2", "lora.dropout=0.1", "train.eval_every=0"]
+    whole = configure(*words, f"output={tmp_path / 'whole'}")
+    train(whole)
+    parts = [configure(*words, f"output={tmp_path / 'parts'}", f"train.steps={n}") for n in (2, 4)]
+    for config in parts:
+        train(config)
+    one, other = (load_file(f"{config.output}/adapter/adapter_model.safetensors")
+                  for config in (whole, parts[1]))  # fmt: skip
+    assert all((one[name] == other[name]).all() for name in one)
