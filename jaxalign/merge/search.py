@@ -39,7 +39,7 @@ from jaxalign.merge.source import AdapterFolder, read_adapters, warn
 from jaxalign.merge.tell import show
 from jaxalign.multihost import barrier, is_main
 from jaxalign.settings import Config
-from jaxalign.sharding import put_batch, rows_here, shard_tree
+from jaxalign.sharding import put_batch, row_ways, rows_here, shard_tree
 from jaxalign.terminal import console
 from jaxalign.train.phases.build import lora_weights
 from jaxalign.train.phases.task import TASK
@@ -198,7 +198,9 @@ class _Loss:
         config = dataclasses.replace(config, prompt=asked)
         self.base, self.config = base, config
         self.streams = {
-            language: task_stream(_of_language(config, language), prompts.tokenizer, "valid")
+            language: task_stream(
+                _of_language(config, language), prompts.tokenizer, "valid", row_ways(base.mesh)
+            )
             for language in golds
         }
         self.rows = sum(len(stream.rows) for stream in self.streams.values())

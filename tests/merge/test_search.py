@@ -136,14 +136,16 @@ def test_best_is_the_mean_over_languages(metric, best):
     assert found.as_json()["best"] == best
 
 
-def test_loss_is_the_tasks_validation_loss(validated, paths, tmp_path):
-    """Against the log probabilities of the answers, row by row, from the model's logits."""
+@pytest.mark.parametrize("pack", ["none", "flatten"])
+def test_loss_is_the_tasks_validation_loss(validated, paths, tmp_path, pack):
+    """Against the log probabilities of the answers, row by row, from the model's logits; on eight
+    devices, of which each has its sequence of rows."""
     import jax
 
     from jaxalign.data.streams import task_stream
     from jaxalign.model.decoder import Decoder
 
-    config = validated()
+    config = validated("batch.buckets=[]", f"batch.pack={pack}")
     found = search(
         config, paths, Recipe("delta"), [[1], [0, 1]], str(tmp_path / "out"), metric="loss"
     )
