@@ -138,8 +138,7 @@ def test_best_is_the_mean_over_languages(metric, best):
 
 @pytest.mark.parametrize("pack", ["none", "flatten"])
 def test_loss_is_the_tasks_validation_loss(validated, paths, tmp_path, pack):
-    """Against the log probabilities of the answers, row by row, from the model's logits; on eight
-    devices, of which each has its sequence of rows."""
+    """Against the log probabilities of the answers, row by row, from the model's logits."""
     import jax
 
     from jaxalign.data.streams import task_stream
