@@ -184,31 +184,15 @@ def _padded(rows: list[np.ndarray], pad: int) -> tuple[Any, Any]:
     return tokens, mask
 
 
-def write_base(folder: Path, shape: Any, data: Path) -> str:
+def write_base(folder: Path, shape: Any, make: Callable[..., Any], data: Path) -> str:
     """A random base of a shape, with a tokenizer that has learned from the pairs."""
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
     from jaxalign.demo.tokenizer import END, PAD, save_tokenizer, train_tokenizer
 
     sentences = {
         file.stem: [part for line in file.open(encoding="utf-8") for part in line.split("\t")[:2]]
         for file in sorted((data / "tatoeba").glob("*.tsv"))
     }
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=shape.vocab,
-        hidden_size=shape.dim,
-        intermediate_size=shape.ffn,
-        num_hidden_layers=shape.layers,
-        num_attention_heads=shape.heads,
-        num_key_value_heads=shape.kv_heads,
-        max_position_embeddings=512,
-        tie_word_embeddings=False,
-        pad_token_id=PAD,
-        eos_token_id=END,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder / "base")
+    make(pad_token_id=PAD, eos_token_id=END).save_pretrained(folder / "base")
     save_tokenizer(train_tokenizer(sentences, shape.vocab), folder / "base")
     return str(folder / "base")
 
@@ -241,7 +225,7 @@ def write_rows(folder: Path, data: Path) -> dict[str, str]:
     return {"task": str(data / "xsid" / "train.en.jsonl"), "align": str(pairs)}
 
 
-def measure(options: argparse.Namespace, shape: Any) -> list[dict[str, Any]]:
+def measure(options: argparse.Namespace, shape: Any, make: Any) -> list[dict[str, Any]]:
     """Seconds of each side and phase, and ratios of neighbouring updates."""
     import torch
 
@@ -249,7 +233,7 @@ def measure(options: argparse.Namespace, shape: Any) -> list[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         files = write_rows(folder, DATA)
-        base = write_base(folder, shape, DATA) if shape else options.model
+        base = write_base(folder, shape, make, DATA) if shape else options.model
         from jaxalign.hf.load import load_spec
 
         layer = load_spec(Path(base)).layers // 2

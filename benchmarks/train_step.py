@@ -272,14 +272,12 @@ SIDES: dict[str, Callable[..., Any]] = {
 }
 
 
-def write_models(folder: Path, options: argparse.Namespace) -> None:
-    """A random base and a random adapter, both written by transformers and PEFT."""
+def random_llama(shape: Shape, **facts: Any) -> Any:
+    """A Llama of this shape with random weights; `facts` are more of its configuration."""
     import torch
-    from peft import LoraConfig, get_peft_model
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
-    shape = MODELS[options.model]
     config = LlamaConfig(
         vocab_size=shape.vocab,
         hidden_size=shape.dim,
@@ -289,8 +287,17 @@ def write_models(folder: Path, options: argparse.Namespace) -> None:
         num_key_value_heads=shape.kv_heads,
         max_position_embeddings=512,
         tie_word_embeddings=False,
+        **facts,
     )
-    base = LlamaForCausalLM(config)
+    return LlamaForCausalLM(config)
+
+
+def write_models(folder: Path, options: argparse.Namespace) -> None:
+    """A random base and a random adapter, both written by transformers and PEFT."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+
+    base = random_llama(MODELS[options.model])
     base.save_pretrained(folder / "base")
     names = ("q", "k", "v", "o", "gate", "up", "down")
     lora = LoraConfig(r=8, lora_alpha=16, target_modules=[f"{name}_proj" for name in names])
@@ -455,7 +462,9 @@ def main() -> None:
     if options.rows == "slots":
         import slots
 
-        rows = slots.measure(options, MODELS.get(options.model))
+        shape = MODELS.get(options.model)
+        make = shape and partial(random_llama, shape)
+        rows = slots.measure(options, shape, make)
         if options.json:
             options.json.write_text(
                 json.dumps({"options": vars(options), "rows": rows}, indent=1, default=str)

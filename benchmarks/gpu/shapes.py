@@ -32,8 +32,8 @@ class Work(NamedTuple):
         return self.micro_batches * self.rows * self.length * sides
 
 
-# Most valuable first. A task micro-batch has 8,192 tokens, of which all but the first of a row are
-# trained; more fill the memory, not the GPU. The first is the shape of published figures.
+# Most valuable first. A task micro-batch has 8,192 tokens; all but the first of each row are
+# trained. More tokens fill the memory, not the GPU. The first is the shape of published figures.
 ANCHOR = Work("task 4 x 4,096, r 16", "task", 2, 2, 4096, 16)
 TASK = Work("task 16 x 2,048", "task", 4, 4, 2048)
 ALIGN = Work("align 128 pairs x 128", "align", 1, 128, 128)

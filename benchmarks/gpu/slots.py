@@ -1,7 +1,7 @@
 """Short rows: what padding and a shared instruction cost, and the same rows by PEFT.
 
 One update of Llama 3 8B with LoRA on 64 rows as slot filling has them (an instruction of 90 tokens
-that all share, then 20 to 36 of their own, of which a third is the answer), and one on 128 sentence
+that all share, then 20 to 36 of their own; a third of those is the answer), and one on 128 sentence
 pairs of 10 to 24 tokens a side. Ours: padded rows (`batch.pack=none`) against what
 `batch.pack=auto` makes of them. PEFT: padded to the longest, gradient checkpointing off where that
 fits. Tokens are random; those of a row count once, padding does not.

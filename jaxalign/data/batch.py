@@ -49,7 +49,7 @@ class Flat(NamedTuple):
     sees: np.ndarray  # int32 [W, T]; the bits of the nodes of shared tokens that it sees
     nodes: np.ndarray  # int32 [W, P]; the bit of each shared token's node
     texts: np.ndarray  # int32 [W, sides·R]; the nodes of each text; 0 where it has or is none
-    reach: np.ndarray  # int8 [W, C], of which C counts: no text has more tokens of its own
+    reach: np.ndarray  # int8 [W, C]; only C matters: no text has more tokens of its own
     roles: np.ndarray | None = None  # int8 [W, T]; pairs have none
 
 

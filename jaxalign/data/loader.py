@@ -167,15 +167,18 @@ class Stream(abc.ABC, Generic[Row, Batch]):
         A shared token counts once in each sequence, as nothing can compute it less often.
         """
         slots = self._slots(index)
-        length = self._common([slots])
-        if self.layout is None:
-            return sum(map(self._counted, slots)), self.size * self.sides * length
-        shared = len(self.layout.stem.tokens) * self.layout.ways
-        return self.layout.own(slots) + shared, self.layout.ways * length
+        sequences = self.layout.ways if self.layout else self.size * self.sides
+        return self._counts(slots), sequences * self._common([slots])
 
     def counted(self, indices: Iterable[int]) -> int:
         """Tokens that count in these micro-batches."""
-        return sum(self.tokens(index)[0] for index in indices)
+        return sum(self._counts(self._slots(index)) for index in indices)
+
+    def _counts(self, slots: Sequence[Slot]) -> int:
+        """Tokens that count in the slots of a batch."""
+        if self.layout is None:
+            return sum(map(self._counted, slots))
+        return self.layout.own(slots) + len(self.layout.stem.tokens) * self.layout.ways
 
     @property
     def shape(self) -> str:

@@ -65,7 +65,7 @@ EVERYTHING = 1 << 30  # a window that no text fills
 class Stem:
     """The first P tokens of each sequence: the shared starts of its texts, each computed once.
 
-    A start may go on in branches: it is a tree of up to 31 nodes, of which each has a bit.
+    A start may go on in branches: it is a tree of up to 31 nodes, and each node has a bit.
     """
 
     nodes: Array  # [B or 1, P] int32: the bit of each token's node
