@@ -5,6 +5,8 @@ The defaults are those of `settings`; OmegaConf merges the layers and checks the
     loaded = load('configs/demo.yaml', ['align.layer=2', 'optim.learning_rate=1e-3'])
     loaded.config.align.layer     # 2
     loaded.rows()                 # every value with its origin: default, file or command line
+
+A file may go on from another one: `extends: ../demo.yaml`, counted from its own folder.
 """
 
 from __future__ import annotations
@@ -33,15 +35,13 @@ OmegaConf.register_resolver(
 
 
 def load(path: str | Path | None, words: Sequence[str] = ()) -> Loaded:
-    """Defaults, then the YAML file, then `key=value` words, merged and checked.
+    """Defaults, then the YAML file (behind what it extends), then `key=value` words, checked.
 
     Raises:
       UserError: a file that is not there or not YAML, an unknown key (the nearest is named), a
         value of the wrong type or outside its choices, settings that contradict each other.
     """
-    layers = []
-    if path is not None:
-        layers.append((str(path), _read_yaml(Path(path))))
+    layers = [] if path is None else _read_files(Path(path))
     wrong = [word for word in words if "=" not in word or word.startswith(("=", "-"))]
     if wrong:
         raise UserError(
@@ -105,6 +105,29 @@ def _escaped(value: Any) -> Any:
     if isinstance(value, dict):
         return {_escaped(name): _escaped(item) for name, item in value.items()}
     return value
+
+
+def _read_files(path: Path) -> list[tuple[str, DictConfig]]:
+    """(name, what it sets) of a file and of those that it goes on from, the first one in front.
+
+    Raises:
+      UserError: as `_read_yaml`; a file that comes back to itself.
+    """
+    layers: list[tuple[str, DictConfig]] = []
+    seen: list[Path] = []
+    while True:
+        layer = _read_yaml(path)
+        layers.insert(0, (str(path), layer))
+        seen.append(path.resolve())
+        with reading(str(path), "settings"):
+            other = layer.pop("extends", None)
+        if other is None:
+            return layers
+        if not isinstance(other, str) or not other:
+            raise UserError(f"{path}: extends: {brief(other)} should be the name of a file")
+        path = path.parent / other
+        if path.resolve() in seen:
+            raise UserError(f"{seen[-1]}: extends: {other} comes back to itself; remove the line")
 
 
 def _read_yaml(path: Path) -> DictConfig:
