@@ -221,11 +221,11 @@ def markdown(comparison: Comparison, title: str) -> str:
                 if gain := line.gains.get(system):
                     row += [signed(gain.gain) + mark(gain.p), _interval(gain), _p(gain.p)]
             body.append(row)
-        parts += [f"## {label(measure)}", _markdown_table(head, body, left=2)]
+        parts += [f"## {label(measure)}", markdown_table(head, body, left=2)]
         if others:
-            parts.append(_markdown_table(*_tallies(comparison, measure), left=2))
+            parts.append(markdown_table(*_tallies(comparison, measure), left=2))
     if any(comparison.counts.values()):
-        parts += ["## Counts (rows, mean over seeds)", _markdown_table(*count_table(comparison))]
+        parts += ["## Counts (rows, mean over seeds)", markdown_table(*count_table(comparison))]
     return "\n\n".join([*parts, *(_cell(note) for note in notes(comparison))])
 
 
@@ -262,7 +262,9 @@ def _cell(text: str) -> str:
     return "".join("\\" + letter if letter in "\\|*_`<" else letter for letter in visible(text))
 
 
-def _markdown_table(head: Sequence[str], body: Sequence[Sequence[str]], left: int = 1) -> str:
+def markdown_table(head: Sequence[str], body: Sequence[Sequence[str]], left: int = 1) -> str:
+    """A table whose first `left` columns are words, the others numbers."""
+
     def row(cells: Sequence[str]) -> str:
         return f"| {' | '.join(cells)} |"
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from jaxalign.base import open_base
+from jaxalign.base import Base, open_base
 from jaxalign.errors import UserError
 from jaxalign.evaluate.answers import answer
 from jaxalign.evaluate.compare import Comparison, System, check_groups, compare
@@ -41,9 +41,6 @@ Texts = dict[str, list[str]]  # language -> answers, in the order of its rows
 def evaluate(config: Config, entrants: Sequence[Entrant], out: str) -> Comparison | None:
     """Answers what is not answered yet, scores, compares, writes the reports.
 
-    Everything that can be wrong is looked at before the base's weights are loaded; they are not
-    loaded at all where every answer is known.
-
     Args:
       config: `evaluate.*` names the data, `generate.*` the decoding, `model.*` the base, which is
         read only if an entrant needs it.
@@ -55,6 +52,38 @@ def evaluate(config: Config, entrants: Sequence[Entrant], out: str) -> Compariso
 
     Raises:
       UserError: anything in the settings, the data, an adapter or a file that cannot work.
+    """
+    found = scored(config, entrants, out)
+    if not is_main():
+        return None
+    comparison = compare(
+        [System(name, runs) for name, runs in found.items()],
+        config.evaluate.groups,
+        draws=config.evaluate.draws,
+        seed=config.seed,
+    )
+    screen = console()
+    show(comparison, screen)
+    pictures = {PICTURE: partial(draw, comparison)} if len(found) > 1 else {}
+    paths = write(comparison, Path(out), f"{kind_of(config)}: {', '.join(found)}", pictures)
+    written = f"written: {', '.join(str(path) for path in paths)}"
+    screen.print(visible(written))
+    return comparison
+
+
+def scored(
+    config: Config, entrants: Sequence[Entrant], out: str, base: Base | None = None
+) -> dict[str, list[dict[str, Scored]]]:
+    """Answers what is not answered yet and scores; arguments and errors are those of `evaluate`.
+
+    Everything that can be wrong is looked at before the base's weights are loaded; they are not
+    loaded at all where every answer is known.
+
+    Args:
+      base: the base of this configuration, where it is opened already.
+
+    Returns:
+      Name -> language -> scores, of each entrant of that name; {} on processes but the first.
     """
     if not entrants:
         raise UserError("nobody to evaluate; name --base, --adapter or --predictions")
@@ -69,28 +98,14 @@ def evaluate(config: Config, entrants: Sequence[Entrant], out: str) -> Compariso
         for label, entrant in zip(labels, entrants, strict=True)
         if entrant.kind == "predictions"
     }
-    screen = console()
-    texts |= _answers(config, entrants, labels, golds, out, screen)
+    texts |= _answers(config, entrants, labels, golds, out, console(), base)
     found: dict[str, list[dict[str, Scored]]] = {}
     for entrant, label in zip(entrants, labels, strict=True) if is_main() else ():
-        scored = score(config, golds, texts[label])
-        write_predictions(Path(out, label), golds, texts[label], scored)
-        found.setdefault(entrant.name, []).append(scored)
+        scores = score(config, golds, texts[label])
+        write_predictions(Path(out, label), golds, texts[label], scores)
+        found.setdefault(entrant.name, []).append(scores)
     barrier("evaluated")
-    if not is_main():
-        return None
-    comparison = compare(
-        [System(name, runs) for name, runs in found.items()],
-        config.evaluate.groups,
-        draws=config.evaluate.draws,
-        seed=config.seed,
-    )
-    show(comparison, screen)
-    pictures = {PICTURE: partial(draw, comparison)} if len(found) > 1 else {}
-    paths = write(comparison, Path(out), f"{kind_of(config)}: {', '.join(found)}", pictures)
-    written = f"written: {', '.join(str(path) for path in paths)}"
-    screen.print(visible(written))
-    return comparison
+    return found
 
 
 def score(config: Config, golds: Golds, texts: Texts) -> dict[str, Scored]:
@@ -112,6 +127,7 @@ def _answers(
     golds: Golds,
     out: str,
     screen: Console,
+    base: Base | None,
 ) -> dict[str, Texts]:
     """Folder name -> what the models among the entrants write."""
     models = [
@@ -121,7 +137,7 @@ def _answers(
     ]
     if not models:
         return {}
-    base = open_base(config)
+    base = base.under(config) if base else open_base(config)
     waiting: dict[str, Asked] = {}
     for label, entrant in models:
         shown = golds

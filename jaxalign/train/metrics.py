@@ -164,6 +164,7 @@ class Log:
         values = mean_metrics(jax.device_get([metrics for _, metrics in window.steps]))
         values |= self._speed("", each * len(window.steps), window.works)
         values["seconds_per_step"] = each
+        values["flops_per_step"] = sum(work.flops for work in window.works) / len(window.steps)
         phases = defaultdict(list)
         for timing in window.timings:
             phases[timing.phase].append(timing)

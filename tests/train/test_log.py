@@ -71,6 +71,7 @@ def test_updates_that_end_unseen_share_their_time(tmp_path, now):
     now.at = 3.0  # the host was away
     log.close()
     assert [row["seconds_per_step"] for row in read(tmp_path)] == [1.5, 1.5]
+    assert [row["flops_per_step"] for row in read(tmp_path)] == [1.0, 1.0]
 
 
 def test_means_are_those_of_updates_that_were_done():
