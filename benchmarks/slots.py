@@ -51,7 +51,7 @@ class Ours:
             None,
             [
                 f"model.path={base}", "model.dtype=float32", "model.remat=none",
-                f"lora.start={adapter}", "lora.dropout=0", "lora.r=8", "lora.alpha=16",
+                f"adapter.start={adapter}", "lora.dropout=0", "lora.r=8", "lora.alpha=16",
                 "task.kind=slots", f"task.train=[{files['task']}]",
                 f"align.train=[{files['align']}]", f"align.layer={layer}",
                 f"align.temperature={TEMPERATURE}", f"batch.pack={pack}",

@@ -25,7 +25,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from jaxalign.bounds import check_text
 from jaxalign.errors import UserError, brief, first_line, reading
-from jaxalign.settings import Config, abouts, check, flatten
+from jaxalign.settings import MOVED, Config, abouts, check, flatten, renamed
 
 LARGEST = 1 << 20  # bytes of a configuration
 # `${demo:data/train.en.jsonl}`: a file of the demo, wherever the package is installed.
@@ -89,6 +89,40 @@ class Loaded:
     def _origin(self, key: str) -> str:
         named = [k for k in self.origins if key == k or key.startswith(k + ".")]
         return self.origins[named[0]] if named else "default"
+
+
+def saved(settings: dict[str, Any]) -> Config:
+    """The configuration that a run saved, as nested dicts.
+
+    Settings of another version of this package, which mean nothing here, are passed over.
+    """
+
+    def known(given: dict[str, Any], default: dict[str, Any]) -> dict[str, Any]:
+        return {
+            key: known(value, default[key]) if isinstance(value, dict) and default[key] else value
+            for key, value in given.items()
+            if key in default
+        }
+
+    merged = OmegaConf.merge(
+        OmegaConf.structured(Config), known(renamed(settings), dataclasses.asdict(Config()))
+    )
+    return cast(Config, OmegaConf.to_object(merged))
+
+
+def saved_in(file: Path) -> Config:
+    """The configuration that a run wrote into its folder, where all of it means something here.
+
+    Raises:
+      UserError: a file that is not one.
+    """
+    with reading(str(file), "a configuration"):
+        layer = renamed(_plain(_read_yaml(file)))
+        _check_keys(cast(DictConfig, OmegaConf.create(layer)), str(file))
+        try:
+            return saved(layer)
+        except OmegaConfBaseException as error:
+            raise _wrong_value(error, str(file)) from error
 
 
 def to_yaml(config: Config) -> str:
@@ -228,6 +262,8 @@ def _switches() -> set[str]:
 
 def _check_known(key: str, origin: str) -> None:
     known = _known()
+    if key in MOVED:
+        raise UserError(f"{origin}: {key} is called {MOVED[key]} now; change its name")
     # Free-form dictionaries (columns, options) are known by their own key alone.
     if key in known or any(key.startswith(k + ".") and v == {} for k, v in known.items()):
         return

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from jaxalign.config import load, to_yaml
+from jaxalign.config import load, saved_in, to_yaml
 from jaxalign.errors import UserError
 from jaxalign.settings import AUTO, Config, abouts, check, flatten
+from jaxalign.train.same import differences
 
 BOUNDS = {key: about.bounds for key, about in abouts() if not key.startswith("objectives.")}
 CHOICES = [key for key, bounds in BOUNDS.items() if bounds.choices]
@@ -176,6 +177,20 @@ def test_unknown_keys_in_words():
     assert refusal(None, "align.tau=1").startswith("command line: unknown setting 'align.tau'")
     assert "did you mean 'lora.r'?" in refusal(None, "lora.rr=8")
     assert "did you mean 'task.train'?" in refusal(None, "task.train.0=a.jsonl")
+
+
+def test_a_setting_that_has_another_name_now(tmp_path):
+    """A run's own file, which an older version wrote, is still read."""
+    told = "lora.start is called adapter.start now; change its name"
+    assert refusal(None, "lora.start=x") == f"command line: {told}"
+    file = tmp_path / "config.yaml"
+    file.write_text("lora: {r: 4, start: theirs}\n", "utf-8")
+    assert refusal(file) == f"{file}: {told}"
+    config = saved_in(file)
+    assert (config.lora.r, config.adapter.start) == (4, "theirs")
+    then = {"lora": {"r": 8, "start": "a"}}
+    now = {"lora": {"r": 8}, "adapter": {"start": "b"}}
+    assert differences(then, now, judged=False) == [("adapter.start", "a", "b")]
 
 
 @pytest.mark.parametrize("word", ["align.layer", "=3", "--align.layer=3", "align"])

@@ -164,8 +164,8 @@ class Adapter(Attached, Protocol):
         ...
 
     def words(self) -> dict[str, Any]:
-        """The settings that describe it."""
-        return {"variant": self.kind}
+        """The settings that describe it, as nested dicts."""
+        return {"adapter": {"kind": self.kind}}
 
     def following(self, found: Adapter, where: str) -> Self:
         """What goes on from an adapter in the folder `where`, which is `found`.
@@ -175,7 +175,8 @@ class Adapter(Attached, Protocol):
         """
         if found != self:
             raise UserError(
-                f"lora.start: the adapter in {where} is {found}, the configuration asks for {self}"
+                f"adapter.start: the adapter in {where} is {found}, the configuration asks for "
+                f"{self}"
             )
         return self
 

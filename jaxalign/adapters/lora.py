@@ -204,14 +204,14 @@ class Lora(Ranks, Adapter):
             theirs, ours = getattr(found, field, None), getattr(wanted, field)
             if theirs != ours:
                 raise UserError(
-                    f"lora.start: the adapter in {where} has {field} {theirs}, the configuration "
-                    f"{ours}; set the lora settings to the adapter's"
+                    f"adapter.start: the adapter in {where} has {field} {theirs}, the "
+                    f"configuration {ours}; set the lora settings to the adapter's"
                 )
         return wanted
 
     def words(self) -> dict[str, Any]:
         """The settings under `lora` that describe it; patterns of single blocks are left out."""
-        return {
+        words = {
             "r": self.r,
             "alpha": self.alpha,
             "dropout": self.dropout,
@@ -220,6 +220,7 @@ class Lora(Ranks, Adapter):
             "scaling": "rank_stabilised" if self.rank_stabilised else "standard",
             "variant": self.kind,
         }
+        return {"lora": words}
 
     @property
     def brief(self) -> str:

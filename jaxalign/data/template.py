@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jaxalign.checksums import check_sums
-from jaxalign.config import load
+from jaxalign.config import saved_in
 from jaxalign.data.chat import (
     LLAMA3_END,
     LLAMA3_OPEN,
@@ -119,7 +119,7 @@ def recorded(folder: Path) -> Config | None:
     if folder.name != "adapter" or not record.is_file():
         return None
     try:
-        return load(record).config
+        return saved_in(record)
     except UserError:
         return None  # of another version
 

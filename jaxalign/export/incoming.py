@@ -1,7 +1,7 @@
 """`jaxalign import`: an adapter trained elsewhere is checked against its base and made ours.
 
-`--adapter` and `lora.start` take a PEFT folder or a hub name as it is. An import reports what is in
-it, mends spellings of its tensors' names, and leaves a folder that evaluation, probe, merge and
+`--adapter` and `adapter.start` take a PEFT folder or a hub name as it is. An import reports what is
+in it, mends spellings of its tensors' names, and leaves a folder that evaluation, probe, merge and
 export take like a run's own, with the settings to go on training from it.
 
     import_adapter('danniliu/llama3-8b-slots', 'meta-llama/Meta-Llama-3-8B-Instruct', 'runs/theirs')
@@ -137,8 +137,9 @@ def settings(found: Found, out: str) -> str:
     tree = {
         "output": f"{out}/continued",
         "model": {"path": found.base},
-        "lora": found.adapter.words() | {"start": f"{out}/adapter"},
+        **found.adapter.words(),
     }
+    tree["adapter"] = tree.get("adapter", {}) | {"start": f"{out}/adapter"}
     return (
         f"# To go on training from {found.path}: name the data, as in\n"
         f"# jaxalign train {out}/continue.yaml task.train=[...] align.train=[...]\n"

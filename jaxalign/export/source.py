@@ -7,17 +7,17 @@ source.spec, source.base, source.config          # config: None where nothing sa
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import jax
 import numpy as np
 
 from jaxalign.adapters import Adapter
 from jaxalign.base import Opened, open_files
+from jaxalign.config import saved
 from jaxalign.data.template import recorded
 from jaxalign.errors import UserError
 from jaxalign.export.checkpoint import Saved, find
@@ -118,31 +118,20 @@ def config_of(meta: dict[str, Any]) -> Config:
 
     Settings of another version of this package, which mean nothing here, are passed over.
     """
-    from omegaconf import OmegaConf
-
-    def known(given: dict[str, Any], default: dict[str, Any]) -> dict[str, Any]:
-        return {
-            key: known(value, default[key]) if isinstance(value, dict) and default[key] else value
-            for key, value in given.items()
-            if key in default
-        }
-
-    settings = known(meta["config"], dataclasses.asdict(Config()))
-    merged = OmegaConf.merge(OmegaConf.structured(Config), settings)
-    return cast(Config, OmegaConf.to_object(merged))
+    return saved(meta["config"])
 
 
 def trained_adapter(config: Config, spec: ModelSpec) -> Adapter | None:
     """What a run with this configuration trained next to the base; None: the base itself."""
-    adapter, start = adapter_of(config, spec), config.lora.start
+    adapter, start = adapter_of(config, spec), config.adapter.start
     if adapter is None or not start:
         return adapter
     try:
         return adapter.following(load_peft(start, spec)[1], start)
     except UserError as error:
         raise UserError(
-            f"lora.start: {error}; the ranks are those of the adapter that the run began with: put "
-            "it back"
+            f"adapter.start: {error}; the ranks are those of the adapter that the run began with: "
+            "put it back"
         ) from error
 
 

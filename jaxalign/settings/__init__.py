@@ -17,14 +17,24 @@ from jaxalign.bounds import About, setting
 from jaxalign.settings.answers import EvaluateConfig, GenerateConfig
 from jaxalign.settings.course import CheckpointConfig, LogConfig, OptimConfig, TrainConfig
 from jaxalign.settings.data import AUTO, AlignConfig, BatchConfig, ExtraObjective, TaskConfig
-from jaxalign.settings.model import LoraConfig, MeshConfig, ModelConfig, PromptConfig
+from jaxalign.settings.model import (
+    AdapterConfig,
+    LoraConfig,
+    MeshConfig,
+    ModelConfig,
+    PromptConfig,
+)
 from jaxalign.settings.together import check_together
 
 __all__ = [
-    "AUTO", "AlignConfig", "BatchConfig", "CheckpointConfig", "Config", "EvaluateConfig",
-    "ExtraObjective", "GenerateConfig", "LogConfig", "LoraConfig", "MeshConfig", "ModelConfig",
-    "OptimConfig", "PromptConfig", "TaskConfig", "TrainConfig", "abouts", "check", "flatten",
+    "AUTO", "MOVED", "AdapterConfig", "AlignConfig", "BatchConfig", "CheckpointConfig", "Config",
+    "EvaluateConfig", "ExtraObjective", "GenerateConfig", "LogConfig", "LoraConfig", "MeshConfig",
+    "ModelConfig", "OptimConfig", "PromptConfig", "TaskConfig", "TrainConfig", "abouts", "check",
+    "flatten", "renamed",
 ]  # fmt: skip
+
+# What settings of older versions are called now.
+MOVED = {"lora.start": "adapter.start"}
 
 
 @dataclass
@@ -39,6 +49,7 @@ class Config:
         "lora", "`full`: every weight, float32 masters", choices=("lora", "full")
     )
     model: ModelConfig = field(default_factory=ModelConfig)
+    adapter: AdapterConfig = field(default_factory=AdapterConfig)
     lora: LoraConfig = field(default_factory=LoraConfig)
     prompt: PromptConfig = field(default_factory=PromptConfig)
     task: TaskConfig = field(default_factory=TaskConfig)
@@ -84,6 +95,17 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
         else:
             rows.append((prefix + name, value))
     return rows
+
+
+def renamed(tree: dict[str, Any]) -> dict[str, Any]:
+    """Nested settings that were saved, also by an older version, under the names of today."""
+    for old, new in MOVED.items():
+        (before, was), (behind, name) = (key.split(".") for key in (old, new))
+        if was in tree.get(before, {}):
+            kept = {key: value for key, value in tree[before].items() if key != was}
+            more = {name: tree[before][was]} | tree.get(behind, {})
+            tree = tree | {before: kept, behind: more}
+    return tree
 
 
 def _walk(part: Any, prefix: str = "", groups: bool = False) -> Iterator[tuple[str, About, Any]]:

@@ -44,8 +44,15 @@ class ModelConfig:
 
 
 @dataclass
+class AdapterConfig:
+    """What is trained next to the frozen base."""
+
+    start: str | None = setting(None, "PEFT folder or hub name to go on from")
+
+
+@dataclass
 class LoraConfig:
-    """The adapter; names and defaults are PEFT's, values the paper's."""
+    """The LoRA; names and defaults are PEFT's, values the paper's."""
 
     r: int = setting(8, "rank", lowest=1)
     alpha: float = setting(16.0, "numerator of the scale", above=0)
@@ -67,7 +74,6 @@ class LoraConfig:
     )
     ranks: dict[str, int] = setting({}, "a target's own rank: `{down: 16}`", whole=True, lowest=1)
     alphas: dict[str, float] = setting({}, "a target's own alpha", number=True, above=0)
-    start: str | None = setting(None, "PEFT folder or hub name to go on from")
 
 
 @dataclass

@@ -235,9 +235,7 @@ def adapter_of(config: Config, spec: ModelSpec) -> Adapter | None:
     """What the settings train on the base; None under full fine-tuning."""
     if config.trainable == "full":
         return None
-    words = dataclasses.asdict(config.lora)
-    del words["start"]
-    return parse(spec, **words)
+    return parse(spec, **dataclasses.asdict(config.lora))
 
 
 def check_fit(config: Config, spec: ModelSpec, mesh: Mesh) -> None:

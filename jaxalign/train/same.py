@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxalign.settings import Config, flatten
+from jaxalign.settings import Config, flatten, renamed
 
 # A group ends in a dot. What is not here must not change.
 FREE = {
@@ -74,7 +74,7 @@ def differences(
       judged: whether a best checkpoint was chosen already.
     """
     defaults = dict(flatten(dataclasses.asdict(Config())))
-    old, new = dict(flatten(then)), dict(flatten(now))
+    old, new = dict(flatten(renamed(then))), dict(flatten(now))
     sampled = any(side.get("evaluate.sample", 0) for side in (old, new))
     free = [*FREE, *BY_CONTENT]
     free += [] if judged else [*JUDGE]

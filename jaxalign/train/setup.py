@@ -134,7 +134,7 @@ def _losses(made: Design, phase: str, batch: Any) -> dict[str, Loss]:
 
 
 # Of a process, not of the run: where things are found and logged, and what follows training.
-OWN = ("output", "model.path", "log.", "evaluate.", "generate.", "lora.start")
+OWN = ("output", "model.path", "log.", "evaluate.", "generate.", "adapter.start")
 FILES = ("task.train", "task.valid", "align.train", "align.valid")  # whose rows are compared
 
 
@@ -150,10 +150,10 @@ def _digests(config: Config, train: dict[str, Stream], valid: dict[str, Stream])
 def _adapter(config: Config, spec: ModelSpec) -> tuple[Adapter | None, Any]:
     """What is trained next to the base, and the weights to start from, if any."""
     wanted = adapter_of(config, spec)
-    if wanted is None or not config.lora.start:
+    if wanted is None or not config.adapter.start:
         return wanted, None
-    trained, found = load_peft(config.lora.start, spec)
-    return wanted.following(found, config.lora.start), trained
+    trained, found = load_peft(config.adapter.start, spec)
+    return wanted.following(found, config.adapter.start), trained
 
 
 def steps_of_epochs(config: Config, train: dict[str, Stream]) -> int:

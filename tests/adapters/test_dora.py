@@ -173,7 +173,7 @@ def test_trained_and_written(configure, base, one_device, capsys):
     moved = lora["blocks"]["mlp"]["up"]["m"] - start["blocks"]["mlp"]["up"]["m"]
     assert 1e-3 < np.abs(moved).max() < 0.2  # magnitudes are trained, from the base's on
     assert "vLLM refuses DoRA" in capsys.readouterr().out
-    other = configure(f"lora.start={result.adapter}", "lora.dropout=0.1")
+    other = configure(f"adapter.start={result.adapter}", "lora.dropout=0.1")
     with pytest.raises(UserError, match=r"has dora True, the configuration False"):
         setup.prepare(other)
 
@@ -215,7 +215,7 @@ def test_patterns_go_on_training(configure, base, tmp_path, one_device):
     del table["o", 3]
     adapter = Lora.of_table(table, spec.layers)
     save_peft(tmp_path / "start", random_tree(adapter, spec, size=0.02), spec, adapter)
-    config = configure(f"lora.start={tmp_path / 'start'}", "lora.alpha=8", "lora.dropout=0.0")
+    config = configure(f"adapter.start={tmp_path / 'start'}", "lora.alpha=8", "lora.dropout=0.0")
     before, _ = load_peft(tmp_path / "start", spec)
     after, found = load_peft(train(config).adapter, spec)
     assert found == adapter

@@ -104,7 +104,7 @@ def test_going_on(theirs, base, tmp_path, words):
     folder, _, adapter = theirs(*words)
     import_adapter(str(folder), base, str(tmp_path / "in"))
     config = load(tmp_path / "in" / "continue.yaml").config
-    assert config.model.path == base and config.lora.start == f"{tmp_path / 'in'}/adapter"
+    assert config.model.path == base and config.adapter.start == f"{tmp_path / 'in'}/adapter"
     assert trained_adapter(config, load_spec(base)) == adapter
 
 
@@ -115,7 +115,7 @@ def test_training_goes_on(theirs, base, tmp_path, configure):
     import_adapter(str(folder), base, str(tmp_path / "in"))
     file = load(tmp_path / "in" / "continue.yaml").config
     words = configure("lora.r=4")
-    words.lora, words.model.path = file.lora, file.model.path
+    words.lora, words.adapter, words.model.path = file.lora, file.adapter, file.model.path
     state = prepare(words).state
     import jax
 
