@@ -111,16 +111,22 @@ class Encoded:
     """One task row as tokens; what follows the first `prompt` tokens is the answer."""
 
     tokens: np.ndarray  # int32 [t]
-    prompt: int  # tokens without a loss
+    prompt: int  # without a loss, unless `everything` has one
     language: str = ""
     origin: str = ""  # file:line
     whole: int = 0  # tokens before the cut to the maximum length
     text: tuple[int, int] = (0, 0)  # the user's text among the tokens: first, behind the last
+    everything: bool = False  # whether the prompt is predicted, too
 
     @property
     def first(self) -> int:
         """The first position with a target; position 0 has nothing before it to predict it."""
-        return max(self.prompt, 1)
+        return 1 if self.everything else max(self.prompt, 1)
+
+    @property
+    def answered(self) -> bool:
+        """Whether any token of the answer is there to be predicted."""
+        return len(self.tokens) > max(self.prompt, 1)
 
     @property
     def roles(self) -> np.ndarray:

@@ -6,6 +6,7 @@ pairs = pair_stream(config, tokenizer, "valid")          # a loader.PairStream
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -62,12 +63,13 @@ def task_stream(
         examples, tokenizer, config.prompt.template, config.prompt.system, limit
     )
     for row in encoded:
-        if not row.targets and row.whole <= limit:
+        if not row.answered and row.whole <= limit:
             raise UserError(
                 f"{row.origin}: the answer adds no token to the prompt, so no token of this row "
                 "would be trained; fill it or remove the row"
             )
-    rows = [row for row in encoded if row.targets]
+    everything = config.task.loss == "all"
+    rows = [dataclasses.replace(r, everything=everything) for r in encoded if r.answered]
     if not rows:
         raise UserError(
             f"task.{split}: in all {len(encoded)} rows the prompt alone fills the {limit} tokens "
@@ -78,7 +80,7 @@ def task_stream(
     lengths = [len(row.tokens) for row in rows]
     order: Order = _order(rows, config.task, config.seed, split)
     packs = config.batch.pack == "segments" and isinstance(order, Shuffled)
-    texts = [[Text(r.tokens, max(r.prompt - 1, 0), r.first, r.roles)] for r in rows]
+    texts = [[Text(r.tokens, r.first - 1, r.first, r.roles)] for r in rows]
     filled = _slot_length(lengths, limit, size) * len(rows) / sum(lengths) if packs else 1.0
     stem = _shared(config, texts, size / ways * filled, packs)  # a slot holds several rows
     started = begin(texts, stem)

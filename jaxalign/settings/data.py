@@ -25,6 +25,11 @@ class TaskConfig:
     languages: list[str] = setting(
         [], "keep only these; for translation codes or directions (`de-en`); empty: all"
     )
+    loss: str = setting(
+        "answer",
+        "the tokens that are predicted; `all`: the prompt's, too",
+        choices=("answer", "all"),
+    )
     sampling: str = setting("proportional", "over languages", choices=SAMPLING)
     sampling_temperature: float = setting(
         2.0, "p ~ n^(1/T), with `task.sampling=temperature`", above=0

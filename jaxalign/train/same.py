@@ -58,7 +58,8 @@ SAMPLE = {
     "evaluate.": "what answers are judged by",
     "generate.": "how they are written",
 }
-NOT_READ = ("origin", "whole", "text", "languages")  # of a row: they follow from the rest
+# Of a row: they follow from the rest, or from a setting.
+NOT_READ = ("origin", "whole", "text", "languages", "everything")
 BY_CONTENT = ("task.valid", "align.valid")  # once rows are read, their digests are compared
 
 

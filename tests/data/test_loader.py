@@ -13,6 +13,7 @@ from jaxalign.data.loader import each, prefetch
 from jaxalign.data.streams import pair_stream, task_stream
 from jaxalign.errors import UserError
 from jaxalign.settings import Config
+from jaxalign.train.same import digest_of
 
 WORDS = ["wake", "me", "up", "at", "nine", "tomorrow", "rain", "in", "Berlin", "play", "music"]
 
@@ -265,6 +266,42 @@ def test_cut_and_dropped_rows_are_counted(config, chatml):
     config.batch.max_length = 5
     with pytest.raises(UserError, match=r"task\.train: in all 50 rows.*raise batch\.max_length"):
         task_stream(config, chatml)
+
+
+@pytest.mark.parametrize("pack", ["none", "segments", "flatten"])
+def test_the_whole_row_is_predicted_where_asked(config, chatml, pack):
+    """Each token but a row's first, once, by the one before it; roles stay what they are."""
+    config.batch.pack = pack
+    answers = task_stream(config, chatml)
+    config.task.loss = "all"
+    stream = task_stream(config, chatml)
+    assert stream.report == answers.report
+    batch = stream.batch(0)
+    numbers = batch.rows[batch.rows >= 0]
+    if pack != "segments":  # which rows share a sequence depends on how many targets they have
+        np.testing.assert_array_equal(batch.rows, answers.batch(0).rows)
+    expected = sorted(token for i in numbers for token in stream.rows[i].tokens[1:])
+    assert sorted(batch.answers[batch.answers != NO_TARGET]) == expected
+    seen = batch.flat or batch
+    if batch.flat:
+        assert not batch.flat.nodes.shape[-1]  # a shared token would be predicted once for all
+    for b, a in zip(*np.nonzero(batch.answers != NO_TARGET), strict=True):
+        at = batch.answer_at[b, a]
+        assert seen.tokens[b, at + 1] == batch.answers[b, a]
+        assert seen.segments[b, at + 1] == seen.segments[b, at]
+    assert digest_of(stream) == digest_of(answers)  # rows of runs before there was a choice
+    row = stream.rows[0]
+    assert row.first == 1 and answers.rows[0].first == row.prompt
+    np.testing.assert_array_equal(row.roles, answers.rows[0].roles)
+
+
+def test_rows_without_an_answer_are_dropped_whatever_is_predicted(config, chatml):
+    lengths = sorted(row.prompt for row in task_stream(config, chatml).rows)
+    config.batch.max_length = lengths[len(lengths) // 2]
+    config.task.loss = "all"
+    cut = task_stream(config, chatml)
+    config.task.loss = "answer"
+    assert cut.report.dropped and cut.report == task_stream(config, chatml).report
 
 
 def test_one_file_of_the_paper_feeds_both_streams(jsonl, llama):
