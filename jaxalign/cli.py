@@ -4,6 +4,7 @@
     jaxalign evaluate configs/demo.yaml --adapter sft=A --adapter aligned=B
     jaxalign generate configs/demo.yaml --adapter A --prompt 'wake me up at nine'
     jaxalign probe meta-llama/Meta-Llama-3-8B --parallel data/ntrex --adapter A
+    jaxalign compare configs/compare_methods.yaml
     jaxalign merge A B --weights 0.6,0.4 --out merged
     jaxalign export runs/demo --format merged --verify
     jaxalign import HUB_NAME --base MODEL --out runs/theirs
@@ -39,6 +40,7 @@ COMMANDS = {
     "evaluate": ("compare systems on what they write", "evaluate.Evaluate"),
     "generate": ("write answers to rows or prompts", "evaluate.Generate"),
     "probe": ("which layer aligns which languages", "probe.Probe"),
+    "compare": ("train several methods on one base and compare them", "compare.Compare"),
     "merge": ("combine adapters of one base, or write them into it", "merge.Merge"),
     "export": ("write a run as what PyTorch, vLLM or JAX load", "export.Export"),
     "import": ("check an adapter trained elsewhere and take it in", "export.Import"),

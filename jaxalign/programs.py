@@ -9,7 +9,10 @@ turns it off, JAX_COMPILATION_CACHE_DIR names another folder (of a bucket, too).
 
 from __future__ import annotations
 
+import contextlib
 import os
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from jaxalign import multihost
@@ -60,6 +63,30 @@ def keep_programs() -> Path | None:
     if "JAX_COMPILATION_CACHE_MAX_SIZE" not in os.environ and _can_lock():
         jax.config.update("jax_compilation_cache_max_size", LIMIT)
     return folder
+
+
+@contextlib.contextmanager
+def shared_programs() -> Iterator[None]:
+    """Within, a program that this process compiled once is not compiled again by a later run.
+
+    On TPUs and GPUs the folder of `keep_programs` does it. On a CPU it is a folder that goes with
+    the process: what XLA keeps for this machine is not found on another one.
+    """
+    import jax
+    from jax.experimental.compilation_cache import compilation_cache
+
+    known = jax.config.values
+    if known["jax_compilation_cache_dir"] or not known["jax_enable_compilation_cache"]:
+        yield
+        return
+    with tempfile.TemporaryDirectory(prefix="jaxalign_programs_") as folder:
+        jax.config.update("jax_compilation_cache_dir", folder)
+        compilation_cache.reset_cache()  # it looked for a folder before
+        try:
+            yield
+        finally:
+            jax.config.update("jax_compilation_cache_dir", None)
+            compilation_cache.reset_cache()
 
 
 def _can_lock() -> bool:

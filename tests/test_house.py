@@ -23,6 +23,7 @@ FLOORS = (
     {"adapters", "model"},
     {"hf", "train", "generate", "base"},
     {"probe", "evaluate", "merge", "export", "plan", "demo"},
+    {"compare"},
     {"cli", "commands", "__main__"},
 )  # fmt: skip
 # Beyond the floors: room -> rooms on its own or a lower floor that it must not see.

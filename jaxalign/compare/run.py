@@ -1,0 +1,248 @@
+"""`jaxalign compare`: trains what is missing, measures each system, reports.
+
+    compare(read_study('configs/compare_methods.yaml'))
+
+Trials are done seed by seed, so that a comparison that was stopped has all systems with fewer
+seeds, and each is measured as soon as it is trained. The folder holds all that is needed to go on,
+on another machine too: runs in `runs`, answers in `answers`, states in `states`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from jaxalign.compare import report
+from jaxalign.compare.draw import draw
+from jaxalign.compare.measure import answers, shape
+from jaxalign.compare.study import Study
+from jaxalign.compare.trial import Bases, Outcome, Trial, cost, finished, mix, outcome, train
+from jaxalign.errors import UserError
+from jaxalign.evaluate.compare import Comparison, System, check_groups
+from jaxalign.evaluate.compare import compare as compared
+from jaxalign.evaluate.draw import draw as draw_gains
+from jaxalign.evaluate.gold import kind_of, read_golds
+from jaxalign.evaluate.measure import Scored
+from jaxalign.evaluate.report import PICTURE
+from jaxalign.evaluate.report import write as write_scores
+from jaxalign.evaluate.scorers import rehearse
+from jaxalign.hf.peft import load_peft
+from jaxalign.probe.corpus import read_parallel
+from jaxalign.programs import shared_programs
+from jaxalign.settings import AUTO
+from jaxalign.terminal import console, say
+
+Scores = dict[str, dict[str, list[dict[str, Scored]]]]  # evaluation -> system -> of each seed
+
+
+def compare(study: Study, missing: str = "train", only: Sequence[str] = ()) -> report.Found:
+    """Trains, measures and reports.
+
+    Args:
+      missing: `train` what is not there yet, or `skip` it and report what is there.
+      only: systems to train and report; empty: all. The baseline is always reported.
+
+    Returns:
+      What report.json holds.
+
+    Raises:
+      UserError: anything in the settings, the data or the base that cannot work; several
+        processes; nothing to report.
+      SystemExit: training was stopped on request; the same command goes on.
+    """
+    if jax.process_count() > 1:
+        raise UserError(
+            "jaxalign compare runs in one process; train each system with jaxalign train on all "
+            "of them, and compare the adapters with jaxalign evaluate"
+        )
+    _check_names(study, only)
+    check_data(study)
+    with shared_programs():
+        return _compare(study, missing, only)
+
+
+def _compare(study: Study, missing: str, only: Sequence[str]) -> report.Found:
+    bases, started = Bases(), time.monotonic()
+    chosen: dict[str, dict[str, float]] = {}
+    best: dict[str, tuple[str, ...]] = {}
+    for name in study.systems:
+        if not only or name in only or name == study.names[0] or _serves(study, name, only):
+            best[name], scores = _choose(study, name, bases, missing)
+            chosen |= {name: scores} if scores else {}
+    todo = [
+        Trial(name, seed, candidate)
+        for seed in study.seeds
+        for name, candidate in best.items()
+        if missing == "train" or finished(study, Trial(name, seed, candidate))
+    ]
+    outcomes: dict[str, list[Outcome]] = {}
+    for trial in _told(study, todo):
+        done = train(study, trial, bases) if missing == "train" else outcome(study, trial)
+        outcomes.setdefault(trial.system, []).append(done)
+        _measure(study, done, bases)
+    for name, mixture in study.mixtures.items():
+        if only and name not in only:
+            continue
+        for seed in study.seeds:
+            parts = [
+                one for part in mixture.systems for one in outcomes.get(part, ())
+                if one.trial.seed == seed
+            ]  # fmt: skip
+            if len(parts) == len(mixture.systems):
+                done = mix(study, name, parts)
+                outcomes.setdefault(name, []).append(done)
+                _measure(study, done, bases)
+    found = _found(study, outcomes, chosen, bases)
+    _write(study, found, time.monotonic() - started)
+    return found
+
+
+def check_data(study: Study) -> None:
+    """Reads what systems are measured on, before any is trained.
+
+    Raises:
+      UserError: data of an evaluation or parallel text that cannot be used.
+    """
+    for words in study.evaluations.values():
+        for more in ((), study.choice.words) if len(study.choice.candidates) > 1 else ((),):
+            config = study.base.config([*words, *more])
+            check_groups(config.evaluate.groups)
+            rehearse(kind_of(config), read_golds(config), config.evaluate.options)
+    if texts := study.texts:
+        read_parallel(texts.parallel, texts.languages, texts.rows)
+
+
+def _check_names(study: Study, only: Sequence[str]) -> None:
+    for name in only:
+        if name not in study.names:
+            raise UserError(f"--only: {name!r} is not a system of {study.file}; it has "
+                            f"{', '.join(study.names)}")  # fmt: skip
+
+
+def _serves(study: Study, name: str, only: Sequence[str]) -> bool:
+    """Whether a system is a part of a mixture that is asked for."""
+    return any(name in study.mixtures[one].systems for one in only if one in study.mixtures)
+
+
+def _choose(
+    study: Study, name: str, bases: Bases, missing: str
+) -> tuple[tuple[str, ...], dict[str, float]]:
+    """The candidate of the grid that is best on the validation rows, and the score of each."""
+    candidates = study.choice.candidates
+    if len(candidates) == 1:
+        return candidates[0], {}
+    evaluation = next(iter(study.evaluations))
+    scores: dict[str, float] = {}
+    trials = [Trial(name, study.seeds[0], candidate) for candidate in candidates]
+    for trial in _told(study, trials, f"{name}: choosing "):
+        if missing == "skip" and not finished(study, trial):
+            continue
+        done = train(study, trial, bases) if missing == "train" else outcome(study, trial)
+        rows = answers(study, done, evaluation, bases, study.choice.words, root="choice")
+        scores[",".join(trial.candidate)] = float(
+            np.mean([scored.measures[0].value for scored in rows.values()])
+        )
+    if not scores:
+        return candidates[0], {}
+    best = max(scores, key=scores.__getitem__)
+    return next(one for one in candidates if ",".join(one) == best), scores
+
+
+def _told(study: Study, trials: Sequence[Trial], what: str = "") -> Iterator[Trial]:
+    """The trials one by one; before one that is not finished, how many there are and how long
+    they take by what the finished ones took."""
+    for number, trial in enumerate(trials):
+        if not finished(study, trial):
+            left = [one for one in trials[number:] if not finished(study, one)]
+            about = _remaining(study, trials, left)
+            say(f"{what}{trial} ({len(left)} of {len(trials)} to train{about})")
+        yield trial
+
+
+def _remaining(study: Study, trials: Sequence[Trial], left: Sequence[Trial]) -> str:
+    took: dict[str, list[float]] = {}
+    for trial in trials:
+        if finished(study, trial):
+            seconds = cost(outcome(study, trial).outputs)["wall_seconds"]
+            took.setdefault(trial.system, []).append(seconds or 0.0)
+    if not took:
+        return ""
+    every = [one for many in took.values() for one in many]
+    total = sum(float(np.mean(took.get(one.system, every))) for one in left)
+    return f"; about {timedelta(seconds=round(total))} by the time of those that are done"
+
+
+def _measure(study: Study, done: Outcome, bases: Bases) -> None:
+    """Answers and states of a finished trial, on disk."""
+    for evaluation in study.evaluations:
+        answers(study, done, evaluation, bases)
+    shape(study, done, bases)
+
+
+def _found(
+    study: Study, outcomes: dict[str, list[Outcome]], chosen: dict[str, dict[str, float]],
+    bases: Bases,
+) -> report.Found:  # fmt: skip
+    systems = [name for name in study.names if name in outcomes]
+    if not systems:
+        raise UserError(f"{study.output}: no system is trained yet; leave out --report")
+    comparisons: dict[str, Comparison] = {}
+    for evaluation in study.evaluations:
+        runs = [
+            System(name, [answers(study, one, evaluation, bases) for one in outcomes[name]])
+            for name in systems
+        ]
+        config = study.base.config(study.evaluations[evaluation])
+        comparisons[evaluation] = compared(
+            runs, report.groups_of(config.evaluate.groups), draws=config.evaluate.draws,
+            seed=config.seed,
+        )  # fmt: skip
+    layer = study.base.config().align.layer
+    said = study.texts.layer if study.texts else None
+    return report.Found(
+        title=study.file.stem.replace("_", " "),
+        comparisons=comparisons,
+        facts={name: [_facts(study, one, bases) for one in outcomes[name]] for name in systems},
+        chosen=chosen,
+        base=shape(study, None, bases),
+        layer=said if said is not None else None if layer == AUTO else layer,
+    )
+
+
+def _facts(study: Study, one: Outcome, bases: Bases) -> report.Facts:
+    _, adapter = load_peft(one.adapter, bases.under(one.config).spec)
+    return report.Facts(
+        seed=one.trial.seed,
+        candidate=one.trial.candidate,
+        parameters=adapter.count(bases.under(one.config).spec),
+        layer=one.layer,
+        layers=shape(study, one, bases),
+        **cost(one.outputs),
+    )
+
+
+def _write(study: Study, found: report.Found, seconds: float) -> None:
+    folder = Path(study.output)
+    for evaluation, comparison in found.comparisons.items():
+        pictures = {PICTURE: partial(draw_gains, comparison)} if len(found.facts) > 1 else {}
+        write_scores(comparison, folder / "scores" / evaluation, evaluation, pictures)
+    paths = report.write(found, folder, draw if len(found.facts) > 1 else None)
+    head, rows = report.table(found)
+    screen = console()
+    from rich.table import Table
+
+    shown = Table(title=found.title, title_justify="left")
+    for number, name in enumerate(head):
+        shown.add_column(name, justify="right" if number else "left")
+    for row in rows:
+        shown.add_row(*row)
+    screen.print(shown)
+    for sentence in report.sentences(found):
+        say(sentence)
+    say(f"written: {', '.join(map(str, paths))}; {timedelta(seconds=round(seconds))}")

@@ -1,0 +1,202 @@
+"""One system with one seed: where it is kept, and how its stages are trained.
+
+trial = Trial('lens', 2, ('optim.learning_rate=0.001',))
+trial.place('runs/compare/runs')         # runs/compare/runs/lens/optim.learning_rate=0.001/seed_2
+outcome = train(study, trial, bases)     # goes on where it was stopped
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import jaxalign
+from jaxalign.base import Base, open_base
+from jaxalign.compare.study import Study
+from jaxalign.merge.algebra import Recipe
+from jaxalign.merge.run import merge
+from jaxalign.settings import AUTO, Config
+from jaxalign.train.finish import ENDS
+
+START = "lora.start"  # what a later stage goes on from
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One system, one seed, one candidate of the grid."""
+
+    system: str
+    seed: int
+    candidate: tuple[str, ...] = ()
+
+    def place(self, root: str | Path) -> Path:
+        """Its folder."""
+        label = ",".join(self.candidate).replace("/", "_")
+        return Path(root, self.system, label, f"seed_{self.seed}")
+
+    def __str__(self) -> str:
+        return ", ".join([self.system, *self.candidate, f"seed {self.seed}"])
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a trial left behind."""
+
+    trial: Trial
+    config: Config  # of its last stage, whose prompts it is asked by
+    adapter: str
+    outputs: tuple[Path, ...]  # of its stages; of a mixture those of its parts
+    layer: int | None  # that its last aligned stage aligned
+
+
+@dataclass
+class Bases:
+    """The base that is in memory; another configuration of it is opened in its place."""
+
+    opened: Base | None = None
+    key: Any = field(default=None)
+
+    def under(self, config: Config) -> Base:
+        """The base of this configuration."""
+        model = config.model
+        key = (model.path, model.revision, model.dtype, model.quantize, config.mesh)
+        if self.opened is None or self.key != key:
+            self.opened, self.key = None, key  # the other one's weights are let go first
+            self.opened = open_base(config)
+        return self.opened.under(config)
+
+
+def configs(study: Study, trial: Trial) -> list[Config]:
+    """The settings of its stages, each going on from the adapter of the one before."""
+    place, found, start = trial.place(Path(study.output, "runs")), [], ""
+    stages = study.systems[trial.system]
+    for number, stage in enumerate(stages, 1):
+        output = place if len(stages) == 1 else place / f"stage_{number}"
+        words = [*trial.candidate, f"seed={trial.seed}", f"output={json.dumps(str(output))}"]
+        if start:
+            words.append(f"{START}={json.dumps(start)}")
+        found.append(stage.config(words))
+        start = f"{output}/adapter"
+    return found
+
+
+def train(study: Study, trial: Trial, bases: Bases) -> Outcome:
+    """Trains what is missing of a trial.
+
+    Raises:
+      UserError: as `jaxalign.train`; a folder that holds a run with other settings.
+      SystemExit: training was stopped on request; the exit code is the command's.
+    """
+    stages = configs(study, trial)
+    for config in stages:
+        result = jaxalign.train(config, base=bases.under(config), title=str(trial))
+        if result.stopped == "diverged":
+            raise SystemExit(f"{trial}: {result.sentence}")
+        if not result.complete:  # half a run is nothing to compare
+            raise SystemExit(result.exit_code)
+    return outcome(study, trial)
+
+
+def outcome(study: Study, trial: Trial) -> Outcome:
+    """What a finished trial left behind."""
+    stages = configs(study, trial)
+    outputs = tuple(Path(config.output) for config in stages)
+    layer = None
+    for config in stages:
+        if config.align.weight:
+            said = config.align.layer
+            layer = int(said if said != AUTO else _said(Path(config.output))["align"]["layer"])
+    return Outcome(trial, stages[-1], f"{outputs[-1]}/adapter", outputs, layer)
+
+
+def finished(study: Study, trial: Trial) -> bool:
+    """Whether nothing of it is left to train, as far as its records say."""
+    for config in configs(study, trial):
+        record = _record(Path(config.output))
+        over = ENDS.get(record.get("stopped", ""), (1,))[0] == 0
+        if not over or not Path(config.output, "adapter").is_dir():
+            return False
+        if record["stopped"] == "finished" and record["step"] < config.train.steps:
+            return False
+    return True
+
+
+def mix(study: Study, name: str, parts: list[Outcome]) -> Outcome:
+    """The mixture of these outcomes, which share a seed; it is merged where it is not there."""
+    mixture, seed = study.mixtures[name], parts[0].trial.seed
+    trial = Trial(name, seed)
+    adapter = trial.place(Path(study.output, "runs")) / "adapter"
+    if not (adapter / "adapter_config.json").exists():
+        recipe = Recipe(mixture.method, mixture.rank, mixture.density, seed)
+        merge([part.adapter for part in parts], mixture.weights, recipe, str(adapter),
+              base=parts[0].config.model.path, existing="replace")  # fmt: skip
+    outputs = tuple(output for part in parts for output in part.outputs)
+    layer = next((part.layer for part in parts if part.layer is not None), None)
+    return Outcome(trial, parts[0].config, str(adapter), outputs, layer)
+
+
+def log_rows(output: Path, event: str) -> Iterator[dict[str, Any]]:
+    """The lines of a run's log that tell of this event."""
+    file = output / "log.jsonl"
+    for line in file.read_text("utf-8").splitlines() if file.exists() else ():
+        row = json.loads(line)
+        if row["event"] == event:
+            yield row
+
+
+def cost(outputs: tuple[Path, ...]) -> dict[str, float | None]:
+    """What the runs of these folders took.
+
+    Returns:
+      `flops`: at least, of all updates; `seconds`: of updates, without compilation, validation and
+      saves; `wall_seconds`: with them; `gradient_cosine`: of task and alignment, mean over the
+      updates that measured it. None where the log does not say it.
+    """
+    flops: list[float | None] = []
+    seconds, wall, cosines = 0.0, 0.0, []
+    for output in outputs:
+        before = 0
+        for row in log_rows(output, "train"):
+            each = row.get("flops_per_step")
+            flops.append(None if each is None else each * (row["step"] - before))
+            before = row["step"]
+            if row.get("gradient_cosine") is not None:
+                cosines.append(row["gradient_cosine"])
+        for row in _ends(log_rows(output, "goodput")):
+            wall += row["goodput/seconds"]
+            seconds += row["goodput/step"] * row["goodput/seconds"]
+    return {
+        "flops": sum(flops) if flops and None not in flops else None,  # type: ignore[arg-type]
+        "seconds": seconds or None,
+        "wall_seconds": wall or None,
+        "gradient_cosine": float(np.mean(cosines)) if cosines else None,
+    }
+
+
+def _ends(rows: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Of each process that worked at a run, the last line about its time."""
+    last: dict[str, Any] = {}
+    for row in rows:
+        # A process counts from its start: where the time falls, another one went on.
+        if last and row["goodput/seconds"] < last["goodput/seconds"]:
+            yield last
+        last = row
+    if last:
+        yield last
+
+
+def _record(output: Path) -> dict[str, Any]:
+    try:
+        found = json.loads((output / "result.json").read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _said(output: Path) -> dict[str, Any]:
+    return _record(output)["config"]
