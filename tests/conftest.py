@@ -31,6 +31,11 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 @pytest.fixture
 def one_device(monkeypatch):
     """Bases are opened on the first of the eight devices."""
+    open_on_one_device(monkeypatch)
+
+
+def open_on_one_device(monkeypatch):
+    """What `one_device` does, for a fixture of a wider scope."""
     import jax
 
     from jaxalign import base

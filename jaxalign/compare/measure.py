@@ -20,6 +20,7 @@ from jaxalign.evaluate.measure import Scored
 from jaxalign.evaluate.run import scored
 from jaxalign.paths import whole_file
 from jaxalign.probe.corpus import read_parallel
+from jaxalign.probe.preflight import folder_of
 from jaxalign.probe.run import Probed, measure_corpora
 from jaxalign.probe.table import keyed
 from jaxalign.settings import Config
@@ -83,7 +84,7 @@ def shape(study: Study, outcome: Outcome | None, bases: Bases) -> dict[str, Any]
         return known["layers"]
     vectors = file.with_suffix(".vectors")
     table = measure_corpora(
-        base, corpora, [Probed("it", outcome.adapter if outcome else "")], str(vectors),
+        base, corpora, [Probed(folder_of(name), outcome.adapter if outcome else "")], str(vectors),
         poolings=(texts.pooling,), pivot=_pivot(corpora), states_as=(STATES,),
     )  # fmt: skip
     layers: dict[str, Any] = {score: table.curve(score, 0, 0).tolist() for score in FOUND}

@@ -97,7 +97,7 @@ COLUMNS = (
     ),
     Column("dimensions there", lambda f, x: f.at(x, "dimension", "aligned"), "{:.1f}".format),
     Column("cos of gradients", lambda f, x: x.gradient_cosine, "{:.3f}".format),
-    Column("PFLOPs", lambda f, x: None if x.flops is None else x.flops / 1e15, "{:.3g}".format),
+    Column("FLOPs", lambda f, x: x.flops, "{:.2e}".format),
     Column("seconds", lambda f, x: x.seconds, "{:,.0f}".format),
     Column("trained parameters", lambda f, x: x.parameters, "{:,.0f}".format),
 )  # fmt: skip
@@ -112,27 +112,38 @@ def groups_of(groups: Mapping[str, list[str]]) -> dict[str, list[str]]:
     return {**groups, TRANSFER: list(dict.fromkeys(rest))}
 
 
-def table(found: Found) -> tuple[list[str], list[list[str]]]:
-    """Head and rows: scores by group with deviation and gain, states, cost."""
-    columns = [
-        one for one in COLUMNS
-        if any(one.of(found, x) is not None for many in found.facts.values() for x in many)
-    ]  # fmt: skip
+def tables(found: Found) -> dict[str, tuple[list[str], list[list[str]]]]:
+    """Title -> head and rows: scores by group, with deviation and gain; states and cost."""
     chose = any(x.candidate for many in found.facts.values() for x in many)
     head = ["system", "seeds", *(["chosen"] if chose else [])]
     for name, comparison in found.comparisons.items():
         main = next(iter(comparison.measures))
         where = f"{name}: " if len(found.comparisons) > 1 else ""
-        head += [f"{where}{label(main)}, {group}" for group in comparison.groups]
-    rows = []
+        head += [f"{where}{label(main)}: {group}" for group in comparison.groups]
+    columns = [
+        one
+        for one in COLUMNS
+        if any(one.of(found, x) is not None for many in found.facts.values() for x in many)
+    ]
+    scores, costs = [], []
     for system, many in found.facts.items():
         row = [system, str(len(many))]
         if chose:
-            row.append(", ".join(word.rpartition(".")[2] for word in many[0].candidate))
+            row.append(", ".join(_last(word) for word in many[0].candidate))
         for comparison in found.comparisons.values():
             row += _scores(comparison, system)
-        rows.append([*row, *(_mean(found, many, one) for one in columns)])
-    return [*head, *(one.head for one in columns)], rows
+        scores.append(row)
+        costs.append([system, *(_mean(found, many, one) for one in columns)])
+    return {
+        "scores": (head, scores),
+        "states and cost": (["system", *(one.head for one in columns)], costs),
+    }
+
+
+def _last(word: str) -> str:
+    """`learning_rate=0.001` of `optim.learning_rate=0.001`."""
+    key, _, value = word.partition("=")
+    return f"{key.rpartition('.')[2]}={value}"
 
 
 def _scores(comparison: Comparison, system: str) -> list[str]:
@@ -188,7 +199,7 @@ def sentences(found: Found) -> list[str]:
         )
     lines.append(
         "found: sentences whose translation is the nearest of all (CSLS), mean over all "
-        "directions. dimensions: effective ones, few where states have collapsed. PFLOPs: the "
+        "directions. dimensions: effective ones, few where states have collapsed. FLOPs: the "
         "least that the updates take. seconds: of updates, without compilation, validation and "
         "saves."
     )
@@ -197,22 +208,27 @@ def sentences(found: Found) -> list[str]:
 
 def markdown(found: Found) -> str:
     """The report as Markdown."""
-    head, rows = table(found)
-    parts = [f"# {found.title}", markdown_table(head, rows, left=1), *sentences(found)]
-    return "\n\n".join(parts)
+    parts = [f"# {found.title}"]
+    for head, rows in tables(found).values():
+        parts.append(markdown_table(head, rows, left=1))
+    return "\n\n".join([*parts, *sentences(found)])
 
 
 def latex(found: Found) -> str:
-    """The report as one LaTeX table; needs booktabs and nothing else."""
-    head, rows = table(found)
-    body = [" & ".join(tex(cell) for cell in row) + r" \\" for row in rows]
-    return "\n".join([
-        r"% \usepackage{booktabs}", r"\begin{table}", r"\centering\small",
-        rf"\begin{{tabular}}{{l{'r' * (len(head) - 1)}}}", r"\toprule",
-        " & ".join(tex(cell) for cell in head) + r" \\", r"\midrule", *body, r"\bottomrule",
-        r"\end{tabular}", rf"\caption{{{tex(found.title + '. ' + ' '.join(sentences(found)))}}}",
-        r"\end{table}",
-    ])  # fmt: skip
+    """The report as LaTeX tables; needs booktabs and nothing else."""
+    text = r"% \usepackage{booktabs}"
+    for title, (head, rows) in tables(found).items():
+        caption = tex(f"{found.title}: {title}. {' '.join(sentences(found))}")
+        body = [" & ".join(tex(cell) for cell in row) + r" \\" for row in rows]
+        lines = [
+            r"\begin{table}", r"\centering\small",
+            rf"\begin{{tabular}}{{l{'r' * (len(head) - 1)}}}", r"\toprule",
+            " & ".join(tex(cell) for cell in head) + r" \\", r"\midrule", *body, r"\bottomrule",
+            r"\end{tabular}", rf"\caption{{{caption}}}",
+            r"\end{table}",
+        ]  # fmt: skip
+        text += "\n\n" + "\n".join(lines)
+    return text
 
 
 def _csv(found: Found) -> str:

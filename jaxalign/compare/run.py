@@ -17,6 +17,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from rich.table import Table
 
 from jaxalign.compare import report
 from jaxalign.compare.draw import draw
@@ -233,16 +234,14 @@ def _write(study: Study, found: report.Found, seconds: float) -> None:
         pictures = {PICTURE: partial(draw_gains, comparison)} if len(found.facts) > 1 else {}
         write_scores(comparison, folder / "scores" / evaluation, evaluation, pictures)
     paths = report.write(found, folder, draw if len(found.facts) > 1 else None)
-    head, rows = report.table(found)
     screen = console()
-    from rich.table import Table
-
-    shown = Table(title=found.title, title_justify="left")
-    for number, name in enumerate(head):
-        shown.add_column(name, justify="right" if number else "left")
-    for row in rows:
-        shown.add_row(*row)
-    screen.print(shown)
+    for title, (head, rows) in report.tables(found).items():
+        shown = Table(title=f"{found.title}: {title}", title_justify="left")
+        for number, name in enumerate(head):
+            shown.add_column(name, justify="right" if number else "left")
+        for row in rows:
+            shown.add_row(*row)
+        screen.print(shown)
     for sentence in report.sentences(found):
         say(sentence)
     say(f"written: {', '.join(map(str, paths))}; {timedelta(seconds=round(seconds))}")

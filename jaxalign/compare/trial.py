@@ -23,7 +23,7 @@ from jaxalign.merge.run import merge
 from jaxalign.settings import AUTO, Config
 from jaxalign.train.finish import ENDS
 
-START = "lora.start"  # what a later stage goes on from
+START = "adapter.start"  # what a later stage goes on from
 
 
 @dataclass(frozen=True)

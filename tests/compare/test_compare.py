@@ -1,0 +1,187 @@
+"""A comparison from its file to its report: nothing is trained twice, and it may move."""
+
+import json
+import shutil
+
+import pytest
+
+from jaxalign.cli import main
+from jaxalign.compare import run
+from jaxalign.compare.run import compare
+from jaxalign.compare.study import read_study
+from jaxalign.compare.trial import Trial, cost
+from jaxalign.errors import UserError
+from jaxalign.train.finish import Result
+from tests.conftest import open_on_one_device
+from tests.tiny import ASSETS, base, rows
+
+__all__ = ["base", "rows"]
+SYSTEMS = """
+systems:
+  sft: {align.weight: 0}
+  aligned: {}
+  stages: [{task.weight: 0}, {align.weight: 0}]
+  merged: {merge: [sft, aligned], weights: [0.5, 0.5]}
+"""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_device_for_all():
+    with pytest.MonkeyPatch.context() as patch:
+        open_on_one_device(patch)
+        yield
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory, base, rows):
+    """A folder with the base's settings and the comparison; its data is beside them."""
+    folder = tmp_path_factory.mktemp("study")
+    for language in ("en", "de", "da"):
+        lines = (ASSETS / f"dev.{language}.jsonl").read_text("utf-8").splitlines()[:6]
+        (folder / f"dev.{language}.jsonl").write_text("\n".join(lines) + "\n", "utf-8")
+    (folder / "base.yaml").write_text(f"""
+model: {{path: {base}, dtype: float32, remat: none}}
+prompt: {{system: ""}}
+lora: {{r: 4, dropout: 0.0}}
+task: {{kind: intent, train: [{rows}/task.jsonl]}}
+align: {{layer: 2, every: joint, train: [{rows}/pairs.jsonl]}}
+batch: {{size: 4, pairs: 4, accumulate: 1, max_length: 64, pair_max_length: 32, buckets: [32, 64]}}
+train: {{steps: 2, log_every: 1}}
+generate: {{max_new_tokens: 2, batch: 8}}
+log: {{progress: none}}
+evaluate:
+  data: ["{folder}/dev.*.jsonl"]
+  draws: 20
+  groups: {{supervised: [en], aligned: [de], unseen: [da]}}
+""")
+    (folder / "study.yaml").write_text(f"""
+base: base.yaml
+output: {folder}/out
+seeds: [1, 2]
+{SYSTEMS}
+evaluations: {{intents: {{}}}}
+probe: {{parallel: "{folder}/dev.*.jsonl", rows: 5}}
+""")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def found(files):
+    """The comparison, done once."""
+    compare(read_study(files / "study.yaml"))
+    return json.loads((files / "out" / "report.json").read_text("utf-8"))
+
+
+class TestDone:
+    """What a finished comparison holds."""
+
+    def test_every_system_is_there_with_all_that_was_measured(self, found, files):
+        comparison = found["comparisons"]["intents"]
+        assert comparison["systems"] == ["sft", "aligned", "stages", "merged"]
+        assert comparison["groups"]["transfer"] == ["de", "da"]
+        assert set(comparison["seeds"].values()) == {2}
+        facts = {name: many[0] for name, many in found["facts"].items()}
+        assert [facts[name]["layer"] for name in facts] == [None, 2, 2, 2]
+        assert all(len(one["layers"]["csls"]) == 4 for one in facts.values())  # L + 1
+        assert facts["sft"]["flops"] < facts["aligned"]["flops"]
+        # Two updates of each phase, one after the other or together.
+        assert facts["stages"]["flops"] == pytest.approx(facts["aligned"]["flops"], rel=1e-6)
+        merged = facts["sft"]["flops"] + facts["aligned"]["flops"]
+        assert facts["merged"]["flops"] == pytest.approx(merged)
+        assert facts["sft"]["gradient_cosine"] is None
+        assert facts["aligned"]["gradient_cosine"] is not None
+        assert facts["merged"]["parameters"] == 2 * facts["sft"]["parameters"]  # ranks add up
+        for name in ("report.md", "report.tex", "report.csv", "transfer.png"):
+            assert (files / "out" / name).stat().st_size > 500
+
+    def test_a_second_time_nothing_is_trained_or_answered(self, found, files, monkeypatch):
+        def train(config, **_):
+            result = old(config, **_)
+            assert result.repeated
+            return result
+
+        import jaxalign
+
+        old = jaxalign.train
+        monkeypatch.setattr(jaxalign, "train", train)
+        monkeypatch.setattr("jaxalign.base.System.chunks", None)  # who answers
+        monkeypatch.setattr("jaxalign.compare.measure.measure_corpora", None)
+        again = compare(read_study(files / "study.yaml"))
+        assert json.loads(json.dumps(again.as_json())) == found
+
+    def test_it_may_move_to_another_folder(self, found, files, tmp_path):
+        shutil.copytree(files / "out", tmp_path / "moved")
+        study = read_study(files / "study.yaml", out=str(tmp_path / "moved"))
+        again = compare(study, missing="skip")
+        assert json.loads(json.dumps(again.as_json())) == found
+
+    def test_a_mixture_alone_brings_its_parts_and_the_baseline(self, found, files):
+        again = compare(read_study(files / "study.yaml"), missing="skip", only=["merged"])
+        assert [*again.facts] == ["sft", "aligned", "merged"]
+
+    def test_another_setting_is_refused_where_a_run_is(self, found, files):
+        with pytest.raises(UserError, match=r"optim\.eps"):
+            compare(read_study(files / "study.yaml", ["optim.eps=1e-3"]))
+
+
+def test_a_stop_leaves_with_the_code_of_the_run(files, tmp_path, monkeypatch):
+    stopped = Result("x/adapter", step=1, best_step=None, stopped="interrupt")
+    monkeypatch.setattr("jaxalign.train", lambda *_, **__: stopped)
+    with pytest.raises(SystemExit) as left:
+        compare(read_study(files / "study.yaml", out=str(tmp_path / "out")))
+    assert left.value.code == 130
+    with pytest.raises(UserError, match="no system is trained yet"):
+        compare(read_study(files / "study.yaml", out=str(tmp_path / "out")), missing="skip")
+
+
+def test_data_is_read_before_anything_is_trained(files, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("jaxalign.train", None)
+    text = (files / "study.yaml").read_text().replace("dev.*", "nothing.*")
+    (files / "odd.yaml").write_text(text)
+    assert main(["compare", str(files / "odd.yaml"), "--out", str(tmp_path)]) == 2
+    assert "nothing.*" in capsys.readouterr().err
+    assert main(["compare", str(files / "study.yaml"), "--only", "lens"]) == 2
+    assert "--only: 'lens' is not a system" in capsys.readouterr().err
+
+
+def test_the_grid_chooses_by_validation_rows(files, tmp_path, monkeypatch):
+    text = (files / "study.yaml").read_text()
+    (files / "grid.yaml").write_text(text + "choose: {grid: {lora.r: [2, 4]}}\n")
+    study = read_study(files / "grid.yaml", out=str(tmp_path))
+    scores = {"lora.r=2": 10.0, "lora.r=4": 30.0}
+
+    class Score:
+        def __init__(self, value):
+            self.measures = [self]
+            self.value = value
+
+    monkeypatch.setattr(run, "train", lambda study, trial, bases: trial)
+    monkeypatch.setattr(
+        run, "answers", lambda study, trial, *_, **__: {"en": Score(scores[trial.candidate[0]])}
+    )
+    best, found = run._choose(study, "sft", run.Bases(), "train")
+    assert (best, found) == (("lora.r=4",), scores)
+
+
+def test_time_of_several_processes_adds_up(tmp_path):
+    rows = [
+        {"step": 4, "event": "train", "flops_per_step": 2.0, "gradient_cosine": 0.5},
+        {"step": 4, "event": "goodput", "goodput/seconds": 10.0, "goodput/step": 0.5},
+        {"step": 5, "event": "goodput", "goodput/seconds": 20.0, "goodput/step": 0.5},
+        {"step": 6, "event": "train", "flops_per_step": 4.0, "gradient_cosine": None},
+        {"step": 6, "event": "goodput", "goodput/seconds": 8.0, "goodput/step": 0.25},
+    ]
+    (tmp_path / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert cost((tmp_path,)) == {
+        "flops": 4 * 2.0 + 2 * 4.0,
+        "seconds": 12.0,
+        "wall_seconds": 28.0,
+        "gradient_cosine": 0.5,
+    }
+    (tmp_path / "old").mkdir()
+    assert set(cost((tmp_path / "old",)).values()) == {None}
+
+
+def test_places_of_trials():
+    assert str(Trial("lens", 2).place("runs")) == "runs/lens/seed_2"
+    assert str(Trial("a", 1, ("lora.r=4",)).place("x")) == "x/a/lora.r=4/seed_1"

@@ -1,0 +1,121 @@
+"""The file of a comparison: what becomes of its systems, and every mistake named."""
+
+import pytest
+
+from jaxalign.compare.study import Choice, Mixture, read_study, words_of
+from jaxalign.compare.trial import Trial, configs
+from jaxalign.errors import UserError
+
+PLAIN = """
+base: base.yaml
+output: out
+seeds: [1, 2]
+systems:
+  sft: {align.weight: 0}
+  aligned: {align: {layer: 3, temperature: 0.2}}
+  other: {extends: methods/other.yaml, seed: 9}
+  stages:
+    - {task.weight: 0}
+    - {align.weight: 0}
+  merged: {merge: [sft, aligned], weights: [0.6, 0.4], method: svd, rank: 4}
+"""
+
+
+@pytest.fixture
+def write(tmp_path):
+    (tmp_path / "methods").mkdir()
+    (tmp_path / "base.yaml").write_text("align: {layer: 2}\nevaluate: {groups: {a: [en]}}")
+    (tmp_path / "methods" / "other.yaml").write_text("extends: ../base.yaml\ntrain: {steps: 7}")
+
+    def write(text: str):
+        path = tmp_path / "study.yaml"
+        path.write_text(text, "utf-8")
+        return path
+
+    return write
+
+
+def test_systems_are_settings_over_the_base(write):
+    study = read_study(write(PLAIN), ["optim.eps=1e-6"], "elsewhere")
+    assert study.names == ["sft", "aligned", "other", "stages", "merged"]
+    assert (study.output, study.seeds) == ("elsewhere", (1, 2))
+    sft, aligned, other = (study.systems[name][0].config() for name in study.names[:3])
+    assert (sft.align.weight, sft.align.layer) == (0, 2)
+    assert (aligned.align.layer, aligned.align.temperature, aligned.align.weight) == (3, 0.2, 1)
+    assert (other.train.steps, other.align.layer, other.seed) == (7, 2, 9)
+    assert {sft.optim.eps, aligned.optim.eps, other.optim.eps} == {1e-6}
+    assert study.mixtures == {"merged": Mixture(("sft", "aligned"), (0.6, 0.4), "svd", 4)}
+
+
+def test_a_stage_goes_on_from_the_one_before_it(write):
+    study = read_study(write(PLAIN))
+    first, second = configs(study, Trial("stages", 2))
+    assert (first.output, first.adapter.start) == ("out/runs/stages/seed_2/stage_1", None)
+    assert second.output == "out/runs/stages/seed_2/stage_2"
+    assert second.adapter.start == "out/runs/stages/seed_2/stage_1/adapter"
+    assert (first.task.weight, second.task.weight, second.align.weight) == (0, 1, 0)
+    assert first.seed == second.seed == 2
+
+
+def test_a_grid_is_every_combination(write):
+    grid = "choose: {grid: {lora.r: [4, 8], optim.learning_rate: [1.0e-3]}, evaluate.rows: 5}"
+    study = read_study(write(PLAIN + grid))
+    assert study.choice == Choice(
+        (("lora.r=4", "optim.learning_rate=0.001"), ("lora.r=8", "optim.learning_rate=0.001")),
+        ("evaluate.rows=5",),
+    )
+    trial = Trial("sft", 1, study.choice.candidates[1])
+    (config,) = configs(study, trial)
+    assert (config.lora.r, config.optim.learning_rate) == (8, 1e-3)
+    assert config.output == "out/runs/sft/lora.r=8,optim.learning_rate=0.001/seed_1"
+
+
+def test_words_of_nested_and_dotted_settings():
+    given = {"align": {"layer": 2, "options": {"a": [1]}}, "evaluate.groups": {"x": ["no"]}}
+    assert words_of(given) == (
+        "align.layer=2",
+        'align.options={"a": [1]}',
+        'evaluate.groups={"x": ["no"]}',
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("- a", "should be a mapping of names to values"),
+        ("base: [", "study.yaml: not valid YAML"),
+        ("systems: {a: {}}", "study.yaml: base: None should be a str"),
+        ("base: no.yaml\nsystems: {a: {}}", "systems.a: "),
+        ("base: base.yaml\nsystem: {a: {}}", "unknown key 'system'; did you mean 'systems'?"),
+        ("base: base.yaml\nsystems: {}", "systems: no system is trained"),
+        ("base: base.yaml\nsystems: {a: []}", "systems.a: a list of stages is empty"),
+        ("base: base.yaml\nsystems: {a: 3}", "systems.a: 3 should be a mapping"),
+        ("base: base.yaml\nsystems: {a/b: {}}", "'a/b' cannot name a system"),
+        ("base: base.yaml\nsystems: {a: {align.leyer: 1}}", "did you mean 'align.layer'?"),
+        ("base: base.yaml\nsystems: {a: {extends: [x]}}", "extends: ['x'] should be the name"),
+        ("base: base.yaml\nsystems: {a: {trainable: full}}", "share one base; compare adapters"),
+        ("base: base.yaml\nseeds: [1, 1]\nsystems: {a: {}}", "seeds: [1, 1] should be a list"),
+        ("base: base.yaml\nseeds: 3\nsystems: {a: {}}", "seeds: 3 should be a list"),
+        ("base: base.yaml\nsystems: {a: {}, b: {merge: [a]}}", "should be a list of two systems"),
+        ("base: base.yaml\nsystems: {a: {}, b: {merge: [a, c]}}", "'c' is not a system that is"),
+        (
+            "base: base.yaml\nsystems: {a: {}, b: {merge: [a, a], weights: [1]}}",
+            "should have a number for each system",
+        ),
+        ("base: base.yaml\nsystems: {a: {}}\nchoose: {grid: {lora.r: 4}}", "lora.r: 4 should be"),
+        (
+            "base: base.yaml\nsystems: {a: {}}\nchoose: {grid: {lora.q: [4]}}",
+            "did you mean 'lora.r'?",
+        ),
+        ("base: base.yaml\nsystems: {a: {}}\nprobe: {rows: 3}", "probe: parallel: None should be"),
+        (
+            "base: base.yaml\nsystems: {a: {}}\nevaluations: {x: {evaluate.kin: y}}",
+            "evaluations.x: ",
+        ),
+    ],
+)
+def test_mistakes_are_named(write, text, says):
+    with pytest.raises(UserError) as error:
+        read_study(write(text))
+    assert says in str(error.value)
+    assert "\n" not in str(error.value)
