@@ -13,7 +13,11 @@ from jaxalign.train.same import differences
 BOUNDS = {key: about.bounds for key, about in abouts() if not key.startswith("objectives.")}
 CHOICES = [key for key, bounds in BOUNDS.items() if bounds.choices]
 NUMBERS = [key for key, bounds in BOUNDS.items() if bounds.number]
-SHIPPED = sorted((Path(__file__).resolve().parents[1] / "configs").rglob("*.yaml"))
+SHIPPED = sorted(
+    path
+    for path in (Path(__file__).resolve().parents[1] / "configs").rglob("*.yaml")
+    if not path.stem.startswith("compare_")  # read by tests/compare
+)
 
 
 @pytest.fixture

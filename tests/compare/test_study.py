@@ -1,11 +1,15 @@
 """The file of a comparison: what becomes of its systems, and every mistake named."""
 
+from pathlib import Path
+
 import pytest
 
+from jaxalign.compare.run import check_data
 from jaxalign.compare.study import Choice, Mixture, read_study, words_of
 from jaxalign.compare.trial import Trial, configs
 from jaxalign.errors import UserError
 
+SHIPPED = Path(__file__).resolve().parents[2] / "configs" / "compare_methods.yaml"
 PLAIN = """
 base: base.yaml
 output: out
@@ -33,6 +37,16 @@ def write(tmp_path):
         return path
 
     return write
+
+
+def test_the_shipped_comparison_loads():
+    study = read_study(SHIPPED)
+    assert study.names[0] == "sft"
+    check_data(study)
+    # Each configuration of a method takes part.
+    used = {stage.file.name for stages in study.systems.values() for stage in stages}
+    methods = {path.name for path in (SHIPPED.parent / "methods").glob("*.yaml")}
+    assert methods <= used
 
 
 def test_systems_are_settings_over_the_base(write):
