@@ -29,6 +29,7 @@ from jaxalign.data.chat import encode_prompts, load_tokenizer
 from jaxalign.data.tasks import Example
 from jaxalign.data.template import Prompts, prompts_of
 from jaxalign.errors import UserError
+from jaxalign.frozen.projection import Attached
 from jaxalign.generate import Decoding, answer_chunks, stop_ids
 from jaxalign.hf.find import locate, small_files
 from jaxalign.hf.load import abstract_params, fingerprint, load_params, load_spec
@@ -277,13 +278,17 @@ class Base:
         return Prompts(self.tokenizer, self.config.prompt.template)
 
     def encode(
-        self, examples: Sequence[Example], prompts: Prompts | None = None
+        self,
+        examples: Sequence[Example],
+        prompts: Prompts | None = None,
+        adapter: Attached | None = None,
     ) -> tuple[list[list[int]], int]:
         """The prompts as token ids, and how many were cut from the left to leave room.
 
         Args:
           examples: what is asked.
           prompts: how the system that answers is asked; None: as the bare base.
+          adapter: that system's, which may take positions itself.
 
         Raises:
           UserError: a prompt leaves no room for an answer and `generate.long` refuses to cut.
@@ -291,6 +296,7 @@ class Base:
         settings, asked = self.config.generate, prompts or self.prompts
         ids = encode_prompts(examples, asked.tokenizer, asked.template, self.config.prompt.system)
         room = self.spec.max_position - settings.max_new_tokens
+        room -= adapter.prefix_length + adapter.prompt_length if adapter else 0
         if room < 1:
             raise UserError(
                 f"generate.max_new_tokens: {settings.max_new_tokens} leaves no place for a prompt "
@@ -319,7 +325,8 @@ class Base:
         with jax.set_mesh(self.mesh):
             if decoder.adapter and lora:
                 lora = decoder.adapter.settle(params, lora)
-        share = self.config.generate.share_prefix == "auto"
+        by_input = decoder.adapter is not None and bool(lora) and decoder.adapter.by_input
+        share = self.config.generate.share_prefix == "auto" and not by_input
         return System(decoder, params, lora, self.mesh, self.stops(prompts), prompts, share)
 
 

@@ -1,15 +1,16 @@
 """What is trained next to a frozen base: an interface, and the kinds that stand behind it.
 
     adapter = parse(spec, 'dora', r=8, layers='1..16')         # what it is, without weights
+    adapter = parse(spec, 'prefix', num_virtual_tokens=16)
     trained = adapter.init(spec, key, params)                  # {'blocks': {...: [L, ...]}}
     decoder = Decoder(spec, adapter)                           # its passes take `trained`
     save_peft('out', trained, spec, adapter)                   # jaxalign.hf.peft: any kind
     trained, adapter = load_peft('out', spec)
 
 A kind is one file with a frozen, hashable dataclass that has the methods of `Adapter`, and a row of
-`KINDS`. A class that derives from `Adapter` inherits what most kinds share. Where two kinds to come
-fit in: a prefix hands more keys and values to a block's attention (`per_block`), soft prompts and a
-pool of them bring vectors before the embeddings (`prompt`).
+`KINDS`. A class that derives from `Adapter` inherits what most kinds share. LoRA and DoRA change
+projections (`project`), a prefix hands more keys and values to a block's attention (`per_block`),
+soft prompts and a pool of them bring vectors in front of the embeddings (`prompt`).
 """
 
 from __future__ import annotations
@@ -19,18 +20,28 @@ from typing import Any
 from jaxalign.adapters.dora import Dora
 from jaxalign.adapters.interface import Adapter
 from jaxalign.adapters.lora import Lora
+from jaxalign.adapters.pool import Pool
+from jaxalign.adapters.prefix import Prefix
+from jaxalign.adapters.prompt import Prompt
 from jaxalign.model.spec import ModelSpec
 
-__all__ = ["KINDS", "Adapter", "Dora", "Lora", "parse"]
+__all__ = ["KINDS", "Adapter", "Dora", "Lora", "Pool", "Prefix", "Prompt", "parse"]
 
-# The word in `lora.variant` -> the class. An adapter folder is read by the first that claims it.
-KINDS: dict[str, type[Adapter]] = {"lora": Lora, "dora": Dora}
+# The word in `adapter.kind` (of a LoRA, in `lora.variant`) -> the class. An adapter folder is read
+# by the first that claims it.
+KINDS: dict[str, type[Adapter]] = {
+    "lora": Lora,
+    "dora": Dora,
+    "prefix": Prefix,
+    "prompt": Prompt,
+    "pool": Pool,
+}
 
 
-def parse(spec: ModelSpec, variant: str, **words: Any) -> Adapter:
-    """The adapter that the settings under `lora` describe.
+def parse(spec: ModelSpec, kind: str, **words: Any) -> Adapter:
+    """The adapter that the settings under `lora`, or of another kind under `adapter`, describe.
 
     Raises:
       UserError: words that do not fit this model.
     """
-    return KINDS[variant].parse(spec, **words)
+    return KINDS[kind].parse(spec, **words)

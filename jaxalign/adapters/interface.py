@@ -57,6 +57,8 @@ class Adapter(Attached, Protocol):
 
     name: ClassVar[str]  # for readers
     kind: ClassVar[str]  # its word in KINDS
+    merges: ClassVar[bool] = False  # whether it is a change of weights
+    in_peft: ClassVar[bool] = True  # whether PEFT loads its folder
 
     # --- weights --------------------------------------------------------------------------------
 
@@ -81,16 +83,9 @@ class Adapter(Attached, Protocol):
         """A NumPy tree with zeros where nothing is adapted, as `read` returns it."""
         return trained
 
-    # --- in a pass, beyond `Attached` -----------------------------------------------------------
-
-    def prompt(
-        self, params: Tree, trained: Tree, tokens: jax.Array, real: jax.Array
-    ) -> jax.Array | None:
-        """[B, P, D]: vectors to put before the embeddings of tokens [B, T] (real: [B, T] bool).
-
-        No kind has any yet: `Decoder.embed` is where they will enter.
-        """
-        return None
+    def multiplied(self, spec: ModelSpec) -> int:
+        """By how many numbers each token is multiplied in a pass through all blocks."""
+        return self.count(spec)
 
     # --- after training -------------------------------------------------------------------------
 

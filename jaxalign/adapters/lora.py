@@ -47,6 +47,7 @@ class Lora(Ranks, Adapter):
 
     name: ClassVar[str] = "LoRA"
     kind: ClassVar[str] = "lora"
+    merges: ClassVar[bool] = True
 
     # --- weights --------------------------------------------------------------------------------
 

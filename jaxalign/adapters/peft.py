@@ -63,7 +63,7 @@ def from_tensors(ranks: Ranks, index: Mapping[str, Stored], spec: ModelSpec) -> 
             stacked = np.zeros(row.shape(sizes(spec, ranks.r)), np.float32)
             for block in range(1, spec.layers + 1):
                 if rank := ranks.rank_of(target, block):
-                    tensor = _read_tensor(index[row.name(block - 1)])
+                    tensor = read_tensor(index[row.name(block - 1)])
                     stacked[block - 1][_own(row, rank)] = row.to_ours(tensor, sizes(spec, rank))
             set_leaf(lora, row.path, stacked)
     return lora
@@ -202,7 +202,12 @@ def _check_tensor(row: Row, stored: Stored, size: Mapping[str, int]) -> None:
     stored.dtype  # noqa: B018 - or says that there is none
 
 
-def _read_tensor(stored: Stored) -> np.ndarray:
+def read_tensor(stored: Stored) -> np.ndarray:
+    """A tensor of a file, float32.
+
+    Raises:
+        UserError: a number that is not finite.
+    """
     tensor = stored.view().astype(np.float32)
     if not np.isfinite(tensor).all():
         raise UserError(

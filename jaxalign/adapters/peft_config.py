@@ -309,7 +309,8 @@ def vllm_limits(ranks: Ranks) -> list[str]:
 def _refuse_variants(file: Path, content: Mapping[str, Any]) -> None:
     if content.get("peft_type") != "LORA":
         raise UserError(
-            f"{file}: peft_type {brief(content.get('peft_type'))} is not supported; supported: LORA"
+            f"{file}: peft_type {brief(content.get('peft_type'))} is not supported; supported: "
+            "LORA, PREFIX_TUNING, PROMPT_TUNING"
         )
     refused = {key: content[key] for key in _VARIANTS if content.get(key)}
     if content.get("bias") not in (None, "none"):

@@ -147,6 +147,8 @@ def _lays(config: Config, longest: int, packs: bool = False) -> bool:
     """Whether rows with so many own tokens are laid end to end, or packed rows behind a stem."""
     if config.batch.pack == "none" or config.mesh.seq != 1:  # a sequence split over devices
         return False
+    if config.adapter.kind == "pool":  # what stands in front depends on the text
+        return False
     if config.batch.buckets and not packs:  # lengths of padded rows
         return False
     return longest <= LONGEST or packs or config.batch.pack == "flatten"

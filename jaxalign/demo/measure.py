@@ -67,7 +67,7 @@ def scores(base: Base, system: System, rows: Rows) -> dict[str, dict[str, float]
         for language, part in rows.items()
     }
     asked = [gold.example for part in golds.values() for gold in part]
-    prompts, _ = base.encode(asked, system.prompts)
+    prompts, _ = base.encode(asked, system.prompts, system.decoder.adapter)
     answers = iter(base.decode(system.write(prompts, decoding_of(base.config), BATCH)))
     found: dict[str, dict[str, float]] = {}
     for language, part in golds.items():

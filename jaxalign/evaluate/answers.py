@@ -60,8 +60,9 @@ def answer(
     missing = np.flatnonzero(~from_main(have)).tolist()
     if missing:
         # Whole batches, so that an answer is bit by bit that of a run without a break.
-        layout = lay_out(prompts, settings.batch, settings.share_prefix == "auto").only(missing)
-        parts = system().chunks(prompts, decoding_of(base.config), settings.batch, rows=missing)
+        who = system()
+        layout = lay_out(prompts, settings.batch, who.share_prefix).only(missing)
+        parts = who.chunks(prompts, decoding_of(base.config), settings.batch, rows=missing)
         with Bar(title, layout.rows, base.config.log.progress) as bar:
             for rows, answers in parts:
                 bar.advance(len(rows), sum(map(len, answers)))

@@ -48,7 +48,7 @@ def sample_judge(config: Config) -> Callable[[Any, Any], dict[str, float]] | Non
             dtype = jnp.dtype(config.model.dtype)
             params, lora = jax.tree.map(lambda leaf: leaf.astype(dtype), lora), None
         base: Base = run.base
-        prompts, _ = base.encode(flat)
+        prompts, _ = base.encode(flat, adapter=run.adapter)
         system = base.system(base.decoder(run.adapter), params, lora)
         answers: list[list[int]] = [[] for _ in prompts]
         for rows, written in system.chunks(prompts, decoding_of(config), config.generate.batch):

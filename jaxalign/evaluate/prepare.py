@@ -63,14 +63,14 @@ def prepare(
       UserError: an adapter of another base, a template or prompt that cannot be used, answers of
         other settings.
     """
-    how, notes = base.prompts, []
+    how, notes, adapter = base.prompts, [], None
     if entrant.kind == "adapter":
-        load_peft(entrant.source, base.spec)
+        _, adapter = load_peft(entrant.source, base.spec)
         how = base.prompts_of(entrant.source)
         notes += [_other_base(base, entrant.source)]
         # Finished rows know no template.
         notes += [how.note if kind_of(base.config) != "rows" else ""]
-    prompts, cut = base.encode(examples, how)
+    prompts, cut = base.encode(examples, how, adapter)
     if cut:
         notes.append(f"{entrant.name}: {cut} prompts were cut from the left to leave room")
     known = None

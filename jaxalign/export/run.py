@@ -77,6 +77,11 @@ def export(request: Request) -> Path:
         raise UserError(
             f"{request.source} trained all weights, so there is no adapter; use --format merged"
         )
+    if source.adapter and not source.adapter.merges and request.format != "peft":
+        raise UserError(
+            f"--format {request.format}: the {source.adapter.name} of {request.source} is not a "
+            "change of weights and cannot be merged; use --format peft"
+        )
     must_stay = [Path.cwd(), Path.home(), source.folder, *([source.files] if source.files else [])]
     if "://" not in request.source and Path(request.source).is_dir():
         must_stay.append(Path(request.source))

@@ -215,7 +215,8 @@ def _check_tokenizer(source: Source, folder: Path, rows: Sequence[np.ndarray]) -
 
 def _peft(source: Source, folder: Path, rows: Sequence[np.ndarray]) -> tuple[str, list[np.ndarray]]:
     base = whole_base(source)
-    if _installed("torch", "peft"):
+    assert source.adapter is not None  # or there is no such folder
+    if source.adapter.in_peft and _installed("torch", "peft"):
         from peft import PeftModel
 
         return _torch(
@@ -306,12 +307,13 @@ def _logits(
 ) -> list[np.ndarray]:
     """[t, V] float32 of each row; padding on the right changes nothing before it."""
     tokens = np.zeros((len(rows), max(map(len, rows))), np.int32)
+    real = np.zeros(tokens.shape, bool)
     for at, row in enumerate(rows):
-        tokens[at, : len(row)] = row
+        tokens[at, : len(row)], real[at, : len(row)] = row, True
 
     @jax.jit
     def run(params: Any, lora: Any, tokens: jax.Array) -> jax.Array:
-        hidden = decoder.forward(params, lora, tokens).hidden
+        hidden = decoder.forward(params, lora, tokens, asked=real).hidden
         assert hidden is not None  # all blocks are run
         return decoder.logits(params, hidden)
 

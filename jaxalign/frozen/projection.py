@@ -16,6 +16,7 @@ from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import jax
+import jax.numpy as jnp
 
 from jaxalign.frozen.quantised import Quantised
 from jaxalign.sharding import constrain
@@ -63,6 +64,32 @@ class Attached(Protocol):
     def dropout(self) -> float:
         """The share of its input that training drops; 0: a pass needs no random key for it."""
         ...
+
+    @property
+    def prefix_length(self) -> int:
+        """How many keys and values `per_block` puts in front of every block's.
+
+        They take as many positions: a text begins behind them.
+        """
+        return 0
+
+    @property
+    def prompt_length(self) -> int:
+        """How many vectors `prompt` puts in front of the embeddings, P."""
+        return 0
+
+    @property
+    def by_input(self) -> bool:
+        """Whether these depend on the text, so that a sequence holds one text alone."""
+        return False
+
+    def prompt(self, trained: Any, x: jax.Array, asked: jax.Array) -> jax.Array:
+        """[B or 1, P, D]: vectors in front of embeddings x [B, T, D].
+
+        Args:
+          asked: [B, T] bool: the tokens that they may depend on; at least one in each text.
+        """
+        return jnp.zeros((1, self.prompt_length, x.shape[-1]))
 
     def per_block(self, params: Any, trained: Any, blocks: int | None = None) -> Any:
         """What a scan over the first `blocks` blocks (None: all) reads: leaves [blocks, ...].

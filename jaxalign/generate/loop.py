@@ -8,7 +8,8 @@
 
 A program's shape is that of the batch and its cache. All rows write their n-th new token to the
 same cache slot, behind the longest prompt; each keeps its own rotary position, that of its text.
-Behind a shared start, prompts, slots and lengths are those of the rows' own tokens.
+Behind a shared start, prompts, slots and lengths are those of the rows' own tokens. An adapter's
+vectors are in the first slots of what comes first, and count as tokens there.
 """
 
 from __future__ import annotations
@@ -63,14 +64,23 @@ class Model:
             how |= {"shared": self.shared.cache, "ahead": ahead}
         return decoder.extend(self.params, self.lora, tokens, cache, **how)
 
-    def prompt(self, decoder: Decoder, tokens: jax.Array) -> tuple[jax.Array, Cache]:
+    def vectors(self, decoder: Decoder) -> int:
+        """How many vectors of the adapter are in front of each row; what is shared has its own."""
+        return 0 if self.shared is not None else decoder.vectors(self.lora)
+
+    def prompt(
+        self, decoder: Decoder, tokens: jax.Array, lengths: jax.Array
+    ) -> tuple[jax.Array, Cache]:
         """Hidden states [B, T, D] and the cache of prompts that are padded on the right."""
-        rows, width = tokens.shape
+        rows, ahead = tokens.shape[0], self.vectors(decoder)
+        width = ahead + tokens.shape[1]
         # XLA writes bfloat16 in place on GPU and TPU, but on a CPU by way of a float32 copy of the
         # whole array, for every token; there the cache is float32 and holds the same numbers.
         dtype = jnp.float32 if platform() == "cpu" else self.params["embed"].dtype
         place = jnp.arange(width)[None]
-        return self.extend(
+        # A row that only fills the batch is asked for a token, too.
+        asked = jnp.arange(tokens.shape[1]) < jnp.maximum(lengths, 1)[:, None]
+        hidden, cache = self.extend(
             decoder,
             tokens,
             decoder.empty_cache(rows, width, dtype),
@@ -79,7 +89,9 @@ class Model:
             slot=0,
             mask=causal(width),
             sight=Sight(windows=decoder.spec.kinds),  # no token looks at the padding
+            asked=asked if ahead else None,
         )
+        return hidden[:, ahead:], cache
 
 
 @flax.struct.dataclass
@@ -87,7 +99,7 @@ class Batch:
     """A batch between two programs."""
 
     width: jax.Array  # the prompts' slots: the first new token goes here, a scalar
-    lengths: jax.Array  # [B] int32: tokens of the prompts
+    lengths: jax.Array  # [B] int32: tokens of the prompts, and vectors in front of them
     state: Single | Beams
     cache: Cache  # rows B·W for W beams
 
@@ -100,8 +112,8 @@ class Batch:
 @partial(jax.jit, static_argnums=3)
 def share(model: Model, tokens: jax.Array, count: jax.Array, decoder: Decoder) -> Shared:
     """The first `count` of these tokens [1, P], with which all prompts begin."""
-    _, cache = model.prompt(decoder, tokens)
-    return Shared(cache, count)
+    _, cache = model.prompt(decoder, tokens, count[None])
+    return Shared(cache, model.vectors(decoder) + count)
 
 
 @partial(jax.jit, static_argnums=(6, 7, 8, 9))
@@ -119,7 +131,7 @@ def start(
 ) -> Batch:
     """The batch with its first token, and a cache of `slots`."""
     rows, width = tokens.shape
-    hidden, prompt = model.prompt(decoder, tokens)
+    hidden, prompt = model.prompt(decoder, tokens, lengths)
     last = jnp.maximum(lengths - 1, 0)[:, None, None]
     hidden = jnp.take_along_axis(hidden, last, axis=1)[:, 0]  # [B, D]
     logits = decoder.logits(model.params, hidden)
@@ -128,7 +140,8 @@ def start(
     if rule.rows > 1:
         copies = jnp.repeat(jnp.arange(rows), rule.rows)
         logits, cache = logits[copies], cache.take(copies)
-    batch = Batch(jnp.int32(width), lengths, state, cache)
+    ahead = model.vectors(decoder)
+    batch = Batch(jnp.int32(ahead + width), ahead + lengths, state, cache)
     return _readable(batch.choose(logits, stops, seed, rule))
 
 

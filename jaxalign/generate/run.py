@@ -95,11 +95,15 @@ def answer_chunks(
 
     A later call that wants only `rows` gives the chunks that hold them, bitwise the same.
     """
-    shapes.check(prompts, decoder.spec, decoding.max_new_tokens)
+    worn = decoder.adapter if lora else None
+    taken = worn.prefix_length + worn.prompt_length if worn else 0
+    shapes.check(prompts, decoder.spec, decoding.max_new_tokens, taken)
     numbers = range(len(prompts)) if numbers is None else numbers
     if len(numbers) != len(prompts):
         raise UserError(f"{len(prompts)} prompts need as many numbers, not {len(numbers)}")
-    layout = shapes.lay_out(prompts, batch_size, share_prefix)
+    # What depends on the whole of a prompt is not shared.
+    share = share_prefix and not (worn and worn.by_input)
+    layout = shapes.lay_out(prompts, batch_size, share)
     if rows is not None:
         layout = layout.only(rows)
     alone, behind = Model(params, lora), None
@@ -148,6 +152,7 @@ class _Chunk:
         progress: _Progress,
     ) -> None:
         self.decoder, self.model, self.stops = decoder, model, stops
+        self.ahead = model.vectors(decoder)
         self.rule, self.new = decoding.rule, decoding.max_new_tokens
         self.seed = np.uint32(decoding.seed % 2**32)
         self.rungs, self.progress = shapes.rungs(batch_size), progress
@@ -158,6 +163,7 @@ class _Chunk:
         """The answers of these prompts, which share a batch, in so many slots."""
         size = shapes.rung(len(prompts), self.rungs[0])
         batch = self._start(prompts, numbers, size, width)
+        width += self.ahead
         found: list[list[int] | None] = [None] * len(prompts)
         places = [*range(len(prompts)), *[None] * (size - len(prompts))]  # batch row -> prompt
         while True:
@@ -181,7 +187,7 @@ class _Chunk:
         for row, prompt in enumerate(prompts):
             lengths[row] = len(prompt)
             tokens[row, : len(prompt)] = prompt
-        slots = shapes.first_slots(width, self.new - 1)
+        slots = shapes.first_slots(self.ahead + width, self.new - 1)
         return start(
             self.model,
             tokens,

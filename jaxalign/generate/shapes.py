@@ -158,8 +158,8 @@ def more_slots(slots: int, width: int, new: int) -> int:
     return whole if whole <= 1.25 * larger else larger
 
 
-def check(prompts: Sequence[Sequence[int]], spec: ModelSpec, new: int) -> None:
-    """Says what is wrong with a prompt.
+def check(prompts: Sequence[Sequence[int]], spec: ModelSpec, new: int, taken: int = 0) -> None:
+    """Says what is wrong with a prompt; an adapter has taken so many positions in front of it.
 
     Raises:
         UserError: a prompt is empty, holds ids that the model has not, or leaves no room for `new`.
@@ -167,10 +167,12 @@ def check(prompts: Sequence[Sequence[int]], spec: ModelSpec, new: int) -> None:
     for number, prompt in enumerate(prompts, 1):
         if not len(prompt):
             raise UserError(f"prompt {number} has no tokens; a model cannot continue nothing")
-        if len(prompt) + new > spec.max_position:
+        if len(prompt) + new + taken > spec.max_position:
+            adapter = f", behind the adapter's {taken}," if taken else ""
             raise UserError(
-                f"prompt {number} has {len(prompt)} tokens and with max_new_tokens={new} passes "
-                f"the model's {spec.max_position} positions; shorten it or lower max_new_tokens"
+                f"prompt {number} has {len(prompt)} tokens and with max_new_tokens={new}{adapter} "
+                f"passes the model's {spec.max_position} positions; shorten it or lower "
+                "max_new_tokens"
             )
         if not 0 <= min(prompt) <= max(prompt) < spec.vocab:
             raise UserError(

@@ -25,6 +25,7 @@ import jax.numpy as jnp
 from jaxalign.frozen.projection import Attached
 from jaxalign.model import cudnn, splash
 from jaxalign.model.attention import MIXED, Sight, causal, chunks, cut, local, near, soft_cap
+from jaxalign.model.front import Entered, Stem
 from jaxalign.model.layers import Block, Cache, Context, Front, pool, rms_norm
 from jaxalign.model.rotary import rotary
 from jaxalign.model.spec import ModelSpec, check_tap
@@ -59,24 +60,6 @@ REMAT = {
     "full": jax.checkpoint_policies.nothing_saveable,
 }
 EVERYTHING = 1 << 30  # a window that no text fills
-
-
-@flax.struct.dataclass
-class Stem:
-    """The first P tokens of each sequence: the shared starts of its texts, each computed once.
-
-    A start may go on in branches: it is a tree of up to 31 nodes, and each node has a bit.
-    """
-
-    nodes: Array  # [B or 1, P] int32: the bit of each token's node
-    sees: Array  # [B, T] int32: the bits of all nodes that a token sees; P + texts
-
-    def front(self, positions: jax.Array) -> Front:
-        """Who sees whom; positions [B, T]."""
-        count = self.nodes.shape[1]
-        seen = (self.sees[:, :, None] & self.nodes[:, None]) != 0  # [B, T, P]
-        stem = seen[:, :count] & causal(count)
-        return Front(seen[:, count:], (positions[:, count:], positions[:, :count]), stem)
 
 
 @flax.struct.dataclass
@@ -142,6 +125,7 @@ class Decoder:
         dropout: jax.Array | None = None,
         reach: int = 0,
         stem: Stem | None = None,
+        asked: Array | None = None,  # [B, T] bool; None: all
     ) -> Output:
         """Runs `stop` blocks (all where None) and exposes the tapped layers.
 
@@ -157,6 +141,9 @@ class Decoder:
             all others; 0: unknown.
           stem: the first tokens of each sequence are the start of the texts behind them; needs
             segments and positions, which go on from the start's.
+          asked: the tokens that an adapter's vectors may depend on: what is known before an answer.
+
+        Positions go on from what an adapter puts in front; what comes out is of the tokens alone.
 
         Raises:
           UserError: a tap or stop past the model.
@@ -168,14 +155,20 @@ class Decoder:
             raise ValueError(f"taps {taps} are above stop={last}")
         if positions is None:
             positions = jnp.arange(tokens.shape[1])[None]
+        entered = Entered(
+            self.embed(params, tokens), positions, segments, stem, pool_weights if taps else None
+        )
+        if vectors := self.vectors(lora):
+            entered = entered.behind(self._vectors(lora, entered.x, asked))
+        x, positions, stem = entered.x, entered.positions, entered.stem
         front = None if stem is None else stem.front(jnp.asarray(positions))
         context = self._context(
             positions,
-            *_texts(tokens.shape[1], segments, reach, self.spec.kinds, front),
-            pool_weights if taps else None,
+            *_texts(x.shape[1], entered.segments, reach, self.spec.kinds, front),
+            entered.weights,
             front=front,
+            prefix=self._prefix(lora),
         )
-        x = self.embed(params, tokens)
         pooled = {0: _expose(x, context, sows)} if 0 in taps else {}
         block = Block(spec, self.adapter, self.attention, sows if taps else "pooled")
 
@@ -204,7 +197,13 @@ class Decoder:
             pooled |= {tap: sown[tap - 1 - first] for tap in taps if first < tap <= end}
             states |= {end: x} if end in whole else {}
             first = end
-        return Output(self.final_norm(params, x) if stop is None else None, pooled, states)
+        hidden = self.final_norm(params, x) if stop is None else None
+        if vectors:
+            hidden = None if hidden is None else hidden[:, vectors:]
+            states = {layer: found[:, vectors:] for layer, found in states.items()}
+            if sows == "states":
+                pooled = {tap: found[:, vectors:] for tap, found in pooled.items()}
+        return Output(hidden, pooled, states)
 
     def embed(self, params: dict, tokens: Array) -> jax.Array:
         """[B, T, D]: what enters the first block."""
@@ -213,6 +212,20 @@ class Decoder:
             # Rounded to the weights' dtype first, as in transformers.
             x = x * jnp.asarray(self.spec.embed_scale, x.dtype)
         return constrain(x, "B T D")
+
+    def vectors(self, lora: dict | None) -> int:
+        """How many vectors the adapter puts in front of a text."""
+        return self.adapter.prompt_length if self.adapter and lora else 0
+
+    def _vectors(self, lora: dict | None, x: jax.Array, asked: Array | None) -> jax.Array:
+        """These vectors, [B or 1, P, D], in front of embeddings [B, T, D]."""
+        assert self.adapter is not None and lora  # or there would be none
+        asked = jnp.ones(x.shape[:2], bool) if asked is None else jnp.asarray(asked) != 0
+        return self.adapter.prompt(lora, x, asked)
+
+    def _prefix(self, lora: dict | None) -> int:
+        """How many positions the adapter's keys and values take in front of a text."""
+        return self.adapter.prefix_length if self.adapter and lora else 0
 
     def final_norm(self, params: dict, x: jax.Array) -> jax.Array:
         """The norm between the last block and the head."""
@@ -249,20 +262,31 @@ class Decoder:
         sight: Sight | None = None,
         shared: Cache | None = None,  # of one row: P slots before those of `cache`, for all rows
         ahead: jax.Array | int | None = None,  # tokens in its first slots; None: P
+        asked: jax.Array | None = None,  # [B, T] bool; see below
     ) -> tuple[jax.Array, Cache]:
         """Hidden states after the final norm, [B, T, D], and the cache with the new tokens.
 
         Layers with a window see fewer slots than `mask` says; they need `places`. With `sight` the
         tokens are whole causal rows of an empty cache, which kernels may run. Positions go on from
         those of the tokens in `shared`, 0 .. ahead-1.
+
+        With `asked` texts begin here, and an adapter's vectors come in front of them: T of
+        positions, mask and result counts these, too. They may depend on the tokens it marks.
         """
+        x = self.embed(params, tokens)
+        if asked is not None and self.vectors(lora):
+            vectors = self._vectors(lora, x, asked)
+            x = Entered(x, jnp.zeros_like(tokens), None, None, None).behind(vectors).x
         between, front = None if places is None else (positions, places), None
         if shared is not None:
             before = jnp.arange(shared.slots)[None]
             filled = before[:, None] < (shared.slots if ahead is None else ahead)
-            seen = jnp.broadcast_to(filled, (1, tokens.shape[1], shared.slots))
+            seen = jnp.broadcast_to(filled, (1, x.shape[1], shared.slots))
             front = Front(seen, (positions, before), cache=shared)
-        context = self._context(positions, mask, between, sight, slot=slot, front=front)
+        prefix = self._prefix(lora)
+        context = self._context(
+            positions, mask, between, sight, slot=slot, front=front, prefix=prefix
+        )
         # A kernel that was asked for by name takes the prompts that it can, as `auto` does.
         backend = "reference" if self.attention == "reference" else "auto"
         block = Block(self.spec, self.adapter, backend)
@@ -274,7 +298,6 @@ class Decoder:
             here = dataclasses.replace(self._own(context, index), layer=index)
             return block.apply({"params": weights}, x, here, cache, own), None
 
-        x = self.embed(params, tokens)
         layers = (jnp.arange(self.spec.layers), self._per_block(params, lora))
         (x, cache), _ = jax.lax.scan(body, (x, cache), layers)
         return self.final_norm(params, x), cache
@@ -293,17 +316,27 @@ class Decoder:
         pool_weights: Any = None,
         slot: Any = None,
         front: Front | None = None,
+        prefix: int = 0,
     ) -> Context:
-        """What the layers share; cos and sin are stacked where windows differ in theta."""
+        """What the layers share; cos and sin are stacked where windows differ in theta.
+
+        Behind a prefix of P keys and values positions are P larger, and so are its tokens' own.
+        """
+        behind = None
+        if prefix:
+            positions = prefix + jnp.asarray(positions)
+            behind = positions, jnp.arange(prefix)[None]
         kinds = self.spec.kinds if self.spec.local_rope_theta else self.spec.kinds[:1]
         tables = [rotary(self.spec, positions, window) for window in kinds]
         cos, sin = tables[0] if len(kinds) == 1 else map(jnp.stack, zip(*tables, strict=True))
-        return Context(cos, sin, mask, pool_weights, slot, places=places, sight=sight, front=front)
+        return Context(cos, sin, mask, pool_weights, slot, places=places, sight=sight, front=front,
+                       prefix=behind)  # fmt: skip
 
     def _own(self, context: Context, layer: jax.Array | int) -> Context:
         """The part of this layer, from 0: what it sees and how it rotates; one scan runs all."""
         spec, front = self.spec, context.front
         slots = context.mask.shape[-1] + (0 if front is None else front.tokens)
+        slots += 0 if context.prefix is None else context.prefix[1].shape[-1]
         limits = [window if 0 < window < slots else EVERYTHING for window in spec.kinds]
         turns, narrows = context.cos.ndim > 3, min(limits) < EVERYTHING
         if not turns and not narrows:
@@ -325,6 +358,8 @@ class Decoder:
             context = dataclasses.replace(context, mask=context.mask & seen)
             if front is not None:
                 context = dataclasses.replace(context, front=front.near(limit))
+            if context.prefix is not None:
+                context = dataclasses.replace(context, prefix_seen=near(*context.prefix, limit))
         return context
 
 

@@ -75,6 +75,9 @@ class Context:
     places: tuple[jax.Array, jax.Array] | None = None  # of queries [.., T] and keys [.., S]
     sight: Sight | None = None  # what the mask says of whole causal rows
     front: Front | None = None  # what comes before these tokens
+    # Positions of these tokens [B or 1, T] and of a trained prefix [1, P], where there is one.
+    prefix: tuple[jax.Array, jax.Array] | None = None
+    prefix_seen: jax.Array | None = None  # [B or 1, T, P] bool; None: all see all of it
 
 
 @flax.struct.dataclass
@@ -244,9 +247,12 @@ class Attention(nn.Module):
             cap=self.spec.attn_soft_cap,
         )
         front, before = context.front, None
-        if "prefix" in own:  # trained keys and values, which all see
+        if "prefix" in own:  # trained keys and values, without positions of their own
             k, v = (own["prefix"][name][None].astype(keys.dtype) for name in ("k", "v"))
-            before = Before(k, v, jnp.ones((1, queries.shape[1], k.shape[1]), bool))
+            seen = context.prefix_seen
+            if seen is None:
+                seen = jnp.ones((1, queries.shape[1], k.shape[1]), bool)
+            before = Before(k, v, seen)
         if front is None or front.cache is not None:
             if front is not None and front.cache is not None:
                 k, v = front.cache.read(context, keys.dtype, front.tokens)

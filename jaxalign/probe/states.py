@@ -192,7 +192,14 @@ def _pooled(
 ) -> jax.Array:  # [taps, P, B, D or F] float32
     weights = jnp.stack([pooling_weights(mask, name) for name in poolings])
     out = decoder.forward(
-        params, lora, tokens, stop=max(taps), taps=taps, pool_weights=weights, sows=sows
+        params,
+        lora,
+        tokens,
+        stop=max(taps),
+        taps=taps,
+        pool_weights=weights,
+        sows=sows,
+        asked=mask,
     )
     # Letters that no mesh axis splits: every process reads all vectors.
     return constrain(jnp.stack([out.pooled[tap] for tap in taps]), "- - - -")

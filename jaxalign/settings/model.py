@@ -45,14 +45,26 @@ class ModelConfig:
 
 @dataclass
 class AdapterConfig:
-    """What is trained next to the frozen base."""
+    """What is trained next to the frozen base; `lora` says more of a LoRA."""
 
+    kind: str = setting(
+        "lora",
+        "`prefix`: keys and values in front of every block's; `prompt`: vectors in front of the "
+        "embeddings; `pool`: such vectors, mixed by what the input is",
+        choices=("lora", "prefix", "prompt", "pool"),
+        see="methods.md#trained-prompts",
+    )
+    num_virtual_tokens: int = setting(
+        16, "of prefix, prompt and pool: how many stand in front", lowest=1
+    )
+    pool_size: int = setting(32, "of pool: prompts to mix", lowest=1)
+    temperature: float = setting(0.1, "of pool: of the weights, softmax(cos / τ)", above=0)
     start: str | None = setting(None, "PEFT folder or hub name to go on from")
 
 
 @dataclass
 class LoraConfig:
-    """The LoRA; names and defaults are PEFT's, values the paper's."""
+    """A LoRA (`adapter.kind=lora`); names and defaults are PEFT's, values the paper's."""
 
     r: int = setting(8, "rank", lowest=1)
     alpha: float = setting(16.0, "numerator of the scale", above=0)

@@ -48,6 +48,22 @@ def check_together(config: Config) -> None:
             f"batch.pack: mesh.seq={config.mesh.seq} cuts sequences, and rows end to end stay on "
             "their device; set mesh.seq=1 or batch.pack=auto"
         )
+    kind = config.adapter.kind
+    if kind == "pool" and batch.pack in ("segments", "flatten"):
+        raise UserError(
+            f"batch.pack: {batch.pack} puts several texts into a sequence, and the prompts of a "
+            "pool depend on the text; set batch.pack=auto or another adapter.kind"
+        )
+    if kind != "lora" and config.trainable == "full":
+        raise UserError(
+            f"adapter.kind: a {kind} is not trained where trainable=full trains the base itself; "
+            "set trainable=lora or adapter.kind=lora"
+        )
+    if kind != "lora" and config.generate.adapter == "merged":
+        raise UserError(
+            f"generate.adapter: a {kind} is not a change of weights and cannot be merged; set "
+            "generate.adapter=unmerged"
+        )
     if config.optim.missing == "skip" and config.trainable == "full":
         raise UserError("optim.missing: skip works on adapters only; set trainable=lora")
     if config.model.quantize != "none" and config.trainable == "full":

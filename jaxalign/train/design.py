@@ -235,7 +235,9 @@ def adapter_of(config: Config, spec: ModelSpec) -> Adapter | None:
     """What the settings train on the base; None under full fine-tuning."""
     if config.trainable == "full":
         return None
-    return parse(spec, **dataclasses.asdict(config.lora))
+    own, lora = dataclasses.asdict(config.adapter), dataclasses.asdict(config.lora)
+    kind, variant = own.pop("kind"), lora.pop("variant")
+    return parse(spec, variant, **lora) if kind == "lora" else parse(spec, kind, **own)
 
 
 def check_fit(config: Config, spec: ModelSpec, mesh: Mesh) -> None:

@@ -73,22 +73,23 @@ def scale_by_present_adam(
 ) -> optax.GradientTransformation:
     """AdamW in which a block (a slice of the stacked axis) without gradient stands still.
 
-    A block counts as present where any of its factors has a gradient. The tree must be stacked
-    adapters: every leaf [L, ...].
+    A block counts as present where any of its factors has a gradient. The tree is that of an
+    adapter: every leaf of its blocks [L, ...]; one without blocks counts as one.
     """
 
     def init(params: Any) -> PresentAdamState:
-        layers = jax.tree.leaves(params)[0].shape[0]
+        layers = jax.tree.leaves(params)[0].shape[0] if "blocks" in params else 1
         mu, nu = (jax.tree.map(jnp.zeros_like, params) for _ in range(2))  # donated: never shared
         return PresentAdamState(jnp.zeros(layers, jnp.int32), mu, nu)
 
     def update(grads: Any, state: PresentAdamState, params: Any) -> Any:
-        each = [jnp.any(g != 0, axis=tuple(range(1, g.ndim))) for g in jax.tree.leaves(grads)]
-        present = jnp.any(jnp.stack(each), axis=0)  # [L]
+        first = 1 if "blocks" in params else 0  # axes of blocks
+        each = [jnp.any(g != 0, axis=tuple(range(first, g.ndim))) for g in jax.tree.leaves(grads)]
+        present = jnp.any(jnp.stack(each), axis=0).reshape(-1)  # [L]
         count = state.count + present
 
         def wide(x: jax.Array, like: jax.Array) -> jax.Array:
-            return x.reshape(-1, *(1,) * (like.ndim - 1))
+            return x.reshape(-1, *(1,) * (like.ndim - 1))  # [L, 1, ...]
 
         def moment(old: jax.Array, new: jax.Array, beta: float) -> jax.Array:
             return jnp.where(wide(present, new), beta * old + (1 - beta) * new, old)

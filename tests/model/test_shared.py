@@ -13,7 +13,8 @@ import pytest
 
 from jaxalign.adapters.lora import Lora
 from jaxalign.model.attention import Before, attend, causal, chunks, cut, local, near
-from jaxalign.model.decoder import Decoder, Stem
+from jaxalign.model.decoder import Decoder
+from jaxalign.model.front import Stem
 from jaxalign.model.layers import Cache
 from jaxalign.model.spec import ModelSpec
 from tests.tiny import SPEC

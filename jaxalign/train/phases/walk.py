@@ -19,8 +19,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxalign.data.batch import ROLE_OF, Flat, Side
-from jaxalign.model.decoder import Decoder, Output, Stem
+from jaxalign.data.batch import ANSWER, ROLE_OF, Flat, Side
+from jaxalign.model.decoder import Decoder, Output
+from jaxalign.model.front import Stem
 from jaxalign.model.layers import pool
 from jaxalign.model.spec import ModelSpec
 from jaxalign.objectives import FINAL, TOKENS, Tap
@@ -30,6 +31,7 @@ from jaxalign.sharding import constrain
 from jaxalign.train.state import Frozen
 
 NO_ROLES = "a tap asks for the prompt or the answer of rows that have none"
+BY_INPUT = "an adapter whose vectors depend on the text needs padded rows, one in a sequence"
 Found = dict[str, tuple[dict[Tap, jax.Array], jax.Array | None]]
 
 
@@ -66,6 +68,14 @@ class Laid(abc.ABC):
         """What `Decoder.forward` takes of them."""
 
     @abc.abstractmethod
+    def asked(self) -> jax.Array:
+        """[rows, T] bool: tokens before the answers; an adapter's vectors may depend on them.
+
+        Raises:
+          ValueError: texts share a sequence.
+        """
+
+    @abc.abstractmethod
     def weights(self, pooling: str) -> jax.Array:
         """Of all rows of these sides: [rows, T], or [W, rows, T] of those in a sequence."""
 
@@ -97,6 +107,15 @@ class Rows(Laid):
         """They are interleaved, so that a device keeps its own rows."""
         packed = {"segments": "segments", "positions": "positions"} if self.packed else {}
         return {name: self._joined(name) for name in ("tokens", *packed)}
+
+    def asked(self) -> jax.Array:
+        """See `Laid`."""
+        if self.packed:
+            raise ValueError(BY_INPUT)
+        real = self._joined("real") != 0
+        if any(side.roles is None for side in self.sides.values()):
+            return real
+        return real & (self._joined("roles") != ANSWER)
 
     def weights(self, pooling: str) -> jax.Array:
         """See `Laid`."""
@@ -148,6 +167,10 @@ class EndToEnd(Laid):
             "reach": flat.reach.shape[-1],
             "stem": Stem(flat.nodes, flat.sees) if flat.nodes.shape[-1] else None,
         }
+
+    def asked(self) -> jax.Array:
+        """See `Laid`."""
+        raise ValueError(BY_INPUT)
 
     def weights(self, pooling: str) -> jax.Array:
         """See `Laid`."""
@@ -219,10 +242,12 @@ def walk(
     weights = [laid.weights(pooling) for pooling in pools]
     inner = tuple(dict.fromkeys(t.layer for t in one.taps if t.layer != FINAL and t.pool != TOKENS))
     kept = tuple(dict.fromkeys(t.layer for t in one.taps if t.layer != FINAL and t.pool == TOKENS))
+    by_input = decoder.adapter is not None and decoder.adapter.by_input
     out = decoder.forward(
         params,
         adapter,
         **laid.sequences(),
+        asked=laid.asked() if by_input else None,
         stop=None if one.whole else one.blocks(decoder.spec),
         taps=inner,
         whole=kept,
