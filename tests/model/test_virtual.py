@@ -19,17 +19,17 @@ P = 3
 WORDS = np.array([11, 5, 700])  # what stands in front
 
 
-def of_words(kind, decoder, params):
+def of_words(kind, decoder, params, words=WORDS):
     """The adapter whose virtual tokens are these words, and its tree."""
     spec, place = decoder.spec, jnp.arange(P)[None]
     if kind == "prompt":
-        return Prompt(P), {"prompt": params["embed"][WORDS] * spec.embed_scale}
+        return Prompt(P), {"prompt": params["embed"][words] * spec.embed_scale}
     if kind == "pool":  # one prompt
-        pool = {"keys": params["embed"][:1], "prompts": params["embed"][WORDS][None]}
+        pool = {"keys": params["embed"][:1], "prompts": params["embed"][words][None]}
         return Pool(P, 1), {"pool": pool}
     cache = decoder.empty_cache(1, P, jnp.float32)
     _, cache = decoder.extend(
-        params, None, WORDS[None], cache, slot=0, positions=place, mask=causal(P), places=place
+        params, None, words[None], cache, slot=0, positions=place, mask=causal(P), places=place
     )
     both = {"k": cache.keys, "v": cache.values}
     own = {name: x[:, 0].swapaxes(1, 2) for name, x in both.items()}  # [L, P, K, H]
