@@ -57,7 +57,7 @@ class _Generation:
             numbers=numbers,
             rule=rule,
             new=generate.max_new_tokens,
-            slots=width + generate.max_new_tokens - 1,
+            slots=plan.vectors + width + generate.max_new_tokens - 1,
         )
 
     def cache(self, plan: Design) -> Any:
@@ -68,10 +68,9 @@ class _Generation:
         return [one, one]
 
     def least(self, plan: Design, tokens: int, length: int) -> float:
-        adapter = plan.trained_count if plan.adapter else 0
         rows = self.tokens.shape[0]
         return training_flops(
-            plan.spec, tokens, length, adapter=adapter, answers=rows, passes="forward"
+            plan.spec, tokens, length, adapter=plan.multiplied, answers=rows, passes="forward"
         )
 
 
@@ -81,12 +80,13 @@ def prompt(plan: Design) -> Job:
     given = [with_.numbers[name] for name in ("lengths", "numbers", "stops", "seed")]
     static = (decoder, with_.rule, with_.new, with_.slots)
     rows, width = with_.tokens.shape
+    whole = plan.vectors + width
     return Job(
         lower=partial(start.lower, with_.model, with_.tokens, *given, *static),
         what=f"{rows} x {width}",
         given=with_.tokens,
         tokens=rows * width,
-        least=with_.least(plan, rows * width, width),
+        least=with_.least(plan, rows * whole, whole),
     )
 
 

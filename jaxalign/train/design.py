@@ -75,6 +75,19 @@ class Design:
         return self.adapter.count(self.spec) + heads
 
     @property
+    def multiplied(self) -> int:
+        """By how many trained numbers each token is multiplied; see `Adapter.multiplied`."""
+        if self.adapter is None:
+            return 0
+        heads = self.trained_count - self.adapter.count(self.spec)
+        return self.adapter.multiplied(self.spec) + heads
+
+    @property
+    def vectors(self) -> int:
+        """Vectors of the adapter in front of each sequence."""
+        return self.adapter.prompt_length if self.adapter else 0
+
+    @property
     def heads(self) -> dict[str, Any]:
         """What terms train next to the adapter."""
         return self.state.trained.get(HEADS, {})
@@ -107,9 +120,8 @@ class Design:
         seen: int | None = None,
     ) -> float:
         """What these rows cost at least; see `Phase.least_flops`."""
-        adapter = self.trained_count if self.adapter else 0
-        built = self.phases[phase]
-        return built.least_flops(self.spec, rows, length, adapter, answers, passes, seen)
+        built, beside, vectors = self.phases[phase], self.multiplied, self.vectors
+        return built.least_flops(self.spec, rows, length, beside, answers, passes, seen, vectors)
 
     def work(self, phase: str, batch: Any, passes: str = "both") -> Work:
         """What a batch of this shape (stacked or not, arrays or their shapes) has to do."""

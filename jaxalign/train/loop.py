@@ -232,7 +232,7 @@ def _open_log(run: Run, desk: Desk, start: Start, again: bool, title: str) -> Lo
     for name, stream in run.train.items():
         log.message(f"{name}: {stream.report}; {stream.shape}")
     for limit in run.adapter.limits() if run.adapter else ():
-        log.message(f"lora: {limit}")
+        log.message(f"adapter: {limit}")
     return log
 
 

@@ -20,9 +20,7 @@ from tests.model.test_virtual import WORDS, P, of_words
     [
         ("prefix", "gemma3", "greedy"),
         ("prompt", "gemma3", "greedy"),
-        ("prefix", "llama", "beam"),
         ("prompt", "llama", "beam"),
-        ("prompt", "llama", "sample"),
     ],
 )
 def test_words_in_front(prompts, started, kind, name, method):  # noqa: F811
@@ -39,7 +37,7 @@ def test_words_in_front(prompts, started, kind, name, method):  # noqa: F811
     found = generate(decoder, params, trained, prompts, decoding, **SETTINGS)
     assert started[0] == (1, 96)  # the vectors of what is shared are in front of it, once
     assert found == expected
-    if method != "beam":
+    if kind == "prompt" and method == "greedy":
         own = generate(decoder, params, trained, prompts, decoding, **SETTINGS, share_prefix=False)
         assert own == expected
     assert len({tuple(answer) for answer in expected}) > 2

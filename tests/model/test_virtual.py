@@ -12,7 +12,6 @@ import pytest
 from jaxalign.adapters import Pool, Prefix, Prompt
 from jaxalign.model.attention import causal
 from jaxalign.model.decoder import Decoder
-from jaxalign.sharding import make_mesh, shard_tree
 from tests.model.test_shared import SPECS, flat, padded
 
 P = 3
@@ -44,8 +43,10 @@ def model(kind, name):
     return plain, Decoder(spec, adapter), params, trained
 
 
-@pytest.mark.parametrize("name", SPECS)
-@pytest.mark.parametrize("kind", ["prefix", "prompt", "pool"])
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [("prefix", "llama"), ("prefix", "windows"), ("prompt", "windows"), ("pool", "llama")],
+)
 def test_words_in_front(kind, name):
     """Padded rows: whole states, pooled ones, a pass that stops, and nothing of the vectors."""
     plain, decoder, params, trained = model(kind, name)
@@ -71,9 +72,16 @@ def test_words_in_front(kind, name):
     )
 
 
-@pytest.mark.parametrize("name", SPECS)
-@pytest.mark.parametrize("kind", ["prefix", "prompt"])
-@pytest.mark.parametrize("layout", ["packed", "stem", "local"])
+@pytest.mark.parametrize(
+    ("kind", "name", "layout"),
+    [
+        ("prefix", "windows", "local"),
+        ("prefix", "llama", "packed"),
+        ("prompt", "windows", "local"),
+        ("prompt", "windows", "stem"),
+        ("prompt", "llama", "packed"),
+    ],
+)
 def test_words_in_front_of_shared_sequences(kind, name, layout):
     """Texts that share a sequence, or its start, see the same as each by itself; slopes too."""
     _, decoder, params, trained = model(kind, name)
@@ -194,25 +202,3 @@ def test_keys_and_prompts_have_a_gradient():
 
     for leaf in jax.tree.leaves(jax.grad(loss)(trained)):
         assert np.isfinite(leaf).all() and np.abs(leaf).max() > 1e-6
-
-
-@pytest.mark.parametrize("kind", ["prefix", "prompt", "pool"])
-def test_a_mesh_agrees(kind):
-    """Rows over two devices, heads over two, tokens over two."""
-    plain, decoder, params, trained = model(kind, "llama")
-    tokens = np.random.default_rng(0).integers(3, plain.spec.vocab, (2, 8))
-
-    @jax.jit
-    def run(params, trained):
-        def loss(tree):
-            return jnp.sum(jnp.sin(decoder.forward(params, tree, tokens).hidden))
-
-        return jax.value_and_grad(loss)(trained)
-
-    expected = run(params, trained)
-    mesh = make_mesh(1, 2, 2, 2)
-    with jax.set_mesh(mesh):
-        params, trained = (jax.device_put(x, shard_tree(mesh, x)) for x in (params, trained))
-        found = run(params, trained)
-    for ours, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
-        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)

@@ -100,6 +100,8 @@ WORDS = {
     "cached": ("align.rule=cached", "align.negatives=global"),
     "nf4": ("model.quantize=nf4",),
     "remat": ("model.remat=names",),
+    "a prefix": ("adapter.kind=prefix", "model.quantize=nf4"),
+    "a soft prompt": ("adapter.kind=prompt", "model.remat=full", "adapter.num_virtual_tokens=3"),
 }
 
 
@@ -114,6 +116,15 @@ def test_what_is_trained_is_that_of_padded_rows(configure, one_device, case):
         assert (len(task.layout.stem.tokens) > 20) == (layout == "shared")
     counted, computed = task.tokens(0)
     assert counted > 0.85 * computed and padded.train["task"].tokens(0)[1] > 2 * computed
+
+
+def test_prompts_that_depend_on_the_text_have_padded_rows(configure, one_device):
+    found, run = gradients(configure(*FREE, "adapter.kind=pool", "adapter.num_virtual_tokens=2"))
+    assert all(stream.layout is None for stream in run.train.values())
+    own = found["task"][0]["pool"]
+    assert all(np.isfinite(x).all() and np.abs(x).max() > 0 for x in own.values())
+    with pytest.raises(UserError, match=r"batch\.pack: segments puts several texts"):
+        configure("adapter.kind=pool", "batch.pack=segments")
 
 
 MESHES = {"8x1": (8, 1, 1, 1), "2x2x2": (2, 2, 2, 1), "1x1x4": (1, 1, 4, 1)}

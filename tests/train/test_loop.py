@@ -102,7 +102,17 @@ def test_turns_decide_which_losses_are_logged(configure, every):
     assert len(lines(config, "gradients")) == 2
 
 
-@pytest.mark.parametrize("extra", [(), ("batch.accumulate=1",), ("batch.pack=segments",)])
+@pytest.mark.parametrize(
+    "extra",
+    [
+        (),
+        ("batch.accumulate=1",),
+        ("batch.pack=segments",),
+        ("adapter.kind=prefix", "batch.buckets=[]", "batch.max_length=256"),
+        ("adapter.kind=prompt", "adapter.num_virtual_tokens=3", "optim.missing=skip"),
+        ("adapter.kind=pool", "adapter.num_virtual_tokens=3", "adapter.pool_size=4"),
+    ],
+)
 def test_resuming_is_bitwise_exact(configure, tmp_path, monkeypatch, extra):
     whole = configure(*extra)
     train(whole)

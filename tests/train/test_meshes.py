@@ -60,13 +60,25 @@ def test_meshes_agree_with_one_device(configure, monkeypatch, alone, mesh, negat
     monkeypatch.setattr(Lora, "init", warm)
     if negatives not in alone:
         alone[negatives] = gradients(config, (1, 1, 1, 1), monkeypatch)
-    ours = gradients(config, MESHES[mesh], monkeypatch)
-    for phase, (gradient, metrics) in alone[negatives].items():
+    assert_close(gradients(config, MESHES[mesh], monkeypatch), alone[negatives])
+
+
+def assert_close(ours, expected):
+    for phase, (gradient, metrics) in expected.items():
         for name, value in metrics.items():
             np.testing.assert_allclose(ours[phase][1][name], value, rtol=2e-5, atol=2e-6)
         for a, b in zip(jax.tree.leaves(gradient), jax.tree.leaves(ours[phase][0]), strict=True):
             scale = np.abs(a).max() + 1e-8
             np.testing.assert_allclose(b / scale, a / scale, atol=2e-5, rtol=0)
+
+
+@pytest.mark.parametrize("kind", ["prefix", "prompt", "pool"])
+@pytest.mark.parametrize("mesh", ["8x1", "2x2x2"])
+def test_virtual_tokens_on_a_mesh(configure, monkeypatch, alone, mesh, kind):
+    config = configure(f"adapter.kind={kind}", "adapter.num_virtual_tokens=3", "align.group=4")
+    if kind not in alone:
+        alone[kind] = gradients(config, (1, 1, 1, 1), monkeypatch)
+    assert_close(gradients(config, MESHES[mesh], monkeypatch), alone[kind])
 
 
 def test_adapters_are_whole_and_weights_are_split(configure):

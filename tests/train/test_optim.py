@@ -135,6 +135,21 @@ def test_torch(missing, decay):
     assert_close(run(gradients(), missing=missing, weight_decay=decay, clip_norm=0.0), theirs)
 
 
+def test_an_adapter_without_blocks_is_one():
+    """Soft prompts: present in an update, or standing still in it."""
+    prompt = {"prompt": jnp.arange(6.0).reshape(2, 3)}
+    skip, zero = (make_optimiser(lambda _: 0.1, missing=way) for way in ("skip", "zero"))
+    states = [way.init(prompt) for way in (skip, zero)]
+    some = {"prompt": jnp.array([[1.0, 2.0, 0.0], [0.0, 0.0, 3.0]])}
+    for _ in range(2):
+        (moved, states[0]), (same, states[1]) = (
+            way.update(some, state, prompt) for way, state in zip((skip, zero), states, strict=True)
+        )
+        assert_close([moved], [same])
+    still, _ = skip.update(jax.tree.map(jnp.zeros_like, some), states[0], prompt)
+    assert not np.any(still["prompt"])
+
+
 @pytest.mark.parametrize("missing", ["zero", "skip"])
 def test_blocks_that_are_not_trained_never_move(missing):
     everywhere = [(1, 1, 1)] * STEPS

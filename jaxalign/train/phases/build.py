@@ -109,21 +109,25 @@ class Phase:
         answers: int | None = None,
         passes: str = "both",
         seen: int | None = None,
+        vectors: int = 0,
     ) -> float:
         """What these rows cost at least; see `training_flops`.
 
         Args:
           seen: of rows end to end, twice the tokens that each sees on average; None: they are
             padded rows.
+          vectors: of the adapter in front of each sequence.
         """
         total = 0.0
         for one in self.passes:
             blocks = one.blocks(spec)
-            beside = 0 if one.model == "reference" else adapter * blocks // spec.layers
+            alone = one.model == "reference"
+            beside = 0 if alone else adapter * blocks // spec.layers
+            more = 0 if alone else vectors
             total += training_flops(
                 spec,
-                rows * length * one.ways(seen is not None),
-                length if seen is None else seen,
+                rows * (length + more) * one.ways(seen is not None),
+                length + more if seen is None else seen + 2 * more,
                 None if one.answers else blocks,
                 beside,
                 answers,
