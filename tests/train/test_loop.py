@@ -109,8 +109,14 @@ def test_turns_decide_which_losses_are_logged(configure, every):
         ("batch.accumulate=1",),
         ("batch.pack=segments",),
         ("adapter.kind=prefix", "batch.buckets=[]", "batch.max_length=256"),
-        ("adapter.kind=prompt", "adapter.num_virtual_tokens=3", "optim.missing=skip"),
-        ("adapter.kind=pool", "adapter.num_virtual_tokens=3", "adapter.pool_size=4"),
+        pytest.param(
+            ("adapter.kind=prompt", "adapter.num_virtual_tokens=3", "optim.missing=skip"),
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            ("adapter.kind=pool", "adapter.num_virtual_tokens=3", "adapter.pool_size=4"),
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_resuming_is_bitwise_exact(configure, tmp_path, monkeypatch, extra):
