@@ -70,6 +70,8 @@ class Layout:
       lengths: T -> A, increasing.
       pad_id: token at padding.
       group: slots that may change places with one another; see `balanced`.
+      parts: parts of a batch that a rule takes apart: slot i is of part i % parts, and sequences
+        alternate between them.
     """
 
     rows: Sequence[Sequence[Begun]]
@@ -80,6 +82,7 @@ class Layout:
     lengths: dict[int, int]
     pad_id: int
     group: int
+    parts: int = 1
 
     @functools.cached_property
     def reach(self) -> int:
@@ -119,10 +122,17 @@ class Layout:
         """The slots of a batch in another order, in which its sequences are about equally long.
 
         The longest share sets the length of all. The longest slots go first, each to the share with
-        the fewest tokens that has room; pairs that are each other's negatives stay together.
+        the fewest tokens that has room; pairs that are each other's negatives stay together, and
+        parts apart.
         """
         each = self.size // self.ways
-        if self.ways == 1 or self.group <= each or self.group % each:
+        parts = [self._balanced(slots[part :: self.parts]) for part in range(self.parts)]
+        starts = range(0, len(parts[0]), each)
+        return [slot for start in starts for part in parts for slot in part[start : start + each]]
+
+    def _balanced(self, slots: Sequence[Slot]) -> list[Slot]:
+        each = self.size // self.ways
+        if self.ways == self.parts or self.group <= each or self.group % each:
             return list(slots)
         found: list[Slot] = []
         for first in range(0, len(slots), self.group):
@@ -197,6 +207,7 @@ def lay(
     stem: Stem,
     packed: int = 0,
     group: int = 0,
+    parts: int = 1,
 ) -> Layout:
     """The layout of these rows, with lengths for the batches that are to come.
 
@@ -209,8 +220,9 @@ def lay(
       stem: what the texts share.
       packed: own tokens of a slot, where all are filled to one length; 0: they are not.
       group: slots that may change places with one another; 0: all of a batch.
+      parts: see `Layout`.
     """
-    layout = Layout(started, stem, size, order.most, ways, {}, pad_id, group or size)
+    layout = Layout(started, stem, size, order.most, ways, {}, pad_id, group or size, parts)
     step = step_of(layout.reach)
     shared = len(stem.tokens)
     number = max(PLANNED // size, LEAST_PLANNED)

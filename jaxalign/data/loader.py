@@ -35,11 +35,11 @@ from jaxalign.data.batch import (
     cover,
 )
 from jaxalign.data.flat import Layout
-from jaxalign.data.sampling import Packed, Sequential, Shuffled, Slot
+from jaxalign.data.sampling import Grouped, Packed, Sequential, Shuffled, Slot
 
 Row = TypeVar("Row", Encoded, EncodedPair)
 Batch = TypeVar("Batch", TaskBatch, PairBatch)
-Order = Sequential | Shuffled | Packed
+Order = Sequential | Shuffled | Grouped | Packed
 
 CAPACITY_STEP = 16  # answer capacities are multiples of it, to keep compiled shapes few
 THREADS, AHEAD = 2, 4  # of the prefetch

@@ -106,6 +106,57 @@ class Shuffled:
         return rows
 
 
+class Grouped:
+    """Endless blocks of rows of one group, such as a language; each block is a micro-batch.
+
+    Within an epoch, groups take turns as evenly as their shares allow: with equal shares every
+    group comes once in each round. A group walks through its rows in shuffled passes and leaves out
+    the last ones of a pass that do not fill a block: no block has a row twice, unless its group has
+    fewer rows than a block.
+    """
+
+    most = 1  # rows of a slot
+
+    def __init__(
+        self, groups: Sequence[np.ndarray], weights: Sequence[float], seed: int, block: int
+    ) -> None:
+        """Takes the row numbers of each group, their shares, the run's seed, rows of a block."""
+        self._groups = [np.asarray(g, np.int64) for g in groups]
+        self._seed, self._block = seed, block
+        rows, rounds = sum(len(g) for g in self._groups), len(self._groups)
+        # Whole rounds, and at least one block of each group.
+        blocks = -(-max(rows // block, 1) // rounds) * rounds
+        counts = np.maximum(apportion(weights, blocks), 1)
+        times = np.concatenate([(np.arange(n) + 0.5) / n for n in counts])
+        owners = np.repeat(np.arange(rounds), counts)
+        self._owners = owners[np.argsort(times, kind="stable")]  # of the blocks of an epoch
+        self._counts = counts
+        self._numbers = np.empty(len(owners), np.int64)  # which of its group's blocks each is
+        for group, count in enumerate(counts):
+            self._numbers[self._owners == group] = np.arange(count)
+        self.epoch_slots = block * len(self._owners)
+        self.endless = True
+        self._pass = functools.lru_cache(maxsize=3 * rounds)(self._shuffled_pass)
+
+    def slots(self, start: int, stop: int) -> list[Slot]:
+        """Slots start..stop-1, one row each."""
+        return [(int(self._rows(i // self._block)[i % self._block]),) for i in range(start, stop)]
+
+    def _rows(self, block: int) -> np.ndarray:
+        """The rows of a block."""
+        epoch, place = divmod(block, len(self._owners))
+        group = int(self._owners[place])
+        number = epoch * int(self._counts[group]) + int(self._numbers[place])
+        whole = max(len(self._groups[group]) // self._block, 1)  # blocks of a pass
+        turn, at = divmod(number, whole)
+        found = self._pass(group, turn)[at * self._block : (at + 1) * self._block]
+        return np.resize(found, self._block)
+
+    def _shuffled_pass(self, group: int, number: int) -> np.ndarray:
+        rng = np.random.default_rng([self._seed, 4, group, number])
+        return rng.permutation(self._groups[group])
+
+
 class Packed:
     """Several rows a slot: each epoch of an order is packed anew by first fit, then shuffled.
 

@@ -20,7 +20,7 @@ from jaxalign.data.flat import Text, begin, lay, own_of, shared_by
 from jaxalign.data.languages import split_direction
 from jaxalign.data.loader import CAPACITY_STEP, Order, PairStream, Report, Row, TaskStream, longer
 from jaxalign.data.pairs import encode_pairs, shuffle_targets, to_pair
-from jaxalign.data.sampling import Packed, Sequential, Shuffled, choose_buckets, mixture
+from jaxalign.data.sampling import Grouped, Packed, Sequential, Shuffled, choose_buckets, mixture
 from jaxalign.data.stem import Stem
 from jaxalign.data.transforms import transformed
 from jaxalign.errors import UserError
@@ -78,11 +78,15 @@ def task_stream(
     report = _report(rows, len(encoded), [r.whole > len(r.tokens) for r in rows])
     size, pad_id = config.batch.size, tokenizer.pad_token_id
     lengths = [len(row.tokens) for row in rows]
-    order: Order = _order(rows, config.task, config.seed, split)
+    grouped = size if config.task.order == "grouped" else 0
+    order: Order = _order(rows, config.task, config.seed, split, grouped)
+    halves = 2 if config.task.halved and split == "train" else 1
     packs = config.batch.pack == "segments" and isinstance(order, Shuffled)
     texts = [[Text(r.tokens, r.first - 1, r.first, r.roles)] for r in rows]
     filled = _slot_length(lengths, limit, size) * len(rows) / sum(lengths) if packs else 1.0
-    stem = _shared(config, texts, size / ways * filled, packs)  # a slot holds several rows
+    stem = _shared(
+        config, texts, size / (ways * halves) * filled, packs
+    )  # a slot holds several rows
     started = begin(texts, stem)
     own = [own_of(row) for row in started]
     buckets = () if packs else _buckets(config, lengths, size, "batch.max_length")
@@ -92,7 +96,8 @@ def task_stream(
         buckets = (slot,)
     layout = None
     if _lays(config, max(own), packs) and (stem.nodes or not packs):
-        layout = lay(started, order, size, ways, pad_id, stem, buckets[0] if packs else 0)
+        packed = buckets[0] if packs else 0
+        layout = lay(started, order, size, ways * halves, pad_id, stem, packed, parts=halves)
     return TaskStream(rows, order, size, buckets, pad_id, report, layout)
 
 
@@ -200,17 +205,20 @@ def _report(rows: Sequence[Row], read: int, cut: Sequence[bool]) -> Report:
 
 
 def _order(
-    rows: Sequence[Row], part: TaskConfig | AlignConfig, seed: int, split: str
-) -> Sequential | Shuffled:
+    rows: Sequence[Row], part: TaskConfig | AlignConfig, seed: int, split: str, grouped: int = 0
+) -> Sequential | Shuffled | Grouped:
+    """The order of rows; `grouped`: so many in a row are of one language."""
     if split != "train":
         return Sequential(len(rows))
     groups: dict[str, list[int]] = {}
     for i, row in enumerate(rows):
         # Proportional sampling is plain shuffling: each row once an epoch.
-        groups.setdefault("" if part.sampling == "proportional" else row.language, []).append(i)
+        apart = grouped or part.sampling != "proportional"
+        groups.setdefault(row.language if apart else "", []).append(i)
     counts = {name: len(group) for name, group in groups.items()}
     weights = mixture(counts, part.sampling, part.sampling_temperature)
-    return Shuffled([np.array(g) for g in groups.values()], list(weights.values()), seed)
+    members, shares = [np.array(g) for g in groups.values()], list(weights.values())
+    return Grouped(members, shares, seed, grouped) if grouped else Shuffled(members, shares, seed)
 
 
 def _slot_length(lengths: Sequence[int], limit: int, size: int) -> int:

@@ -255,7 +255,7 @@ def _gradient(plan: Design, phase: str, rows: Rows | None) -> Job:
     waiting = None if first else plan.state.trained
     lengths = rows.stream.lengths if rows else plan.config.batch.buckets
     same = len(lengths) == 1 or (not rows and PHASES[phase].packed(plan.config))
-    together = number == 1 or same or not RULES[plan.phases[phase].rule].apart
+    together = number == 1 or same or RULES[plan.phases[phase].rule].one is None
     number = number if together else 1
     batch = _batch(plan, phase, rows, number)
     arguments = phase, plan.state, plan.frozen, batch, _key(plan)

@@ -70,8 +70,8 @@ class TrainConfig:
     log_every: int = setting(10, "updates", lowest=1)
     cosine_every: int = setting(
         0,
-        "updates between measurements of cos(task, align gradients); 0: never. Updates that serve "
-        "both phases log it anyway",
+        "updates between measurements of cos(task, align gradients), and of a rule's gradient "
+        "with the plain one; 0: never. Updates that serve both phases log the first anyway",
         lowest=0,
     )
     warm_up: str = setting(

@@ -9,6 +9,7 @@ from jaxalign.bounds import setting
 
 AUTO = "auto"  # align.layer=auto: the layer where a probe of the base finds retrieval best
 KINDS = ("rows", "slots", "intent", "intent_slots", "translation", "ner")
+HALVED = ("maml", "fomaml", "reptile")  # rules that learn from a half of each micro-batch
 SAMPLING = ("proportional", "uniform", "temperature")
 
 
@@ -34,6 +35,12 @@ class TaskConfig:
     sampling_temperature: float = setting(
         2.0, "p ~ n^(1/T), with `task.sampling=temperature`", above=0
     )
+    order: str = setting(
+        "mixed",
+        "`grouped`: each micro-batch holds one language; with `task.sampling=uniform` they take "
+        "turns",
+        choices=("mixed", "grouped"),
+    )
     transforms: list[Any] = setting(
         [],
         "what becomes of the records before they are used: names or `module:function`",
@@ -47,7 +54,22 @@ class TaskConfig:
         {}, "keyword arguments of an objective of one's own", free=True
     )
     weight: float = setting(1.0, "0 turns the task off", lowest=0)
-    rule: str = setting("mean", "from micro-batches to a gradient", choices=("mean",))
+    rule: str = setting(
+        "mean",
+        "from micro-batches to a gradient; `maml`, `fomaml`, `reptile`: what helps after a few "
+        "steps on a half of each",
+        choices=("mean", *HALVED),
+        see="methods.md#meta-learning-over-languages",
+    )
+    inner_rate: float = setting(
+        0.1, "learning rate of these steps (plain SGD); 0: as without them", lowest=0
+    )
+    inner_steps: int = setting(2, "how many of these steps", lowest=1)
+
+    @property
+    def halved(self) -> bool:
+        """Whether the rule learns from one half of each micro-batch and asks the other."""
+        return self.rule in HALVED
 
 
 @dataclass

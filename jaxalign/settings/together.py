@@ -38,6 +38,11 @@ def check_together(config: Config) -> None:
                 f"objectives[{rare}].every: with batch.accumulate=1 the phases take turns by "
                 "update; set align.every=step, which does the same, or align.every=joint"
             )
+    if config.task.order == "grouped" and batch.pack == "segments":
+        raise UserError(
+            "task.order: packed sequences hold rows of several languages; set batch.pack=auto or "
+            "task.order=mixed"
+        )
     if batch.pack == "flatten" and batch.buckets:
         raise UserError(
             "batch.pack: rows end to end have no padded lengths; set batch.buckets=[] or "

@@ -38,6 +38,7 @@ from jaxalign.train.flops import Work
 from jaxalign.train.optim import make_optimiser
 from jaxalign.train.phases import PHASES, active_phases
 from jaxalign.train.phases.build import Phase, Weights, full_weights, lora_weights
+from jaxalign.train.rules import RULES
 from jaxalign.train.schedule import learning_rate, turns, warmup_steps
 from jaxalign.train.state import HEADS, Frozen, TrainState
 from jaxalign.train.step import TrainStep, make_eval_step, make_train_step
@@ -121,7 +122,10 @@ class Design:
     ) -> float:
         """What these rows cost at least; see `Phase.least_flops`."""
         built, beside, vectors = self.phases[phase], self.multiplied, self.vectors
-        return built.least_flops(self.spec, rows, length, beside, answers, passes, seen, vectors)
+        # A rule may run its rows several times; an evaluation runs them once.
+        times = RULES[built.rule].cost(built.inner) if passes == "both" else 1.0
+        least = built.least_flops(self.spec, rows, length, beside, answers, passes, seen, vectors)
+        return times * least
 
     def work(self, phase: str, batch: Any, passes: str = "both") -> Work:
         """What a batch of this shape (stacked or not, arrays or their shapes) has to do."""
@@ -153,9 +157,14 @@ def design(
     dtype = jnp.dtype(config.model.dtype)
     decoder = Decoder(spec, adapter, config.model.remat, config.model.attention, train_base=full)
     weights: Weights = full_weights(dtype) if full else lora_weights
-    phases = {name: PHASES[name].build(config, decoder, weights) for name in active_phases(config)}
-    optim = config.optim
     layer_mask = adapter.layer_mask(spec) if adapter else None
+    phases = {}
+    for name in active_phases(config):
+        facts = PHASES[name]
+        twice = RULES[facts.part(config).rule].twice
+        runs = dataclasses.replace(decoder, attention="reference") if twice else decoder
+        phases[name] = facts.build(config, runs, weights, layer_mask)
+    optim = config.optim
     rate = learning_rate(
         optim.schedule,
         optim.learning_rate,
@@ -261,9 +270,17 @@ def check_fit(config: Config, spec: ModelSpec, mesh: Mesh) -> None:
     active = active_phases(config)
     ways = row_ways(mesh)
     for facts in (PHASES[name] for name in active):
-        if (rows := facts.rows(config)) % ways:
+        shares, rows = facts.shares(config), facts.rows(config)
+        if rows % (ways * shares):
+            halves = f", {shares} equal parts on each" if shares > 1 else ""
             raise UserError(
                 f"{facts.rows_key}: {rows} rows cannot be divided among {ways} devices (mesh.data "
-                f"x mesh.fsdp); choose a multiple of {ways}, or another mesh"
+                f"x mesh.fsdp{halves}); choose a multiple of {ways * shares}, or another mesh"
+            )
+        rule, kernel = facts.part(config).rule, config.model.attention
+        if RULES[rule].twice and kernel not in ("auto", "reference"):
+            raise UserError(
+                f"model.attention: {facts.name}.rule={rule} differentiates twice, which the kernel "
+                f"{kernel} does not allow; set model.attention=auto"
             )
         facts.check(config, spec, full=config.trainable == "full")

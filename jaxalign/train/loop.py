@@ -194,14 +194,17 @@ def _compare_gradients(run: Run, state: TrainState, step: int) -> dict[str, Any]
     """Norms of the phases' gradients, and the cosine of two, on one micro-batch of each.
 
     Turns by micro-batch and joint training see all phases in one update and log this anyway; it is
-    turns by step that need a look of their own.
+    turns by step that need a look of their own. A rule that looks ahead is compared with the plain
+    gradient of the same rows.
     """
-    gradients = {}
+    gradients: dict[str, Any] = {}
+    found: dict[str, Any] = {}
     for name, stream in run.train.items():
         places = rows_here(run.mesh, stream.size)
         batches = put_batch(run.mesh, run.batches(name, [step], places), stacked=True)
         gradients[name], _ = run.step.phase(name, state, run.frozen, batches, None)
-    return combine(gradients, dict.fromkeys(gradients, 1), run.config.align.every)[1]
+        found |= run.step.look(name, state, run.frozen, batches, gradients[name])
+    return found | combine(gradients, dict.fromkeys(gradients, 1), run.config.align.every)[1]
 
 
 def _open_log(run: Run, desk: Desk, start: Start, again: bool, title: str) -> Log:

@@ -53,7 +53,7 @@ class Run(Design):
         """Whether each micro-batch of a phase is padded and run by itself: an update has several,
         their lengths may differ, and the rule takes them one by one."""
         several = self.micro_batches(name) > 1 and len(self.train[name].lengths) > 1
-        return several and RULES[self.phases[name].rule].apart
+        return several and RULES[self.phases[name].rule].one is not None
 
     def batches(self, name: str, numbers: Sequence[int], places: np.ndarray) -> Any:
         """These micro-batches of a phase, as `TrainStep.phase` takes them: this process's rows."""

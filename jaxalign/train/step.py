@@ -27,6 +27,7 @@ import optax
 from jax.stages import Wrapped
 
 from jaxalign.train.apply import make_update
+from jaxalign.train.combine import cosine
 from jaxalign.train.optim import keep_layers
 from jaxalign.train.phases.build import Phase, evaluated
 from jaxalign.train.rules import RULES, Records, add_gradients, mean_gradient
@@ -44,6 +45,9 @@ class TrainStep:
     add: Wrapped  # (phase, state, frozen, batches, key, sum, first) -> (sum, records)
     mean: Wrapped  # (sum, [records, ...]) -> (gradient, metrics)
     numbers: dict[str, int]  # phase -> its place among all phases
+    # (phase, state, frozen, batches, key) -> what a rule's gradient is compared with
+    plain: Wrapped
+    compared: frozenset[str]  # phases whose rule has such a gradient
 
     def order(self, names: Iterable[str]) -> list[str]:
         """These phases, first things first."""
@@ -91,6 +95,20 @@ class TrainStep:
             first += jax.tree.leaves(stack)[0].shape[0]
         return self.mean(total, records)
 
+    def look(
+        self, name: str, state: TrainState, frozen: Any, batches: Any, gradient: Any
+    ) -> dict[str, jax.Array]:
+        """The cosine of a phase's gradient to the plain one, where its rule has a plain one.
+
+        Args:
+          batches: one micro-batch, as `phase` takes it.
+        """
+        if name not in self.compared:
+            return {}
+        stack = batches[0] if isinstance(batches, list) else batches
+        plain, _ = self.plain(name, state, frozen, stack, None)
+        return {f"{name}/plain_cosine": cosine(gradient, plain)}
+
     def programs(self) -> int:
         """How many programs of the phases were compiled up to now."""
         return sum(one._cache_size() for one in (self.gradient, self.zeros, self.add, self.mean))  # type: ignore[attr-defined]
@@ -118,7 +136,7 @@ def make_train_step(
     skipped: parameters and moments stay, `skipped` is 1; the state's step and the schedule go on.
 
     Args:
-      every: turns of the phases; average: weights of micro-batches (`rules.phase_gradient`).
+      every: turns of the phases; average: weights of micro-batches (`rules.rule.mean`).
       combine: a name of `combine.COMBINE`.
       layer_mask: [L], 1 where a block's adapter is trained; the others' gradients count nowhere.
       shardings: of the state, in and out: left to the compiler, the state could come out split
@@ -148,6 +166,13 @@ def make_train_step(
         rule = RULES[phase.rule].gradient
         return of_layers(*rule(phase, state.trained, frozen, batches, key, average, turn))
 
+    @partial(compiled, static_argnums=0, out_shardings=of_sum)
+    def plain_step(name: str, state: TrainState, frozen: Any, batches: Any, key: Any) -> Any:
+        phase, key, turn = of_phase(name, key, state)
+        rule = RULES[phase.rule].plain
+        assert rule is not None  # `compared` says so
+        return of_layers(*rule(phase, state.trained, frozen, batches, key, average, turn))
+
     @partial(compiled, out_shardings=None if shardings is None else shardings.trained)
     def zeros_step(trained: Any) -> Any:
         return jax.tree.map(jnp.zeros_like, trained)
@@ -158,7 +183,9 @@ def make_train_step(
     ) -> Any:
         phase, key, turn = of_phase(name, key, state)
         given = (phase, state.trained, frozen, batches, key, average, turn)
-        return add_gradients(*given, total, first)
+        one = RULES[phase.rule].one
+        assert one is not None  # else micro-batches come together
+        return add_gradients(one, *given, total, first)
 
     @partial(compiled, donate_argnums=0, out_shardings=of_sum)
     def mean_step(total: Any, records: list[Records]) -> Any:
@@ -173,7 +200,10 @@ def make_train_step(
     )
 
     numbers = {name: phase.number for name, phase in phases.items()}
-    return TrainStep(gradient_step, apply_step, zeros_step, add_step, mean_step, numbers)
+    compared = frozenset(name for name, phase in phases.items() if RULES[phase.rule].plain)
+    return TrainStep(
+        gradient_step, apply_step, zeros_step, add_step, mean_step, numbers, plain_step, compared
+    )
 
 
 def make_eval_step(phase: Phase, options: dict[str, str] | None = None) -> Wrapped:

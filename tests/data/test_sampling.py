@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from jaxalign.data.sampling import (
+    Grouped,
     Packed,
     Sequential,
     Shuffled,
@@ -149,3 +150,35 @@ def test_buckets_of_equal_and_short_rows():
     assert choose_buckets([40] * 9, size=4) == (40,)
     assert choose_buckets([5], size=4) == (8,)
     assert choose_buckets([100] * 9, size=4) == (112,)
+
+
+def blocks(order, size, number):
+    """The rows of each of the first blocks, in sets where no row comes twice."""
+    return [rows_of(order, i * size, (i + 1) * size) for i in range(number)]
+
+
+def test_grouped_blocks_are_of_one_group_and_take_turns():
+    groups = [np.arange(0, 19), np.arange(19, 100), np.arange(100, 131)]
+    order = Grouped(groups, [1 / 3] * 3, seed=4, block=8)
+    owner = lambda row: sum(row >= g[0] for g in groups) - 1  # noqa: E731
+    found = blocks(order, 8, 60)
+    assert all(len(set(block)) == 8 and len({*map(owner, block)}) == 1 for block in found)
+    assert [owner(block[0]) for block in found] == [0, 1, 2] * 20  # also from epoch to epoch
+    small = [set(block) for block in found[::3]]
+    assert not small[0] & small[1] and len(set().union(*small)) == 19
+    # A pure function of the position.
+    again = Grouped(groups, [1 / 3] * 3, seed=4, block=8)
+    assert rows_of(again, 300, 330) == rows_of(order, 300, 330)
+    assert blocks(Grouped(groups, [1 / 3] * 3, seed=5, block=8), 8, 60) != found
+    assert order.epoch_slots % 24 == 0 and abs(order.epoch_slots - 131) < 24
+
+
+def test_grouped_shares_are_kept_and_no_group_is_forgotten():
+    groups = [np.arange(0, 960), np.arange(960, 1000)]
+    order = Grouped(groups, [0.96, 0.04], seed=1, block=10)
+    owners = [block[0] >= 960 for block in blocks(order, 10, 100)]
+    assert sum(owners) == 4
+    tiny = Grouped([np.arange(0, 990), np.arange(990, 993)], [0.997, 0.003], seed=1, block=10)
+    number = tiny.epoch_slots // 10
+    last = [block for block in blocks(tiny, 10, number) if block[0] >= 990]
+    assert len(last) == 1 and len(last[0]) == 10 and set(last[0]) == {990, 991, 992}

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -51,6 +51,16 @@ class Term:
     every: int = 1  # it counts in every n-th update
 
 
+class Inner(NamedTuple):
+    """The steps within an update of rules that look ahead (`train.rules.meta`)."""
+
+    rate: float = 0.0  # of plain SGD
+    steps: int = 1
+
+
+NO_STEPS = Inner()
+
+
 @dataclass(frozen=True)
 class Phase:
     """How a batch becomes states, and the terms that read them.
@@ -62,6 +72,8 @@ class Phase:
       rule: name of the gradient rule (`train.rules`).
       number: its place among all phases; dropout's masks depend on it.
       kept: the taps that an evaluation returns.
+      inner: the rule's own steps.
+      layer_mask: [L], 1 where a block's adapter is trained, for steps of the rule's own; None: all.
     """
 
     states: Callable[[Any, Any, Any, Any], States]
@@ -70,6 +82,8 @@ class Phase:
     rule: str = "mean"
     number: int = 0
     kept: tuple[Tap, ...] = ()
+    inner: Inner = NO_STEPS
+    layer_mask: jax.Array | None = None
 
     @property
     def taps(self) -> tuple[Tap, ...]:
@@ -146,6 +160,8 @@ def build(
     rule: str = "mean",
     number: int = 0,
     kept: tuple[Tap, ...] = (),
+    inner: Inner = NO_STEPS,
+    layer_mask: jax.Array | None = None,
 ) -> Phase:
     """The phase of these terms.
 
@@ -153,7 +169,7 @@ def build(
       weights: where base and adapter are.
       also: needs that no term has, such as validation's.
       packed: several rows share a sequence.
-      rule: as of `Phase`, and so are `number` and `kept`.
+      rule: as of `Phase`, and so are the others.
 
     Raises:
       UserError: a tap past the model.
@@ -192,7 +208,7 @@ def build(
         heads = trained.get(HEADS, {}) if isinstance(trained, Mapping) else {}
         return States(views, head, decoder.spec.logit_soft_cap, heads)
 
-    return Phase(states, tuple(terms), passes, rule, number, kept)
+    return Phase(states, tuple(terms), passes, rule, number, kept, inner, layer_mask)
 
 
 def passes_of(needs: Sequence[Mapping[str, Needs]]) -> tuple[Pass, ...]:

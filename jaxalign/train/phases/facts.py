@@ -12,13 +12,15 @@ import abc
 from collections.abc import Mapping
 from typing import Any
 
+import jax
+
 from jaxalign.data.loader import Stream
 from jaxalign.errors import UserError
 from jaxalign.model.decoder import Decoder
 from jaxalign.model.spec import ModelSpec, check_tap
 from jaxalign.objectives import FINAL, Needs, Tap, bind, resolve
 from jaxalign.settings import Config
-from jaxalign.train.phases.build import Phase, Term, Weights, build, passes_of
+from jaxalign.train.phases.build import NO_STEPS, Inner, Phase, Term, Weights, build, passes_of
 
 
 class Facts(abc.ABC):
@@ -87,6 +89,14 @@ class Facts(abc.ABC):
         """Settings for micro-batches of 1/ways the rows, or None where that is another run."""
         rows = self.rows(config)
         return None if rows % ways else {self.rows_key: rows // ways}
+
+    def shares(self, config: Config) -> int:
+        """Into how many equal parts the rows of a micro-batch fall on each device."""
+        return 1
+
+    def inner(self, config: Config) -> Inner:
+        """The steps within an update."""
+        return NO_STEPS
 
     def part(self, config: Config) -> Any:
         """Its group of settings."""
@@ -163,7 +173,13 @@ class Facts(abc.ABC):
                 return f"objectives[{number}].options.layer"
         return "align.layer"
 
-    def build(self, config: Config, decoder: Decoder, weights: Weights) -> Phase:
+    def build(
+        self,
+        config: Config,
+        decoder: Decoder,
+        weights: Weights,
+        layer_mask: jax.Array | None = None,
+    ) -> Phase:
         """The phase as the step sees it.
 
         Raises:
@@ -180,6 +196,8 @@ class Facts(abc.ABC):
             rule=self.part(config).rule,
             number=self.number,
             kept=tuple(dict.fromkeys(kept)),
+            inner=self.inner(config),
+            layer_mask=layer_mask,
         )
 
 

@@ -9,6 +9,7 @@ from jaxalign.data.loader import Stream
 from jaxalign.data.streams import task_stream
 from jaxalign.objectives import FINAL, TOKENS, Needs, Tap
 from jaxalign.settings import Config
+from jaxalign.train.phases.build import Inner
 from jaxalign.train.phases.facts import Facts
 
 
@@ -34,6 +35,19 @@ class Task(Facts):
     def offers(self, config: Config) -> dict[str, Any]:
         """The aligned layer, for terms that look at it in task rows."""
         return {"layer": config.align.layer}
+
+    def shares(self, config: Config) -> int:
+        """Two halves, where the rule learns from one and asks the other."""
+        return 2 if config.task.halved else 1
+
+    def inner(self, config: Config) -> Inner:
+        """See `Facts`."""
+        return Inner(config.task.inner_rate, config.task.inner_steps)
+
+    def divided(self, config: Config, ways: int) -> dict[str, Any] | None:
+        """A micro-batch is one language, or in halves: smaller ones are another run."""
+        whole = config.task.halved or config.task.order == "grouped"
+        return None if whole else super().divided(config, ways)
 
     def packed(self, config: Config) -> bool:
         """Rows in one sequence, none of which sees another."""
