@@ -170,8 +170,8 @@ class Adapter(Attached, Protocol):
         """
         if found != self:
             raise UserError(
-                f"adapter.start: the adapter in {where} is {found}, the configuration asks for "
-                f"{self}"
+                f"adapter.start: the adapter in {where} is a {found.brief}, the configuration asks "
+                f"for a {self.brief}; set the adapter settings to the adapter's"
             )
         return self
 

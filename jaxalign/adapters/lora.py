@@ -196,6 +196,8 @@ class Lora(Ranks, Adapter):
         Raises:
           UserError: it is another adapter than this one.
         """
+        if not isinstance(found, Lora):
+            return super().following(found, where)
         wanted = self
         if not self.parts:
             # Words cannot describe every pattern that PEFT can; without any, the adapter's own

@@ -135,10 +135,15 @@ class Pool(Virtual):
         more = {"pool_size": self.pool_size, "temperature": self.temperature}
         return {"adapter": super().words()["adapter"] | more}
 
+    @property
+    def brief(self) -> str:
+        """`prompt pool of 32 x 8, temperature 0.1`."""
+        own = f"{self.pool_size} x {self.num_virtual_tokens}"
+        return f"{self.name} of {own}, temperature {self.temperature:g}"
+
     def facts(self, spec: ModelSpec) -> dict[str, str]:
         """For readers: what it is and how large."""
-        own = f"{self.pool_size} prompts of {self.num_virtual_tokens} virtual tokens, "
-        return super().facts(spec) | {self.name: f"{own}temperature {self.temperature:g}"}
+        return super().facts(spec) | {self.name: self.brief.partition(" of ")[2]}
 
     def limits(self) -> list[str]:
         """Also what PEFT does not know."""

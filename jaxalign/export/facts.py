@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from jaxalign.adapters import Adapter
 from jaxalign.data import sources, tasks
 from jaxalign.data.chat import instruction
 from jaxalign.data.languages import base_language, split_direction
@@ -78,8 +79,16 @@ def card_facts(source: Source, kind: str, path: str, template: str, dtype: str =
         served_rank=adapter.served_rank if adapter else None,
         limits=tuple(adapter.limits()) if adapter else (),
         dtype=dtype,
+        **_adapter(adapter),
         aligned="yes" if config and _is_aligned(config) else "no",
     )
+
+
+def _adapter(adapter: Adapter | None) -> dict[str, Any]:
+    """What it is, where it is not a change of weights as LoRA and DoRA are."""
+    if adapter is None or adapter.merges:
+        return {}
+    return {"what": adapter.name[0].upper() + adapter.name[1:], "in_peft": adapter.in_peft}
 
 
 # Settings -----------------------------------------------------------------------------------------

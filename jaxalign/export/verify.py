@@ -277,11 +277,14 @@ def _torch(
             str(folder), dtype=torch.float32, trust_remote_code=False
         )
         model = (wear(model) if wear else model).eval()
+
+    def logits(row: np.ndarray) -> np.ndarray:
+        """Of the row's own tokens; PEFT gives those of soft prompts in front, too."""
+        given = torch.from_numpy(np.asarray(row, np.int64))[None]
+        return model(given).logits[0, -len(row) :].float().numpy()
+
     with torch.no_grad():
-        found = [
-            model(torch.from_numpy(np.asarray(row, np.int64))[None]).logits[0].float().numpy()
-            for row in rows
-        ]
+        found = [logits(row) for row in rows]
     names = ("transformers", *more)
     return " and ".join(f"{name} {version(name)}" for name in names), found
 

@@ -68,6 +68,8 @@ class Facts:
     served_rank: int | None = None  # vLLM's --max-lora-rank
     limits: tuple[str, ...] = ()  # why vLLM does not serve the adapter; see `vllm_limits`
     dtype: str = ""  # of the weights of a model
+    what: str = "LoRA adapter"  # what an adapter is
+    in_peft: bool = True  # whether PEFT loads it
     aligned: str = "no"  # whether the paper's objective was trained: yes | no
 
     @property
@@ -83,7 +85,7 @@ def model_card(facts: Facts) -> str:
 
     about = ModelCardData(
         base_model=facts.base or None,
-        library_name=LIBRARIES[facts.kind],
+        library_name=LIBRARIES[facts.kind] if facts.in_peft else "jaxalign",
         pipeline_tag="text-generation",
         language=list(facts.languages) or None,
         datasets=list(facts.datasets) or None,

@@ -47,6 +47,8 @@ def random_adapter(adapter, spec, params, seed):
     """Factors as training leaves them: B is not zero, nothing lies beyond a projection's rank."""
     fresh = adapter.init(spec, jax.random.key(0), params=params)
     found = jax.tree.map(np.array, noise(fresh, seed))
+    if not adapter.merges:
+        return found
     for part, sites in found["blocks"].items():
         for target, factors in sites.items():
             for block in range(spec.layers):
