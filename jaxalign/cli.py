@@ -5,6 +5,7 @@
     jaxalign generate configs/demo.yaml --adapter A --prompt 'wake me up at nine'
     jaxalign probe meta-llama/Meta-Llama-3-8B --parallel data/ntrex --adapter A
     jaxalign compare configs/compare_methods.yaml
+    jaxalign prepare clusters meta-llama/Meta-Llama-3-8B --parallel data/ntrex --out clusters.json
     jaxalign merge A B --weights 0.6,0.4 --out merged
     jaxalign export runs/demo --format merged --verify
     jaxalign import HUB_NAME --base MODEL --out runs/theirs
@@ -41,6 +42,8 @@ COMMANDS = {
     "generate": ("write answers to rows or prompts", "evaluate.Generate"),
     "probe": ("which layer aligns which languages", "probe.Probe"),
     "compare": ("train several methods on one base and compare them", "compare.Compare"),
+    "prepare subspace": ("find in which directions languages differ", "prepare.Subspace"),
+    "prepare clusters": ("group languages, and find the middle of each group", "prepare.Clusters"),
     "merge": ("combine adapters of one base, or write them into it", "merge.Merge"),
     "export": ("write a run as what PyTorch, vLLM or JAX load", "export.Export"),
     "import": ("check an adapter trained elsewhere and take it in", "export.Import"),
@@ -48,7 +51,11 @@ COMMANDS = {
     "config": ("print every setting with its origin", "config.Settings"),
     "demo": ("train the embedded small model with and without alignment", "demo.Demo"),
 }
-GROUPS = {"data": "look at the data of a run"}  # of commands of two words
+# Of commands of two words.
+GROUPS = {
+    "data": "look at the data of a run",
+    "prepare": "measure what a method needs before a run of it begins",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

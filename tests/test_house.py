@@ -22,7 +22,7 @@ FLOORS = (
     {"sharding", "frozen", "objectives", "data"},
     {"adapters", "model"},
     {"hf", "train", "generate", "base"},
-    {"probe", "evaluate", "merge", "export", "plan", "demo"},
+    {"probe", "evaluate", "merge", "export", "plan", "demo", "prepare"},
     {"compare"},
     {"cli", "commands", "__main__"},
 )  # fmt: skip

@@ -27,7 +27,9 @@ from jaxalign.data.chat import encode_texts
 from jaxalign.data.sampling import choose_buckets
 from jaxalign.errors import UserError
 from jaxalign.model.decoder import Decoder
+from jaxalign.model.layers import pool
 from jaxalign.model.spec import check_tap
+from jaxalign.objectives import FINAL
 from jaxalign.objectives.pooling import pooling_weights
 from jaxalign.probe.blocks import Blocks
 from jaxalign.probe.corpus import Parallel
@@ -55,8 +57,8 @@ def pooled_states(
       system: the weights.
       texts: any number; each becomes tokens as the tokenizer does by default.
       poolings: mean, last, position (later tokens weigh more), first.
-      layers: outputs of these blocks, 0 for the embeddings; None: all. Blocks above the highest
-        are not run.
+      layers: outputs of these blocks, 0 for the embeddings, FINAL for the states after the final
+        norm; None: all blocks. Blocks above the highest are not run.
       batch_size: texts of one pass.
       report: called with the number of texts of every finished batch.
       buckets: padded lengths; empty: chosen from these texts.
@@ -77,7 +79,8 @@ def pooled_states(
     neurons = what == "neurons"
     taps = tuple(range(neurons, base.spec.layers + 1) if layers is None else layers)
     for tap in taps:
-        check_tap(base.spec, tap, "layer")
+        if tap != FINAL or neurons:
+            check_tap(base.spec, tap, "layer")
     if neurons and 0 in taps:
         raise UserError("layer 0 is the embeddings, which have no neurons; give 1 or more")
     ids, _ = encode_texts(
@@ -191,18 +194,23 @@ def _pooled(
     sows: str,
 ) -> jax.Array:  # [taps, P, B, D or F] float32
     weights = jnp.stack([pooling_weights(mask, name) for name in poolings])
+    inner = tuple(tap for tap in taps if tap != FINAL)
+    stop = None if FINAL in taps else max(taps)
     out = decoder.forward(
         params,
         lora,
         tokens,
-        stop=max(taps),
-        taps=taps,
+        stop=stop,
+        taps=inner,
         pool_weights=weights,
         sows=sows,
         asked=mask,
     )
+    pooled = dict(out.pooled)
+    if out.hidden is not None:
+        pooled[FINAL] = pool(out.hidden, weights)
     # Letters that no mesh axis splits: every process reads all vectors.
-    return constrain(jnp.stack([out.pooled[tap] for tap in taps]), "- - - -")
+    return constrain(jnp.stack([pooled[tap] for tap in taps]), "- - - -")
 
 
 def _batches(
