@@ -248,7 +248,11 @@ class Attention(nn.Module):
         )
         front, before = context.front, None
         if "prefix" in own:  # trained keys and values, without positions of their own
-            k, v = (own["prefix"][name][None].astype(keys.dtype) for name in ("k", "v"))
+            # First one for each row and then rounded: gradients of rows are summed in float32.
+            k, v = (
+                jnp.broadcast_to(x, (keys.shape[0], *x.shape)).astype(keys.dtype)
+                for x in (own["prefix"]["k"], own["prefix"]["v"])
+            )
             seen = context.prefix_seen
             if seen is None:
                 seen = jnp.ones((1, queries.shape[1], k.shape[1]), bool)

@@ -4,6 +4,8 @@ A soft prompt that is the embeddings of some tokens, and a prefix that is their 
 every layout of rows: states, pooled vectors, gradients of what is trained.
 """
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +14,9 @@ import pytest
 from jaxalign.adapters import Pool, Prefix, Prompt
 from jaxalign.model.attention import causal
 from jaxalign.model.decoder import Decoder
+from jaxalign.objectives import FINAL, TOKENS, Tap
+from jaxalign.train.phases.build import Phase
+from jaxalign.train.phases.walk import Pass
 from tests.model.test_shared import SPECS, flat, padded
 
 P = 3
@@ -131,6 +136,23 @@ def packed(rows):
     return {"tokens": tokens, "segments": segments, "positions": positions, "index": index}
 
 
+@pytest.mark.parametrize("kind", ["prefix", "prompt"])
+def test_gradients_of_rows_are_summed_in_float32(kind):
+    """Of many equal rows in bfloat16: as often what one row gives, rounded once."""
+    _, decoder, params, trained = model(kind, "llama")
+    params = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
+
+    @partial(jax.jit, static_argnums=1)
+    def slope(tree, rows):
+        tokens = jnp.broadcast_to(jnp.arange(6), (rows, 6))
+        run = lambda t: jnp.sum(decoder.forward(params, t, tokens).hidden.astype(jnp.float32))  # noqa: E731
+        return jax.grad(run)(tree)
+
+    one, many = slope(trained, 1), slope(trained, 63)
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(many), strict=True):
+        assert np.linalg.norm(63 * a - b) < 3e-4 * np.linalg.norm(b)
+
+
 @pytest.mark.parametrize("kind", ["prefix", "prompt", "pool"])
 def test_no_virtual_tokens_are_the_base(kind):
     plain = Decoder(SPECS["llama"])
@@ -202,3 +224,19 @@ def test_keys_and_prompts_have_a_gradient():
 
     for leaf in jax.tree.leaves(jax.grad(loss)(trained)):
         assert np.isfinite(leaf).all() and np.abs(leaf).max() > 1e-6
+
+
+# --- what it costs --------------------------------------------------------------------------------
+
+
+def test_least_work():
+    """Vectors are tokens; keys and values are products with each token, and two more slopes."""
+    spec, task = SPECS["llama"], Tap(FINAL, TOKENS)
+    phase = Phase(None, (), (Pass(("text",), (task,), answers=True),))
+    of = partial(phase.least_flops, spec, 4, answers=8)
+    plain = of(10, adapter=0)
+    assert of(10, adapter=Prompt(P).multiplied(spec), vectors=P) == of(10 + P, adapter=0)
+    pairs = P * spec.heads * spec.head_dim * spec.layers  # of a token, its scores and its mixture
+    assert of(10, adapter=Prefix(P).multiplied(spec)) - plain == 40 * 12 * pairs
+    laid = phase.least_flops(spec, 1, 40, 0, 8, seen=10, vectors=P)
+    assert laid == phase.least_flops(spec, 1, 40 + P, 0, 8, seen=10 + 2 * P)
