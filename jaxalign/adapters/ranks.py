@@ -179,7 +179,7 @@ class Ranks:
         return alpha / (math.sqrt(r) if self.rank_stabilised else r)
 
 
-def parse_layers(text: str, total: int) -> tuple[int, ...]:
+def parse_layers(text: str, total: int, key: str = "lora.layers") -> tuple[int, ...]:
     """`all` -> (), `1..16` -> (1, ..., 16), `3,5` -> (3, 5); blocks are counted from 1.
 
     Every block named one by one is `all`, too, so that equal adapters compare equal.
@@ -192,11 +192,11 @@ def parse_layers(text: str, total: int) -> tuple[int, ...]:
             first, dots, last = part.partition("..")
             layers += range(int(first), int(last if dots else first) + 1)
     except ValueError as error:
-        raise UserError(f"lora.layers: cannot read {text!r}; write all, 1..16 or 3,5,8") from error
+        raise UserError(f"{key}: cannot read {text!r}; write all, 1..16 or 3,5,8") from error
     wrong = [layer for layer in layers if not 1 <= layer <= total]
     if wrong or not layers:
         raise UserError(
-            f"lora.layers: {text!r} names block {wrong[0] if wrong else 'none'}, but the model has "
+            f"{key}: {text!r} names block {wrong[0] if wrong else 'none'}, but the model has "
             f"blocks 1 to {total}"
         )
     return () if len(set(layers)) == total else tuple(sorted(set(layers)))

@@ -23,13 +23,19 @@ class Merge:
     method: str = option(
         "delta",
         "how updates are combined: delta (exact), task_arithmetic (the same), svd, average, "
-        "magnitude, ties, dare, dare_ties",
+        "magnitude, ties, dare, dare_ties, layer_swap",
     )
     rank: int | None = option(
         None, "rank of the result, for methods that cut it", whole=True, lowest=1
     )
     density: float | None = option(
         None, "share of entries that magnitude, ties and dare keep", number=True, above=0, highest=1
+    )
+    blocks: str = option(
+        "", "blocks that layer_swap takes from the second adapter, as in 1..2,7,8", metavar="BLOCKS"
+    )
+    transition: int = option(
+        0, "blocks next to these that layer_swap makes the mean of both", metavar="N", lowest=0
     )
     seed: int = option(1, "seed of what dare drops", lowest=0, highest=2**32 - 1)
     base: str = option(
@@ -69,7 +75,9 @@ class Merge:
         from jaxalign.merge.algebra import Recipe
         from jaxalign.merge.run import merge, parse_numbers
 
-        recipe = Recipe(self.method, self.rank, self.density, self.seed)
+        recipe = Recipe(
+            self.method, self.rank, self.density, self.seed, self.blocks, self.transition
+        )
         if config:
             from jaxalign.merge.search import search
 

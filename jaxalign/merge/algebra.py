@@ -33,6 +33,7 @@ from jaxalign.merge.matrices import (
     truncate,
     truncate_product,
 )
+from jaxalign.merge.swap import swapped
 from jaxalign.model.spec import ModelSpec
 from jaxalign.model.spec.tensors import TARGETS, get_leaf, set_leaf, sizes
 
@@ -47,6 +48,11 @@ class Weighted:
     adapter: Lora
     weight: float = 1.0
     name: str = "adapter"  # how an error calls it
+    shares: Mapping[int, float] = field(default_factory=dict)  # of blocks that are not all or none
+
+    def share(self, block: int) -> float:
+        """What this adapter's update of a block (from 1) is multiplied with, besides its weight."""
+        return self.shares.get(block, 1.0)
 
 
 @dataclass(frozen=True)
@@ -57,6 +63,8 @@ class Recipe:
     rank: int | None = None  # of the result, for methods that choose one; None: the largest given
     density: float | None = None  # share of an update's entries that is kept
     seed: int = 1  # of what is dropped at random
+    blocks: str = ""  # that come from the second adapter, as `1..2,7`
+    transition: int = 0  # blocks next to these that are the mean of both
 
 
 @dataclass(frozen=True)
@@ -166,6 +174,10 @@ METHODS = {
         "sum of updates with entries dropped at random (Yu et al. 2024)",
         prune=_dropped, join=add, reads=("rank", "density", "seed"),
     ),
+    "layer_swap": Method(
+        "--blocks of the second adapter in the first (Bandarkar & Peng 2025)",
+        partial(_concatenated), reads=("blocks", "transition"),
+    ),
     "dare_ties": Method(
         "drop at random, then elect signs as ties does",
         prune=_dropped, join=elect, reads=("rank", "density", "seed"),
@@ -254,6 +266,8 @@ def check(
             "update cannot be weighed or added; write it into the base alone "
             f"(jaxalign merge {dora.name} --into-base MODEL --out DIR) and go on from that model"
         )
+    if "blocks" in method.reads:
+        used = swapped(parts, spec, recipe)
     _check_rank(parts, spec, recipe, method)
     if method.low is _averaged:
         _check_same_ranks(used, spec)
@@ -261,8 +275,8 @@ def check(
 
 
 def _check_options(recipe: Recipe, method: Method) -> None:
-    for option in ("rank", "density"):
-        if getattr(recipe, option) is not None and option not in method.reads:
+    for option in ("rank", "density", "blocks", "transition"):
+        if getattr(recipe, option) not in (None, "", 0) and option not in method.reads:
             readers = ", ".join(name for name, one in METHODS.items() if option in one.reads)
             raise UserError(
                 f"--{option}: {recipe.method} has no use for it; it is read by {readers}"
@@ -323,12 +337,13 @@ def _cells(parts: Sequence[Weighted], spec: ModelSpec) -> list[Cell]:
         (target, block)
         for target in TARGETS
         for block in range(1, spec.layers + 1)
-        if any(part.adapter.rank_of(target, block) for part in parts)
+        if any(part.adapter.rank_of(target, block) and part.share(block) for part in parts)
     ]
 
 
 def _pieces(parts: Sequence[Weighted], target: str, block: int) -> Pieces:
-    return [_piece(p, target, block) for p in parts if p.adapter.rank_of(target, block)]
+    having = (p for p in parts if p.adapter.rank_of(target, block) and p.share(block))
+    return [_piece(part, target, block) for part in having]
 
 
 def _piece(part: Weighted, target: str, block: int) -> _Piece:
@@ -341,7 +356,8 @@ def _piece(part: Weighted, target: str, block: int) -> _Piece:
     seed = (zlib.crc32(np.ascontiguousarray(a).tobytes()), zlib.crc32(b.tobytes()))
     place = (list(TARGETS).index(target), block)
     scaled = part.adapter.scale_of(target, block) * b
-    return _Piece(a, scaled, part.weight, part.name, (*seed, *place))
+    weight = part.weight * part.share(block)
+    return _Piece(a, scaled, weight, part.name, (*seed, *place))
 
 
 def _assembled(cells: dict[Cell, LowRank], spec: ModelSpec, approximate: bool) -> Merged:

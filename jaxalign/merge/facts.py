@@ -74,6 +74,9 @@ def _settings(
         yield "projections", ", ".join(lora.targets)
     if "density" in reads:
         yield "density", f"{recipe.density:g}"
+    if "blocks" in reads:
+        yield "blocks of the second adapter", recipe.blocks
+        yield "blocks of both next to them", str(recipe.transition)
     if "seed" in reads:
         yield "seed", str(recipe.seed)
     if merged and merged.lost:

@@ -123,6 +123,8 @@ def write_adapter(
         ],
         "rank": merged.adapter.r,
         "density": recipe.density,
+        "blocks": recipe.blocks or None,
+        "transition": recipe.transition if "transition" in METHODS[recipe.method].reads else None,
         "seed": recipe.seed if "seed" in METHODS[recipe.method].reads else None,
         "relative_error": merged.error,
         "modules": {

@@ -258,6 +258,51 @@ def test_one_dora_adapter_is_itself():
     assert merged.adapter == alone.adapter
 
 
+# --- layers swapped -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("blocks", "transition"), [("1", 0), ("1", 1), ("1,3", 0), ("3", 2)])
+def test_swapped_layers_come_from_the_second_adapter(blocks, transition):
+    task, language = part("plain"), part("equal", 0.5)
+    merged = combine(
+        [task, language], LLAMA, Recipe("layer_swap", None, None, 1, blocks, transition)
+    )
+    ours, first, second = (updates(one.lora, one.adapter) for one in (merged, task, language))
+    by_hand = {
+        ("1", 0): lambda a, b: (b, a, a),
+        ("1", 1): lambda a, b: (b, (a + b) / 2, a),
+        ("1,3", 0): lambda a, b: (b, a, b),
+        ("3", 2): lambda a, b: ((a + b) / 2, (a + b) / 2, b),
+    }[blocks, transition]
+    for target, block in first:
+        wanted = by_hand(first[target, block], 0.5 * second[target, block])[block - 1]
+        np.testing.assert_allclose(ours[target, block], wanted, atol=1e-6)
+    # A block of one adapter alone has its rank, the others' are padded.
+    assert merged.adapter.r == (8 if transition else 4) and merged.error == 0
+
+
+def test_blocks_that_nobody_is_left_with_are_gone():
+    upper = part("upper")  # blocks 2 and 3 of v and up
+    merged = combine([upper, part("equal", 0.0)], LLAMA, Recipe("layer_swap", blocks="3"))
+    assert set(updates(merged.lora, merged.adapter)) == {("v", 2), ("up", 2)}
+
+
+@pytest.mark.parametrize(
+    ("parts", "recipe", "message"),
+    [
+        ([part("plain")], {"blocks": "1"}, "the task's and the language's, not 1"),
+        (BOTH, {}, "--blocks is missing"),
+        (BOTH, {"blocks": "4"}, "--blocks: '4' names block 4, but the model has blocks 1 to 3"),
+        (BOTH, {"blocks": "one"}, "--blocks: cannot read 'one'"),
+        (BOTH, {"blocks": "1..3"}, "--blocks: all blocks come from the second adapter"),
+        ([part("upper"), part("equal", 0.0)], {"blocks": "2,3"}, "no adapter changes a block"),
+        (BOTH, {"method": "delta", "blocks": "1"}, "--blocks: delta has no use for it"),
+    ],
+)  # fmt: skip
+def test_swaps_that_cannot_be_made(parts, recipe, message):
+    assert message in refusal(parts, Recipe(**{"method": "layer_swap"} | recipe))
+
+
 def test_every_method_says_what_it_is():
     assert all(method.says for method in METHODS.values())
     with pytest.raises(ValueError, match="delta works on factors"):

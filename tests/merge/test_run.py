@@ -98,6 +98,7 @@ def test_what_a_rank_costs_is_told(folders, tmp_path, capsys):
 @pytest.mark.parametrize("method", sorted(METHODS))
 def test_every_method_writes_and_help_names_it(folders, tmp_path, method, capsys):
     words = ["--density", 0.5] if "density" in METHODS[method].reads else []
+    words += ["--blocks", "1,3"] if "blocks" in METHODS[method].reads else []
     run(folders["plain"], folders["equal"], "--weights", "0.5,0.5", "--method", method, *words,
         "--out", tmp_path / "out")  # fmt: skip
     assert Found(tmp_path / "out").adapter.scale == 1
