@@ -26,6 +26,16 @@ class Record:
 
     fields: dict[str, Any]
     origin: str
+    companion: Companion | None = None
+
+
+@dataclass(frozen=True)
+class Companion:
+    """The same row in another language, and what becomes of both (`data/fusion.py`)."""
+
+    record: Record
+    form: str
+    order: str = "own"
 
 
 def read(source: str, columns: Mapping[str, str] | None = None) -> list[Record]:

@@ -6,6 +6,8 @@
     intent        intent: weather/find
     intent_slots  intent: weather/find; datetime: tomorrow      (the intent first, then the slots)
     ner           {"Results": [{"TypeName": "LOC", "Text": "Tampa Bay"}]}
+    choice        the text of the right choice
+    text          the text: there is no prompt, every token is trained
 
     example = TASKS["slots"].render(record)
     example.answer                              # 'datetime: tomorrow'
@@ -16,13 +18,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from jaxalign.bounds import check_text
 from jaxalign.data.annotated import whole_annotated
+from jaxalign.data.choice import choice
+from jaxalign.data.example import Example as Example
+from jaxalign.data.fields import language_of, string_of, text_of, value_of
+from jaxalign.data.fusion import fuse
 from jaxalign.data.languages import language_name
-from jaxalign.data.sources import Record, names, nearest
+from jaxalign.data.sources import Record
 from jaxalign.errors import UserError, brief
 
 INTENT = "intent"
@@ -36,24 +42,6 @@ class Command(NamedTuple):
 
     intent: str  # '' where the answer names none
     slots: list[Span]
-
-
-@dataclass(frozen=True)
-class Example:
-    """A prompt and its answer, before any template."""
-
-    prompt: str  # the user's turn; for finished rows the whole prefix
-    answer: str
-    language: str = ""
-    system: str | None = None  # the task's instruction; None: a finished row, no template
-    names: Mapping[str, str] = field(default_factory=dict)  # what {names} in an instruction mean
-    origin: str = ""
-    shots: tuple[tuple[str, str], ...] = ()  # solved prompts and answers shown before (few-shot)
-
-    @property
-    def finished(self) -> bool:
-        """Prompt and answer are used letter by letter, end token and all."""
-        return self.system is None
 
 
 @dataclass(frozen=True)
@@ -88,47 +76,11 @@ NER_SYSTEM = (
 # Rendering ---------------------------------------------------------------------------------------
 
 
-def _get(record: Record, *either: str) -> Any:
-    """The first of these fields that the record has."""
-    for name in either:
-        if record.fields.get(name) is not None:
-            return record.fields[name]
-    raise UserError(
-        f"{record.origin}: this row has no {either[0]!r} (it has: {names(record.fields)})"
-        f"{nearest(either[0], record.fields)} Name the column with task.columns.{either[0]}=..."
-    )
-
-
-def _string(record: Record, *either: str) -> str:
-    """The first of these fields, which must be text."""
-    value = _get(record, *either)
-    if not isinstance(value, str):
-        raise UserError(
-            f"{record.origin}: {either[0]!r} must be text, not {type(value).__name__} "
-            f"({brief(value)})"
-        )
-    check_text(f"{record.origin}: {either[0]!r}", value)
-    return value
-
-
-def _text(record: Record, *either: str) -> str:
-    """The first of these fields, which must be text with something in it."""
-    value = _string(record, *either)
-    if not value.strip():
-        raise UserError(f"{record.origin}: {either[0]!r} is empty; fill it or remove the row")
-    return value
-
-
-def _language(record: Record) -> str:
-    name = next((n for n in ("lang", "language", "locale") if record.fields.get(n)), None)
-    return _text(record, name) if name else ""
-
-
 def _rows(record: Record) -> Example:
     return Example(
-        prompt="" if record.fields.get("prefix") is None else _string(record, "prefix"),
-        answer=_string(record, "text"),
-        language=_language(record),
+        prompt="" if record.fields.get("prefix") is None else string_of(record, "prefix"),
+        answer=string_of(record, "text"),
+        language=language_of(record),
         origin=record.origin,
     )
 
@@ -183,11 +135,11 @@ def slot_spans(record: Record) -> list[Span]:
     if fields.get("annot_utt") is not None:
         parts = (part.partition(":") for part in _annotations(record))
         return [(kind.strip(), words.strip()) for kind, _, words in parts]
-    return parse_slots(_string(record, "target"))
+    return parse_slots(string_of(record, "target"))
 
 
 def _annotations(record: Record) -> list[str]:
-    return whole_annotated(_text(record, "annot_utt"), record.origin)
+    return whole_annotated(text_of(record, "annot_utt"), record.origin)
 
 
 def entity_spans(record: Record) -> list[Span]:
@@ -196,7 +148,7 @@ def entity_spans(record: Record) -> list[Span]:
     Raises:
         UserError: there are none, or one is not [type, text, ...].
     """
-    return _spans(record, _get(record, "entities"))
+    return _spans(record, value_of(record, "entities"))
 
 
 def format_slots(spans: Sequence[Span]) -> str:
@@ -211,11 +163,11 @@ def _slots(record: Record) -> Example:
         # Not by way of spans: the paper keeps the blanks of an annotation as they are.
         target = "; ".join(_annotations(record)) or NOTHING
     elif target is not None:
-        target = _string(record, "target")
+        target = string_of(record, "target")
     return Example(
-        prompt=_text(record, "utterance", "utt"),
+        prompt=text_of(record, "utterance", "utt"),
         answer=target if target is not None else format_slots(slot_spans(record)),
-        language=_language(record),
+        language=language_of(record),
         system=SLOTS_SYSTEM,
         origin=record.origin,
     )
@@ -223,18 +175,18 @@ def _slots(record: Record) -> Example:
 
 def _intent(record: Record, spans: Sequence[Span] = (), system: str = INTENT_SYSTEM) -> Example:
     return Example(
-        prompt=_text(record, "utterance", "utt"),
+        prompt=text_of(record, "utterance", "utt"),
         answer=format_slots([(INTENT, _intent_name(record)), *spans]),
-        language=_language(record),
+        language=language_of(record),
         system=system,
         origin=record.origin,
     )
 
 
 def _intent_name(record: Record) -> str:
-    name = _get(record, "intent")
+    name = value_of(record, "intent")
     # A class without a name is a number.
-    return str(name) if type(name) is int else _text(record, "intent")
+    return str(name) if type(name) is int else text_of(record, "intent")
 
 
 def _intent_slots(record: Record) -> Example:
@@ -252,8 +204,8 @@ def _translation(record: Record) -> Example:
         for key, side in (("src_lang", "src"), ("tgt_lang", "tgt"))
     )
     return Example(
-        prompt=_text(record, "src"),
-        answer=_string(record, "tgt"),
+        prompt=text_of(record, "src"),
+        answer=string_of(record, "tgt"),
         language=f"{source}-{target}",
         system=TRANSLATION_SYSTEM,
         names={
@@ -271,18 +223,23 @@ def _translation_language(record: Record, key: str, side: str) -> str:
         for language, text in sides.items():
             if text == record.fields.get(side):
                 return str(language)
-    return _text(record, key)
+    return text_of(record, key)
 
 
 def _ner(record: Record) -> Example:
     spans = entity_spans(record)
     return Example(
-        prompt=_text(record, "text"),
+        prompt=text_of(record, "text"),
         answer=format_entities(spans),
-        language=_language(record),
+        language=language_of(record),
         system=NER_SYSTEM,
         origin=record.origin,
     )
+
+
+def _plain_text(record: Record) -> Example:
+    """Nothing is asked: a text, of which every token is predicted."""
+    return Example("", string_of(record, "text"), language_of(record), origin=record.origin)
 
 
 def format_entities(spans: Sequence[Span]) -> str:
@@ -360,6 +317,8 @@ TASKS: dict[str, Task] = {
     "intent_slots": Task(_intent_slots, parse_intent_slots),
     "translation": Task(_translation, str.strip),
     "ner": Task(_ner, parse_entities),
+    "choice": Task(choice, str.strip),
+    "text": Task(_plain_text, str.strip),
 }
 
 
@@ -370,6 +329,9 @@ def render(kind: str, record: Record) -> Example:
         UserError: a field is missing, or the answer is empty; names file:line.
     """
     example = TASKS[kind].render(record)
+    if record.companion is not None:
+        other = TASKS[kind].render(record.companion.record)
+        example = fuse(example, other, record.companion)
     if not example.answer.strip():
         raise UserError(
             f"{record.origin}: the answer is empty, so no token of this row would be trained; "

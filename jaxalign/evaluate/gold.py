@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 
 from jaxalign.data import sources
 from jaxalign.data.tasks import Example, render
+from jaxalign.data.transforms import transformed
 from jaxalign.errors import UserError
 from jaxalign.evaluate.measure import Gold
 from jaxalign.settings import Config
@@ -26,12 +27,23 @@ BLANK: dict[str, dict[str, object]] = {
     "intent_slots": {"intent": "-", "slots": []},
     "translation": {"tgt": "-"},
     "ner": {"entities": []},
+    "choice": {"answer": 0},
 }
 
 
 def kind_of(config: Config) -> str:
-    """The kind of task that is judged."""
-    return config.task.kind if config.evaluate.kind == "task" else config.evaluate.kind
+    """The kind of task that is judged.
+
+    Raises:
+      UserError: texts, which ask nothing.
+    """
+    kind = config.task.kind if config.evaluate.kind == "task" else config.evaluate.kind
+    if kind == "text":
+        raise UserError(
+            "evaluate.kind: rows of kind text ask nothing that a model could answer; name the kind "
+            "of the rows of evaluate.data, as in evaluate.kind=choice"
+        )
+    return kind
 
 
 def read_golds(config: Config, rows: int = 0) -> Golds:
@@ -49,7 +61,7 @@ def read_golds(config: Config, rows: int = 0) -> Golds:
     most = rows or settings.rows
     golds: Golds = {}
     seen = set()
-    for record in sources.read_all(settings.data, settings.columns):
+    for record in _records(config, settings.data, settings.columns):
         example = render(kind, record)
         language = example.language or "und"
         seen.add(language)
@@ -67,12 +79,21 @@ def questions(config: Config, data: Sequence[str]) -> list[Gold]:
     """The rows of `data` in their order, with or without answers, for writing answers only."""
     kind = kind_of(config)
     golds = []
-    for number, record in enumerate(sources.read_all(data, config.evaluate.columns)):
+    for number, record in enumerate(_records(config, data, config.evaluate.columns)):
         given = {name: value for name, value in record.fields.items() if value is not None}
-        unsolved = sources.Record(_fill(kind, given), record.origin)
+        unsolved = dataclasses.replace(record, fields=_fill(kind, given))
         example = render(kind, unsolved)
         golds.append(Gold(example, record.fields, str(given.get("id", number)), example.language))
     return golds
+
+
+def _records(
+    config: Config, data: Sequence[str], columns: Mapping[str, str]
+) -> list[sources.Record]:
+    """The rows after `evaluate.transforms`."""
+    records = sources.read_all(data, columns)
+    transforms = config.evaluate.transforms
+    return transformed(records, transforms, "evaluate.transforms", "data", config.seed)
 
 
 def _fill(kind: str, fields: Mapping[str, object]) -> dict[str, object]:
@@ -89,11 +110,11 @@ def solved_examples(config: Config) -> tuple[tuple[str, str], ...]:
     kind = kind_of(config)
     if not config.task.train:
         raise UserError("evaluate.shots: the solved rows come from task.train, which is empty")
-    if kind == "rows":
-        raise UserError("evaluate.shots: finished rows (kind rows) cannot stand before a prompt")
-    records = sources.read_all(config.task.train, config.task.columns)
+    records = _records(config, config.task.train, config.task.columns)
     chosen = random.Random(config.seed).sample(records, min(config.evaluate.shots, len(records)))
     examples = [render(kind, record) for record in chosen]
+    if any(example.finished for example in examples):
+        raise UserError("evaluate.shots: finished rows (kind rows) cannot stand before a prompt")
     return tuple((example.prompt, example.answer) for example in examples)
 
 

@@ -27,6 +27,7 @@ from jaxalign.evaluate.gold import kind_of
 from jaxalign.hf.find import locate, unpinned
 from jaxalign.hf.peft import load_peft, named_base
 from jaxalign.multihost import is_main
+from jaxalign.settings.data import UNASKED
 from jaxalign.terminal import visible
 
 ANSWERS_FILE = "answers.jsonl"
@@ -69,7 +70,7 @@ def prepare(
         how = base.prompts_of(entrant.source)
         notes += [_other_base(base, entrant.source)]
         # Finished rows know no template.
-        notes += [how.note if kind_of(base.config) != "rows" else ""]
+        notes += [how.note if kind_of(base.config) not in UNASKED else ""]
     prompts, cut = base.encode(examples, how, adapter)
     if cut:
         notes.append(f"{entrant.name}: {cut} prompts were cut from the left to leave room")

@@ -55,7 +55,7 @@ def score_translation(
         UserError: sacrebleu or a tokenizer is not installed, no such tokenizer, no such model.
     """
     texts = [_one_line(answer) for answer in answers]
-    references = [_one_line(gold.example.answer) for gold in golds]
+    references = [_one_line(gold.example.reference) for gold in golds]
     bleu, note = _bleu(target_language(golds[0]) if golds else "", tokenize)
     note = note or _unspaced(bleu.tokenizer.signature(), references)
     chrf = _sacrebleu().CHRF()

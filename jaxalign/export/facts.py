@@ -21,12 +21,14 @@ from jaxalign.data import sources, tasks
 from jaxalign.data.chat import instruction
 from jaxalign.data.languages import base_language, split_direction
 from jaxalign.data.pairs import to_pair
+from jaxalign.data.transforms import transformed
 from jaxalign.errors import UserError
 from jaxalign.export.scores import scores_of
 from jaxalign.export.source import Source
 from jaxalign.hf.card import Data, Facts, hub_name
 from jaxalign.model.spec.tensors import parameter_count
 from jaxalign.settings import AlignConfig, Config, TaskConfig
+from jaxalign.settings.data import UNASKED
 
 CODE = re.compile(r"[a-z]{2,3}")
 KINDS = {
@@ -36,6 +38,8 @@ KINDS = {
     "intent_slots": "intents and slots",
     "translation": "translation",
     "ner": "named entities as JSON",
+    "choice": "multiple choice",
+    "text": "texts, every token of them",
 }
 PROMPTS = {
     "chat": "the tokenizer's chat template",
@@ -196,7 +200,9 @@ def _tags(source: Source, config: Config | None) -> tuple[str, ...]:
 def _prompts(config: Config, template: str) -> str:
     if config.task.weight <= 0:
         return ""
-    if config.task.kind == "rows":
+    if config.task.kind == "text":
+        return "Every token of the texts was trained; there were no prompts."
+    if config.task.kind in UNASKED:
         return "Prompts were the rows' own prefixes; no chat template was applied in training."
     return f"Prompts were built by {PROMPTS[config.prompt.template]}." if template != "none" else ""
 
@@ -222,7 +228,7 @@ def streams(config: Config) -> Iterator[Stream]:
     for name, part in parts:
         if part.weight <= 0 or not part.train:
             continue
-        rows = _rows(part)
+        rows = _rows(part, config.seed)
         if isinstance(part, TaskConfig):
             directed = part.kind == "translation"
             named = [(row.language, _sides(row.language, directed)) for row in rows]
@@ -245,12 +251,13 @@ def streams(config: Config) -> Iterator[Stream]:
         )
 
 
-def _rows(part: TaskConfig | AlignConfig) -> list[Any]:
+def _rows(part: TaskConfig | AlignConfig, seed: int) -> list[Any]:
     """Its examples or pairs; none where they are not files, or not these files any more."""
     if any(_scheme(one) for one in part.train):
         return []  # not worth a download
     try:
         records = sources.read_all(part.train, part.columns)
+        records = transformed(records, part.transforms, "transforms", "train", seed)
         if isinstance(part, TaskConfig):
             return [tasks.render(part.kind, record) for record in records]
         return [to_pair(record) for record in records]

@@ -39,6 +39,7 @@ from jaxalign.merge.source import AdapterFolder, read_adapters, warn
 from jaxalign.merge.tell import show
 from jaxalign.multihost import barrier, is_main
 from jaxalign.settings import Config
+from jaxalign.settings.data import UNASKED
 from jaxalign.sharding import put_batch, row_ways, rows_here, shard_tree
 from jaxalign.terminal import console
 from jaxalign.train.phases.build import lora_weights
@@ -147,7 +148,7 @@ def _prompts(config: Config, base: Base, sources: Sequence[AdapterFolder]) -> Pr
     """Candidates are asked as the merged adapter will be: by the first adapter's template."""
     said = config.prompt.template
     source = next((source for source in sources if source.template), None)
-    if source is None or kind_of(config) == "rows":
+    if source is None or kind_of(config) in UNASKED:
         return base.prompts
     return prompts_by(base.tokenizer, said, source.template, source.path)
 

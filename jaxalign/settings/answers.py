@@ -49,6 +49,10 @@ class EvaluateConfig:
     data: list[str] = setting([], "sources as in `task.train`", see="evaluate.md")
     kind: str = setting("task", "as `task.kind`; `task`: the same", choices=("task", *KINDS))
     columns: dict[str, str] = setting({}, "our field name: the data's")
+    transforms: list[Any] = setting(
+        [], "as `task.transforms`, of the rows and of the solved rows that are shown", free=True,
+        see="objectives.md#transforms",
+    )  # fmt: skip
     languages: list[str] = setting([], "keep only these (of a translation: `en-de`); empty: all")
     groups: dict[str, list[str]] = setting(
         {},

@@ -8,7 +8,8 @@ from typing import Any
 from jaxalign.bounds import setting
 
 AUTO = "auto"  # align.layer=auto: the layer where a probe of the base finds retrieval best
-KINDS = ("rows", "slots", "intent", "intent_slots", "translation", "ner")
+KINDS = ("rows", "slots", "intent", "intent_slots", "translation", "ner", "choice", "text")
+UNASKED = ("rows", "text")  # kinds whose rows get no template: nobody is asked
 HALVED = ("maml", "fomaml", "reptile")  # rules that learn from a half of each micro-batch
 SAMPLING = ("proportional", "uniform", "temperature")
 
@@ -17,7 +18,11 @@ SAMPLING = ("proportional", "uniform", "temperature")
 class TaskConfig:
     """The task stream; weight 0 turns it off."""
 
-    kind: str = setting("rows", "`rows`: finished rows, prefix and text", choices=KINDS)
+    kind: str = setting(
+        "rows",
+        "`rows`: finished rows, prefix and text; `text`: texts of which every token is trained",
+        choices=KINDS,
+    )
     train: list[str] = setting(
         [], "files, globs, `hf:NAME[:SUBSET]@SPLIT`, `tfds:NAME[/CONFIG]@SPLIT`"
     )

@@ -6,19 +6,21 @@
       - {name: my_data:switch, splits: [train, valid]}      # one's own, module:function
 
 A transform is a function of (records, options, seed). It is applied to the training rows, and to
-validation rows only where `splits` says so. `origin` of a record stays the place in the file.
+validation rows only where `splits` says so; those of `evaluate.transforms` to the rows that a model
+is judged by. `origin` of a record stays the place in the file.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
-import numpy as np
-
-from jaxalign.data.pairs import FORMS
 from jaxalign.data.sources import Record
+from jaxalign.data.transforms.choices import choices, lettered, mixup
+from jaxalign.data.transforms.code_switch import code_switch
+from jaxalign.data.transforms.companions import bilingual_prompt, cross_lingual_answer
+from jaxalign.data.transforms.question_translation import question_translation
+from jaxalign.data.transforms.rows import part, sample, swap
 from jaxalign.errors import UserError, brief, first_line
 from jaxalign.named import find
 
@@ -27,27 +29,18 @@ KEYS = ("name", "options", "splits")
 SPLITS = ("train", "valid")
 
 
-def sample(records: Sequence[Record], options: Mapping[str, Any], seed: int) -> list[Record]:
-    """`rows` records drawn without replacement, in file order; with `by`, as many of each value
-    of this field."""
-    rows = options.get("rows")
-    if not isinstance(rows, int) or isinstance(rows, bool) or rows < 1:
-        raise UserError(f"rows: {brief(rows)} should be a whole number, 1 or more")
-    groups: dict[str, list[int]] = {}
-    for number, record in enumerate(records):
-        value = str(record.fields.get(options["by"], "")) if "by" in options else ""
-        groups.setdefault(value, []).append(number)
-    draw = np.random.default_rng(seed)
-    chosen = (draw.permutation(group)[:rows] for group in groups.values())
-    return [records[number] for number in sorted(np.concatenate([*chosen]))]
-
-
-def swap(records: Sequence[Record], options: Mapping[str, Any], seed: int) -> list[Record]:
-    """Sentence pairs the other way round: the source becomes the target."""
-    return [replace(record, fields=_swapped(record.fields)) for record in records]
-
-
-TRANSFORMS: dict[str, Transform] = {"sample": sample, "swap": swap}
+TRANSFORMS: dict[str, Transform] = {
+    "sample": sample,
+    "part": part,
+    "swap": swap,
+    "question_translation": question_translation,
+    "code_switch": code_switch,
+    "bilingual_prompt": bilingual_prompt,
+    "cross_lingual_answer": cross_lingual_answer,
+    "choices": choices,
+    "mixup": mixup,
+    "lettered": lettered,
+}
 
 
 def transformed(
@@ -58,6 +51,7 @@ def transformed(
     Args:
         transforms: names, or dicts of `name`, `options` and `splits`.
         key: the setting that lists them, for sentences.
+        split: train, valid, or data, to which all of them apply.
         seed: of the run; the same records for the same seed.
 
     Raises:
@@ -65,12 +59,12 @@ def transformed(
     """
     for number, entry in enumerate(transforms):
         where = f"{key}[{number}]"
-        name, options, splits = _read(entry, where)
+        name, options, splits = _read(entry, where, KEYS if split in SPLITS else KEYS[:2])
         try:
             transform = find(name, TRANSFORMS, "transform")
         except UserError as error:
             raise UserError(f"{where}: {error}") from error
-        if split not in splits:
+        if split in SPLITS and split not in splits:
             continue
         try:
             records = list(transform(records, options, seed))
@@ -85,23 +79,17 @@ def transformed(
     return records
 
 
-def _read(entry: Any, where: str) -> tuple[str, Mapping[str, Any], Sequence[str]]:
-    """Name, options and splits of an entry of the list."""
+def _read(
+    entry: Any, where: str, keys: Sequence[str]
+) -> tuple[str, Mapping[str, Any], Sequence[str]]:
+    """Name, options and splits of an entry of the list, which may have these keys."""
     entry = {"name": entry} if isinstance(entry, str) else entry
     if not isinstance(entry, Mapping) or not isinstance(entry.get("name"), str):
-        raise UserError(f"{where}: {brief(entry)} should be a name, or a dict of {', '.join(KEYS)}")
-    unknown = next((one for one in entry if one not in KEYS), None)
+        raise UserError(f"{where}: {brief(entry)} should be a name, or a dict of {', '.join(keys)}")
+    unknown = next((one for one in entry if one not in keys), None)
     options, splits = entry.get("options") or {}, entry.get("splits") or SPLITS[:1]
     if unknown is not None or not isinstance(options, Mapping):
-        raise UserError(f"{where}: {brief(unknown or options)} is not one of {', '.join(KEYS)}")
+        raise UserError(f"{where}: {brief(unknown or options)} is not one of {', '.join(keys)}")
     if isinstance(splits, str) or not set(splits) <= set(SPLITS):
         raise UserError(f"{where}.splits: {brief(splits)} should be a list of {', '.join(SPLITS)}")
     return entry["name"], options, splits
-
-
-def _swapped(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of a pair with both sides exchanged, in whatever form they are."""
-    other: dict[str, str] = {}
-    for source, target, spoken, heard in FORMS:
-        other |= {source: target, target: source, spoken: heard, heard: spoken}
-    return {other.get(name, name): value for name, value in fields.items()}

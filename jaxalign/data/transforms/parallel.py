@@ -1,0 +1,126 @@
+"""What says the same in several languages, however the data write it.
+
+{"id": "7", "doc": "news.12", "texts": {"en": "Hello", "de": "Hallo"}}     # one row, n languages
+{"id": "7", "lang": "en", "utterance": "Hello"}                            # a row a language
+{"text0": "Hallo", "text1": "Hello", "lang0": "de", "lang1": "en"}         # a sentence pair
+
+items(records, pivot="en")[0].texts           # {'en': 'Hello', 'de': 'Hallo'}
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from jaxalign.bounds import check_text
+from jaxalign.data.fields import language_of, text_of
+from jaxalign.data.pairs import FORMS, to_pair
+from jaxalign.data.sources import Record, names, nearest
+from jaxalign.errors import UserError, brief
+
+TEXTS = ("utterance", "utt", "question", "text")
+
+
+@dataclass
+class Item:
+    """One sentence in each language."""
+
+    origin: str
+    id: str = ""
+    doc: str = ""  # sentences of a document have the same; empty: one of its own
+    texts: dict[str, str] = field(default_factory=dict)
+
+
+def items(records: Sequence[Record], pivot: str) -> list[Item]:
+    """The sentences of these rows, in the order in which they first come.
+
+    Rows with a `lang` belong together by their `id`, pairs by their text in the pivot language;
+    where one language has several, such as two German pairs of one English text, each is a
+    sentence of its own.
+
+    Raises:
+        UserError: a row of none of these forms, or without what it belongs together by.
+    """
+    found: dict[Any, list[Item]] = {}
+    for record in records:
+        key, texts = _read(record, pivot)
+        group = found.setdefault(key, [])
+        for item in group:
+            # What both have must agree: the pivot's text of two pairs does.
+            if all(item.texts.get(name, text) == text for name, text in texts.items()):
+                item.texts |= texts
+                break
+        else:
+            fields = record.fields
+            group.append(
+                Item(record.origin, str(fields.get("id", "")), str(fields.get("doc", "")), texts)
+            )
+    return [item for group in found.values() for item in group]
+
+
+def by_item(records: Sequence[Record]) -> dict[str, dict[str, Record]]:
+    """id -> language -> row, of rows that have both.
+
+    Raises:
+        UserError: a row without an id or a language.
+    """
+    found: dict[str, dict[str, Record]] = {}
+    for record in records:
+        found.setdefault(item_of(record), {}).setdefault(spoken(record), record)
+    return found
+
+
+def item_of(record: Record) -> str:
+    """The id that a row shares with its translations."""
+    if record.fields.get("id") is None:
+        raise UserError(
+            f"{record.origin}: this row has no 'id', by which its translations are found (it has: "
+            f"{names(record.fields)})"
+        )
+    return str(record.fields["id"])
+
+
+def spoken(record: Record) -> str:
+    """The language of a row, which must name one."""
+    language = language_of(record)
+    if not language:
+        raise UserError(f"{record.origin}: this row names no language in 'lang'")
+    return language
+
+
+def check_known(wanted: Sequence[str], have: Sequence[str]) -> None:
+    """Refuses languages that no row is in.
+
+    Raises:
+        UserError: naming the language, and those that there are.
+    """
+    for name in wanted:
+        if name not in have:
+            raise UserError(
+                f"no row is in {name!r} (there are: {', '.join(sorted(have))}){nearest(name, have)}"
+            )
+
+
+def _read(record: Record, pivot: str) -> tuple[Any, dict[str, str]]:
+    """What a row belongs together by, and its texts by language."""
+    fields = record.fields
+    if "texts" in fields:
+        return id(record), _texts(record, fields["texts"])
+    if "translation" in fields or any(form[0] in fields and form[1] in fields for form in FORMS):
+        pair = to_pair(record)
+        if not pair.source_language or not pair.target_language:
+            raise UserError(f"{record.origin}: this pair does not name its two languages")
+        texts = {pair.source_language: pair.source, pair.target_language: pair.target}
+        return ("pair", texts.get(pivot, id(record))), texts
+    return ("row", item_of(record)), {spoken(record): text_of(record, *TEXTS)}
+
+
+def _texts(record: Record, texts: Any) -> dict[str, str]:
+    if not isinstance(texts, Mapping) or not texts:
+        raise UserError(f"{record.origin}: 'texts' should be a mapping from languages to texts")
+    for language, text in texts.items():
+        if not isinstance(text, str) or not text.strip():
+            raise UserError(f"{record.origin}: the text in {language!r} is {brief(text)}")
+        check_text(f"{record.origin}: the text in {language!r}", text)
+    return {str(language): text for language, text in texts.items()}

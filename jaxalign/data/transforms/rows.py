@@ -1,0 +1,75 @@
+"""Which rows of the data are used, and which way round.
+
+- {name: sample, options: {rows: 300, by: lang}}
+- {name: part, options: {share: 0.8}}                                 # of the items, for training
+- {name: part, options: {share: 0.8, rest: true}, splits: [valid]}    # the others
+- swap
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from jaxalign.bounds import setting
+from jaxalign.data.pairs import FORMS
+from jaxalign.data.sources import Record
+from jaxalign.data.transforms.options import read
+from jaxalign.errors import UserError, brief
+
+
+def sample(records: Sequence[Record], options: Mapping[str, Any], seed: int) -> list[Record]:
+    """`rows` records drawn without replacement, in file order; with `by`, as many of each value
+    of this field."""
+    rows = options.get("rows")
+    if not isinstance(rows, int) or isinstance(rows, bool) or rows < 1:
+        raise UserError(f"rows: {brief(rows)} should be a whole number, 1 or more")
+    groups: dict[str, list[int]] = {}
+    for number, record in enumerate(records):
+        value = str(record.fields.get(options["by"], "")) if "by" in options else ""
+        groups.setdefault(value, []).append(number)
+    draw = np.random.default_rng(seed)
+    chosen = (draw.permutation(group)[:rows] for group in groups.values())
+    return [records[number] for number in sorted(np.concatenate([*chosen]))]
+
+
+def swap(records: Sequence[Record], options: Mapping[str, Any], seed: int) -> list[Record]:
+    """Sentence pairs the other way round: the source becomes the target."""
+    return [replace(record, fields=_swapped(record.fields)) for record in records]
+
+
+def _swapped(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a pair with both sides exchanged, in whatever form they are."""
+    other: dict[str, str] = {}
+    for source, target, spoken, heard in FORMS:
+        other |= {source: target, target: source, spoken: heard, heard: spoken}
+    return {other.get(name, name): value for name, value in fields.items()}
+
+
+@dataclass
+class Part:
+    """Options of `part`."""
+
+    of: str = setting("id", "rows with the same value of this field stay together")
+    share: float = setting(0.5, "of the values", above=0, below=1)
+    rest: bool = setting(False, "the other rows")
+
+
+def part(records: Sequence[Record], options: Mapping[str, Any], seed: int) -> list[Record]:
+    """The rows of a share of the items, or the rest of them; which ones depends on the seed and on
+    each row's `of`, so that translations of one item are on one side.
+    """
+    chosen = read(Part, options)
+
+    def inside(record: Record) -> bool:
+        if chosen.of not in record.fields:
+            raise UserError(f"{record.origin}: this row has no {chosen.of!r}; see the option of")
+        name = f"{seed}:{record.fields[chosen.of]}".encode("utf-8", "replace")
+        place = int.from_bytes(hashlib.sha256(name).digest()[:8], "big") / 2**64
+        return (place < chosen.share) != chosen.rest
+
+    return [record for record in records if inside(record)]
