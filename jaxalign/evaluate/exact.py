@@ -17,7 +17,8 @@ def score_rows(golds: Sequence[Gold], answers: Sequence[str]) -> Scored:
     """exact_match; counts: empty. End tokens of the reference are the row's own affair."""
     read = tuple(answer.strip() for answer in answers)
     hits = [
-        (gold.example.reference.strip() == answer, 1) for gold, answer in zip(golds, read, strict=True)
+        (gold.example.reference.strip() == answer, 1)
+        for gold, answer in zip(golds, read, strict=True)
     ]
     measure = Measure("exact_match", np.array(hits, float), share)
     return Scored((measure,), read, {"empty": read.count("")})

@@ -106,20 +106,20 @@ def answer_chunks(
     layout = shapes.lay_out(prompts, batch_size, share)
     if rows is not None:
         layout = layout.only(rows)
-    alone, behind = Model(params, lora), None
+    alone, after = Model(params, lora), None
     stops = np.array(sorted(set(stop_ids)), np.int32)
     progress = _Progress(layout.rows, report)
     for group in layout.groups:
         ahead, width = layout.width(group)
-        if ahead and behind is None:
-            behind = _behind(alone, decoder, prompts[0][:ahead])
-        model = behind if behind and ahead else alone
+        if ahead and after is None:
+            after = behind(alone, decoder, prompts[0][:ahead])
+        model = after if after and ahead else alone
         run = _Chunk(decoder, model, stops, decoding, batch_size, progress)
         own = [prompts[i][ahead:] for i in group]
         yield group, run.answers(own, [numbers[i] for i in group], width)
 
 
-def _behind(model: Model, decoder: Decoder, first: Sequence[int]) -> Model:
+def behind(model: Model, decoder: Decoder, first: Sequence[int]) -> Model:
     """The model behind the tokens with which all prompts begin."""
     tokens = np.zeros((1, shapes.padded(len(first))), np.int32)
     tokens[0, : len(first)] = first
