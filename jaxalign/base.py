@@ -30,7 +30,7 @@ from jaxalign.data.tasks import Example
 from jaxalign.data.template import Prompts, prompts_of
 from jaxalign.errors import UserError
 from jaxalign.frozen.projection import Attached
-from jaxalign.generate import Decoding, answer_chunks, stop_ids
+from jaxalign.generate import Decoding, answer_chunks, stop_ids, weigh_chunks
 from jaxalign.hf.find import locate, small_files
 from jaxalign.hf.load import abstract_params, fingerprint, load_params, load_spec
 from jaxalign.hf.peft import load_peft
@@ -79,6 +79,28 @@ class System:
                 prompts,
                 decoding,
                 stop_ids=self.stops,
+                batch_size=batch_size,
+                share_prefix=self.share_prefix,
+                rows=rows,
+            )
+
+    def weigh(
+        self,
+        prompts: Sequence[Sequence[int]],
+        choices: Sequence[Sequence[Sequence[int]]],
+        how: str,
+        batch_size: int,
+        rows: Collection[int] | None = None,
+    ) -> Iterator[tuple[list[int], list[list[float]]]]:
+        """Row numbers and log-probabilities of choices; see `jaxalign.generate.weigh_chunks`."""
+        with jax.set_mesh(self.mesh):
+            yield from weigh_chunks(
+                self.decoder,
+                self.params,
+                self.lora,
+                prompts,
+                choices,
+                how,
                 batch_size=batch_size,
                 share_prefix=self.share_prefix,
                 rows=rows,
@@ -282,6 +304,7 @@ class Base:
         examples: Sequence[Example],
         prompts: Prompts | None = None,
         adapter: Attached | None = None,
+        new: int = 0,
     ) -> tuple[list[list[int]], int]:
         """The prompts as token ids, and how many were cut from the left to leave room.
 
@@ -289,27 +312,29 @@ class Base:
           examples: what is asked.
           prompts: how the system that answers is asked; None: as the bare base.
           adapter: that system's, which may take positions itself.
+          new: tokens of the longest answer; 0: `generate.max_new_tokens`.
 
         Raises:
           UserError: a prompt leaves no room for an answer and `generate.long` refuses to cut.
         """
         settings, asked = self.config.generate, prompts or self.prompts
         ids = encode_prompts(examples, asked.tokenizer, asked.template, self.config.prompt.system)
-        room = self.spec.max_position - settings.max_new_tokens
+        most = new or settings.max_new_tokens
+        room = self.spec.max_position - most
         room -= adapter.prefix_length + adapter.prompt_length if adapter else 0
         if room < 1:
             raise UserError(
-                f"generate.max_new_tokens: {settings.max_new_tokens} leaves no place for a prompt "
-                f"among the model's {self.spec.max_position} positions"
+                f"{'the longest choice' if new else 'generate.max_new_tokens'}: {most} leaves no "
+                f"place for a prompt among the model's {self.spec.max_position} positions"
             )
         long = [i for i, row in enumerate(ids) if len(row) > room]
         if long and settings.long == "refuse":
             raise UserError(
                 f"{examples[long[0]].origin or f'prompt {long[0] + 1}'}: the prompt has "
                 f"{len(ids[long[0]])} tokens and leaves no room for "
-                f"{settings.max_new_tokens} more among the model's {self.spec.max_position} "
+                f"{most} more among the model's {self.spec.max_position} "
                 f"positions ({len(long)} such prompts); set generate.long=cut to cut them from "
-                "the left, or lower generate.max_new_tokens"
+                f"the left{'' if new else ', or lower generate.max_new_tokens'}"
             )
         return [np.asarray(row[-room:]).tolist() for row in ids], len(long)
 

@@ -6,7 +6,7 @@ old answers are found again. Each line carries a checksum: one that is not what 
 as the torn line of a run that died, is not an answer and is written again.
 
     known = Answers(Path('runs/eval/sft/answers.jsonl'), identity)
-    texts = answer(prompts, known, lambda: base.wear('runs/sft/adapter'), base)
+    texts = answer(asked, known, lambda: base.wear('runs/sft/adapter'), base)
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ from typing import Any
 
 import numpy as np
 
-from jaxalign.base import Base, System, decoding_of
+from jaxalign.base import Base, System
 from jaxalign.checksums import seal, seal_holds
 from jaxalign.errors import UserError
+from jaxalign.evaluate.ask import Ask
 from jaxalign.evaluate.progress import Bar
 from jaxalign.generate import lay_out
 from jaxalign.multihost import from_main
@@ -33,42 +34,40 @@ HEAD = '{"made_by": {'  # how a file of answers begins
 
 
 def answer(
-    prompts: Sequence[Sequence[int]],
+    asked: Ask,
     known: Answers | None,
     system: Callable[[], System],
     base: Base,
     title: str = "answers",
 ) -> list[str]:
-    """What the system writes to each prompt; what is known already is not asked again.
+    """What the system answers to each question; what is known already is not asked again.
 
     Every process calls this with the same arguments; only the first one keeps answers and gets the
     texts, the others get empty ones.
 
     Args:
-      prompts: token ids.
+      asked: the questions.
       known: the answers on disk; None on the other processes.
-      system: gives what writes; called only where an answer is missing.
+      system: gives what answers; called only where an answer is missing.
       base: decodes answers.
       title: of the progress bar.
 
     Raises:
       UserError: answers cannot be written to disk.
     """
-    keys = keys_of(prompts)
+    keys = keys_of(asked.named)
     settings = base.config.generate
     have = np.array([known is not None and key in known.texts for key in keys])
     missing = np.flatnonzero(~from_main(have)).tolist()
     if missing:
         # Whole batches, so that an answer is bit by bit that of a run without a break.
         who = system()
-        layout = lay_out(prompts, settings.batch, who.share_prefix).only(missing)
-        parts = who.chunks(prompts, decoding_of(base.config), settings.batch, rows=missing)
+        layout = lay_out(asked.prompts, settings.batch, who.share_prefix).only(missing)
         with Bar(title, layout.rows, base.config.log.progress) as bar:
-            for rows, answers in parts:
-                bar.advance(len(rows), sum(map(len, answers)))
+            for rows, texts, tokens in asked.chunks(base, who, missing):
+                bar.advance(len(rows), tokens)
                 if known is not None:
-                    names = [keys[row] for row in rows]
-                    known.add(list(zip(names, base.decode(answers), strict=True)))
+                    known.add(list(zip([keys[row] for row in rows], texts, strict=True)))
         if layout.ahead:
             console().print(visible(f"{title}: {layout}"))
     return [known.texts[key] if known is not None else "" for key in keys]

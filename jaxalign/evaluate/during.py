@@ -15,7 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxalign.base import Base, decoding_of
+from jaxalign.base import Base
+from jaxalign.evaluate.ask import answers, ask
 from jaxalign.evaluate.gold import read_golds
 from jaxalign.evaluate.measure import Scored
 from jaxalign.evaluate.run import score
@@ -48,14 +49,10 @@ def sample_judge(config: Config) -> Callable[[Any, Any], dict[str, float]] | Non
             dtype = jnp.dtype(config.model.dtype)
             params, lora = jax.tree.map(lambda leaf: leaf.astype(dtype), lora), None
         base: Base = run.base
-        prompts, _ = base.encode(flat, adapter=run.adapter)
+        asked, _ = ask(base, flat, adapter=run.adapter)
         system = base.system(base.decoder(run.adapter), params, lora)
-        answers: list[list[int]] = [[] for _ in prompts]
-        for rows, written in system.chunks(prompts, decoding_of(config), config.generate.batch):
-            for row, ids in zip(rows, written, strict=True):
-                answers[row] = ids
-            run.look_up()  # a machine that goes away does not wait for the other answers
-        texts = iter(base.decode(answers))
+        # A machine that goes away does not wait for the other answers.
+        texts = iter(answers(asked, base, system, lambda rows, tokens: run.look_up()))
         scored = score(config, golds, {lang: [next(texts) for _ in golds[lang]] for lang in golds})
         return _values(scored)
 

@@ -5,12 +5,11 @@ of them is reported within seconds, not after an hour of answers.
 
     base = open_base(config)
     asked = prepare(base, Entrant('sft', 'runs/sft/adapter'), golds, Path('runs/eval/sft'))
-    texts = answer(asked.prompts, asked.known, lambda: asked.system(base), base)
+    texts = answer(asked.ask, asked.known, lambda: asked.system(base), base)
 """
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from jaxalign.base import Base, System, weights_digest
 from jaxalign.data.tasks import Example
 from jaxalign.data.template import Prompts
 from jaxalign.evaluate.answers import Answers
+from jaxalign.evaluate.ask import Ask, ask
 from jaxalign.evaluate.entrants import Entrant
 from jaxalign.evaluate.gold import kind_of
 from jaxalign.hf.find import locate, unpinned
@@ -38,7 +38,7 @@ class Asked:
     """One entrant that has a model, ready to answer."""
 
     entrant: Entrant
-    prompts: list[list[int]]
+    ask: Ask
     known: Answers | None  # on the first process, where they are kept
     notes: tuple[str, ...]  # sentences that a reader of the scores needs
 
@@ -52,7 +52,7 @@ class Asked:
 def prepare(
     base: Base, entrant: Entrant, examples: Sequence[Example], answers: Path | None = None
 ) -> Asked:
-    """The prompts of an entrant and its old answers.
+    """The questions to an entrant and its old answers.
 
     Args:
       base: without its weights.
@@ -71,18 +71,18 @@ def prepare(
         notes += [_other_base(base, entrant.source)]
         # Finished rows know no template.
         notes += [how.note if kind_of(base.config) not in UNASKED else ""]
-    prompts, cut = base.encode(examples, how, adapter)
+    questions, cut = ask(base, examples, how, adapter)
     if cut:
         notes.append(f"{entrant.name}: {cut} prompts were cut from the left to leave room")
     known = None
     if answers is not None and is_main():
-        known = Answers(answers, identity(base, entrant, how))
+        known = Answers(answers, identity(base, entrant, how, questions))
     if known and known.damaged:
         notes.append(
             f"{answers}: {known.damaged} lines are not what was written; their answers are "
             "written again"
         )
-    return Asked(entrant, prompts, known, tuple(filter(None, notes)))
+    return Asked(entrant, questions, known, tuple(filter(None, notes)))
 
 
 def tell(notes: Sequence[str], console: Console) -> None:
@@ -91,20 +91,16 @@ def tell(notes: Sequence[str], console: Console) -> None:
         console.print(f"note: {visible(note)}", style="yellow", soft_wrap=True)
 
 
-def identity(base: Base, entrant: Entrant, how: Prompts) -> dict[str, Any]:
-    """What answers depend on besides their prompts."""
+def identity(base: Base, entrant: Entrant, how: Prompts, questions: Ask) -> dict[str, Any]:
+    """What answers depend on besides their questions."""
     config = base.config
     adapter = weights_digest(entrant.source) if entrant.kind == "adapter" else ""
-    settings = dataclasses.asdict(config.generate)
-    # About prompts, which are compared themselves, or about speed.
-    for name in ("long", "batch", "share_prefix"):
-        settings.pop(name)
     return {
         "base": base.fingerprint,
         "adapter_weights": adapter,
         "dtype": config.model.stored,
         "stop_tokens": sorted(base.stops(how)),
-        **settings,
+        **questions.settings(base),
     }
 
 

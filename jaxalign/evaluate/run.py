@@ -24,7 +24,7 @@ from jaxalign.evaluate.draw import draw
 from jaxalign.evaluate.entrants import Entrant as Entrant
 from jaxalign.evaluate.entrants import folder_names
 from jaxalign.evaluate.gold import Golds, kind_of, read_golds, solved_examples, with_shots
-from jaxalign.evaluate.measure import Scored
+from jaxalign.evaluate.measure import Gold, Scored
 from jaxalign.evaluate.predictions import read_predictions, write_predictions
 from jaxalign.evaluate.prepare import ANSWERS_FILE, Asked, prepare, tell
 from jaxalign.evaluate.report import PICTURE, write
@@ -113,11 +113,16 @@ def score(config: Config, golds: Golds, texts: Texts) -> dict[str, Scored]:
     scorer = SCORERS[kind_of(config)]
     return {
         language: dataclasses.replace(
-            scorer(rows, texts[language], **config.evaluate.options),
+            scorer(rows, _judged(rows, texts[language]), **config.evaluate.options),
             ids=tuple(gold.id for gold in rows),
         )
         for language, rows in golds.items()
     }
+
+
+def _judged(golds: Sequence[Gold], texts: Sequence[str]) -> list[str]:
+    """The parts of answers that are judged."""
+    return [gold.example.read(text) for gold, text in zip(golds, texts, strict=True)]
 
 
 def _answers(
@@ -150,7 +155,7 @@ def _answers(
     for label, asked in waiting.items():
         flat = iter(
             answer(
-                asked.prompts,
+                asked.ask,
                 asked.known,
                 lambda asked=asked: asked.system(base),  # type: ignore[misc]
                 base,

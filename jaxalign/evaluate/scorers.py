@@ -13,6 +13,7 @@ from typing import Any
 
 from jaxalign.data.sources import nearest
 from jaxalign.errors import UserError
+from jaxalign.evaluate.choice import score_choice
 from jaxalign.evaluate.comet import find_comet
 from jaxalign.evaluate.exact import score_rows
 from jaxalign.evaluate.measure import Gold, Scored
@@ -27,6 +28,7 @@ SCORERS: dict[str, Callable[..., Scored]] = {
     "intent_slots": score_intent_slots,
     "translation": score_translation,
     "ner": score_ner,
+    "choice": score_choice,
 }
 KINDS = {str: "text", int: "a whole number"}
 

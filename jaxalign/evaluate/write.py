@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from jaxalign.base import decoding_of, open_base
+from jaxalign.base import open_base
 from jaxalign.data.sources import Record
 from jaxalign.data.tasks import render
 from jaxalign.errors import UserError
 from jaxalign.evaluate.answers import answer
+from jaxalign.evaluate.ask import answers
 from jaxalign.evaluate.entrants import Entrant
 from jaxalign.evaluate.gold import BLANK, kind_of, questions
 from jaxalign.evaluate.predictions import write_rows
@@ -56,9 +57,8 @@ def write(
         base = open_base(config)
         asked = prepare(base, entrant, examples)
         tell(asked.notes, screen)
-        system = asked.system(base)
-        answers = system.write(asked.prompts, decoding_of(config), config.generate.batch)
-        for text in base.decode(answers) if is_main() else ():
+        texts = answers(asked.ask, base, asked.system(base))
+        for text in texts if is_main() else ():
             say(text)
         return
     golds = questions(config, data)
@@ -68,7 +68,7 @@ def write(
     cache = path.with_name(path.name + ".cache")
     asked = prepare(base, entrant, [gold.example for gold in golds], cache)
     tell(asked.notes, screen)
-    texts = answer(asked.prompts, asked.known, lambda: asked.system(base), base)
+    texts = answer(asked.ask, asked.known, lambda: asked.system(base), base)
     if is_main():
         rows = (
             {"id": gold.id, "language": gold.language, "question": gold.example.prompt,

@@ -18,11 +18,12 @@ import jax
 from rich.table import Table
 
 from jaxalign.adapters.lora import Lora
-from jaxalign.base import Base, decoding_of, name_of, open_base
+from jaxalign.base import Base, name_of, open_base
 from jaxalign.data.sources import nearest
 from jaxalign.data.streams import task_stream
 from jaxalign.data.template import Prompts, prompts_by
 from jaxalign.errors import UserError
+from jaxalign.evaluate.ask import answers, ask
 from jaxalign.evaluate.compare import ALL
 from jaxalign.evaluate.gold import Golds, kind_of, read_golds
 from jaxalign.evaluate.progress import Bar
@@ -162,8 +163,8 @@ class _Answers:
     def __init__(self, base: Base, config: Config, golds: Golds, prompts: Prompts) -> None:
         self.base, self.config, self.golds, self.asked = base, config, golds, prompts
         examples = [gold.example for rows in golds.values() for gold in rows]
-        self.prompts, _ = base.encode(examples, prompts)
-        self.rows = len(self.prompts)
+        self.questions, _ = ask(base, examples, prompts)
+        self.rows = len(self.questions.prompts)
 
     def __call__(self, merged: Merged | None, bar: Bar) -> Scores:
         base = self.base
@@ -171,14 +172,7 @@ class _Answers:
             system = base.attach(merged.lora, merged.adapter, self.asked)
         else:
             system = base.system(base.decoder(), base.params, None, self.asked)
-        answers: list[list[int]] = [[] for _ in self.prompts]
-        for rows, written in system.chunks(
-            self.prompts, decoding_of(self.config), self.config.generate.batch
-        ):
-            bar.advance(len(rows), sum(map(len, written)))
-            for row, ids in zip(rows, written, strict=True):
-                answers[row] = ids
-        texts = iter(base.decode(answers))
+        texts = iter(answers(self.questions, base, system, bar.advance))
         scored = score(
             self.config,
             self.golds,

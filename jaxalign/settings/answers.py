@@ -47,7 +47,11 @@ class EvaluateConfig:
     """What a model is judged by (`jaxalign evaluate`, and a sample of it during training)."""
 
     data: list[str] = setting([], "sources as in `task.train`", see="evaluate.md")
-    kind: str = setting("task", "as `task.kind`; `task`: the same", choices=("task", *KINDS))
+    kind: str = setting(
+        "task",
+        "as `task.kind`; `task`: the same",
+        choices=("task", *(kind for kind in KINDS if kind != "text")),
+    )
     columns: dict[str, str] = setting({}, "our field name: the data's")
     transforms: list[Any] = setting(
         [], "as `task.transforms`, of the rows and of the solved rows that are shown", free=True,

@@ -44,7 +44,7 @@ VALUE = st.recursive(
 )
 NAMES = ["utterance", "utt", "annot_utt", "slots", "intent", "lang", "id", "char_spans", "src",
          "tgt", "src_lang", "tgt_lang", "translation", "text", "entities", "prefix",
-         "language"]  # fmt: skip
+         "language", "question", "choices", "answer"]  # fmt: skip
 GOOD = {
     "slots": {"utterance": "wake me at nine", "slots": [["datetime", "at nine"]], "lang": "zh"},
     "intent": {"utterance": "wake me", "intent": "alarm", "lang": "en"},
@@ -52,6 +52,7 @@ GOOD = {
     "translation": {"src": "a", "tgt": "b", "src_lang": "en", "tgt_lang": "zho_Hans"},
     "ner": {"text": "Oslo", "entities": [["LOC", "Oslo"]]},
     "rows": {"prefix": "a", "text": "a b"},
+    "choice": {"question": "a", "choices": ["at nine", "LOC"], "answer": 1},
 }
 
 
