@@ -82,8 +82,11 @@ def weigh_chunks(
         UserError: a prompt is empty, holds ids that the model has not, or leaves no room.
     """
     most = max((len(tokens) for some in choices for tokens in some), default=1)
-    shapes.check(prompts, decoder.spec, most if how == "whole" else 1)
-    layout = shapes.lay_out(prompts, batch_size, share_prefix)
+    worn = decoder.adapter if lora else None
+    taken = worn.prefix_length + worn.prompt_length if worn else 0
+    shapes.check(prompts, decoder.spec, most if how == "whole" else 1, taken)
+    # What depends on the whole of a prompt is not shared.
+    layout = shapes.lay_out(prompts, batch_size, share_prefix and not (worn and worn.by_input))
     if rows is not None:
         layout = layout.only(rows)
     alone, after = Model(params, lora), None
@@ -118,7 +121,7 @@ def one_of(
     decoder: Decoder,
 ) -> jax.Array:
     """[B, N] float32: log of the probability that the next token is one of each set."""
-    hidden, _ = model.prompt(decoder, tokens)
+    hidden, _ = model.prompt(decoder, tokens, lengths)
     chances = _log_softmax(model, decoder, _last(hidden, lengths))  # [B, V]
     found = jnp.where(choices == NONE, -jnp.inf, _of(chances[:, None], choices))
     return constrain(jax.nn.logsumexp(found, axis=2), "- -")
@@ -133,7 +136,7 @@ def whole(
     decoder: Decoder,
 ) -> jax.Array:
     """[B, N] float32: log of the probability of each choice behind its prompt."""
-    hidden, cache = model.prompt(decoder, tokens)
+    hidden, cache = model.prompt(decoder, tokens, lengths)
     chances = _log_softmax(model, decoder, _last(hidden, lengths))  # [B, V]
     first = _of(chances[:, None], choices[:, :, :1])  # [B, N, 1]
     if choices.shape[2] > 1:
@@ -150,6 +153,7 @@ def _rest(
     """[B, N, C-1]: what each token of a choice but the first one has, behind those before it."""
     rows, number, length = choices.shape
     length, width = length - 1, prompt.slots
+    lengths = model.vectors(decoder) + lengths  # an adapter's vectors have slots, too
     count = number * length
     cache = prompt.grow(width + count)
     slots, own = jnp.arange(width + count), jnp.arange(count)
