@@ -18,7 +18,7 @@ pytestmark = pytest.mark.torch
 P = 5
 TOKENS = np.arange(80).reshape(2, 40)
 # Heads wider than the model shared among them; windows and scaled embeddings; windows by config.
-FAMILIES = ("llama", "gemma2", "mistral")
+FAMILIES = ("llama", "gemma2", pytest.param("mistral", marks=pytest.mark.slow))
 
 
 @pytest.fixture(scope="module", params=FAMILIES)

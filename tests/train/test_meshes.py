@@ -73,7 +73,7 @@ def assert_close(ours, expected):
 
 
 @pytest.mark.parametrize("kind", ["prefix", "prompt", "pool"])
-@pytest.mark.parametrize("mesh", ["8x1", "2x2x2"])
+@pytest.mark.parametrize("mesh", ["2x2x2", pytest.param("8x1", marks=pytest.mark.slow)])
 def test_virtual_tokens_on_a_mesh(configure, monkeypatch, alone, mesh, kind):
     config = configure(f"adapter.kind={kind}", "adapter.num_virtual_tokens=3", "align.group=4")
     if kind not in alone:
