@@ -67,7 +67,7 @@ class TaskConfig:
         see="methods.md#meta-learning-over-languages",
     )
     inner_rate: float = setting(
-        0.1, "learning rate of these steps (plain SGD); 0: as without them", lowest=0
+        0.01, "learning rate of these steps (plain SGD); 0: as without them", lowest=0
     )
     inner_steps: int = setting(2, "how many of these steps", lowest=1)
 
