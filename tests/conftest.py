@@ -11,6 +11,9 @@ FLAGS = (
     "--xla_force_host_platform_device_count=8",
     # The eight devices' threads meet late on a busy machine: patience instead of an abort.
     "--xla_cpu_collective_call_terminate_timeout_seconds=3600",
+    # Else devices may reach two independent collectives of one program in different orders, and
+    # each waits for the others for ever.
+    "--xla_cpu_enable_concurrency_optimized_scheduler=false",
     # Tiny models take longer to compile than to run: less than half of it without optimising.
     # CONTRIBUTING.md tells how to test programs as users compile them.
     "--xla_backend_optimization_level=0",

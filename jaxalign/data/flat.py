@@ -96,7 +96,7 @@ class Layout:
 
     def own(self, slots: Sequence[Slot]) -> int:
         """Tokens of these slots that are not shared."""
-        return sum(own_of(self.rows[row]) for slot in slots for row in slot)
+        return sum(own_of(text) for slot in slots for row in slot for text in self.rows[row])
 
     def fitting(self, batches: Sequence[Sequence[Slot]]) -> int:
         """The length T with room for each of these batches; a function of them alone.
@@ -230,7 +230,7 @@ def lay(
         number = min(number, -(-order.epoch_slots // size))
     slots = order.slots(0, number * size)
     needed, answers = [], []
-    own = np.array([own_of(row) for row in started])
+    own = np.array([sum(map(own_of, row)) for row in started])
     targets = np.array([targets_of(row) for row in started])
     for first in range(0, len(slots), size):
         shares = layout.shares(layout.balanced(slots[first : first + size]))
@@ -266,9 +266,10 @@ def step_of(reach: int) -> int:
     return KERNEL_STEP if reach >= KERNEL_REACH else STEP
 
 
-def own_of(row: Sequence[Begun]) -> int:
-    """Tokens of a row that are not shared."""
-    return sum(len(text.tokens) - start.depth for text, start in row)
+def own_of(begun: Begun) -> int:
+    """Tokens of a text that are not shared."""
+    text, start = begun
+    return len(text.tokens) - start.depth
 
 
 def targets_of(row: Sequence[Begun]) -> int:

@@ -20,7 +20,7 @@ import functools
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -34,7 +34,7 @@ from jaxalign.data.batch import (
     collate_tasks,
     cover,
 )
-from jaxalign.data.flat import Layout
+from jaxalign.data.flat import Layout, own_of
 from jaxalign.data.sampling import Grouped, Packed, Sequential, Shuffled, Slot
 
 Row = TypeVar("Row", Encoded, EncodedPair)
@@ -64,6 +64,17 @@ class Report:
             parts.append(f"{self.dropped} dropped, their answer lay beyond it")
         named = [f"{name} {count}" for name, count in self.languages.items() if name]
         return ", ".join(parts) + (f" ({', '.join(named)})" if named else "")
+
+
+class Counted(NamedTuple):
+    """Tokens that count: no padding, shared ones once in each sequence."""
+
+    sides: dict[str, int]  # of each side, without those that are shared
+    shared: int
+
+    def of(self, sides: Iterable[str]) -> int:
+        """Those that a pass over these sides wants."""
+        return self.shared + sum(self.sides[side] for side in sides)
 
 
 class Stream(abc.ABC, Generic[Row, Batch]):
@@ -166,19 +177,24 @@ class Stream(abc.ABC, Generic[Row, Batch]):
 
         A shared token counts once in each sequence, as nothing can compute it less often.
         """
-        slots = self._slots(index)
-        sequences = self.layout.ways if self.layout else self.size * self.sides
-        return self._counts(slots), sequences * self._common([slots])
+        sequences = self.layout.ways if self.layout else self.size * len(self.sides)
+        computed = sequences * self._common([self._slots(index)])
+        return self.counted([index]).of(self.sides), computed
 
-    def counted(self, indices: Iterable[int]) -> int:
+    def counted(self, indices: Sequence[int]) -> Counted:
         """Tokens that count in these micro-batches."""
-        return sum(self._counts(self._slots(index)) for index in indices)
+        rows = [row for index in indices for slot in self._slots(index) for row in slot]
+        own = np.array([self._own(row) for row in rows], int).reshape(-1, len(self.sides))
+        found = dict(zip(self.sides, own.sum(axis=0).tolist(), strict=True))
+        layout = self.layout
+        shared = len(layout.stem.tokens) * layout.ways * len(indices) if layout else 0
+        return Counted(found, shared)
 
-    def _counts(self, slots: Sequence[Slot]) -> int:
-        """Tokens that count in the slots of a batch."""
+    def _own(self, row: int) -> tuple[int, ...]:
+        """Tokens of a row's sides that are not shared."""
         if self.layout is None:
-            return sum(map(self._counted, slots))
-        return self.layout.own(slots) + len(self.layout.stem.tokens) * self.layout.ways
+            return self._texts(self.rows[row])
+        return tuple(map(own_of, self.layout.rows[row]))
 
     @property
     def shape(self) -> str:
@@ -216,12 +232,12 @@ class Stream(abc.ABC, Generic[Row, Batch]):
 
     @property
     @abc.abstractmethod
-    def sides(self) -> int:
-        """Texts of a row."""
+    def sides(self) -> tuple[str, ...]:
+        """The texts of a row, as a batch names them."""
 
     @abc.abstractmethod
-    def _counted(self, slot: Slot) -> int:
-        """Tokens of a slot's rows."""
+    def _texts(self, row: Row) -> tuple[int, ...]:
+        """Tokens of a row's sides."""
 
     @abc.abstractmethod
     def _laid(self, batch: Batch, slots: Sequence[Slot], length: int) -> Batch:
@@ -247,7 +263,7 @@ class Stream(abc.ABC, Generic[Row, Batch]):
 class TaskStream(Stream[Encoded, TaskBatch]):
     """Task rows."""
 
-    sides = 1
+    sides = ("text",)
 
     @functools.cached_property
     def capacities(self) -> dict[int, int]:
@@ -269,7 +285,8 @@ class TaskStream(Stream[Encoded, TaskBatch]):
     def _length(self, slot: Slot) -> int:
         return sum(len(self.rows[i].tokens) for i in slot)
 
-    _counted = _length
+    def _texts(self, row: Encoded) -> tuple[int, ...]:
+        return (len(row.tokens),)
 
     def _laid(self, batch: TaskBatch, slots: Sequence[Slot], length: int) -> TaskBatch:
         assert self.layout is not None
@@ -291,7 +308,7 @@ class TaskStream(Stream[Encoded, TaskBatch]):
 class PairStream(Stream[EncodedPair, PairBatch]):
     """Sentence pairs."""
 
-    sides = 2
+    sides = ("source", "target")
 
     def _spoken(self, row: EncodedPair) -> tuple[str, ...]:
         return row.languages
@@ -302,8 +319,8 @@ class PairStream(Stream[EncodedPair, PairBatch]):
     def _length(self, slot: Slot) -> int:
         return max((longer(self.rows[i]) for i in slot), default=0)
 
-    def _counted(self, slot: Slot) -> int:
-        return sum(len(self.rows[i].source) + len(self.rows[i].target) for i in slot)
+    def _texts(self, row: EncodedPair) -> tuple[int, ...]:
+        return len(row.source), len(row.target)
 
     def _laid(self, batch: PairBatch, slots: Sequence[Slot], length: int) -> PairBatch:
         assert self.layout is not None

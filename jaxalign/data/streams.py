@@ -88,7 +88,7 @@ def task_stream(
         config, texts, size / (ways * halves) * filled, packs
     )  # a slot holds several rows
     started = begin(texts, stem)
-    own = [own_of(row) for row in started]
+    own = [own_of(text) for (text,) in started]
     buckets = () if packs else _buckets(config, lengths, size, "batch.max_length")
     if packs and isinstance(order, Shuffled):
         slot = max(config.batch.buckets, default=_slot_length(own, limit, size))
@@ -132,7 +132,7 @@ def pair_stream(
     ]
     stem = _shared(config, texts, size / ways)
     started = begin(texts, stem)
-    laid = _lays(config, max(own_of([text]) for row in started for text in row))
+    laid = _lays(config, max(own_of(text) for row in started for text in row))
     # Pairs of a group are each other's negatives, so a group keeps its pairs.
     group = config.align.group if config.align.negatives == "group" else 0
     layout = lay(started, order, size, ways, pad_id, stem, group=group) if laid else None

@@ -67,7 +67,7 @@ class Rows:
         computed = self._tokens[:, 1]
         groups = computed[: len(computed) // together * together].reshape(-1, together)
         layout, size = self.stream.layout, self.stream.size
-        sequences = size * self.stream.sides if layout is None else layout.ways
+        sequences = size * len(self.stream.sides) if layout is None else layout.ways
         return float(groups.max(axis=1).mean() / (sequences * self.length))
 
     @property

@@ -18,7 +18,7 @@ class Work:
 
     tokens: int  # that are computed, padding too
     flops: float  # least, see `training_flops`
-    counted: int = 0  # tokens that count: no padding, shared ones once in each sequence
+    counted: int = 0  # tokens that count: of sides that a pass reads; see `data.loader.Counted`
 
 
 def training_flops(

@@ -21,7 +21,7 @@ import jax
 
 from jaxalign.base import Base
 from jaxalign.config import to_yaml
-from jaxalign.data.loader import prefetch
+from jaxalign.data.loader import Counted, prefetch
 from jaxalign.multihost import is_main
 from jaxalign.paths import Desk
 from jaxalign.settings import Config, flatten
@@ -172,7 +172,7 @@ def _batches(run: Run, start: int) -> Iterator[tuple[dict, dict[str, Work]]]:
     """Per update: its device batches, and what each phase has to do."""
     places = {name: rows_here(run.mesh, stream.size) for name, stream in run.train.items()}
 
-    def item(update: int) -> tuple[dict, dict[str, int]]:
+    def item(update: int) -> tuple[dict, dict[str, Counted]]:
         turns = run.turns(update)
         rows = {name: run.batches(name, r, places[name]) for name, r in turns.items()}
         return rows, {name: run.train[name].counted(r) for name, r in turns.items()}
@@ -182,12 +182,12 @@ def _batches(run: Run, start: int) -> Iterator[tuple[dict, dict[str, Work]]]:
         yield batches, {name: _work(run, name, batches[name], counted[name]) for name in batches}
 
 
-def _work(run: Run, name: str, batches: Any, counted: int) -> Work:
+def _work(run: Run, name: str, batches: Any, counted: Counted) -> Work:
     """Tokens of all hosts, and least FLOPs."""
     parts = [run.work(name, one) for one in (batches if isinstance(batches, list) else [batches])]
-    passes = len(run.phases[name].passes)
+    useful = sum(counted.of(one.sides) for one in run.phases[name].passes)
     tokens, flops = sum(part.tokens for part in parts), sum(part.flops for part in parts)
-    return Work(tokens, flops, counted * passes)
+    return Work(tokens, flops, useful)
 
 
 def _compare_gradients(run: Run, state: TrainState, step: int) -> dict[str, Any]:

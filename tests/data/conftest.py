@@ -28,15 +28,21 @@ CHATML_TEMPLATE = (
 )
 
 
-def build(folder, special, eos, bos=None, pad=None, template=None, lines=LINES, size=400):
-    """Saves a byte-level BPE tokenizer, trained on lines, in Hugging Face layout."""
+def build(
+    folder, special, eos, bos=None, pad=None, template=None, lines=LINES, size=400, whole=True
+):
+    """Saves a byte-level BPE tokenizer, trained on lines, in Hugging Face layout.
+
+    Args:
+        whole: whether it knows every byte, or those of the lines alone.
+    """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 
     raw = Tokenizer(models.BPE())
     raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     raw.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    alphabet = pre_tokenizers.ByteLevel.alphabet() if whole else []
     raw.train_from_iterator(
         lines,
         trainers.BpeTrainer(vocab_size=size, special_tokens=special, initial_alphabet=alphabet),

@@ -16,7 +16,7 @@ from jaxalign.errors import UserError
 from jaxalign.objectives import FINAL, TOKENS, Loss, Needs, Tap, declare
 from jaxalign.sharding import make_mesh, put_batch
 from jaxalign.train import setup
-from jaxalign.train.loop import train
+from jaxalign.train.loop import _work, train
 from jaxalign.train.phases.build import lost_rows
 from jaxalign.train.standards import settle
 from tests.train.test_loop import lines
@@ -44,6 +44,14 @@ def curious(states, batch):
         jnp.einsum("B,B...->", rows, jnp.sin(3 * x) * _kept(x, text.real)) / 100 for x in seen
     )
     return Loss(total + 0 * jnp.sum(text.answers), jnp.ones(()), {})
+
+
+@declare(lambda **_: {"source": Needs(), "target": Needs((Tap(2),), reference=(Tap(2),))})
+def one_sided(states, batch):
+    """The base runs over the targets alone, and the sources run for nothing."""
+    del batch
+    moved = states.target.taps[Tap(2)] - states.target.reference[Tap(2)]
+    return Loss(jnp.sum(moved**2), jnp.ones(()), {})
 
 
 def _kept(x, real):
@@ -185,6 +193,23 @@ def test_twenty_updates_are_those_of_padded_rows(configure, one_device, tmp_path
         for log in (padded, shared)
     ]
     assert useful[1] > 0.85 > useful[0]
+
+
+def test_a_pass_counts_the_tokens_of_the_sides_that_it_reads(configure, one_device):
+    words = (*FREE, f"align.objective={__name__}:one_sided")
+    for layout in ("padded", "end to end", "shared"):
+        run = setup.prepare(configure(*words, *LAYOUTS[layout]))
+        stream, batch = run.train["align"], run.train["align"].batch(0)
+        work = _work(run, "align", batch, stream.counted([0]))
+        read = [side for one in run.phases["align"].passes for side in one.sides]
+        assert read.count("source") < read.count("target") == 2
+        real = {"source": batch.source_mask.sum(), "target": batch.target_mask.sum()}
+        counted = sum(real[side] for side in read)
+        if layout == "padded":
+            assert work.tokens == len(read) * stream.size * batch.source.shape[1]
+        if layout != "shared":
+            assert work.counted == counted
+        assert work.counted <= min(counted, work.tokens)
 
 
 def test_rows_whose_states_are_lost_are_named(configure, one_device):
