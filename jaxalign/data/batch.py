@@ -21,7 +21,9 @@ NO_TARGET = -100  # the label PyTorch ignores; kept so that both worlds read the
 # What a token is, int8: padding; what the template writes; what the user says; the answer.
 PADDING, TEMPLATE, TEXT, ANSWER = range(4)
 ROLE_OF = {"prompt": TEXT, "answer": ANSWER}  # a pooling -> the tokens that it averages
-NO_LANGUAGE = -1  # of an empty place
+# A pooling -> the tokens whose predictors it averages: each is one token before.
+PREDICTED = {f"predicts_{name}": role for name, role in ROLE_OF.items()}
+NO_LANGUAGE = -1  # of an empty place; else `languages.language_number`
 
 
 class Side(NamedTuple):
@@ -33,7 +35,7 @@ class Side(NamedTuple):
     positions: Any = None  # int32 [B, T]; None: from 0
     answer_at: Any = None  # int32 [B, A]; where answers are predicted, if this side has any
     roles: Any = None  # int8 [B, T]; None: every real token is the user's text
-    language: Any = None  # int32 [B] (task rows: [B, S]); place in the stream's `languages`
+    language: Any = None  # int32 [B] (task rows: [B, S]); `languages.language_number`
 
 
 class Flat(NamedTuple):
@@ -70,6 +72,8 @@ class TaskBatch(NamedTuple):
     roles: Any = None  # int8 [B, T]
     language: Any = None  # int32 [B, S]; of each row
     flat: Flat | None = None
+    prompt_language: Any = None  # int32 [B, S]; of a translation the source's
+    answer_language: Any = None  # int32 [B, S]; of a translation the target's
 
     def sides(self) -> dict[str, Side]:
         """`text`, the only one."""
@@ -117,6 +121,7 @@ class Encoded:
     whole: int = 0  # tokens before the cut to the maximum length
     text: tuple[int, int] = (0, 0)  # the user's text among the tokens: first, behind the last
     everything: bool = False  # whether the prompt is predicted, too
+    languages: tuple[str, str] = ("", "")  # of the prompt, of the answer
 
     @property
     def first(self) -> int:
@@ -160,7 +165,7 @@ def collate_tasks(
     capacity: int,
     pad_id: int,
     numbers: np.ndarray | None = None,
-    languages: np.ndarray | None = None,
+    languages: np.ndarray | None = None,  # int32 [3, B, S]
 ) -> TaskBatch:
     """Fills one batch; each sequence holds one row, several (packed) or none (an empty row).
 
@@ -171,7 +176,7 @@ def collate_tasks(
         capacity: A, the number of target places.
         pad_id: token at padding.
         numbers: `rows` of the batch.
-        languages: `language` of the batch.
+        languages: `language`, `prompt_language` and `answer_language` of the batch.
 
     Returns:
         A TaskBatch of B rows.
@@ -197,7 +202,9 @@ def collate_tasks(
                 # The token at position i is predicted by the state at i - 1.
                 answer_at[b, places] = np.arange(start + row.first - 1, end - 1)
             start, filled = end, filled + targets
-    return TaskBatch(tokens, segments, positions, answer_at, answers, numbers, roles, languages)
+    language, *spoken = (None,) * 3 if languages is None else languages
+    arrays = tokens, segments, positions, answer_at, answers, numbers, roles, language
+    return TaskBatch(*arrays, None, *spoken)
 
 
 def collate_pairs(

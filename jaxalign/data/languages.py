@@ -5,11 +5,13 @@ base_language('zho_Hans')                            # 'zh'
 resource_class('cy')                                 # 1, of 0 .. 5 (Joshi et al. 2020)
 find_language('en', ['deu_Latn', 'eng_Latn'])        # 'eng_Latn'
 split_direction('pt-BR-en')                          # ('pt-BR', 'en')
+language_number('de')                                # how batches write it, in every stream alike
 """
 
 from __future__ import annotations
 
 import re
+import zlib
 from collections.abc import Sequence
 from functools import cache
 
@@ -72,6 +74,11 @@ def find_language(code: str, have: Sequence[str]) -> str:
     """`code` as `have` spells it: the same, or the only one of the same language; else `code`."""
     alike = [name for name in have if base_language(name) == base_language(code)]
     return code if code in have or len(alike) != 1 else alike[0]
+
+
+def language_number(code: str) -> int:
+    """What stands for a language in a batch: of this code alone, whatever other rows there are."""
+    return zlib.crc32(code.encode()) >> 1  # an int32
 
 
 def split_direction(direction: str) -> tuple[str, str]:

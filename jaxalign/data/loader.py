@@ -35,6 +35,7 @@ from jaxalign.data.batch import (
     cover,
 )
 from jaxalign.data.flat import Layout, own_of
+from jaxalign.data.languages import language_number
 from jaxalign.data.sampling import Grouped, Packed, Sequential, Shuffled, Slot
 
 Row = TypeVar("Row", Encoded, EncodedPair)
@@ -85,7 +86,7 @@ class Stream(abc.ABC, Generic[Row, Batch]):
         size: B, rows (packed: sequences) of a micro-batch over all hosts.
         buckets: the padded lengths T that occur, increasing.
         report: counts.
-        languages: of all rows, sorted; a batch names them by number.
+        languages: of all rows, sorted; a batch names them by `language_number`.
         epoch_batches: micro-batches of one pass; the last of a training pass reaches into the
             next one, the last of a validation pass is filled up with empty rows.
         endless: whether passes follow one another (training) or there is only one (validation).
@@ -106,9 +107,7 @@ class Stream(abc.ABC, Generic[Row, Batch]):
         self.size = size
         self.buckets = tuple(buckets)
         self.report = report
-        # What a batch's `language` counts in.
         self.languages = tuple(sorted({name for row in self.rows for name in self._spoken(row)}))
-        self._language = {name: number for number, name in enumerate(self.languages)}
         self.endless = order.endless
         self.epoch_batches = -(-order.epoch_slots // size)
         self.layout = layout
@@ -297,10 +296,12 @@ class TaskStream(Stream[Encoded, TaskBatch]):
         sequences = [[self.rows[i] for i in slot] for slot in slots]
         most = 1 if self.layout else self._order.most
         numbers = np.full((len(slots), most), -1, np.int32)
-        languages = np.full_like(numbers, NO_LANGUAGE)
+        languages = np.full((3, *numbers.shape), NO_LANGUAGE, np.int32)
         for b, slot in enumerate(slots):
             numbers[b, : len(slot)] = slot
-            languages[b, : len(slot)] = [self._language[self.rows[i].language] for i in slot]
+            for place, row in enumerate(self.rows[i] for i in slot):
+                names = (row.language, *row.languages)
+                languages[:, b, place] = [language_number(name) for name in names]
         capacity = length if self.layout else self.capacities[length]
         return collate_tasks(sequences, length, capacity, self._pad_id, numbers, languages)
 
@@ -329,7 +330,7 @@ class PairStream(Stream[EncodedPair, PairBatch]):
     def _collate(self, slots: Sequence[Slot], length: int) -> PairBatch:
         pairs = [self.rows[slot[0]] if slot else None for slot in slots]
         numbers = np.array([slot[0] if slot else -1 for slot in slots], np.int32)
-        spoken = [pair and [self._language[name] for name in pair.languages] for pair in pairs]
+        spoken = [pair and [language_number(name) for name in pair.languages] for pair in pairs]
         languages = np.array([both or [NO_LANGUAGE] * 2 for both in spoken], np.int32).T
         return collate_pairs(pairs, length, self._pad_id, numbers, languages)
 

@@ -68,8 +68,15 @@ def task_stream(
                 f"{row.origin}: the answer adds no token to the prompt, so no token of this row "
                 "would be trained; fill it or remove the row"
             )
-    everything = config.task.loss == "all"
-    rows = [dataclasses.replace(r, everything=everything) for r in encoded if r.answered]
+    rows = [
+        dataclasses.replace(
+            row,
+            everything=config.task.loss == "all",
+            languages=split_direction(row.language) if directed else (row.language,) * 2,
+        )
+        for row in encoded
+        if row.answered
+    ]
     if not rows:
         raise UserError(
             f"task.{split}: in all {len(encoded)} rows the prompt alone fills the {limit} tokens "

@@ -16,6 +16,7 @@ from jaxalign.named import find
 from jaxalign.objectives.cka import cka, drift
 from jaxalign.objectives.contrastive import contrastive
 from jaxalign.objectives.declare import Objective, bind, both_sides, declare
+from jaxalign.objectives.language_matching import language_matching
 from jaxalign.objectives.language_model import language_model
 from jaxalign.objectives.states import FINAL, TOKENS, Loss, Needs, States, Tap, View
 
@@ -24,6 +25,7 @@ OBJECTIVES: dict[str, Callable[..., Loss]] = {
     "contrastive": contrastive,
     "cka": cka,
     "drift": drift,
+    "language_matching": language_matching,
 }
 
 __all__ = [

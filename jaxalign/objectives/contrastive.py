@@ -6,6 +6,9 @@
 is one-way: each source looks for its target, never the reverse.
 
     loss = contrastive(states, batch, layer=16, temperature=0.1)
+
+With `view='text'` the two sides are the user's text and the answer of one task row, so that the
+answer has read the text (AlignX, arXiv 2509.24338: rows of translation).
 """
 
 from __future__ import annotations
@@ -15,8 +18,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxalign.objectives.declare import both_sides, declare
-from jaxalign.objectives.states import Loss, Needs, States, Tap
+from jaxalign.errors import UserError
+from jaxalign.objectives.declare import both_sides, check_choice, declare
+from jaxalign.objectives.states import ANSWER, USER, Loss, Needs, States, Tap
 
 SMALLEST_NORM = 1e-8
 
@@ -26,8 +30,21 @@ def similarities(source: jax.Array, target: jax.Array) -> jax.Array:
     return jnp.einsum("...iD,...jD->...ij", _unit(source), _unit(target))
 
 
+def _taps(view: str, layer: int, pooling: str, form: str) -> tuple[Tap, Tap]:
+    """Where source and target are read."""
+    pools = ("prompt", "answer") if view == "text" else (pooling, pooling)
+    return Tap(layer, pools[0], form), Tap(layer, pools[1], form)
+
+
+def _needs(view: str, layer: int, pooling: str, form: str, **_: Any) -> dict[str, Needs]:
+    source, target = _taps(view, layer, pooling, form)
+    if view == "text":
+        return {"text": Needs((source, target))}
+    return both_sides(Needs((source,)))
+
+
 @declare(
-    lambda layer, pooling, form, **_: both_sides(Needs((Tap(layer, pooling, form),))),
+    _needs,
     settings="layer pooling form temperature direction negatives group detach",
 )
 def contrastive(
@@ -42,6 +59,7 @@ def contrastive(
     negatives: str = "group",
     group: int = 32,
     detach: str = "none",
+    view: str = "pairs",
 ) -> Loss:
     """InfoNCE between pooled sources and targets of one layer.
 
@@ -53,6 +71,7 @@ def contrastive(
       negatives: `group`: candidates are the targets of the same `group` consecutive pairs, which
         is what one device of the original sees; `global`: of the whole micro-batch.
       detach: the side through which no gradient flows: none, source, target.
+      view: `pairs`, or `text`: prompt and answer of a task row, each pooled over its tokens.
 
     Returns:
       Sum and count over pairs. Logs: `retrieval` (sources whose own target is nearer than every
@@ -61,16 +80,27 @@ def contrastive(
       sentences have collapsed to one direction), `deviation` (standard deviation of the cosines
       of sources with other pairs' targets: far below the temperature, the loss is flat).
     """
-    tap = Tap(layer, pooling, form)
-    source, target = states.source.taps[tap], states.target.taps[tap]  # [B, D]
+    check_choice("contrastive", "view", view, ("pairs", "text"))
+    taps = _taps(view, layer, pooling, form)
+    sides = (states.text,) * 2 if view == "text" else (states.source, states.target)
+    source, target = (side.taps[tap] for side, tap in zip(sides, taps, strict=True))  # [B, D]
+    if view == "text":
+        masks, targets = (batch.roles == USER, batch.roles == ANSWER), batch.tokens
+    else:
+        masks, targets = (batch.source_mask, batch.target_mask), batch.target
     stop = jax.lax.stop_gradient
     source = stop(source) if detach == "source" else source
     target = stop(target) if detach == "target" else target
-    real = jnp.any(batch.source_mask != 0, -1) & jnp.any(batch.target_mask != 0, -1)  # [B]
+    real = jnp.any(masks[0] != 0, -1) & jnp.any(masks[1] != 0, -1)  # [B]
     size = source.shape[0] if negatives == "global" else min(group, source.shape[0])
+    if source.shape[0] % size:
+        raise UserError(
+            f"contrastive: {source.shape[0]} rows are not a multiple of group={size}; set "
+            "negatives=global or another group"
+        )
     fold = lambda x: x.reshape(-1, size, *x.shape[1:])  # noqa: E731  [B, ...] -> [G, g, ...]
     source, target, real = fold(source), fold(target), fold(real)
-    texts = fold(_digest(batch.target, batch.target_mask))  # [G, g]
+    texts = fold(_digest(targets, masks[1]))  # [G, g]
     others = texts[:, :, None] != texts[:, None, :]  # [G, g, g]: not copies of one sentence
 
     cosine = similarities(source, target)  # [G, g, g]: row = source, column = target

@@ -12,7 +12,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeVar
@@ -113,6 +113,16 @@ def bind(
         otherwise if declared.needs is None else declared.needs(**every),
         partial(declared.head, **every) if declared.head else None,
     )
+
+
+def check_choice(name: str, option: str, value: Any, choices: Sequence[str]) -> None:
+    """Whether an option has one of these values.
+
+    Raises:
+      UserError: it has another.
+    """
+    if value not in choices:
+        raise UserError(f"{name}: {option}={brief(value)} should be one of {', '.join(choices)}")
 
 
 def _check(

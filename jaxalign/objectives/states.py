@@ -15,13 +15,15 @@ import jax
 
 FINAL = -1  # a tap's layer: after the last block and the final norm
 TOKENS = "tokens"  # a tap's pool: none, whole states
+USER, ANSWER = 2, 3  # a batch's `roles`: tokens of the user's text, of the answer
 
 
 class Tap(NamedTuple):
     """Where an objective looks, and in which form."""
 
     layer: int  # 0: the embeddings, k: the output of block k, FINAL
-    # A name of `pooling.POOLINGS`; `prompt`, `answer`: the mean over these tokens alone; TOKENS.
+    # A name of `pooling.POOLINGS`; `prompt`, `answer`: the mean over these tokens alone;
+    # `predicts_prompt`, `predicts_answer`: over the tokens before each of them; TOKENS.
     pool: str = "mean"
     states: str = "raw"  # or `standardised` (`objectives.standards`); pooled states only
 

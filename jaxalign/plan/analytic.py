@@ -17,7 +17,7 @@ from functools import partial
 
 from jaxalign.chips import Chip
 from jaxalign.model.splash import LANES, LEAST
-from jaxalign.objectives.language_model import at_once
+from jaxalign.objectives.chunked import at_once
 from jaxalign.plan.programs import (
     EVAL,
     NO_ROWS,

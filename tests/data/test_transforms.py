@@ -2,6 +2,7 @@
 
 import pytest
 
+from jaxalign.data.languages import language_number
 from jaxalign.data.sources import Record
 from jaxalign.data.streams import pair_stream
 from jaxalign.data.transforms import transformed
@@ -95,6 +96,8 @@ def test_batches_know_their_languages(config, chatml):  # noqa: F811
     stream = pair_stream(config, chatml, "valid")
     batch = stream.batch(0)
     assert stream.languages == ("de", "en", "tr")
-    assert batch.source_language.tolist() == [0] * 8 and batch.target_language.tolist() == [1] * 8
+    german, english, turkish = map(language_number, stream.languages)
+    assert batch.source_language.tolist() == [german] * 8
+    assert batch.target_language.tolist() == [english] * 8
     last = stream.batch(3)  # four pairs and four empty places
-    assert last.source_language.tolist() == [2] * 4 + [-1] * 4
+    assert last.source_language.tolist() == [turkish] * 4 + [-1] * 4

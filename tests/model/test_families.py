@@ -17,7 +17,7 @@ from jaxalign.model.decoder import Decoder
 from jaxalign.model.layers import rms_norm
 from jaxalign.model.spec import ModelSpec
 from jaxalign.model.spec.tensors import base_rows, get_leaf, sizes
-from jaxalign.objectives import bind, language_model
+from jaxalign.objectives import bind, chunked, language_model
 from jaxalign.sharding import make_mesh, shard_tree
 from jaxalign.train.phases.build import Term, build, full_weights, phase_loss
 from jaxalign.train.state import Frozen
@@ -257,9 +257,7 @@ def assert_gradient(row, leaf, theirs, spec, size):
 @models("gemma2", slow=EACH)
 def test_gradients_of_all_weights(pair, monkeypatch):
     model, spec, params = pair
-    # The package gives its functions the names of their modules.
-    module = importlib.import_module("jaxalign.objectives.language_model")
-    monkeypatch.setattr(module, "CHUNK_LOGITS", 8 * len(LENGTHS) * spec.vocab)  # 8 of 40 columns
+    monkeypatch.setattr(chunked, "CHUNK_LOGITS", 8 * len(LENGTHS) * spec.vocab)  # 8 of 40 columns
     batch, labels = task_rows()
     decoder = Decoder(spec, remat="full", train_base=True)
     phase = build(decoder, (TERM,), weights=full_weights(jnp.float32))

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxalign.errors import UserError
 from jaxalign.objectives import TOKENS, States, Tap, View
 from jaxalign.objectives.cka import cka, drift
 
@@ -76,3 +77,79 @@ def test_drift_counts_real_tokens():
     rows = [((a[:n] - b[:n]) ** 2).mean(-1) for a, b, n in zip(x, y, LENGTHS[0], strict=True)]
     assert float(loss.count) == 6
     assert float(loss.sum) == pytest.approx(np.concatenate(rows).sum(), rel=1e-5)
+
+
+@pytest.mark.torch
+def test_the_released_term_step_by_step():
+    """Transcription of `linear_cka` and of what surrounds it, with its gradient and its clamp."""
+    import torch
+
+    def released(source, target):
+        number = min(len(source), len(target))
+        x, y = (side[:number] - side[:number].mean(0, keepdim=True) for side in (source, target))
+        shared = (x.T @ y).pow(2).sum()
+        norm = (x.T @ x).pow(2).sum().sqrt() * (y.T @ y).pow(2).sum().sqrt()
+        return torch.clamp(shared / (norm + 1e-6), 0.0, 1.0)
+
+    (x, y), states = sides(11)
+    leaves = [torch.tensor(side, requires_grad=True) for side in (x, y)]
+    kept = [
+        torch.cat([row[:n] for row, n in zip(side, lengths, strict=True)])
+        for side, lengths in zip(leaves, LENGTHS, strict=True)
+    ]
+    wanted = 1 - released(*kept)
+    wanted.backward()
+
+    def value(x, y):
+        drawn = {"source": view(x, LENGTHS[0]), "target": view(y, LENGTHS[1])}
+        return cka(states._replace(views=drawn), None, layer=LAYER).sum
+
+    found, slopes = jax.value_and_grad(value, (0, 1))(jnp.asarray(x), jnp.asarray(y))
+    assert float(found) == pytest.approx(wanted.item(), abs=1e-5)
+    for ours, theirs in zip(slopes, leaves, strict=True):
+        np.testing.assert_allclose(ours, theirs.grad, atol=1e-5)
+    assert not np.asarray(slopes[1])[1, 4:].any()  # beyond the shorter side
+    # Rounding may lead beyond 1, where the clamp holds it.
+    twice = dict.fromkeys(("source", "target"), view(1e4 * x, LENGTHS[0]))
+    assert 0 <= float(cka(States(twice), None, layer=LAYER).sum) < 1e-5
+
+
+def test_debiased_is_the_estimator_of_song_et_al():
+    """Through sums over different rows, as the statistic is defined."""
+    (x, y), states = sides(40)
+    loss = cka(states, None, layer=LAYER, estimator="debiased")
+    x, y = (
+        np.concatenate([row[:n] for row, n in zip(side, lengths, strict=True)])[:6]
+        for side, lengths in zip((x, y), LENGTHS, strict=True)
+    )
+
+    def hsic(a, b):
+        k, l = a @ a.T, b @ b.T  # noqa: E741
+        n, total = range(len(a)), 0.0
+        pairs = [(i, j) for i in n for j in n if i != j]
+        triples = [(i, j, q) for i, j in pairs for q in n if q not in (i, j)]
+        fours = [(i, j, q, r) for i, j, q in triples for r in n if r not in (i, j, q)]
+        total += np.mean([k[i, j] * l[i, j] for i, j in pairs])
+        total += np.mean([k[i, j] * l[q, r] for i, j, q, r in fours])
+        return total - 2 * np.mean([k[i, j] * l[i, q] for i, j, q in triples])
+
+    wanted = hsic(x, y) / np.sqrt(hsic(x, x) * hsic(y, y))
+    assert 1 - float(loss.sum) == pytest.approx(np.clip(wanted, -1, 1), abs=1e-4)
+
+
+def test_debiased_is_near_zero_for_unrelated_rows():
+    wide = [DRAW.normal(size=(2, 16, 256)).astype(np.float32) for _ in range(2)]
+    drawn = {
+        n: view(x, np.array([16, 16])) for n, x in zip(("source", "target"), wide, strict=True)
+    }
+    found = {
+        one: float(1 - cka(States(drawn), None, layer=LAYER, estimator=one).sum)
+        for one in ("biased", "debiased")
+    }
+    assert found["biased"] > 0.8 and abs(found["debiased"]) < 0.2
+
+
+def test_a_choice_that_is_none():
+    _, states = sides()
+    with pytest.raises(UserError, match="cka: estimator='best' should be one of biased, debiased"):
+        cka(states, None, layer=LAYER, estimator="best")

@@ -1,6 +1,5 @@
 """Cross-entropy of the answers against its closed form, whole and in chunks."""
 
-import importlib
 from types import SimpleNamespace
 
 import jax
@@ -9,13 +8,19 @@ import numpy as np
 import pytest
 
 from jaxalign.errors import UserError
-from jaxalign.objectives import OBJECTIVES, States, View, contrastive, language_model, resolve
+from jaxalign.objectives import (
+    OBJECTIVES,
+    States,
+    View,
+    chunked,
+    contrastive,
+    language_model,
+    resolve,
+)
 from jaxalign.objectives.states import Loss
 from jaxalign.train.phases.walk import _at
 
 ROWS, LENGTH, DIM, VOCAB, ANSWERS = 3, 9, 8, 11, 6
-# The package gives its functions the names of these modules.
-MODULE = importlib.import_module("jaxalign.objectives.language_model")
 
 
 def case(seed: int = 0):
@@ -77,7 +82,7 @@ CHUNKS = [1 << 24, 3 * ROWS * VOCAB, 2 * ROWS * VOCAB + 5, ROWS * VOCAB, 1]
 @pytest.mark.parametrize("cap", [0.0, 2.0])
 @pytest.mark.parametrize("limit", CHUNKS)
 def test_value_and_gradient(monkeypatch, limit, cap):
-    monkeypatch.setattr(MODULE, "CHUNK_LOGITS", limit)
+    monkeypatch.setattr(chunked, "CHUNK_LOGITS", limit)
     hidden, head, batch = case()
     total, count, hits, by_hidden, by_head = reference(hidden, head, batch, cap)
     loss, gradients = evaluate(hidden, head, batch, cap)
@@ -88,12 +93,34 @@ def test_value_and_gradient(monkeypatch, limit, cap):
     np.testing.assert_allclose(gradients[1], by_head, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.torch
+@pytest.mark.parametrize("cap", [0.0, 2.0])
+def test_smoothed_labels_are_those_of_torch(monkeypatch, cap):
+    import torch
+
+    monkeypatch.setattr(chunked, "CHUNK_LOGITS", 2 * ROWS * VOCAB)
+    hidden, head, batch = case(2)
+    x, w = (torch.tensor(array, requires_grad=True) for array in (hidden, head))
+    logits = x[torch.arange(ROWS)[:, None], torch.tensor(batch.answer_at)] @ w.T
+    logits = cap * torch.tanh(logits / cap) if cap else logits
+    wanted = torch.nn.functional.cross_entropy(
+        logits.flatten(0, 1), torch.tensor(batch.answers).flatten(), label_smoothing=0.1,
+        reduction="sum",
+    )  # fmt: skip
+    wanted.backward()
+    total = lambda h, w: language_model(given(h, w, batch, cap), batch, label_smoothing=0.1).sum  # noqa: E731
+    found, slopes = jax.value_and_grad(total, (0, 1))(jnp.asarray(hidden), jnp.asarray(head))
+    assert float(found) == pytest.approx(float(wanted), rel=1e-5)
+    for ours, theirs in zip(slopes, (x.grad, w.grad), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("width", [5, 4, 1])
 def test_chunks_of_widths_that_do_not_divide(monkeypatch, width):
     hidden, head, batch = case(1)
     batch = SimpleNamespace(answer_at=batch.answer_at[:, :5], answers=batch.answers[:, :5])
     whole, expected = evaluate(hidden, head, batch)
-    monkeypatch.setattr(MODULE, "CHUNK_LOGITS", width * ROWS * VOCAB)
+    monkeypatch.setattr(chunked, "CHUNK_LOGITS", width * ROWS * VOCAB)
     loss, gradients = evaluate(hidden, head, batch)
     np.testing.assert_allclose(loss.sum, whole.sum, rtol=1e-6)
     assert (loss.count, loss.logs["accuracy"]) == (whole.count, whole.logs["accuracy"])
@@ -101,15 +128,15 @@ def test_chunks_of_widths_that_do_not_divide(monkeypatch, width):
         np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("chunked", [False, True])
-def test_logits_of_a_chunk_are_all_that_exists(monkeypatch, chunked):
-    if chunked:
-        monkeypatch.setattr(MODULE, "CHUNK_LOGITS", 2 * ROWS * VOCAB)
+@pytest.mark.parametrize("cut", [False, True])
+def test_logits_of_a_chunk_are_all_that_exists(monkeypatch, cut):
+    if cut:
+        monkeypatch.setattr(chunked, "CHUNK_LOGITS", 2 * ROWS * VOCAB)
     hidden, head, batch = case()
     gradient = jax.grad(lambda h, w: language_model(given(h, w, batch), batch).sum, (0, 1))
     program = str(jax.make_jaxpr(gradient)(hidden, head))
     shapes = {width: f"f32[{ROWS},{width},{VOCAB}]" in program for width in (2, ANSWERS)}
-    assert shapes == {2: chunked, ANSWERS: not chunked}
+    assert shapes == {2: cut, ANSWERS: not cut}
     # The backward pass keeps none of them.
     assert f"f32[{ANSWERS // 2},{ROWS},2,{VOCAB}]" not in program
 
@@ -119,9 +146,9 @@ def test_a_gpu_holds_more_logits():
     usual, most = 1 << 24, 1 << 27
     of_memory = {76.5e9: most, 63.7e9: most, 16.5e9: 1 << 25, 2e9: usual, 0: usual}
     for memory, found in of_memory.items():
-        assert MODULE.at_once("gpu", memory) == found
-        assert MODULE.at_once("tpu", memory) == MODULE.at_once("cpu", memory) == usual
-    assert MODULE.at_once() in (usual, most) and MODULE.at_once("gpu") >= usual
+        assert chunked.at_once("gpu", memory) == found
+        assert chunked.at_once("tpu", memory) == chunked.at_once("cpu", memory) == usual
+    assert chunked.at_once() in (usual, most) and chunked.at_once("gpu") >= usual
 
 
 def test_no_answers_at_all():

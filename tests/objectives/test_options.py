@@ -31,7 +31,7 @@ def with_options(name, options, key, settings=None, **more):
         (OWN, {"layer": True}, "own.options.layer: True should be of the kind int"),
         (OWN, {"layer": 1, "mode": 3}, "own.options.mode: 3 should be of the kind str"),
         (OWN, {"layer": 1, "states": 3}, "takes no option 'states'"),
-        ("language_model", {"gamma": 2}, "language_model takes no option 'gamma'; it takes none"),
+        ("language_model", {"gamma": 2}, "language_model takes no option 'gamma'; did you mean"),
         ("contrastive", {"layer": 1, "tau": 0.1}, "contrastive takes no option 'tau'"),
     ],
 )

@@ -28,7 +28,8 @@ LAYOUTS = {
     "end to end": ("batch.pack=flatten", "batch.share_prefix=off"),
     "shared": ("batch.pack=auto",),
 }
-TAPS = (Tap(1, "last"), Tap(2, "prompt"), Tap(2, "answer"), Tap(2, "position"), Tap(0, "mean"),
+TAPS = (Tap(1, "last"), Tap(2, "prompt"), Tap(2, "predicts_prompt"), Tap(2, "answer"),
+        Tap(2, "predicts_answer"), Tap(2, "position"), Tap(0, "mean"),
         Tap(FINAL, "first"), Tap(FINAL, "mean_rest"), Tap(1, TOKENS),
         Tap(FINAL, TOKENS))  # fmt: skip
 

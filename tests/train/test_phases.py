@@ -20,7 +20,8 @@ from tests.train.test_loop import lines
 
 SEEN = {}  # what an objective of these tests was given
 TAPS = (Tap(1, "last"), Tap(2, "prompt"), Tap(2, "answer"), Tap(FINAL, "first"), Tap(1, TOKENS),
-        Tap(FINAL, TOKENS))  # fmt: skip
+        Tap(FINAL, TOKENS), Tap(FINAL, "predicts_prompt"),
+        Tap(FINAL, "predicts_answer"))  # fmt: skip
 QUIET = ("train.eval_every=0", "task.valid=[]", "align.valid=[]", "checkpoint.every=100")
 
 
@@ -76,6 +77,8 @@ def test_an_objective_gets_what_it_asked_for(configure):
         mine = (batch.roles == role)[..., None]
         assert mine.any(1).all()
         close(text.taps[Tap(2, pool)], (wide.pooled[2] * mine).sum(1) / mine.sum(1))
+        shifted = (wide.hidden[:, :-1] * mine[:, 1:]).sum(1) / mine[:, 1:].sum(1)
+        close(text.taps[Tap(FINAL, f"predicts_{pool}")], shifted)
     places = batch.answer_at[..., None]
     close(text.answers, np.take_along_axis(np.asarray(wide.hidden), places, axis=1))
     assert phase.blocks(run.spec) == run.spec.layers and phase.answers

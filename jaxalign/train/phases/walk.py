@@ -19,7 +19,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxalign.data.batch import ANSWER, ROLE_OF, Flat, Side
+from jaxalign.data.batch import ANSWER, PREDICTED, ROLE_OF, Flat, Side
 from jaxalign.model.decoder import Decoder, Output
 from jaxalign.model.front import Stem
 from jaxalign.model.layers import pool
@@ -121,6 +121,9 @@ class Rows(Laid):
         """See `Laid`."""
         if pooling in ROLE_OF:
             return pooling_weights(self._joined("roles") == ROLE_OF[pooling], "mean")
+        if pooling in PREDICTED:
+            mine = self._joined("roles") == PREDICTED[pooling]
+            return pooling_weights(jnp.pad(mine[:, 1:], ((0, 0), (0, 1))), "mean")
         return pooling_weights(self._joined("real"), pooling)
 
     def vectors(self, name: str, x: jax.Array) -> jax.Array:
@@ -175,12 +178,15 @@ class EndToEnd(Laid):
     def weights(self, pooling: str) -> jax.Array:
         """See `Laid`."""
         members = jnp.concatenate([self._members(name) for name in self.sides], axis=1)
-        if pooling in ROLE_OF:
-            if self.flat.roles is None:
-                raise ValueError(NO_ROLES)
-            here = self.flat.roles == ROLE_OF[pooling]
-            return pooling_weights(members & here[:, None], "mean")
-        return pooling_weights(members, pooling)
+        role = ROLE_OF.get(pooling, PREDICTED.get(pooling))
+        if role is None:
+            return pooling_weights(members, pooling)
+        if self.flat.roles is None:
+            raise ValueError(NO_ROLES)
+        mine = members & (self.flat.roles == role)[:, None]
+        if pooling in PREDICTED:
+            mine = members & _next(members, mine)
+        return pooling_weights(mine, "mean")
 
     def vectors(self, name: str, x: jax.Array) -> jax.Array:
         """See `Laid`."""
@@ -286,6 +292,17 @@ def _tapped(
         return found
     assert frozen.standards is not None  # measured before the first update
     return standardise(found, frozen.standards[tap])
+
+
+def _next(members: jax.Array, mine: jax.Array) -> jax.Array:
+    """[..., T] bool: whether the next member of each place is one of `mine`; members are of a text
+    in its order, though others may stand between them."""
+    length = members.shape[-1]
+    places = jnp.where(members, jnp.arange(length), length)
+    ahead = jax.lax.cummin(places, axis=places.ndim - 1, reverse=True)[..., 1:]
+    ends = [(0, 0)] * (members.ndim - 1) + [(0, 1)]
+    ahead = jnp.pad(ahead, ends, constant_values=length)
+    return jnp.take_along_axis(jnp.pad(mine, ends), ahead, axis=-1)
 
 
 def _at(hidden: jax.Array, places: jax.Array) -> jax.Array:
