@@ -88,6 +88,15 @@ def test_an_objective_gets_what_it_asked_for(configure):
     assert phase.tokens(2, 10) == 40
 
 
+def test_packed_rows_are_not_compared_by_their_spans(configure):
+    words = "batch.pack=segments", "batch.share_prefix=off", f"task.objective={own('curious')}"
+    run = setup.prepare(configure(*words, "align.weight=0", "task.valid=[]"))
+    assert run.train["task"].layout is None
+    with pytest.raises(UserError, match=r"batch\.pack: segments puts several rows"):
+        batch = run.train["task"].batch(0)
+        run.phases["task"].states(run.state.trained, run.frozen, batch, None)
+
+
 @declare(lambda tap, **_: both_sides(Needs((Tap(*tap),))))
 def odd(states, batch, *, tap): ...
 

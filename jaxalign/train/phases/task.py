@@ -24,8 +24,9 @@ class Task(Facts):
         return task_stream(config, tokenizer, split, ways)
 
     def batch(self, ids: Any) -> TaskBatch:
-        """Unread: row numbers and languages; roles where an objective asks for them."""
-        return TaskBatch(*[ids] * 5)._replace(roles=ids)
+        """Unread: row numbers; roles and languages where an objective asks for them."""
+        read = dict.fromkeys(("roles", "prompt_language", "answer_language"), ids)
+        return TaskBatch(*[ids] * 5)._replace(**read)
 
     def needs(self, config: Config) -> dict[str, Needs]:
         """The whole final states, the answers', and the aligned layer's, pooled."""

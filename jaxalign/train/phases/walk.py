@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxalign.data.batch import ANSWER, PREDICTED, ROLE_OF, Flat, Side
+from jaxalign.errors import UserError
 from jaxalign.model.decoder import Decoder, Output
 from jaxalign.model.front import Stem
 from jaxalign.model.layers import pool
@@ -119,6 +120,11 @@ class Rows(Laid):
 
     def weights(self, pooling: str) -> jax.Array:
         """See `Laid`."""
+        if self.packed and pooling in ROLE_OF | PREDICTED:
+            raise UserError(
+                "batch.pack: segments puts several rows into a sequence, and an objective compares "
+                "the prompts and answers of rows; set batch.pack=auto"
+            )
         if pooling in ROLE_OF:
             return pooling_weights(self._joined("roles") == ROLE_OF[pooling], "mean")
         if pooling in PREDICTED:
