@@ -99,7 +99,8 @@ def _compare(study: Study, missing: str, only: Sequence[str]) -> report.Found:
                 done = mix(study, name, parts)
                 outcomes.setdefault(name, []).append(done)
                 _measure(study, done, bases)
-    found = _found(study, outcomes, chosen, bases)
+    outcomes, left_out = common(outcomes)
+    found = _found(study, outcomes, chosen, bases, left_out)
     _write(study, found, time.monotonic() - started)
     return found
 
@@ -117,6 +118,30 @@ def check_data(study: Study) -> None:
             rehearse(kind_of(config), read_golds(config), config.evaluate.options)
     if texts := study.texts:
         read_parallel(texts.parallel, texts.languages, texts.rows)
+
+
+def common(outcomes: dict[str, list[Outcome]]) -> tuple[dict[str, list[Outcome]], list[str]]:
+    """The outcomes of the seeds that all systems have, and sentences about the others.
+
+    A system with one seed beside one with three would be compared with other seeds' luck.
+
+    Raises:
+      UserError: no seed is common to all.
+    """
+    seeds = {name: {one.trial.seed for one in many} for name, many in outcomes.items()}
+    shared = set.intersection(*seeds.values()) if seeds else set()
+    if seeds and not shared:
+        raise UserError(
+            "the systems have no seed in common yet; report some of them with --only NAME,NAME"
+        )
+    more = {name: sorted(own - shared) for name, own in seeds.items() if own - shared}
+    sentences = [
+        f"{name}: seeds {', '.join(map(str, own))} are left out, as others do not have them yet."
+        for name, own in more.items()
+    ]
+    return {
+        name: [one for one in many if one.trial.seed in shared] for name, many in outcomes.items()
+    }, sentences
 
 
 def _check_names(study: Study, only: Sequence[str]) -> None:
@@ -188,7 +213,7 @@ def _measure(study: Study, done: Outcome, bases: Bases) -> None:
 
 def _found(
     study: Study, outcomes: dict[str, list[Outcome]], chosen: dict[str, dict[str, float]],
-    bases: Bases,
+    bases: Bases, left_out: list[str],
 ) -> report.Found:  # fmt: skip
     systems = [name for name in study.names if name in outcomes]
     if not systems:
@@ -213,6 +238,7 @@ def _found(
         chosen=chosen,
         base=shape(study, None, bases),
         layer=said if said is not None else None if layer == AUTO else layer,
+        notes=left_out,
     )
 
 

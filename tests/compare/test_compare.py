@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import pytest
 
@@ -161,6 +162,23 @@ def test_the_grid_chooses_by_validation_rows(files, tmp_path, monkeypatch):
     )
     best, found = run._choose(study, "sft", run.Bases(), "train")
     assert (best, found) == (("lora.r=4",), scores)
+
+
+def test_only_seeds_that_all_systems_have_are_compared():
+    """One seed beside three would gain or lose by the luck of the other two."""
+
+    def outcomes(**seeds):
+        return {
+            name: [SimpleNamespace(trial=Trial(name, seed)) for seed in own]
+            for name, own in seeds.items()
+        }
+
+    kept, sentences = run.common(outcomes(sft=[1, 2, 3], raw=[2]))
+    assert [[one.trial.seed for one in many] for many in kept.values()] == [[2], [2]]
+    assert sentences == ["sft: seeds 1, 3 are left out, as others do not have them yet."]
+    assert run.common(outcomes(sft=[1, 2], raw=[1, 2]))[1] == []
+    with pytest.raises(UserError, match="no seed in common"):
+        run.common(outcomes(sft=[1], raw=[2]))
 
 
 def test_time_of_several_processes_adds_up(tmp_path):
