@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from jaxalign.compare.study import read_study
 from jaxalign.config import load
 from tests.tiny import ASSETS, base
 
@@ -70,3 +71,18 @@ def test_a_run_and_its_repetition(experiment, data, base, tmp_path, monkeypatch,
     experiment.main()
     assert (tmp_path / "results.json").read_text("utf-8") == first
     assert capsys.readouterr().out.splitlines() == shown
+
+
+def test_the_study_of_real_models_loads_and_its_rows_are_held_out(data, tmp_path):
+    folder = HERE.parent / "real_llm"
+    study = read_study(folder / "transfer.yaml", ["model.path=x"])
+    assert study.names[:2] == ["sft", "aligned"]
+    spec = importlib.util.spec_from_file_location("real_llm_data", folder / "data.py")
+    rows = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(rows)
+    tatoeba = tmp_path / "de-en.tsv"
+    long = "x" * (rows.LONGEST + 1)
+    tatoeba.write_text(f"ja\tYes\njawohl\tyes\n{long}\tlong\nnein\tno\n", "utf-8")
+    found = [json.loads(line) for line in rows.pairs(tatoeba, "de", {"no"})]
+    # No English sentence twice, none that was seen, none that is long.
+    assert [(one["text0"], one["text1"], one["lang0"]) for one in found] == [("ja", "Yes", "de")]
