@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import signal
 import tempfile
+import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -56,14 +57,26 @@ class _Hang(BaseException):
 
 @contextlib.contextmanager
 def _limited() -> Iterator[None]:
+    """SECONDS of this thread: the timer counts those of JAX's threads, too, and is set again.
+
+    A signal that comes late raises nothing, or it would end whatever runs then.
+    """
+    began, watching = time.thread_time(), True
+
     def stop(*_: Any) -> None:
-        raise _Hang
+        if not watching:
+            return
+        left = SECONDS - (time.thread_time() - began)
+        if left <= 0:
+            raise _Hang
+        signal.setitimer(signal.ITIMER_PROF, max(left, 0.05))
 
     before = signal.signal(signal.SIGPROF, stop)
     signal.setitimer(signal.ITIMER_PROF, SECONDS)
     try:
         yield
     finally:
+        watching = False
         signal.setitimer(signal.ITIMER_PROF, 0)
         signal.signal(signal.SIGPROF, before)
 
