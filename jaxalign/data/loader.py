@@ -86,6 +86,7 @@ class Stream(abc.ABC, Generic[Row, Batch]):
         size: B, rows (packed: sequences) of a micro-batch over all hosts.
         buckets: the padded lengths T that occur, increasing.
         report: counts.
+        spoken: the languages of the sides of a row, as they occur.
         languages: of all rows, sorted; a batch names them by `language_number`.
         epoch_batches: micro-batches of one pass; the last of a training pass reaches into the
             next one, the last of a validation pass is filled up with empty rows.
@@ -107,7 +108,8 @@ class Stream(abc.ABC, Generic[Row, Batch]):
         self.size = size
         self.buckets = tuple(buckets)
         self.report = report
-        self.languages = tuple(sorted({name for row in self.rows for name in self._spoken(row)}))
+        self.spoken = {self._spoken(row) for row in self.rows}
+        self.languages = tuple(sorted({name for row in self.spoken for name in row}))
         self.endless = order.endless
         self.epoch_batches = -(-order.epoch_slots // size)
         self.layout = layout

@@ -18,6 +18,7 @@ from jaxalign.objectives.contrastive import contrastive
 from jaxalign.objectives.declare import Objective, bind, both_sides, declare
 from jaxalign.objectives.language_matching import language_matching
 from jaxalign.objectives.language_model import language_model
+from jaxalign.objectives.lens import lens
 from jaxalign.objectives.states import FINAL, TOKENS, Loss, Needs, States, Tap, View
 
 OBJECTIVES: dict[str, Callable[..., Loss]] = {
@@ -26,6 +27,7 @@ OBJECTIVES: dict[str, Callable[..., Loss]] = {
     "cka": cka,
     "drift": drift,
     "language_matching": language_matching,
+    "lens": lens,
 }
 
 __all__ = [

@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 
 from jaxalign.errors import UserError, brief
 from jaxalign.objectives.states import Loss, Needs
+from jaxalign.objectives.subspace import Subspace
 
 Function = TypeVar("Function", bound=Callable[..., Loss])
 KINDS = (bool, int, float, str)  # of options, checked where the function declares them
@@ -41,6 +42,7 @@ class Objective:
     function: Callable[..., Loss]
     needs: Mapping[str, Needs]
     head: Callable[..., Any] | None = field(default=None)  # (spec, key) -> tree
+    measured: Mapping[str, Subspace] = field(default_factory=dict)  # options: {file: x.npz}
 
 
 def declare(
@@ -112,6 +114,7 @@ def bind(
         partial(function, **given),
         otherwise if declared.needs is None else declared.needs(**every),
         partial(declared.head, **every) if declared.head else None,
+        {option: one for option, one in given.items() if isinstance(one, Subspace)},
     )
 
 

@@ -32,6 +32,7 @@ from jaxalign.model.spec import ModelSpec
 from jaxalign.model.spec.tensors import parameter_count
 from jaxalign.objectives import Tap
 from jaxalign.objectives.standards import Standards
+from jaxalign.objectives.subspace import Subspace
 from jaxalign.settings import Config
 from jaxalign.sharding import replicated, row_ways, shard_tree
 from jaxalign.train.flops import Work
@@ -92,6 +93,16 @@ class Design:
     def heads(self) -> dict[str, Any]:
         """What terms train next to the adapter."""
         return self.state.trained.get(HEADS, {})
+
+    @property
+    def measured(self) -> dict[str, tuple[str, Subspace]]:
+        """Options that were files, as in `lens.subspace`: the phase, and what is in them."""
+        return {
+            f"{term.name}.{option}": (name, one)
+            for name, phase in self.phases.items()
+            for term in phase.terms
+            for option, one in term.objective.measured.items()
+        }
 
     @property
     def drops(self) -> bool:

@@ -58,7 +58,7 @@ class Start:
     step: int  # updates done
     evaluated: bool  # whether what is due after this step was judged
     identity: str  # of the run, the same from its first update to its last
-    data: dict[str, str]  # digests of its rows
+    data: dict[str, str]  # digests of its rows and of its options' files
     notes: tuple[str, ...] = ()  # for the reader
     changed: dict[str, Any] = field(default_factory=dict)  # for the log
 
@@ -138,7 +138,7 @@ def check_same(run: Run, meta: dict, data: dict[str, str] | None = None) -> None
     Args:
       run: as it is asked for.
       meta: of a checkpoint.
-      data: digests of the run's rows.
+      data: digests of the run's rows and files.
 
     Raises:
       UserError: another base, other rows, other settings, or fewer updates than are done.
@@ -153,11 +153,12 @@ def check_same(run: Run, meta: dict, data: dict[str, str] | None = None) -> None
     check_settings(run.config, meta["config"], judged)
     known = meta.get("data", {})
     for name, digest in (data or {}).items():
-        if known.get(name, digest) != digest and (judged or name.startswith("train/")):
-            part, phase = name.split("/")
+        part, of = name.split("/")
+        if known.get(name, digest) != digest and (judged or part != "valid"):
+            what = f"rows of {of}.{part}" if part != "options" else f"numbers in the file of {of}"
             raise UserError(
-                f"{output} was trained with other rows of {phase}.{part} than are there now; use "
-                "those rows, or choose another output"
+                f"{output} was trained with other {what} than are there now; use those "
+                f"{what.split()[0]}, or choose another output"
             )
     if run.total < meta["step"]:
         raise UserError(

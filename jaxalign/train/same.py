@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from jaxalign.settings import Config, flatten, renamed
+from jaxalign.train.phases.measured import FILE, is_file
 
 # A group ends in a dot. What is not here must not change.
 FREE = {
@@ -75,7 +76,7 @@ def differences(
       judged: whether a best checkpoint was chosen already.
     """
     defaults = dict(flatten(dataclasses.asdict(Config())))
-    old, new = dict(flatten(renamed(then))), dict(flatten(now))
+    old, new = (dict(flatten(_nameless(side))) for side in (renamed(then), now))
     sampled = any(side.get("evaluate.sample", 0) for side in (old, new))
     free = [*FREE, *BY_CONTENT]
     free += [] if judged else [*JUDGE]
@@ -101,13 +102,25 @@ def digest_of(stream: Any) -> str:
 
 
 def digests(run: Any) -> dict[str, str]:
-    """The rows of a run: `train/task`, `valid/align`, ..."""
+    """Of a run's rows, `train/task`, `valid/align`, ..., and files: `options/lens.subspace`."""
     parts = {"train": run.train, "valid": run.valid}
-    return {
+    files = {f"options/{name}": one.digest for name, (_, one) in run.measured.items()}
+    return files | {
         f"{part}/{name}": digest_of(stream)
         for part, streams in parts.items()
         for name, stream in streams.items()
     }
+
+
+def _nameless(value: Any) -> Any:
+    """Settings without the names of objectives' files: their digests are compared."""
+    if isinstance(value, list):
+        return [_nameless(one) for one in value]
+    if is_file(value):
+        return {FILE: ""}
+    if isinstance(value, dict):
+        return {name: _nameless(one) for name, one in value.items()}
+    return value
 
 
 def _covers(name: str, key: str) -> bool:

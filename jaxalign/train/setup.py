@@ -28,11 +28,13 @@ from jaxalign.hf.peft import load_peft
 from jaxalign.model.spec import ModelSpec
 from jaxalign.multihost import agree
 from jaxalign.objectives import Loss
+from jaxalign.objectives.subspace import Subspace
 from jaxalign.settings import Config, flatten
 from jaxalign.sharding import row_ways
 from jaxalign.train.aim import Aim, aim_of, measured_by
 from jaxalign.train.design import Design, adapter_of, check_fit, design, heads_of, placed
 from jaxalign.train.phases import PHASES, active_phases
+from jaxalign.train.phases.measured import check_base, check_languages
 from jaxalign.train.rules import RULES
 from jaxalign.train.state import HEADS, Frozen, TrainState
 
@@ -99,10 +101,15 @@ def prepare(config: Config, scores: Collection[str] | None = (), base: Base | No
         if facts.part(config).valid
     }
     total = config.train.steps or steps_of_epochs(config, train)
-    if jax.process_count() > 1:
-        agree(_digests(config, train, valid))
-
     made = design(config, spec, adapter, mesh, total)
+    if jax.process_count() > 1:
+        agree(_digests(config, train, valid, made.measured))
+    for phase, one in made.measured.values():
+        check_base(one, base.fingerprint)
+        for where, streams in (("train", train), ("valid", valid)):
+            if phase in streams:
+                check_languages(one, streams[phase].spoken, f"{phase}.{where}")
+
     with jax.set_mesh(mesh):
         names = measured_by(config.train.metric, valid, partial(_losses, made))
     aim = aim_of(config, names, scores)
@@ -138,12 +145,18 @@ OWN = ("output", "model.path", "log.", "evaluate.", "generate.", "adapter.start"
 FILES = ("task.train", "task.valid", "align.train", "align.valid")  # whose rows are compared
 
 
-def _digests(config: Config, train: dict[str, Stream], valid: dict[str, Stream]) -> dict[str, str]:
+def _digests(
+    config: Config,
+    train: dict[str, Stream],
+    valid: dict[str, Stream],
+    measured: dict[str, tuple[str, Subspace]],
+) -> dict[str, str]:
     """What must be the same in every process, for `agree`."""
     settings = flatten(dataclasses.asdict(config))
     shared = [one for one in settings if not one[0].startswith((*OWN, *FILES))]
     rows = {f"the rows of {name}.train": stream.digest() for name, stream in train.items()}
     rows |= {f"the rows of {name}.valid": stream.digest() for name, stream in valid.items()}
+    rows |= {f"the file of the option {name}": one.digest for name, (_, one) in measured.items()}
     return {"the settings": text_digest(repr(shared))} | rows
 
 

@@ -46,7 +46,8 @@ def test_the_shipped_comparison_loads():
     # Each configuration of a method takes part.
     used = {stage.file.name for stages in study.systems.values() for stage in stages}
     methods = {path.name for path in (SHIPPED.parent / "methods").glob("*.yaml")}
-    assert methods <= used
+    # But Lens, whose file `jaxalign prepare subspace` has to write first.
+    assert methods - {"lens.yaml"} <= used
 
 
 def test_systems_are_settings_over_the_base(write):

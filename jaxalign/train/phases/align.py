@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -33,8 +34,9 @@ class Align(Facts):
         return pair_stream(config, tokenizer, split, ways)
 
     def batch(self, ids: Any) -> PairBatch:
-        """Unread: row numbers and languages."""
-        return PairBatch(*[ids] * 4)
+        """Unread: row numbers; languages where an objective asks for them."""
+        spoken = jax.eval_shape(lambda x: x[..., 0], ids)
+        return PairBatch(*[ids] * 4, source_language=spoken, target_language=spoken)
 
     def tap(self, config: Config) -> Tap:
         """The aligned layer in the form in which it is compared."""

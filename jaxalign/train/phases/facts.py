@@ -21,6 +21,7 @@ from jaxalign.model.spec import ModelSpec, check_tap
 from jaxalign.objectives import FINAL, Needs, Tap, bind, resolve
 from jaxalign.settings import Config
 from jaxalign.train.phases.build import NO_STEPS, Inner, Phase, Term, Weights, build, passes_of
+from jaxalign.train.phases.measured import check_width, opened
 
 
 class Facts(abc.ABC):
@@ -115,7 +116,8 @@ class Facts(abc.ABC):
         """Its objective, and what `objectives` adds to it.
 
         Raises:
-          UserError: an unknown objective or option; two terms of one name.
+          UserError: an unknown objective or option; two terms of one name; a file that an option
+            names and that is missing or another.
         """
         own = self.part(config)
         found = [self._term(config, self.name, own)]
@@ -135,7 +137,7 @@ class Facts(abc.ABC):
         objective = bind(
             resolve(part.objective),
             part.objective,
-            part.options,
+            opened(part.options, f"{key}.options"),
             f"{key}.options",
             self.offers(config),
             self.needs(config),
@@ -160,6 +162,8 @@ class Facts(abc.ABC):
                         f"objective {term.name} compares with the frozen base, which full "
                         "fine-tuning does not keep; set trainable=lora"
                     )
+            for found in term.objective.measured.values():
+                check_width(found, spec.dim)
             if term.objective.head and config.optim.missing == "skip":
                 raise UserError(
                     f"optim.missing: skip works on adapters only, and objective {term.name} "
