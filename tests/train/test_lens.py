@@ -85,7 +85,7 @@ def test_a_fresh_adapter_retains(with_file, measured):
     assert any(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(jax.device_get(gradient)))
 
 
-def test_rows_end_to_end_are_those_that_are_padded(with_file, measured, monkeypatch):
+def test_layouts_and_devices_give_one_gradient(with_file, measured, monkeypatch):
     names, init = ("align",), Lora.init
     warm = lambda w: w + 0.03 * jnp.cos(jnp.arange(w.size) ** 1.5).reshape(w.shape)  # noqa: E731
     monkeypatch.setattr(Lora, "init", lambda *args: jax.tree.map(warm, init(*args)))
@@ -93,7 +93,10 @@ def test_rows_end_to_end_are_those_that_are_padded(with_file, measured, monkeypa
     padded, _ = gradients(with_file(*words, "batch.pack=none"), names)
     laid, run = gradients(with_file(*words, "batch.pack=auto"), names)
     assert run.train["align"].layout is not None
-    assert_equal(laid, padded, 1e-4)
+    assert_equal(laid, padded)
+    use_devices(monkeypatch, 4)
+    spread, _ = gradients(with_file(*words, "batch.pack=none", "mesh.data=2", "mesh.fsdp=2"), names)
+    assert_equal(spread, padded)
 
 
 def test_a_run_resumes_by_what_is_in_the_file(with_file, measured, tmp_path):
