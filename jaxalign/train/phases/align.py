@@ -36,7 +36,7 @@ class Align(Facts):
     def batch(self, ids: Any) -> PairBatch:
         """Unread: row numbers; languages where an objective asks for them."""
         spoken = jax.eval_shape(lambda x: x[..., 0], ids)
-        return PairBatch(*[ids] * 4, source_language=spoken, target_language=spoken)
+        return PairBatch(ids, ids, ids, ids, None, spoken, spoken)
 
     def tap(self, config: Config) -> Tap:
         """The aligned layer in the form in which it is compared."""
