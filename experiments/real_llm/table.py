@@ -1,0 +1,37 @@
+"""The table of a comparison's JSON, as docs/results.md has it.
+
+python experiments/real_llm/table.py experiments/real_llm/results/gemma_controls.json
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+
+def table(report: dict) -> str:
+    """Scores by group with the deviation over seeds; gains with their 95 % interval."""
+    comparison = next(iter(report["comparisons"].values()))
+    measure = next(iter(comparison["measures"].values()))
+    groups = [group for group in comparison["groups"] if group != "all"]
+    head = [f"{group} ({len(comparison['groups'][group])})" for group in groups]
+    lines = [
+        f"| system, seeds | {' | '.join(head)} |",
+        f"|---|{'---:|' * len(groups)}",
+    ]
+    for system in comparison["systems"]:
+        cells = [f"{system}, {comparison['seeds'][system]}"]
+        for group in groups:
+            score = measure["groups"][system][group]
+            text = f"{score['mean']:.1f} ± {score['std']:.1f}"
+            if gain := measure["group_gains"].get(system, {}).get(group):
+                text += f" ({gain['gain']:+.1f}; {gain['low']:.1f} to {gain['high']:.1f})"
+            cells.append(text)
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    for name in sys.argv[1:]:
+        print(table(json.loads(Path(name).read_text("utf-8"))), end="\n\n")
