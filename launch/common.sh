@@ -123,7 +123,7 @@ read_words() {
     CONFIG="" CONFIG_AT=""
     ((${#WORDS[@]})) || die "nothing to run: end with -- train CONFIG.yaml key=value ..."
     case ${WORDS[0]} in
-        train | evaluate | generate | probe | merge | export | import | plan | data | config | demo) ;;
+        train | evaluate | generate | probe | merge | export | import | plan | data | config | demo | compare | prepare) ;;
         *) die "'${WORDS[0]}' is not a command of jaxalign; after -- write, for example, train CONFIG.yaml" ;;
     esac
     local place word

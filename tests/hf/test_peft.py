@@ -268,8 +268,8 @@ def test_variants(adapter, edit_json, key, value):
 
 
 def test_other_methods_and_bad_ranks(adapter, edit_json):
-    edit_json(adapter / "adapter_config.json", peft_type="PROMPT_TUNING")
-    assert "peft_type 'PROMPT_TUNING'" in refusal(adapter)
+    edit_json(adapter / "adapter_config.json", peft_type="P_TUNING")
+    assert "peft_type 'P_TUNING'" in refusal(adapter)
     edit_json(adapter / "adapter_config.json", peft_type="LORA", r="8")
     assert "found '8'" in refusal(adapter)
     edit_json(adapter / "adapter_config.json", r=16)
