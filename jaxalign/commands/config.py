@@ -1,7 +1,8 @@
-"""`jaxalign config`: every setting with its origin, or what settings are for."""
+"""`jaxalign config`: settings with their origins, what they are for, systems of a comparison."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,5 +44,25 @@ class Settings:
         given = [*filter(None, [self.config]), *self.settings]
         setting = given and "=" in given[0] and not Path(given[0]).exists()
         file = given.pop(0) if given and not setting else None
+        if file and _is_comparison(Path(file)):
+            yield from _systems(file, given)
+            return
         for key, value, origin in load(file, given).rows():
             yield (key, value, origin), "" if origin == "default" else "bold cyan"
+
+
+def _is_comparison(file: Path) -> bool:
+    """Whether a file is one of `jaxalign compare`: no configuration has systems."""
+    try:
+        return re.search(r"^systems:", file.read_text("utf-8"), re.MULTILINE) is not None
+    except (OSError, ValueError):
+        return False  # whoever loads it says what is wrong
+
+
+def _systems(file: str, given: Sequence[str]) -> Iterator[tuple[Sequence[str], str]]:
+    """What each stage of each system sets, and over which file."""
+    from jaxalign.compare.study import read_study
+
+    for name, stages in read_study(file, given).systems.items():
+        for stage in stages:
+            yield (name, " ".join(stage.words), str(stage.file)), ""

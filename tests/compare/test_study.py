@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from jaxalign.cli import main
 from jaxalign.compare.run import check_data
 from jaxalign.compare.study import Choice, Mixture, read_study, words_of
 from jaxalign.compare.trial import Trial, configs
@@ -48,6 +49,13 @@ def test_the_shipped_comparison_loads():
     methods = {path.name for path in (SHIPPED.parent / "methods").glob("*.yaml")}
     # But Lens, whose file `jaxalign prepare subspace` has to write first.
     assert methods - {"lens.yaml"} <= used
+
+
+def test_jaxalign_config_prints_the_systems_of_a_comparison(capsys):
+    assert main(["config", str(SHIPPED), "seed=3"]) == 0
+    out = capsys.readouterr().out
+    assert "shuffled" in out and "align.control" in out and "xsgd_task.yaml" in out
+    assert "seed=3" in out
 
 
 def test_systems_are_settings_over_the_base(write):
