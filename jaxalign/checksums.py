@@ -129,6 +129,15 @@ def seal_holds(content: Mapping[str, Any]) -> bool:
     return content.get("sha256") == seal(content)["sha256"]
 
 
+def read_sealed(file: Path) -> dict[str, Any]:
+    """The sealed JSON object of a file; {} where it is not there, or not as it was written."""
+    try:
+        found = json.loads(file.read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) and seal_holds(found) else {}
+
+
 def _digests(paths: Iterable[Path]) -> list[str]:
     with ThreadPoolExecutor(_READERS) as readers:
         return list(readers.map(_digest_once, paths))

@@ -68,10 +68,6 @@ class Pool(Virtual):
         """M (P + 1) D."""
         return self.pool_size * (self.num_virtual_tokens + 1) * spec.dim
 
-    def multiplied(self, spec: ModelSpec) -> int:
-        """None: vectors are tokens, and mixing them is next to nothing."""
-        return 0
-
     def prompt(self, trained: Mapping[str, Any], x: jax.Array, asked: jax.Array) -> jax.Array:
         """[B, P, D]."""
         shares = self.shares(trained, x, asked)
@@ -84,9 +80,6 @@ class Pool(Virtual):
         keys = trained["pool"]["keys"]
         near = jnp.einsum("BD,MD->BM", _unit(query), _unit(keys), precision="highest")
         return jax.nn.softmax(near / self.temperature, axis=-1)
-
-    def per_block(self, params: Any, trained: Any, blocks: int | None = None) -> None:
-        """Nothing."""
 
     @classmethod
     def read(

@@ -49,16 +49,9 @@ class Prompt(Virtual):
         """P D."""
         return self.num_virtual_tokens * spec.dim
 
-    def multiplied(self, spec: ModelSpec) -> int:
-        """None: vectors are tokens, and counted as such."""
-        return 0
-
     def prompt(self, trained: Mapping[str, Any], x: jax.Array, asked: jax.Array) -> jax.Array:
         """See `Attached`."""
         return trained["prompt"][None]
-
-    def per_block(self, params: Any, trained: Any, blocks: int | None = None) -> None:
-        """Nothing."""
 
     @classmethod
     def read(

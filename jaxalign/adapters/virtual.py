@@ -49,6 +49,14 @@ class Virtual(Adapter):
         """No projection changes."""
         return outputs
 
+    def per_block(self, params: Any, trained: Any, blocks: int | None = None) -> Any:
+        """Nothing, unless a kind has weights in blocks."""
+        return None
+
+    def multiplied(self, spec: ModelSpec) -> int:
+        """None: vectors in front of embeddings are tokens, and counted as such."""
+        return 0
+
     # --- on disk --------------------------------------------------------------------------------
 
     @classmethod

@@ -82,7 +82,7 @@ class Clusters:
 
 
 def _given(options: Subspace | Clusters) -> dict[str, Any]:
-    """What both commands are told of their states."""
+    """The states that both commands read."""
     languages = [name for name in options.languages.split(",") if name]
     found = {name: getattr(options, name) for name in ("layer", "pooling", "rows", "pivot")}
     return found | {"languages": languages}

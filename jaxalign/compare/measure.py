@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxalign.base import weights_digest
-from jaxalign.checksums import seal, seal_holds, text_digest
+from jaxalign.checksums import read_sealed, seal, text_digest
 from jaxalign.compare.study import Study
 from jaxalign.compare.trial import Bases, Outcome, Trial
 from jaxalign.evaluate.entrants import Entrant
@@ -80,7 +80,7 @@ def shape(study: Study, outcome: Outcome | None, bases: Bases) -> dict[str, Any]
         "texts": text_digest(repr([sorted(corpus.sentences.items()) for corpus in corpora])),
         "pooling": texts.pooling,
     }
-    if (known := _read(file)) and known["of"] == identity:
+    if (known := read_sealed(file)) and known["of"] == identity:
         return known["layers"]
     vectors = file.with_suffix(".vectors")
     table = measure_corpora(
@@ -98,11 +98,3 @@ def shape(study: Study, outcome: Outcome | None, bases: Bases) -> dict[str, Any]
 def _pivot(corpora: list[Any]) -> str:
     have = {language for corpus in corpora for language in corpus.languages}
     return "en" if "en" in have else min(have)
-
-
-def _read(file: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(file.read_text("utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) and seal_holds(found) else {}

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -39,7 +40,8 @@ from jaxalign.programs import shared_programs
 from jaxalign.settings import AUTO
 from jaxalign.terminal import console, say
 
-Scores = dict[str, dict[str, list[dict[str, Scored]]]]  # evaluation -> system -> of each seed
+# What a trial says: evaluation -> language -> scores; and score -> layers of its states.
+Measured = tuple[dict[str, dict[str, Scored]], dict[str, Any]]
 
 
 def compare(study: Study, missing: str = "train", only: Sequence[str] = ()) -> report.Found:
@@ -83,10 +85,11 @@ def _compare(study: Study, missing: str, only: Sequence[str]) -> report.Found:
         if missing == "train" or finished(study, Trial(name, seed, candidate))
     ]
     outcomes: dict[str, list[Outcome]] = {}
+    measured: dict[Trial, Measured] = {}
     for trial in _told(study, todo):
         done = train(study, trial, bases) if missing == "train" else outcome(study, trial)
         outcomes.setdefault(trial.system, []).append(done)
-        _measure(study, done, bases)
+        measured[done.trial] = _measure(study, done, bases)
     for name, mixture in study.mixtures.items():
         if only and name not in only:
             continue
@@ -98,9 +101,9 @@ def _compare(study: Study, missing: str, only: Sequence[str]) -> report.Found:
             if len(parts) == len(mixture.systems):
                 done = mix(study, name, parts)
                 outcomes.setdefault(name, []).append(done)
-                _measure(study, done, bases)
+                measured[done.trial] = _measure(study, done, bases)
     outcomes, left_out = common(outcomes)
-    found = _found(study, outcomes, chosen, bases, left_out)
+    found = _found(study, outcomes, measured, chosen, bases, left_out)
     _write(study, found, time.monotonic() - started)
     return found
 
@@ -123,7 +126,7 @@ def check_data(study: Study) -> None:
 def common(outcomes: dict[str, list[Outcome]]) -> tuple[dict[str, list[Outcome]], list[str]]:
     """The outcomes of the seeds that all systems have, and sentences about the others.
 
-    A system with one seed beside one with three would be compared with other seeds' luck.
+    Otherwise a system with one seed would be compared with the mean of three.
 
     Raises:
       UserError: no seed is common to all.
@@ -204,16 +207,15 @@ def _remaining(study: Study, trials: Sequence[Trial], left: Sequence[Trial]) -> 
     return f"; about {timedelta(seconds=round(total))} by the time of those that are done"
 
 
-def _measure(study: Study, done: Outcome, bases: Bases) -> None:
-    """Answers and states of a finished trial, on disk."""
-    for evaluation in study.evaluations:
-        answers(study, done, evaluation, bases)
-    shape(study, done, bases)
+def _measure(study: Study, done: Outcome, bases: Bases) -> Measured:
+    """Scores and states of a finished trial; its answers and states are on disk then."""
+    scores = {one: answers(study, done, one, bases) for one in study.evaluations}
+    return scores, shape(study, done, bases)
 
 
 def _found(
-    study: Study, outcomes: dict[str, list[Outcome]], chosen: dict[str, dict[str, float]],
-    bases: Bases, left_out: list[str],
+    study: Study, outcomes: dict[str, list[Outcome]], measured: dict[Trial, Measured],
+    chosen: dict[str, dict[str, float]], bases: Bases, left_out: list[str],
 ) -> report.Found:  # fmt: skip
     systems = [name for name in study.names if name in outcomes]
     if not systems:
@@ -221,7 +223,7 @@ def _found(
     comparisons: dict[str, Comparison] = {}
     for evaluation in study.evaluations:
         runs = [
-            System(name, [answers(study, one, evaluation, bases) for one in outcomes[name]])
+            System(name, [measured[one.trial][0][evaluation] for one in outcomes[name]])
             for name in systems
         ]
         config = study.base.config(study.evaluations[evaluation])
@@ -234,7 +236,10 @@ def _found(
     return report.Found(
         title=study.file.stem.replace("_", " "),
         comparisons=comparisons,
-        facts={name: [_facts(study, one, bases) for one in outcomes[name]] for name in systems},
+        facts={
+            name: [_facts(one, measured[one.trial][1], bases) for one in outcomes[name]]
+            for name in systems
+        },
         chosen=chosen,
         base=shape(study, None, bases),
         layer=said if said is not None else None if layer == AUTO else layer,
@@ -242,14 +247,15 @@ def _found(
     )
 
 
-def _facts(study: Study, one: Outcome, bases: Bases) -> report.Facts:
-    _, adapter = load_peft(one.adapter, bases.under(one.config).spec)
+def _facts(one: Outcome, layers: dict[str, Any], bases: Bases) -> report.Facts:
+    spec = bases.under(one.config).spec
+    _, adapter = load_peft(one.adapter, spec)
     return report.Facts(
         seed=one.trial.seed,
         candidate=one.trial.candidate,
-        parameters=adapter.count(bases.under(one.config).spec),
+        parameters=adapter.count(spec),
         layer=one.layer,
-        layers=shape(study, one, bases),
+        layers=layers,
         **cost(one.outputs),
     )
 

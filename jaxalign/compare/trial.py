@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,13 @@ import numpy as np
 
 import jaxalign
 from jaxalign.base import Base, open_base
+from jaxalign.checksums import read_sealed
 from jaxalign.compare.study import Study
 from jaxalign.merge.algebra import Recipe
 from jaxalign.merge.run import merge
 from jaxalign.settings import AUTO, Config
 from jaxalign.train.finish import ENDS
+from jaxalign.train.record import FILE
 
 START = "adapter.start"  # what a later stage goes on from
 
@@ -59,7 +61,7 @@ class Bases:
     """The base that is in memory; another configuration of it is opened in its place."""
 
     opened: Base | None = None
-    key: Any = field(default=None)
+    key: Any = None
 
     def under(self, config: Config) -> Base:
         """The base of this configuration."""
@@ -110,14 +112,14 @@ def outcome(study: Study, trial: Trial) -> Outcome:
     for config in stages:
         if config.align.weight:
             said = config.align.layer
-            layer = int(said if said != AUTO else _said(Path(config.output))["align"]["layer"])
+            layer = int(said if said != AUTO else _record(config)["config"]["align"]["layer"])
     return Outcome(trial, stages[-1], f"{outputs[-1]}/adapter", outputs, layer)
 
 
 def finished(study: Study, trial: Trial) -> bool:
     """Whether nothing of it is left to train, as far as its records say."""
     for config in configs(study, trial):
-        record = _record(Path(config.output))
+        record = _record(config)
         over = ENDS.get(record.get("stopped", ""), (1,))[0] == 0
         if not over or not Path(config.output, "adapter").is_dir():
             return False
@@ -190,13 +192,6 @@ def _ends(rows: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         yield last
 
 
-def _record(output: Path) -> dict[str, Any]:
-    try:
-        found = json.loads((output / "result.json").read_text("utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
-def _said(output: Path) -> dict[str, Any]:
-    return _record(output)["config"]
+def _record(config: Config) -> dict[str, Any]:
+    """What a run that is over recorded; {} of one that is not."""
+    return read_sealed(Path(config.output, FILE))

@@ -238,7 +238,7 @@ def _ner(record: Record) -> Example:
 
 
 def _plain_text(record: Record) -> Example:
-    """Nothing is asked: a text, of which every token is predicted."""
+    """A text without a question; every token of it is predicted."""
     return Example("", string_of(record, "text"), language_of(record), origin=record.origin)
 
 

@@ -115,6 +115,7 @@ def test_maml_is_the_slope_of_the_loss_after_the_steps(configure, layout):
         for s in (1, -1)
     )
     up, down = (float(after(end)) for end in ends)
+    # A central difference in float32: its rounding and the curvature leave about a hundredth.
     assert (up - down) / (2 * width) == pytest.approx(float(optax.tree.norm(found)), rel=1e-2)
     # The second derivatives matter at this rate.
     first, _ = gradient(run, replace(phase, rule="fomaml"), trained, stack, key)

@@ -29,7 +29,7 @@ from jaxalign.data.transforms.parallel import by_item, check_known
 from jaxalign.errors import UserError
 
 LETTERS = string.ascii_uppercase
-# What is translated -> places of a row, of which the question is 0 and choice n is n + 1.
+# What is translated -> places of a row: 0 is the question, n + 1 is choice n.
 WHAT: dict[str, Callable[[int, int], set[int]]] = {
     "all": lambda number, right: set(range(number + 1)),
     "question": lambda number, right: {0},
