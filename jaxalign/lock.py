@@ -2,6 +2,8 @@
 
     with only_run('runs/demo'):      # UserError where another process is at work there
         ...
+    with held('work/part_3.lock') as mine:   # False where another process holds it
+        ...
 
 The lock is the kernel's (flock), so that it ends with the process, however that dies. On file
 systems without such locks, and in buckets, nothing is protected.
@@ -26,6 +28,38 @@ WITHOUT = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}
 
 
 @contextmanager
+def held(path: Path, wait: bool = False) -> Iterator[bool]:
+    """Holds a lock file, which is made with its folder.
+
+    Args:
+      wait: until the process that holds it lets it go, or has died.
+
+    Yields:
+      Whether this process holds it; always true where the file system has no locks.
+
+    Raises:
+      OSError: the file cannot be written or locked.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        yield _locked(file, wait)
+    finally:
+        os.close(file)
+
+
+def _locked(file: int, wait: bool = False) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in WITHOUT:
+            raise
+    return True
+
+
+@contextmanager
 def only_run(folder: str | Path) -> Iterator[None]:
     """Makes the folder and holds its lock.
 
@@ -45,15 +79,14 @@ def only_run(folder: str | Path) -> Iterator[None]:
         ) from error
     try:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+            free = _locked(file)
+        except OSError as error:
+            raise UserError(f"output: {path} cannot be locked ({error.strerror})") from error
+        if not free:
             raise UserError(
                 f"output: {folder} is in use by {_holder(file)}; wait until it has ended, stop it, "
                 "or choose another output"
-            ) from error
-        except OSError as error:
-            if error.errno not in WITHOUT:
-                raise UserError(f"output: {path} cannot be locked ({error.strerror})") from error
+            )
         holder = {"process": os.getpid(), "host": socket.gethostname()}
         os.ftruncate(file, 0)
         os.pwrite(file, json.dumps(holder).encode(), 0)

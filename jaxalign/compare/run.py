@@ -3,14 +3,15 @@
     compare(read_study('configs/compare_methods.yaml'))
 
 Trials are done seed by seed, so that a comparison that was stopped has all systems with fewer
-seeds, and each is measured as soon as it is trained. The folder holds all that is needed to go on,
+seeds, and each is measured as soon as it is trained. Several processes may work at one comparison:
+each takes trials that no other one holds. The folder holds all that is needed to go on,
 on another machine too: runs in `runs`, answers in `answers`, states in `states`.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -23,8 +24,19 @@ from rich.table import Table
 from jaxalign.compare import report
 from jaxalign.compare.draw import draw
 from jaxalign.compare.measure import answers, shape
+from jaxalign.compare.share import claim, each
 from jaxalign.compare.study import Study
-from jaxalign.compare.trial import Bases, Outcome, Trial, cost, finished, mix, outcome, train
+from jaxalign.compare.trial import (
+    Bases,
+    Diverged,
+    Outcome,
+    Trial,
+    cost,
+    finished,
+    mix,
+    outcome,
+    train,
+)
 from jaxalign.errors import UserError
 from jaxalign.evaluate.compare import Comparison, System, check_groups
 from jaxalign.evaluate.compare import compare as compared
@@ -72,24 +84,22 @@ def compare(study: Study, missing: str = "train", only: Sequence[str] = ()) -> r
 
 def _compare(study: Study, missing: str, only: Sequence[str]) -> report.Found:
     bases, started = Bases(), time.monotonic()
-    chosen: dict[str, dict[str, float]] = {}
-    best: dict[str, tuple[str, ...]] = {}
-    for name in study.systems:
-        if not only or name in only or name == study.names[0] or _serves(study, name, only):
-            best[name], scores = _choose(study, name, bases, missing)
-            chosen |= {name: scores} if scores else {}
-    todo = [
-        Trial(name, seed, candidate)
-        for seed in study.seeds
-        for name, candidate in best.items()
-        if missing == "train" or finished(study, Trial(name, seed, candidate))
-    ]
-    outcomes: dict[str, list[Outcome]] = {}
-    measured: dict[Trial, Measured] = {}
-    for trial in _told(study, todo):
+    names = [
+        name for name in study.systems
+        if not only or name in only or name == study.names[0] or _serves(study, name, only)
+    ]  # fmt: skip
+    best, chosen = _choose(study, names, bases, missing)
+
+    def one(trial: Trial) -> tuple[Outcome, Measured]:
         done = train(study, trial, bases) if missing == "train" else outcome(study, trial)
-        outcomes.setdefault(trial.system, []).append(done)
-        measured[done.trial] = _measure(study, done, bases)
+        return done, _measure(study, done, bases)
+
+    trials = [Trial(name, seed, best[name]) for seed in study.seeds for name in names]
+    done = each(study, _to_do(study, trials, missing), one)
+    outcomes: dict[str, list[Outcome]] = {}
+    for trial, (said, _) in done.items():
+        outcomes.setdefault(trial.system, []).append(said)
+    measured = {trial: scores for trial, (_, scores) in done.items()}
     for name, mixture in study.mixtures.items():
         if only and name not in only:
             continue
@@ -99,13 +109,19 @@ def _compare(study: Study, missing: str, only: Sequence[str]) -> report.Found:
                 if one.trial.seed == seed
             ]  # fmt: skip
             if len(parts) == len(mixture.systems):
-                done = mix(study, name, parts)
-                outcomes.setdefault(name, []).append(done)
-                measured[done.trial] = _measure(study, done, bases)
+                with claim(study, Trial(name, seed).place("").as_posix(), wait=True):
+                    mixed = mix(study, name, parts)
+                    measured[mixed.trial] = _measure(study, mixed, bases)
+                outcomes.setdefault(name, []).append(mixed)
     outcomes, left_out = common(outcomes)
-    found = _found(study, outcomes, measured, chosen, bases, left_out)
-    _write(study, found, time.monotonic() - started)
+    with claim(study, "report", wait=True):
+        found = _found(study, outcomes, measured, chosen, bases, left_out)
+        _write(study, found, time.monotonic() - started)
     return found
+
+
+def _to_do(study: Study, trials: Sequence[Trial], missing: str) -> list[Trial]:
+    return [trial for trial in trials if missing == "train" or finished(study, trial)]
 
 
 def check_data(study: Study) -> None:
@@ -160,51 +176,36 @@ def _serves(study: Study, name: str, only: Sequence[str]) -> bool:
 
 
 def _choose(
-    study: Study, name: str, bases: Bases, missing: str
-) -> tuple[tuple[str, ...], dict[str, float]]:
-    """The candidate of the grid that is best on the validation rows, and the score of each."""
+    study: Study, names: Sequence[str], bases: Bases, missing: str
+) -> tuple[dict[str, tuple[str, ...]], dict[str, dict[str, float]]]:
+    """Each system's candidate of the grid that is best on the validation rows, and the scores."""
     candidates = study.choice.candidates
     if len(candidates) == 1:
-        return candidates[0], {}
+        return dict.fromkeys(names, candidates[0]), {}
     evaluation = next(iter(study.evaluations))
-    scores: dict[str, float] = {}
-    trials = [Trial(name, study.seeds[0], candidate) for candidate in candidates]
-    for trial in _told(study, trials, f"{name}: choosing "):
-        if missing == "skip" and not finished(study, trial):
-            continue
-        done = train(study, trial, bases) if missing == "train" else outcome(study, trial)
+
+    def judge(trial: Trial) -> float | None:
+        try:
+            done = train(study, trial, bases) if missing == "train" else outcome(study, trial)
+        except Diverged as error:
+            say(f"{error}; it is not chosen")
+            return None
         rows = answers(study, done, evaluation, bases, study.choice.words, root="choice")
-        scores[",".join(trial.candidate)] = float(
-            np.mean([scored.measures[0].value for scored in rows.values()])
-        )
-    if not scores:
-        return candidates[0], {}
-    best = max(scores, key=scores.__getitem__)
-    return next(one for one in candidates if ",".join(one) == best), scores
+        return float(np.mean([scored.measures[0].value for scored in rows.values()]))
 
-
-def _told(study: Study, trials: Sequence[Trial], what: str = "") -> Iterator[Trial]:
-    """The trials one by one; before one that is not finished, how many there are and how long
-    they take by what the finished ones took."""
-    for number, trial in enumerate(trials):
-        if not finished(study, trial):
-            left = [one for one in trials[number:] if not finished(study, one)]
-            about = _remaining(study, trials, left)
-            say(f"{what}{trial} ({len(left)} of {len(trials)} to train{about})")
-        yield trial
-
-
-def _remaining(study: Study, trials: Sequence[Trial], left: Sequence[Trial]) -> str:
-    took: dict[str, list[float]] = {}
-    for trial in trials:
-        if finished(study, trial):
-            seconds = cost(outcome(study, trial).outputs)["wall_seconds"]
-            took.setdefault(trial.system, []).append(seconds or 0.0)
-    if not took:
-        return ""
-    every = [one for many in took.values() for one in many]
-    total = sum(float(np.mean(took.get(one.system, every))) for one in left)
-    return f"; about {timedelta(seconds=round(total))} by the time of those that are done"
+    trials = [Trial(name, study.seeds[0], one) for name in names for one in candidates]
+    scores = each(study, _to_do(study, trials, missing), judge, "choosing: ")
+    best: dict[str, tuple[str, ...]] = {}
+    chosen: dict[str, dict[str, float]] = {}
+    for name in names:
+        known = {
+            trial.candidate: score for trial, score in scores.items()
+            if trial.system == name and score is not None
+        }  # fmt: skip
+        best[name] = max(known, key=known.__getitem__, default=candidates[0])
+        if known:
+            chosen[name] = {",".join(one): score for one, score in known.items()}
+    return best, chosen
 
 
 def _measure(study: Study, done: Outcome, bases: Bases) -> Measured:

@@ -28,6 +28,10 @@ from jaxalign.train.record import FILE
 START = "adapter.start"  # what a later stage goes on from
 
 
+class Diverged(SystemExit):
+    """A trial has no adapter, as its loss or weights became infinite; with its sentence."""
+
+
 @dataclass(frozen=True)
 class Trial:
     """One system, one seed, one candidate of the grid."""
@@ -92,13 +96,14 @@ def train(study: Study, trial: Trial, bases: Bases) -> Outcome:
 
     Raises:
       UserError: as `jaxalign.train`; a folder that holds a run with other settings.
+      Diverged: a stage did.
       SystemExit: training was stopped on request; the exit code is the command's.
     """
     stages = configs(study, trial)
     for config in stages:
         result = jaxalign.train(config, base=bases.under(config), title=str(trial))
         if result.stopped == "diverged":
-            raise SystemExit(f"{trial}: {result.sentence}")
+            raise Diverged(f"{trial}: {result.sentence}")
         if not result.complete:  # half a run is nothing to compare
             raise SystemExit(result.exit_code)
     return outcome(study, trial)

@@ -9,8 +9,9 @@ import pytest
 from jaxalign.cli import main
 from jaxalign.compare import run
 from jaxalign.compare.run import compare
+from jaxalign.compare.share import claim, each
 from jaxalign.compare.study import read_study
-from jaxalign.compare.trial import Trial, cost
+from jaxalign.compare.trial import Diverged, Trial, cost
 from jaxalign.errors import UserError
 from jaxalign.train.finish import Result
 from tests.conftest import open_on_one_device
@@ -160,8 +161,39 @@ def test_the_grid_chooses_by_validation_rows(files, tmp_path, monkeypatch):
     monkeypatch.setattr(
         run, "answers", lambda study, trial, *_, **__: {"en": Score(scores[trial.candidate[0]])}
     )
-    best, found = run._choose(study, "sft", run.Bases(), "train")
-    assert (best, found) == (("lora.r=4",), scores)
+    monkeypatch.setattr("jaxalign.compare.share.finished", lambda *_: False)
+    best, found = run._choose(study, ["sft"], run.Bases(), "train")
+    assert (best, found) == ({"sft": ("lora.r=4",)}, {"sft": scores})
+
+    def train(study, trial, bases):
+        if trial.candidate == ("lora.r=4",):
+            raise Diverged(f"{trial}: diverged")
+        return trial
+
+    monkeypatch.setattr(run, "train", train)
+    best, found = run._choose(study, ["sft"], run.Bases(), "train")
+    assert (best, found) == ({"sft": ("lora.r=2",)}, {"sft": {"lora.r=2": 10.0}})
+
+
+def test_processes_share_the_trials(files, tmp_path, monkeypatch):
+    """One that another process holds comes last, and then it is read."""
+    study = read_study(files / "study.yaml", out=str(tmp_path))
+    trials = [Trial("sft", 1), Trial("aligned", 1)]
+    done, order = [], []
+    monkeypatch.setattr("jaxalign.compare.share.finished", lambda _, trial: trial in done)
+    other = claim(study, "sft/seed_1", wait=False)
+    assert other.__enter__()
+
+    def do(trial):
+        with claim(study, trial.place("").as_posix(), wait=False) as free:
+            assert not free  # it is held meanwhile
+        order.append(trial)
+        if trial.system == "aligned":
+            other.__exit__(None, None, None)
+        return trial.seed
+
+    assert each(study, trials, do) == dict.fromkeys(trials, 1)
+    assert order == trials[::-1]
 
 
 def test_only_seeds_that_all_systems_have_are_compared():
