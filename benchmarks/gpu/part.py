@@ -39,6 +39,8 @@ class Part:
         parser.add_argument("--full", action="store_true", help="more rows")
         parser.add_argument("--seconds", type=float, default=600.0, help="time for this part")
         parser.add_argument("--out", type=Path, help="JSON of the rows")
+        parser.add_argument("--rows", default="", help="only rows named so; several with ';'")
+        parser.add_argument("--model", type=Path, help="real weights: a Hugging Face folder")
         if more:
             more(parser)
         self.options = parser.parse_args()
@@ -55,6 +57,8 @@ class Part:
 
     def measure(self, what: str, measure: Callable[[], Row], need: float = 0.0) -> Row:
         """The row of `measure()`, or of why there is none; `need` is what it takes in seconds."""
+        if not any(word in what for word in self.options.rows.split(";")):
+            return {}
         need = 0.0 if self.rehearse else need
         if self.left < need:
             return self.keep({"what": what, "skipped": f"{self.left:.0f} s left, {need:.0f} need"})

@@ -4,7 +4,7 @@ As `benchmarks/train_step.py` does it for its rival `peft`: bfloat16 weights mad
 LoRA in bfloat16 (PEFT's default of float32 is slower), no mask (rows are not padded, and without
 one SDPA takes its fused causal kernel), clipping and the fused AdamW; pairs run through the whole
 model with `output_hidden_states=True`. Micro-batches are halved until they fit. `--full` adds
-torch.compile.
+torch.compile, and the first update with the kernels of liger-kernel where that is installed.
 
     python benchmarks/gpu/peers.py --seconds 200
 """
@@ -12,8 +12,10 @@ torch.compile.
 from __future__ import annotations
 
 import gc
+import json
 import time
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from part import Part, Row, median_seconds
@@ -44,28 +46,51 @@ def main() -> None:
         small = shrunk(work) if part.rehearse else work
         run = partial(Peer.measure, work=small, checkpointing=False, compiled=True)
         part.measure(f"{work.name}, torch.compile", lambda run=run: run(peer()), need=60)
+    if part.full:
+        first = shrunk(chosen[0]) if part.rehearse else chosen[0]
+        made.clear()  # its weights make room
+        part.measure(
+            f"{chosen[0].name}, liger kernels, checkpointing off",
+            lambda: Peer(part.rehearse, liger=True).measure(first, False),
+            need=25,
+        )
 
 
 class Peer:
-    """Llama with two adapters, of rank 8 and 16, and AdamW on the one in use."""
+    """A model with two adapters, of rank 8 and 16, and AdamW on the one in use.
 
-    def __init__(self, rehearse: bool) -> None:
+    Llama 3 8B with random weights, or the model of a folder. `liger` replaces its norms, rotations,
+    gated products and loss by liger-kernel's.
+    """
+
+    def __init__(self, rehearse: bool, folder: Path | None = None, liger: bool = False) -> None:
         import torch
         from peft import LoraConfig, get_peft_model
-        from transformers import LlamaConfig, LlamaForCausalLM
+        from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
         began = time.monotonic()
         if not rehearse and not torch.cuda.is_available():
             raise RuntimeError("PyTorch finds no GPU here; --rehearse runs on the CPU")
         self.torch, self.device = torch, "cpu" if rehearse else "cuda"
+        if liger and not rehearse:  # its kernels are Triton's
+            from liger_kernel.transformers import apply_liger_kernel_to_llama
+
+            apply_liger_kernel_to_llama()
         facts = hf_config(LLAMA, rehearse)
+        if folder:
+            facts = json.loads((folder / "config.json").read_text("utf-8"))
         self.spec, self.vocab = spec_of(facts), facts["vocab_size"]
         self.tap = self.spec.layers // 2
         torch.manual_seed(0)
         usual = torch.get_default_dtype()
         torch.set_default_dtype(torch.bfloat16)
         with torch.device(self.device):
-            base = LlamaForCausalLM(LlamaConfig(**facts, attn_implementation="sdpa"))
+            if folder:
+                base = AutoModelForCausalLM.from_pretrained(
+                    folder, dtype=torch.bfloat16, attn_implementation="sdpa"
+                )
+            else:
+                base = LlamaForCausalLM(LlamaConfig(**facts, attn_implementation="sdpa"))
         torch.set_default_dtype(usual)
         base.config.use_cache = False
         targets = [f"{name}_proj" for name in NAMES]

@@ -60,7 +60,6 @@ def main() -> None:
 
 
 def options(parser: Any) -> None:
-    parser.add_argument("--model", type=Path, help="a folder in Hugging Face layout")
     parser.add_argument("--side", help="transformers: that side alone")
 
 

@@ -76,6 +76,8 @@ def parse() -> argparse.Namespace:
         default=dict.fromkeys(PARTS, 0.0),
         help="parts, with commas, each perhaps with seconds",
     )
+    parser.add_argument("--rows", default="", help="only rows named so; several with ';'")
+    parser.add_argument("--model", help="real weights for slots and real: a Hugging Face folder")
     parser.add_argument("--limit", type=float, help="seconds in all; default: 600, quick: 300")
     parser.add_argument("--out", type=Path, default=Path("gpu.json"), help="the JSON")
     options = parser.parse_args()
@@ -101,7 +103,8 @@ def run_part(
     print(f"== {name}, {seconds:.0f} s at most", flush=True)
     rows, began = scratch / f"{name}.json", time.monotonic()
     command = [sys.executable, str(HERE / f"{name}.py"), "--out", str(rows)]
-    command += ["--seconds", str(seconds)]
+    command += ["--seconds", str(seconds), "--rows", options.rows]
+    command += ["--model", options.model] if options.model else []
     command += [f"--{word}" for word in ("rehearse", "quick", "full") if getattr(options, word)]
     process = subprocess.Popen(command, env=environment(scratch), start_new_session=True)
     found: dict[str, Any] = {"status": "finished"}

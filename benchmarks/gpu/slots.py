@@ -4,7 +4,8 @@ One update of Llama 3 8B with LoRA on 64 rows as slot filling has them (an instr
 that all share, then 20 to 36 of their own; a third of those is the answer), and one on 128 sentence
 pairs of 10 to 24 tokens a side. Ours: padded rows (`batch.pack=none`) against what
 `batch.pack=auto` makes of them. PEFT: padded to the longest, gradient checkpointing off where that
-fits. Tokens are random; those of a row count once, padding does not.
+fits. Tokens are random; those of a row count once, padding does not. `--model FOLDER` takes the
+weights of a real model.
 
     python benchmarks/gpu/slots.py --seconds 100
 """
@@ -53,6 +54,7 @@ def apart(part: Part, side: str, seconds: float) -> None:
         out = Path(folder, "rows.json")
         command = [sys.executable, __file__, "--side", side, "--out", str(out)]
         command += ["--seconds", str(seconds)] + (["--rehearse"] if part.rehearse else [])
+        command += ["--model", str(part.options.model)] if part.options.model else []
         error = ""
         try:
             shown = subprocess.DEVNULL  # `keep` prints the rows
@@ -91,15 +93,20 @@ def facts(rows: list[list[np.ndarray]]) -> Row:
 
 def ours_of(part: Part) -> None:
     """Both phases, laid either way."""
+    import jax.numpy as jnp
     import ours
 
-    spec, made = spec_of(hf_config(LLAMA, part.rehearse)), []
+    from jaxalign.hf.load import load_params, load_spec
+
+    folder, made = part.options.model, []
+    spec = load_spec(folder) if folder else spec_of(hf_config(LLAMA, part.rehearse))
     for phase, work in WORK.items():
         for layout in LAYOUTS:
 
             def measure(phase: str = phase, work: Work = work, layout: str = layout) -> Row:
                 if not made:
-                    made.append(ours.random_weights(spec))
+                    random = ours.random_weights
+                    made.append(load_params(folder, spec, jnp.bfloat16) if folder else random(spec))
                 rows = texts(phase, spec.vocab)
                 stream = stream_of(phase, rows, laid=layout == "end to end")
                 one = ours.Ours(spec, work, weights=made[0], batch=stream.stack([0]))
@@ -152,7 +159,7 @@ def theirs_of(part: Part) -> None:
 
     def measure(phase: str) -> Row:
         if not made:
-            made.append(peers.Peer(part.rehearse))
+            made.append(peers.Peer(part.rehearse, folder=part.options.model))
         rows = texts(phase, made[0].vocab)
         padded = [pad([row[side] for row in rows]) for side in range(len(rows[0]))]
         labels = None

@@ -17,6 +17,7 @@ from pathlib import Path
 ALIGNED = ("ar", "da", "de", "it", "ja", "nl", "sr", "tr", "zh")  # of xSID, with Tatoeba pairs
 LONGEST = 60  # characters of a sentence: short sequences, quick updates
 PAIRS, HELD_OUT = 300, 16  # of each language
+AMOUNTS = (30, 100, 600)  # further files: pairs.AMOUNT.jsonl
 
 
 def main() -> None:
@@ -30,13 +31,16 @@ def main() -> None:
         for file in sorted((args.data / "xsid").glob(f"{split}.jsonl")):
             shutil.copyfile(file, args.out / file.name)
     rng = random.Random(1)
-    content: dict[str, list[str]] = {"pairs": [], "pairs_held_out": []}
+    content: dict[str, list[str]] = {"pairs_held_out": [], "pairs": []}
+    content |= {f"pairs.{amount}": [] for amount in AMOUNTS}
     seen: set[str] = set()
     for language in ALIGNED:
         found = pairs(args.data / "tatoeba" / f"{language}-en.tsv", language, seen)
         rng.shuffle(found)
         content["pairs_held_out"] += found[:HELD_OUT]
         content["pairs"] += found[HELD_OUT : HELD_OUT + PAIRS]
+        for amount in AMOUNTS:
+            content[f"pairs.{amount}"] += found[HELD_OUT : HELD_OUT + amount]
     for name, rows in content.items():
         (args.out / f"{name}.jsonl").write_text("\n".join(rows) + "\n", "utf-8")
         print(f"{args.out / name}.jsonl: {len(rows)} pairs")
