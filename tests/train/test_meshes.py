@@ -25,18 +25,34 @@ def gradients(config, shape, monkeypatch):
     devices = jax.devices()[: int(np.prod(shape))]
     monkeypatch.setattr(bases, "make_mesh", lambda *_: make_mesh(*shape, devices=devices))
     run = setup.prepare(config)
+    state = run.state.replace(step=run.state.step + 1)  # terms of every second update count
     found = {}
     with jax.set_mesh(run.mesh):
         for name, stream in run.train.items():
             batch = put_batch(run.mesh, stream.stack([0, 1]), stacked=True)
             key = jax.random.key(7)
-            gradient, metrics = run.step.gradient(name, run.state, run.frozen, batch, key)
+            gradient, metrics = run.step.gradient(name, state, run.frozen, batch, key)
             found[name] = jax.device_get((gradient, metrics))
         # Base weights really are split, or the test would prove little.
         kernel = run.frozen.base["blocks"]["mlp"]["up"]["kernel"]
         whole = kernel.addressable_shards[0].data.size == kernel.size
         assert whole == (np.prod(shape[1:]) == 1)
     return found
+
+
+def warm_adapters(monkeypatch):
+    """B is zero at the start: gives it values, or every gradient of A would be zero.
+
+    No random ones: compiling fourteen draws for every mesh took longer than the steps.
+    """
+    init = Lora.init
+
+    def warm(*args):
+        return jax.tree.map(
+            lambda w: w + 0.03 * jnp.cos(jnp.arange(w.size) ** 1.5).reshape(w.shape), init(*args)
+        )
+
+    monkeypatch.setattr(Lora, "init", warm)
 
 
 @pytest.fixture(scope="module")
@@ -48,16 +64,7 @@ def alone():
 @pytest.mark.parametrize("negatives", ["group", "global"])
 def test_meshes_agree_with_one_device(configure, monkeypatch, alone, mesh, negatives):
     config = configure(f"align.negatives={negatives}", "align.group=4", "lora.dropout=0.1")
-    # B is zero at the start: give it values, or every gradient of A would be zero. No random ones:
-    # compiling fourteen draws for every mesh took longer than the steps.
-    init = Lora.init
-
-    def warm(*args):
-        return jax.tree.map(
-            lambda w: w + 0.03 * jnp.cos(jnp.arange(w.size) ** 1.5).reshape(w.shape), init(*args)
-        )
-
-    monkeypatch.setattr(Lora, "init", warm)
+    warm_adapters(monkeypatch)
     if negatives not in alone:
         alone[negatives] = gradients(config, (1, 1, 1, 1), monkeypatch)
     assert_close(gradients(config, MESHES[mesh], monkeypatch), alone[negatives])

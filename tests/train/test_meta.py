@@ -1,4 +1,4 @@
-"""Meta-learning rules against plain definitions, in both layouts; resumed; on meshes."""
+"""Meta-learning rules against plain definitions, in both layouts; resumed."""
 
 from dataclasses import replace
 
@@ -9,10 +9,8 @@ import optax
 import pytest
 
 from jaxalign import base as bases
-from jaxalign.adapters import Lora
 from jaxalign.errors import UserError
 from jaxalign.settings.data import HALVED
-from jaxalign.sharding import make_mesh, put_batch
 from jaxalign.train import setup
 from jaxalign.train.loop import train
 from jaxalign.train.phases import PHASES
@@ -174,22 +172,6 @@ def test_blocks_that_are_not_trained_take_no_step(configure):
     assert max(jax.tree.leaves(moved)) > 1e-4  # what the mask keeps where it is
     found, _ = gradient(run, phase, trained, stack, None)
     assert relative(found, wanted) < 1e-5
-
-
-@pytest.mark.slow
-def test_meshes_agree(configure, monkeypatch):
-    init = Lora.init
-    monkeypatch.setattr(Lora, "init", lambda *args: warm(init(*args)))
-    found = []
-    for shape in ((1, 1, 1, 1), (2, 2, 1, 1)):
-        devices = jax.devices()[: int(np.prod(shape))]
-        make = lambda *_, shape=shape, devices=devices: make_mesh(*shape, devices=devices)  # noqa: E731
-        monkeypatch.setattr(bases, "make_mesh", make)
-        run = setup.prepare(configure(*META, "task.rule=maml", "lora.dropout=0"))
-        with jax.set_mesh(run.mesh):
-            batch = put_batch(run.mesh, run.train["task"].stack([0, 1]), stacked=True)
-            found.append(run.step.gradient("task", run.state, run.frozen, batch, None)[0])
-    assert relative(found[1], found[0]) < 2e-5
 
 
 def test_a_resumed_run_is_the_uninterrupted_one(configure, tmp_path, monkeypatch):
