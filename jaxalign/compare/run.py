@@ -5,7 +5,8 @@
 Trials are done seed by seed, so that a comparison that was stopped has all systems with fewer
 seeds, and each is measured as soon as it is trained. Several processes may work at one comparison:
 each takes trials that no other one holds. The folder holds all that is needed to go on,
-on another machine too: runs in `runs`, answers in `answers`, states in `states`.
+on another machine too: what was measured before runs in `prepared`, runs in `runs`, answers in
+`answers`, states in `states`.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from jaxalign.compare.trial import (
     finished,
     mix,
     outcome,
+    prepare,
     train,
 )
 from jaxalign.errors import UserError
@@ -88,6 +90,10 @@ def _compare(study: Study, missing: str, only: Sequence[str]) -> report.Found:
         name for name in study.systems
         if not only or name in only or name == study.names[0] or _serves(study, name, only)
     ]  # fmt: skip
+    if missing == "train":
+        with claim(study, "prepared", wait=True):
+            for name in names:
+                prepare(study, name, bases)
     best, chosen = _choose(study, names, bases, missing)
 
     def one(trial: Trial) -> tuple[Outcome, Measured]:

@@ -6,7 +6,8 @@ seeds: [1, 2, 3]
 systems:
   sft: {align.weight: 0}                     # settings over the base; the first is the baseline
   aligned: {}
-  lens: {extends: methods/lens.yaml}         # another file in place of the base
+  afp: {extends: methods/afp.yaml}           # another file in place of the base
+  lens: {extends: methods/lens.yaml, prepare: {subspace: {parallel: dev.jsonl}}}  # written first
   xsgd:                                      # stages: each goes on from the one before it
     - {extends: methods/xsgd_align.yaml}
     - {extends: methods/xsgd_task.yaml}
@@ -34,6 +35,7 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from jaxalign.checksums import text_digest
 from jaxalign.config import LARGEST, load
 from jaxalign.errors import UserError, brief, first_line, reading
 from jaxalign.evaluate.entrants import check_name
@@ -41,6 +43,7 @@ from jaxalign.settings import Config
 
 KEYS = ("base", "output", "seeds", "systems", "choose", "evaluations", "probe")
 PROBE = ("parallel", "rows", "languages", "pooling", "layer")
+SUBSPACE = ("parallel", "rows", "languages", "pivot", "rank")
 MERGE = ("merge", "weights", "method", "rank", "density")
 GROUPS = tuple(
     one.name for one in dataclasses.fields(Config)
@@ -49,11 +52,31 @@ GROUPS = tuple(
 
 
 @dataclass(frozen=True)
+class Subspace:
+    """A file that `jaxalign prepare subspace` writes before a stage is trained."""
+
+    file: Path
+    options: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, options: Mapping[str, Any], output: str) -> Subspace:
+        """Its name depends on its options: with others it is another file."""
+        name = f"subspace_{text_digest(json.dumps(options, sort_keys=True))[:8]}.npz"
+        return cls(Path(output, "prepared", name), options)
+
+    @property
+    def word(self) -> str:
+        """The setting by which the stage finds it."""
+        return f"align.options.subspace.file={json.dumps(str(self.file))}"
+
+
+@dataclass(frozen=True)
 class Stage:
     """One run of a system: a file and what is set over it."""
 
     file: Path
     words: tuple[str, ...] = ()
+    subspace: Subspace | None = None
 
     def config(self, more: Sequence[str] = ()) -> Config:
         """The settings; UserError where they cannot be."""
@@ -126,7 +149,8 @@ def read_study(path: str | Path, words: Sequence[str] = (), out: str = "") -> St
     content = _read_yaml(file)
     _check_keys(content, KEYS, str(file), "")
     base = Stage(file.parent / _a(str, content, "base", file), tuple(words))
-    systems, mixtures = _systems(content, file, base.file, words)
+    output = out or content.get("output") or f"runs/{file.stem}"
+    systems, mixtures = _systems(content, file, base.file, words, output)
     choice = _choice(content.get("choose") or {}, file)
     evaluations = _mapping(content.get("evaluations") or {"task": {}}, f"{file}: evaluations")
     for name in evaluations:
@@ -137,7 +161,7 @@ def read_study(path: str | Path, words: Sequence[str] = (), out: str = "") -> St
     study = Study(
         file=file,
         base=base,
-        output=out or content.get("output") or f"runs/{file.stem}",
+        output=output,
         seeds=_seeds(content.get("seeds", [1]), file),
         systems=systems,
         mixtures=mixtures,
@@ -178,7 +202,7 @@ def _read_yaml(file: Path) -> dict[str, Any]:
 
 
 def _systems(
-    content: Mapping[str, Any], file: Path, base: Path, words: Sequence[str]
+    content: Mapping[str, Any], file: Path, base: Path, words: Sequence[str], output: str
 ) -> tuple[dict[str, tuple[Stage, ...]], dict[str, Mixture]]:
     given = _mapping(content.get("systems"), f"{file}: systems")
     systems: dict[str, tuple[Stage, ...]] = {}
@@ -192,19 +216,33 @@ def _systems(
         stages = one if isinstance(one, list) else [one]
         if not stages:
             raise UserError(f"{where}: a list of stages is empty; write {{}} for the base alone")
-        systems[name] = tuple(_stage(part, where, base, words) for part in stages)
+        systems[name] = tuple(_stage(part, where, base, words, output) for part in stages)
     if not systems:
         raise UserError(f"{file}: systems: no system is trained; name at least one")
     return systems, mixtures
 
 
-def _stage(given: Any, where: str, base: Path, words: Sequence[str]) -> Stage:
+def _stage(given: Any, where: str, base: Path, words: Sequence[str], output: str) -> Stage:
     given = dict(_mapping(given or {}, where))
     other = given.pop("extends", None)
+    subspace = _prepared(given.pop("prepare", None), where, output)
     if other is not None and (not isinstance(other, str) or not other):
         raise UserError(f"{where}: extends: {brief(other)} should be the name of a file")
     file = Path(where.partition(": ")[0]).parent / other if other else base
-    return Stage(file, (*words_of(given), *words))
+    own = (*words_of(given), subspace.word) if subspace else words_of(given)
+    return Stage(file, (*own, *words), subspace)
+
+
+def _prepared(given: Any, where: str, output: str) -> Subspace | None:
+    if given is None:
+        return None
+    where = f"{where}: prepare"
+    given = _mapping(given, where)
+    _check_keys(given, ("subspace",), where, "prepare.")
+    options = _mapping(given.get("subspace"), f"{where}.subspace")
+    _check_keys(options, SUBSPACE, f"{where}.subspace", "")
+    _a(str, options, "parallel", f"{where}.subspace")
+    return Subspace.of(options, output)
 
 
 def _mixture(given: Mapping[str, Any], where: str, systems: Mapping[str, Any]) -> Mixture:

@@ -21,7 +21,9 @@ from jaxalign.checksums import read_sealed
 from jaxalign.compare.study import Study
 from jaxalign.merge.algebra import Recipe
 from jaxalign.merge.run import merge
+from jaxalign.prepare.run import subspace
 from jaxalign.settings import AUTO, Config
+from jaxalign.terminal import say
 from jaxalign.train.finish import ENDS
 from jaxalign.train.record import FILE
 
@@ -89,6 +91,20 @@ def configs(study: Study, trial: Trial) -> list[Config]:
         found.append(stage.config(words))
         start = f"{output}/adapter"
     return found
+
+
+def prepare(study: Study, name: str, bases: Bases) -> None:
+    """Writes what is missing of the files that a system's runs read.
+
+    Raises:
+      UserError: as of `jaxalign prepare subspace`.
+    """
+    for stage in study.systems[name]:
+        made = stage.subspace
+        if made and not made.file.exists():
+            config = stage.config()
+            say(f"{name}: measuring {made.file}")
+            subspace(config, out=str(made.file), base=bases.under(config), **made.options)
 
 
 def train(study: Study, trial: Trial, bases: Bases) -> Outcome:

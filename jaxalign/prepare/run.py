@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from rich.table import Table
 
-from jaxalign.base import open_base
+from jaxalign.base import Base, open_base
 from jaxalign.data.languages import find_language
 from jaxalign.errors import UserError
 from jaxalign.multihost import is_main
@@ -31,12 +31,13 @@ def subspace(
     parallel: str,
     out: str,
     *,
-    layer: str,
-    pooling: str,
+    layer: str = "final",
+    pooling: str = "last",
     languages: Sequence[str] = (),
     rows: int = 0,
     pivot: str = "en",
     rank: int | None = None,
+    base: Base | None = None,
 ) -> None:
     """Writes the subspace of languages as .npz: `axis` [D], `basis` [D, r], `shifts` [n, D] (all
     float32), `languages` [n], `pivot`, `layer`, `pooling`, `base` (the fingerprint); prints sizes.
@@ -46,6 +47,7 @@ def subspace(
       out: the file.
       layer: `final`, or the number of a block.
       rank: of the basis; None: one less than there are languages.
+      base: the base of this configuration, where it is opened already.
       parallel: as of `language_means`, and so are the others.
 
     Raises:
@@ -53,7 +55,8 @@ def subspace(
     """
     tap = layer_of(layer)
     given: dict[str, Any] = {"languages": languages, "rows": rows, "pivot": pivot}
-    found = language_means(open_base(config), parallel, layer=tap, pooling=pooling, **given)
+    base = base or open_base(config)
+    found = language_means(base, parallel, layer=tap, pooling=pooling, **given)
     pivot = find_language(pivot, found.languages)
     made = subspace_of(found.means, found.languages.index(pivot), rank)
     arrays = {name: value.astype(np.float32) for name, value in made._asdict().items()}

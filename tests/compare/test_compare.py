@@ -11,8 +11,9 @@ from jaxalign.compare import run
 from jaxalign.compare.run import compare
 from jaxalign.compare.share import claim, each
 from jaxalign.compare.study import read_study
-from jaxalign.compare.trial import Diverged, Trial, cost
+from jaxalign.compare.trial import Bases, Diverged, Trial, configs, cost, prepare
 from jaxalign.errors import UserError
+from jaxalign.train import setup
 from jaxalign.train.finish import Result
 from tests.conftest import open_on_one_device
 from tests.tiny import ASSETS, base, rows
@@ -144,6 +145,20 @@ def test_data_is_read_before_anything_is_trained(files, tmp_path, monkeypatch, c
     assert "nothing.*" in capsys.readouterr().err
     assert main(["compare", str(files / "study.yaml"), "--only", "lens"]) == 2
     assert "--only: 'lens' is not a system" in capsys.readouterr().err
+
+
+def test_what_a_system_reads_is_measured_once(files, tmp_path, monkeypatch):
+    text = (files / "study.yaml").read_text()
+    given = f'{{subspace: {{parallel: "{files}/dev.*.jsonl"}}}}'
+    lens = f"  lens: {{prepare: {given}, align.objective: lens, align.languages: [en, da]}}\n"
+    (files / "lens.yaml").write_text(text.replace("  merged:", f"{lens}  merged:"))
+    study, bases = read_study(files / "lens.yaml", out=str(tmp_path)), Bases()
+    prepare(study, "lens", bases)
+    (config,) = configs(study, Trial("lens", 1))
+    assert setup.prepare(config, base=bases.under(config)).phases["align"].terms[0].name == "lens"
+    monkeypatch.setattr("jaxalign.compare.trial.subspace", None)
+    prepare(study, "lens", bases)
+    prepare(study, "sft", bases)
 
 
 def test_the_grid_chooses_by_validation_rows(files, tmp_path, monkeypatch):

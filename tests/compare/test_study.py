@@ -47,8 +47,7 @@ def test_the_shipped_comparison_loads():
     # Each configuration of a method takes part.
     used = {stage.file.name for stages in study.systems.values() for stage in stages}
     methods = {path.name for path in (SHIPPED.parent / "methods").glob("*.yaml")}
-    # But Lens, whose file `jaxalign prepare subspace` has to write first.
-    assert methods - {"lens.yaml"} <= used
+    assert methods <= used
 
 
 def test_jaxalign_config_prints_the_systems_of_a_comparison(capsys):
@@ -78,6 +77,17 @@ def test_a_stage_goes_on_from_the_one_before_it(write):
     assert second.adapter.start == "out/runs/stages/seed_2/stage_1/adapter"
     assert (first.task.weight, second.task.weight, second.align.weight) == (0, 1, 0)
     assert first.seed == second.seed == 2
+
+
+def test_a_stage_reads_the_file_that_is_prepared_for_it(write, tmp_path):
+    text = PLAIN + "  lens: {prepare: {subspace: {parallel: a.jsonl}}, align.objective: lens}\n"
+    study = read_study(write(text), out=str(tmp_path / "else"))
+    (stage,) = study.systems["lens"]
+    assert stage.subspace.file.parent == tmp_path / "else" / "prepared"
+    assert stage.config().align.options == {"subspace": {"file": str(stage.subspace.file)}}
+    assert study.systems["sft"][0].subspace is None
+    other = read_study(write(text.replace("a.jsonl", "b.jsonl")), out=str(tmp_path / "else"))
+    assert other.systems["lens"][0].subspace.file != stage.subspace.file
 
 
 def test_a_grid_is_every_combination(write):
@@ -116,6 +126,15 @@ def test_words_of_nested_and_dotted_settings():
         ("base: base.yaml\nsystems: {a/b: {}}", "'a/b' cannot name a system"),
         ("base: base.yaml\nsystems: {a: {align.leyer: 1}}", "did you mean 'align.layer'?"),
         ("base: base.yaml\nsystems: {a: {extends: [x]}}", "extends: ['x'] should be the name"),
+        ("base: base.yaml\nsystems: {a: {prepare: 1}}", "systems.a: prepare: 1 should be a mapp"),
+        (
+            "base: base.yaml\nsystems: {a: {prepare: {clusters: {}}}}",
+            "unknown key 'prepare.clusters'; did you mean 'subspace'?",
+        ),
+        (
+            "base: base.yaml\nsystems: {a: {prepare: {subspace: {}}}}",
+            "prepare.subspace: parallel: None should be a str",
+        ),
         ("base: base.yaml\nsystems: {a: {trainable: full}}", "share one base; compare adapters"),
         ("base: base.yaml\nseeds: [1, 1]\nsystems: {a: {}}", "seeds: [1, 1] should be a list"),
         ("base: base.yaml\nseeds: 3\nsystems: {a: {}}", "seeds: 3 should be a list"),
