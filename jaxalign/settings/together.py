@@ -59,11 +59,6 @@ def check_together(config: Config) -> None:
             f"batch.pack: {batch.pack} puts several texts into a sequence, and the prompts of a "
             "pool depend on the text; set batch.pack=auto or another adapter.kind"
         )
-    if kind != "lora" and config.mesh.seq != 1:
-        raise UserError(
-            f"mesh.seq: {config.mesh.seq} cuts sequences, and a {kind} stands in front of whole "
-            "ones; set mesh.seq=1 or adapter.kind=lora"
-        )
     if kind != "lora" and config.trainable == "full":
         raise UserError(
             f"adapter.kind: a {kind} is not trained where trainable=full trains the base itself; "

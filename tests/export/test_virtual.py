@@ -88,7 +88,6 @@ def test_what_does_not_fit_is_refused(run, base, kind, changes, told):
 
 def test_settings_that_contradict(configure):
     for more, told in {
-        "mesh.seq=2": r"mesh\.seq: 2 cuts sequences",
         "trainable=full": r"adapter\.kind: a prefix is not trained where trainable=full",
         "generate.adapter=merged": r"generate\.adapter: a prefix is not a change of weights",
     }.items():

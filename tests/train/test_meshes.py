@@ -80,8 +80,12 @@ def assert_close(ours, expected):
 
 
 @pytest.mark.parametrize("kind", ["prefix", "prompt", "pool"])
-@pytest.mark.parametrize("mesh", ["2x2x2", pytest.param("8x1", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "mesh",
+    ["1x2x2x2", *(pytest.param(mesh, marks=pytest.mark.slow) for mesh in ("8x1", "2x1x1x4"))],
+)
 def test_virtual_tokens_on_a_mesh(configure, monkeypatch, alone, mesh, kind):
+    """Three of them: with the text they are as many tokens as no `seq` axis divides."""
     config = configure(f"adapter.kind={kind}", "adapter.num_virtual_tokens=3", "align.group=4")
     if kind not in alone:
         alone[kind] = gradients(config, (1, 1, 1, 1), monkeypatch)
