@@ -50,6 +50,7 @@ def write(desk: Desk, run: Run, start: Start, progress: Progress, result: Result
         return
     content = {
         "run": start.identity,
+        "began_from": start.began_from,
         "stopped": result.stopped,
         "step": result.step,
         "best_step": result.best_step,
@@ -89,10 +90,10 @@ def _look(config: Config, desk: Desk) -> dict[str, Any]:
                 meta = read_meta(place)
             except Damaged:
                 continue  # whoever reads its arrays says so
-            check_settings(config, meta["config"], meta["progress"].get("best") is not None)
+            check_settings(config, meta, meta["progress"].get("best") is not None)
             return {}
         return {}
-    check_settings(config, record["config"], record["best_step"] is not None)
+    check_settings(config, record, record["best_step"] is not None)
     if _goes_on(config, record):
         if not known:
             raise UserError(

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxalign.base import weights_digest
 from jaxalign.errors import UserError
 from jaxalign.multihost import text_from_main
 from jaxalign.settings import Config
@@ -59,6 +60,7 @@ class Start:
     evaluated: bool  # whether what is due after this step was judged
     identity: str  # of the run, the same from its first update to its last
     data: dict[str, str]  # digests of its rows and of its options' files
+    began_from: str  # digest of the adapter that it began from
     notes: tuple[str, ...] = ()  # for the reader
     changed: dict[str, Any] = field(default_factory=dict)  # for the log
 
@@ -69,11 +71,11 @@ def resume(run: Run, store: Checkpoints) -> Start:
     Raises:
       UserError: the output holds another run, or one of which nothing is intact.
     """
-    data = digests(run)
+    data, before = digests(run), began_from(run.config)
     found = store.furthest(run.abstract_state, lambda meta: check_same(run, meta, data))
     standards.settle(run, found.meta if found else None)
     if found is None:
-        return Start(run.state, Progress(), 0, True, text_from_main(uuid.uuid4().hex), data)
+        return Start(run.state, Progress(), 0, True, text_from_main(uuid.uuid4().hex), data, before)
     step, meta = found.place.step, found.meta
     identity = str(meta.get("run", ""))  # older versions gave none
     progress, lost = _progress(store, meta, step)
@@ -85,6 +87,7 @@ def resume(run: Run, store: Checkpoints) -> Start:
         bool(meta.get("evaluated", True)),
         identity,
         data,
+        before,
         (*found.notes, *lost, *longer),
         {"total": [meta["total"], run.total]} if meta.get("total", run.total) != run.total else {},
     )
@@ -150,7 +153,7 @@ def check_same(run: Run, meta: dict, data: dict[str, str] | None = None) -> None
             f"{run.config.model.path}); use that base, or another output"
         )
     judged = meta["progress"].get("best") is not None
-    check_settings(run.config, meta["config"], judged)
+    check_settings(run.config, meta, judged)
     known = meta.get("data", {})
     for name, digest in (data or {}).items():
         part, of = name.split("/")
@@ -167,19 +170,37 @@ def check_same(run: Run, meta: dict, data: dict[str, str] | None = None) -> None
         )
 
 
-def check_settings(config: Config, then: dict[str, Any], judged: bool) -> None:
+def check_settings(config: Config, saved: dict[str, Any], judged: bool) -> None:
     """Compares settings with those that were saved.
+
+    Args:
+      saved: a checkpoint's meta or a run's record: its `config`, and perhaps `began_from`.
 
     Raises:
       UserError: some that must not change are different.
     """
-    found = differences(then, dataclasses.asdict(config), judged)
+    found = differences(saved["config"], dataclasses.asdict(config), judged)
+    if (known := saved.get("began_from")) and (now := began_from(config)):
+        if known != now:
+            raise UserError(
+                f"{config.output} began from another adapter than {config.adapter.start} holds "
+                "now; name that one as adapter.start, or choose another output"
+            )
+        found = [one for one in found if one[0] != "adapter.start"]  # its folder may move
     if found:
         was = "; ".join(f"with {key}={old}, now it is {new}" for key, old, new in found)
         back = "it" if len(found) == 1 else "them"
         raise UserError(
             f"{config.output} was trained {was}; set {back} back, or choose another output"
         )
+
+
+def began_from(config: Config) -> str:
+    """Digest of the adapter that a run begins from; '' of one that begins anew or is gone."""
+    try:
+        return weights_digest(config.adapter.start) if config.adapter.start else ""
+    except UserError:
+        return ""
 
 
 def meta_of(
@@ -192,6 +213,7 @@ def meta_of(
         "base": run.base.fingerprint,
         "model": run.config.model.path,
         "data": start.data,
+        "began_from": start.began_from,
         "total": run.total,
         "evaluated": evaluated,
         "progress": dataclasses.asdict(progress),

@@ -17,7 +17,7 @@ from jaxalign.errors import UserError
 from jaxalign.hf.load import load_params
 from jaxalign.hf.peft import load_peft
 from jaxalign.paths import Desk
-from jaxalign.train import loop, setup
+from jaxalign.train import loop, resume, setup
 from jaxalign.train.loop import train
 from jaxalign.train.resume import check_settings
 from jaxalign.train.stop import Request
@@ -305,13 +305,31 @@ def test_resume_with_other_settings_or_base_is_refused(configure, base, tmp_path
     assert train(configure("train.steps=6")).step == 6
 
 
+def test_the_adapter_that_a_run_began_from_may_move(configure, monkeypatch):
+    """It is compared by content; where that is not known, by its name."""
+    content = {"old": "a", "moved": "a", "other": "b", "gone": ""}
+    monkeypatch.setattr(resume, "began_from", lambda config: content[config.adapter.start])
+    saved = {"config": dataclasses.asdict(configure("adapter.start=old")), "began_from": "a"}
+
+    def check(start, saved=saved):
+        check_settings(configure(f"adapter.start={start}"), saved, judged=True)
+
+    check("moved")
+    with pytest.raises(UserError, match="began from another adapter than other holds now"):
+        check("other")
+    check("old", {"config": saved["config"]})
+    for start, known in (("gone", saved), ("moved", {"config": saved["config"]})):
+        with pytest.raises(UserError, match=f"with adapter.start=old, now it is {start}"):
+            check(start, known)
+
+
 def test_a_setting_that_an_older_checkpoint_did_not_save(configure):
     """It was at its default then, so it must be now, where it may not change."""
     saved = dataclasses.asdict(configure("lora.r=4"))
     del saved["model"]["quantize"], saved["lora"]["variant"], saved["train"]["patience"]
 
     def check(*words):
-        check_settings(configure(*words), saved, judged=True)
+        check_settings(configure(*words), {"config": saved}, judged=True)
 
     check("train.patience=3")  # no matter of the state
     with pytest.raises(UserError, match=r"was trained with model\.quantize=none, now it is nf4"):
