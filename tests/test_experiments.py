@@ -14,12 +14,17 @@ __all__ = ["base"]
 HERE = Path(__file__).resolve().parents[1] / "experiments" / "standardised"
 
 
-@pytest.fixture(scope="module")
-def experiment():
-    spec = importlib.util.spec_from_file_location("standardised", HERE / "run.py")
+def script(file):
+    """A script of the experiments as a module."""
+    spec = importlib.util.spec_from_file_location(file.stem, file)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def experiment():
+    return script(HERE / "run.py")
 
 
 @pytest.fixture(scope="module")
@@ -73,13 +78,30 @@ def test_a_run_and_its_repetition(experiment, data, base, tmp_path, monkeypatch,
     assert capsys.readouterr().out.splitlines() == shown
 
 
+@pytest.mark.parametrize("name", ["gemma_gpu", "gemma_transfer", "gemma_controls"])
+def test_the_tables_of_real_models_are_those_of_the_page(name, tmp_path):
+    folder = HERE.parent / "real_llm"
+    report = json.loads((folder / "results" / f"{name}.json").read_text("utf-8"))
+    page = (HERE.parents[1] / "docs" / "results.md").read_text("utf-8")
+    for line in script(folder / "table.py").table(report).splitlines():
+        assert line in page
+    if name == "gemma_gpu":
+        script(folder / "draw.py").draw(report, tmp_path / "gains.png")
+        assert (tmp_path / "gains.png").stat().st_size > 10_000
+
+
+def test_the_curves_of_real_models_are_those_of_the_page():
+    curves = script(HERE.parent / "real_llm" / "curves.py")
+    page = (HERE.parents[1] / "docs" / "results.md").read_text("utf-8")
+    assert all(line in page for line in curves.table().splitlines())
+
+
 def test_the_study_of_real_models_loads_and_its_rows_are_held_out(data, tmp_path):
     folder = HERE.parent / "real_llm"
-    study = read_study(folder / "transfer.yaml", ["model.path=x"])
-    assert study.names[:2] == ["sft", "aligned"]
-    spec = importlib.util.spec_from_file_location("real_llm_data", folder / "data.py")
-    rows = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(rows)
+    for file in ("transfer.yaml", "transfer_gpu.yaml", "sweep_gpu.yaml"):
+        study = read_study(folder / file, ["model.path=x"])
+        assert study.names[:2] == ["sft", "aligned"]
+    rows = script(folder / "data.py")
     tatoeba = tmp_path / "de-en.tsv"
     long = "x" * (rows.LONGEST + 1)
     tatoeba.write_text(f"ja\tYes\njawohl\tyes\n{long}\tlong\nnein\tno\n", "utf-8")

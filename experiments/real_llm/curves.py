@@ -1,6 +1,6 @@
 """Which layer finds translations, by raw and by standardised states: reports of `jaxalign probe`.
 
-python experiments/real_llm/curves.py reduce NAME PROBE/report.json   # into results/probe/NAME.json
+python experiments/real_llm/curves.py reduce NAME PROBE/report.json   # into results/probe
 python experiments/real_llm/curves.py table                           # of all that is there
 python experiments/real_llm/curves.py draw curves.png
 """
@@ -34,13 +34,15 @@ def reduce(name: str, report: Path) -> None:
         kept[key] = mean(found["pivoted"][key])[0, 0].round(4).tolist()
     for key in HEALTH:
         kept[key] = mean(np.reshape(found["health"][key][0][0], (len(kept["margin"]), -1))).tolist()
-    HERE.mkdir(parents=True, exist_ok=True)
-    (HERE / f"{name}.json").write_text(json.dumps(kept, indent=1) + "\n", "utf-8")
+    file = HERE / f"{name.lower().replace(' ', '-')}.json"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps({"name": name} | kept, indent=1) + "\n", "utf-8")
 
 
 def known() -> dict[str, dict[str, Any]]:
     """The probes that are there, by name."""
-    return {file.stem: json.loads(file.read_text("utf-8")) for file in sorted(HERE.glob("*.json"))}
+    found = [json.loads(file.read_text("utf-8")) for file in sorted(HERE.glob("*.json"))]
+    return {one["name"]: one for one in found}
 
 
 def table() -> str:

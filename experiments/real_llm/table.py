@@ -21,7 +21,7 @@ def table(report: dict) -> str:
         f"|---|{'---:|' * len(groups)}",
     ]
     for system in comparison["systems"]:
-        cells = [f"{system}, {comparison['seeds'][system]}"]
+        cells = [f"{system.replace('_', ' ')}, {comparison['seeds'][system]}"]
         for group in groups:
             score = measure["groups"][system][group]
             text = f"{score['mean']:.1f} ± {score['std']:.1f}"
