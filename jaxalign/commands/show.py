@@ -18,10 +18,11 @@ class Show(Configured):
         """Prints how many rows there are, and the first ones."""
         config = self.load()
         from jaxalign.data.chat import load_tokenizer, show
-        from jaxalign.data.streams import pair_stream, task_stream
+        from jaxalign.data.streams import ALIGNED, task_stream
 
         tokenizer = load_tokenizer(config.model.path, config.model.revision)
-        for part, stream in ((config.task, task_stream), (config.align, pair_stream)):
+        aligned = ALIGNED[config.align.rows]
+        for part, stream in ((config.task, task_stream), (config.align, aligned)):
             if part.weight > 0 and part.train:
                 found = stream(config, tokenizer)
                 say(f"{found.report}; {found.shape}")

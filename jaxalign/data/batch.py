@@ -1,4 +1,4 @@
-"""What a step receives: NumPy batches of task rows and of sentence pairs, and how rows fill them.
+"""What a step receives: NumPy batches of task rows, sentence pairs and rows of two prompts.
 
 Only the positions that predict an answer token are listed (`answer_at`, `answers`), so that the
 vocabulary projection runs on them alone; everything else of a batch has the padded length T.
@@ -110,6 +110,44 @@ class PairBatch(NamedTuple):
         }
 
 
+class PromptBatch(NamedTuple):
+    """One answer behind two prompts, padded on the right; row b of both sides has the same answer.
+
+    Such rows are always padded, each in a sequence of its own.
+    """
+
+    student: np.ndarray  # int32 [B, T]
+    student_roles: np.ndarray  # int8 [B, T]; 0 at padding
+    student_at: np.ndarray  # int32 [B, A]; the position that predicts answers[b, a]
+    teacher: np.ndarray  # int32 [B, T]
+    teacher_roles: np.ndarray  # int8 [B, T]
+    teacher_at: np.ndarray  # int32 [B, A]
+    answers: np.ndarray  # int32 [B, A]; token to predict, -100 for none
+    rows: Any = None  # int32 [B]; the stream's row, -1 where a place is empty
+    student_language: Any = None  # int32 [B]
+    teacher_language: Any = None  # int32 [B]
+    flat: None = None  # never end to end
+
+    def sides(self) -> dict[str, Side]:
+        """`student` and `teacher`, of one length."""
+        return {
+            "student": Side(
+                self.student,
+                self.student_roles != PADDING,
+                answer_at=self.student_at,
+                roles=self.student_roles,
+                language=self.student_language,
+            ),
+            "teacher": Side(
+                self.teacher,
+                self.teacher_roles != PADDING,
+                answer_at=self.teacher_at,
+                roles=self.teacher_roles,
+                language=self.teacher_language,
+            ),
+        }
+
+
 @dataclass(frozen=True)
 class Encoded:
     """One task row as tokens; what follows the first `prompt` tokens is the answer."""
@@ -136,10 +174,7 @@ class Encoded:
     @property
     def roles(self) -> np.ndarray:
         """int8 [t]: what each token is."""
-        roles = np.full(len(self.tokens), TEMPLATE, np.int8)
-        roles[slice(*self.text)] = TEXT
-        roles[self.prompt :] = ANSWER
-        return roles
+        return roles_of(len(self.tokens), self.text, self.prompt)
 
     @property
     def targets(self) -> int:
@@ -157,6 +192,38 @@ class EncodedPair:
     origin: str = ""
     whole: int = 0  # the longer side before the cut
     languages: tuple[str, str] = ("", "")  # of the source, of the target
+
+    @property
+    def sides(self) -> tuple[np.ndarray, np.ndarray]:
+        """The tokens of both."""
+        return self.source, self.target
+
+
+@dataclass(frozen=True)
+class EncodedPrompts:
+    """One answer behind two prompts, as tokens; both sides end with the answer's."""
+
+    student: np.ndarray  # int32 [t]
+    teacher: np.ndarray  # int32 [s]
+    targets: int  # how many tokens are the answer's, at the end of both
+    language: str = ""  # "de-en"
+    origin: str = ""
+    whole: int = 0  # the longer side before the cut
+    text: tuple[tuple[int, int], tuple[int, int]] = ((0, 0), (0, 0))  # as of `Encoded`
+    languages: tuple[str, str] = ("", "")  # of the student's prompt, of the teacher's
+
+    @property
+    def sides(self) -> tuple[np.ndarray, np.ndarray]:
+        """The tokens of both."""
+        return self.student, self.teacher
+
+
+def roles_of(length: int, text: tuple[int, int], prompt: int) -> np.ndarray:
+    """int8 [length]: what each token of a row is."""
+    roles = np.full(length, TEMPLATE, np.int8)
+    roles[slice(*text)] = TEXT
+    roles[prompt:] = ANSWER
+    return roles
 
 
 def collate_tasks(
@@ -226,6 +293,38 @@ def collate_pairs(
             mask[side, b, : len(row)] = 1
     source, target = (None, None) if languages is None else languages
     return PairBatch(ids[0], mask[0], ids[1], mask[1], numbers, source, target)
+
+
+def collate_prompts(
+    rows: Sequence[EncodedPrompts | None],
+    length: int,
+    capacity: int,
+    pad_id: int,
+    numbers: np.ndarray | None = None,
+    languages: np.ndarray | None = None,  # int32 [2, B]
+) -> PromptBatch:
+    """Fills one batch of B rows, both sides padded to the same T; None leaves an empty row.
+
+    Args:
+        capacity: A, the number of target places; the rest as of `collate_tasks`.
+    """
+    size = len(rows)
+    tokens = np.full((2, size, length), pad_id, np.int32)
+    roles = np.zeros((2, size, length), np.int8)
+    at = np.zeros((2, size, capacity), np.int32)
+    answers = np.full((size, capacity), NO_TARGET, np.int32)
+    for b, row in enumerate(rows):
+        if row is None:
+            continue
+        answers[b, : row.targets] = row.student[len(row.student) - row.targets :]
+        for side, (own, text) in enumerate(zip(row.sides, row.text, strict=True)):
+            end, first = len(own), len(own) - row.targets
+            tokens[side, b, :end] = own
+            roles[side, b, :end] = roles_of(end, text, first)
+            at[side, b, : row.targets] = np.arange(first, end) - 1
+    student, teacher = (None, None) if languages is None else languages
+    arrays = tokens[0], roles[0], at[0], tokens[1], roles[1], at[1], answers
+    return PromptBatch(*arrays, numbers, student, teacher)
 
 
 def cover(length: int, multiple: int) -> int:

@@ -1,4 +1,4 @@
-"""Streams: endless task rows and sentence pairs as batches, each a pure function of its index.
+"""Streams: endless rows as batches, each a pure function of its index.
 
 Everything is tokenised once, when a stream is built. A batch depends on the seed and its index
 alone, so a resumed run, another host or a second look sees the same one. A process makes only the
@@ -28,7 +28,9 @@ from jaxalign.data.batch import (
     NO_LANGUAGE,
     Encoded,
     EncodedPair,
+    EncodedPrompts,
     PairBatch,
+    PromptBatch,
     TaskBatch,
     collate_pairs,
     collate_tasks,
@@ -38,8 +40,8 @@ from jaxalign.data.flat import Layout, own_of
 from jaxalign.data.languages import language_number
 from jaxalign.data.sampling import Grouped, Packed, Sequential, Shuffled, Slot
 
-Row = TypeVar("Row", Encoded, EncodedPair)
-Batch = TypeVar("Batch", TaskBatch, PairBatch)
+Row = TypeVar("Row", Encoded, EncodedPair, EncodedPrompts)
+Batch = TypeVar("Batch", TaskBatch, PairBatch, PromptBatch)
 Order = Sequential | Shuffled | Grouped | Packed
 
 CAPACITY_STEP = 16  # answer capacities are multiples of it, to keep compiled shapes few
@@ -271,11 +273,7 @@ class TaskStream(Stream[Encoded, TaskBatch]):
         """A for each T: room for the longest answer of all rows that may come with this T."""
         if isinstance(self._order, Packed):
             return dict.fromkeys(self.buckets, self._order.capacity)
-        longest = {
-            bucket: max((r.targets for r in self.rows if len(r.tokens) <= bucket), default=1)
-            for bucket in self.buckets
-        }
-        return {t: min(cover(targets, CAPACITY_STEP), t) for t, targets in longest.items()}
+        return capacities_of(self.buckets, [(len(row.tokens), row.targets) for row in self.rows])
 
     def _spoken(self, row: Encoded) -> tuple[str, ...]:
         return (row.language,)
@@ -331,10 +329,26 @@ class PairStream(Stream[EncodedPair, PairBatch]):
 
     def _collate(self, slots: Sequence[Slot], length: int) -> PairBatch:
         pairs = [self.rows[slot[0]] if slot else None for slot in slots]
-        numbers = np.array([slot[0] if slot else -1 for slot in slots], np.int32)
-        spoken = [pair and [language_number(name) for name in pair.languages] for pair in pairs]
-        languages = np.array([both or [NO_LANGUAGE] * 2 for both in spoken], np.int32).T
+        numbers, languages = numbers_of(slots, pairs)
         return collate_pairs(pairs, length, self._pad_id, numbers, languages)
+
+
+def capacities_of(buckets: Sequence[int], rows: Sequence[tuple[int, int]]) -> dict[int, int]:
+    """T -> A, room for the targets of all rows (tokens, targets) that may come with this T."""
+    found = {}
+    for bucket in buckets:
+        most = max((targets for length, targets in rows if length <= bucket), default=1)
+        found[bucket] = min(cover(most, CAPACITY_STEP), bucket)
+    return found
+
+
+def numbers_of(
+    slots: Sequence[Slot], rows: Sequence[EncodedPair | EncodedPrompts | None]
+) -> tuple[np.ndarray, np.ndarray]:
+    """int32 [B] row numbers and [2, B] languages of both sides, of slots with a row or none."""
+    numbers = np.array([slot[0] if slot else -1 for slot in slots], np.int32)
+    spoken = [row and [language_number(name) for name in row.languages] for row in rows]
+    return numbers, np.array([both or [NO_LANGUAGE] * 2 for both in spoken], np.int32).T
 
 
 def each(change: Callable[..., np.ndarray], *batches: Any) -> Any:
@@ -365,6 +379,6 @@ def prefetch(item: Callable[[int], Any], start: int, stop: int) -> Iterator[Any]
         iterator.close()
 
 
-def longer(pair: EncodedPair) -> int:
+def longer(row: EncodedPair | EncodedPrompts) -> int:
     """Tokens of the longer side."""
-    return max(len(pair.source), len(pair.target))
+    return max(map(len, row.sides))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from jaxalign.data.batch import Encoded, EncodedPair
+from jaxalign.data.batch import Encoded, EncodedPair, EncodedPrompts
 from jaxalign.terminal import console, visible
 
 if TYPE_CHECKING:
@@ -20,14 +20,15 @@ if TYPE_CHECKING:
 
 
 def show(
-    rows: Sequence[Encoded | EncodedPair],
+    rows: Sequence[Encoded | EncodedPair | EncodedPrompts],
     tokenizer: PreTrainedTokenizerBase,
     screen: Console | None = None,
 ) -> None:
     """Prints rows as the model gets them.
 
-    Task rows: trained tokens green between ⟦ ⟧, the rest dim. Pairs: pooled tokens cyan. Special
-    tokens are written out and bold. Piped output has no colours; the brackets stay.
+    Task rows, also behind two prompts: trained tokens green between ⟦ ⟧, the rest dim. Pairs:
+    pooled tokens cyan. Special tokens are written out and bold. Piped output has no colours; the
+    brackets stay.
     """
     from rich.text import Text
 
@@ -41,15 +42,26 @@ def show(
                 body.append(f"{side}, {len(tokens)} tokens pooled: ", style="dim")
                 _append(body, tokens, tokenizer, "cyan")
                 body.append("\n")
+        elif isinstance(row, EncodedPrompts):
+            for side, tokens in zip(("student", "teacher"), row.sides, strict=True):
+                body.append(f"{side}, {len(tokens)} tokens: ", style="dim")
+                _answered(body, tokens, len(tokens) - row.targets, tokenizer)
         else:
             cut = f", cut from {row.whole}" if row.whole > len(row.tokens) else ""
             head.append(f" · {len(row.tokens)} tokens{cut}, {row.targets} trained")
-            _append(body, row.tokens[: row.first], tokenizer, "dim")
-            body.append("⟦", style="green")
-            _append(body, row.tokens[row.first :], tokenizer, "green")
-            body.append("⟧\n", style="green")
+            _answered(body, row.tokens, row.first, tokenizer)
         screen.print(head, soft_wrap=True)
         screen.print(body, soft_wrap=True)
+
+
+def _answered(
+    text: Text, tokens: np.ndarray, first: int, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    """Adds a row whose tokens from the first one on are trained."""
+    _append(text, tokens[:first], tokenizer, "dim")
+    text.append("⟦", style="green")
+    _append(text, tokens[first:], tokenizer, "green")
+    text.append("⟧\n", style="green")
 
 
 def _append(text: Text, tokens: np.ndarray, tokenizer: PreTrainedTokenizerBase, style: str) -> None:

@@ -2,6 +2,7 @@
 
 tasks = task_stream(config, tokenizer, "train")          # a loader.TaskStream
 pairs = pair_stream(config, tokenizer, "valid")          # a loader.PairStream
+prompts = prompt_stream(config, tokenizer, "train")      # a loader.PromptStream
 """
 
 from __future__ import annotations
@@ -9,22 +10,33 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
 from jaxalign.data import sources, tasks
-from jaxalign.data.batch import cover
+from jaxalign.data.batch import Encoded, EncodedPrompts, cover
 from jaxalign.data.chat import encode_examples
 from jaxalign.data.flat import Text, begin, lay, own_of, shared_by
 from jaxalign.data.languages import split_direction
-from jaxalign.data.loader import CAPACITY_STEP, Order, PairStream, Report, Row, TaskStream, longer
+from jaxalign.data.loader import (
+    CAPACITY_STEP,
+    Order,
+    PairStream,
+    Report,
+    Row,
+    TaskStream,
+    longer,
+)
 from jaxalign.data.pairs import encode_pairs, shuffle_targets, to_pair
+from jaxalign.data.prompts import PromptStream, encode_both, two_prompts
 from jaxalign.data.sampling import Grouped, Packed, Sequential, Shuffled, choose_buckets, mixture
 from jaxalign.data.stem import Stem
 from jaxalign.data.transforms import transformed
 from jaxalign.errors import UserError
 from jaxalign.settings import AlignConfig, Config, TaskConfig
+
+Answered = TypeVar("Answered", Encoded, EncodedPrompts)
 
 # Own tokens of the longest text that `batch.pack=auto` lays end to end: scores of longer ones are
 # many, and attention kernels, which form none, take padded rows.
@@ -62,26 +74,14 @@ def task_stream(
     encoded = encode_examples(
         examples, tokenizer, config.prompt.template, config.prompt.system, limit
     )
-    for row in encoded:
-        if not row.answered and row.whole <= limit:
-            raise UserError(
-                f"{row.origin}: the answer adds no token to the prompt, so no token of this row "
-                "would be trained; fill it or remove the row"
-            )
     rows = [
         dataclasses.replace(
             row,
             everything=config.task.loss == "all",
             languages=split_direction(row.language) if directed else (row.language,) * 2,
         )
-        for row in encoded
-        if row.answered
+        for row in _answered(encoded, f"task.{split}", limit)
     ]
-    if not rows:
-        raise UserError(
-            f"task.{split}: in all {len(encoded)} rows the prompt alone fills the {limit} tokens "
-            f"allowed, nothing is left to train; raise batch.max_length"
-        )
     report = _report(rows, len(encoded), [r.whole > len(r.tokens) for r in rows])
     size, pad_id = config.batch.size, tokenizer.pad_token_id
     lengths = [len(row.tokens) for row in rows]
@@ -144,6 +144,56 @@ def pair_stream(
     group = config.align.group if config.align.negatives == "group" else 0
     layout = lay(started, order, size, ways, pad_id, stem, group=group) if laid else None
     return PairStream(rows, order, size, buckets, pad_id, report, layout)
+
+
+def prompt_stream(
+    config: Config, tokenizer: PreTrainedTokenizerBase, split: str = "train", ways: int = 1
+) -> PromptStream:
+    """The rows of one answer behind two prompts; arguments and errors as `task_stream`.
+
+    They have no layout, whatever `batch.pack` says: their two answers, of one row, would be apart
+    in a sequence.
+    """
+    records = _records(config.align, "align", split, config.seed)
+    prompts = two_prompts(records, config.task.kind, config.align.pivot)
+    prompts = _keep(prompts, config.align, "align", split, lambda p: [set(p.languages)])
+    limit = min(config.batch.max_length, tokenizer.model_max_length)
+    asked = config.prompt
+    encoded = encode_both(prompts, tokenizer, asked.template, asked.system, limit)
+    rows = _answered(encoded, f"align.{split}", limit)
+    report = _report(rows, len(encoded), [row.whole > longer(row) for row in rows])
+    size = config.batch.pairs
+    buckets = _buckets(config, [longer(row) for row in rows], size, "batch.max_length")
+    order = _order(rows, config.align, config.seed + 1, split)
+    return PromptStream(rows, order, size, buckets, tokenizer.pad_token_id, report)
+
+
+# Of the alignment phase, by `align.rows`.
+ALIGNED: dict[str, Callable[..., PairStream | PromptStream]] = {
+    "pairs": pair_stream,
+    "prompts": prompt_stream,
+}
+
+
+def _answered(encoded: Sequence[Answered], name: str, limit: int) -> list[Answered]:
+    """The rows of which a token of the answer is there to be predicted.
+
+    Raises:
+        UserError: there is none, or a row's answer is no token.
+    """
+    for row in encoded:
+        if not row.targets and row.whole <= limit:
+            raise UserError(
+                f"{row.origin}: the answer adds no token to the prompt, so no token of this row "
+                "would be trained; fill it or remove the row"
+            )
+    rows = [row for row in encoded if row.targets]
+    if not rows:
+        raise UserError(
+            f"{name}: in all {len(encoded)} rows the prompt alone fills the {limit} tokens "
+            f"allowed, nothing is left to train; raise batch.max_length"
+        )
+    return rows
 
 
 def _shared(

@@ -16,6 +16,7 @@ from jaxalign.named import find
 from jaxalign.objectives.cka import cka, drift
 from jaxalign.objectives.contrastive import contrastive
 from jaxalign.objectives.declare import Objective, bind, both_sides, declare
+from jaxalign.objectives.distil import distil
 from jaxalign.objectives.language_matching import language_matching
 from jaxalign.objectives.language_model import language_model
 from jaxalign.objectives.lens import lens
@@ -28,6 +29,7 @@ OBJECTIVES: dict[str, Callable[..., Loss]] = {
     "drift": drift,
     "language_matching": language_matching,
     "lens": lens,
+    "distil": distil,
 }
 
 __all__ = [

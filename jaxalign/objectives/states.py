@@ -34,7 +34,8 @@ class Needs(NamedTuple):
     taps: tuple[Tap, ...] = ()
     reference: tuple[Tap, ...] = ()  # the same of the frozen base, without the adapter
     # Final states at the places that predict an answer token: `trained`; `stopped`: no gradient
-    # flows into them (nor into this side's taps); `reference`: those of the frozen base.
+    # flows into them (nor into this side's taps); `reference`: those of the frozen base; `start`:
+    # of the adapter that training started from, on a base without one the base's.
     answers: str = ""
 
     def __add__(self, other: Any) -> Needs:  # type: ignore[override]  # the union, not a chain
@@ -82,7 +83,8 @@ class View(NamedTuple):
 class States(NamedTuple):
     """A batch after the model: a view of each side that an objective asked for."""
 
-    views: dict[str, View]  # `text` of task rows; `source` and `target` of pairs
+    # `text` of task rows; `source` and `target` of pairs; `student` and `teacher` of prompts.
+    views: dict[str, View]
     head: jax.Array | None = None  # [V, D]; where the answers are asked for
     soft_cap: float = 0.0  # logits are c·tanh(hidden · head / c); 0: no cap
     heads: dict[str, Any] = {}  # term -> what it trains next to the adapter  # noqa: RUF012
@@ -101,6 +103,16 @@ class States(NamedTuple):
     def target(self) -> View:
         """The targets of sentence pairs."""
         return self.views["target"]
+
+    @property
+    def student(self) -> View:
+        """The answer behind the prompt from which it is learnt."""
+        return self.views["student"]
+
+    @property
+    def teacher(self) -> View:
+        """The same answer behind the other prompt."""
+        return self.views["teacher"]
 
     @property
     def hidden(self) -> jax.Array:

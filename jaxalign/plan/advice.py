@@ -14,7 +14,7 @@ from typing import Any
 from jaxalign.errors import UserError
 from jaxalign.plan.run import Plan, find_spec, plan_run
 from jaxalign.settings import Config, check
-from jaxalign.train.phases import PHASES, active_phases
+from jaxalign.train.phases import active_phases, facts_of
 
 Words = dict[str, Any]  # key -> value
 LIGHTER: dict[str, tuple[str, ...]] = {
@@ -65,7 +65,7 @@ def split(config: Config, ways: int) -> Words | None:
     """
     words: Words = {"batch.accumulate": config.batch.accumulate * ways}
     for name in active_phases(config):
-        if (own := PHASES[name].divided(config, ways)) is None:
+        if (own := facts_of(config, name).divided(config, ways)) is None:
             return None
         words |= own
     return words

@@ -33,7 +33,7 @@ from jaxalign.plan.programs import (
 from jaxalign.plan.rows import Rows
 from jaxalign.plan.topology import FORMS
 from jaxalign.train.design import Design
-from jaxalign.train.phases import PHASES
+from jaxalign.train.phases import PHASES, facts_of
 
 PRECISION = 0.3  # of the peak: what `tests/plan/test_analytic.py` holds it to
 
@@ -98,7 +98,7 @@ def pace(plan: Design, chip: Chip, names: tuple[str, ...]) -> float:
         asked = job(plan, name)
         work = asked.least / plan.mesh.size * again / chip.flops
         total += max(work, _gathers(plan, name) / link) + 0.5 * _sums(plan, name) / link
-        rows += PHASES[name].rows(plan.config)
+        rows += facts_of(plan.config, name).rows(plan.config)
     return total / max(rows, 1)
 
 

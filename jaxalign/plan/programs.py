@@ -29,7 +29,7 @@ from jaxalign.plan.job import Job
 from jaxalign.plan.rows import Rows
 from jaxalign.sharding import batch_sharding, replicated
 from jaxalign.train.design import Design
-from jaxalign.train.phases import PHASES
+from jaxalign.train.phases import PHASES, facts_of
 from jaxalign.train.rules import RULES
 
 NO_ROWS: Mapping[str, Rows] = {}
@@ -224,19 +224,19 @@ def _batch(plan: Design, phase: str, rows: Rows | None, number: int) -> Any:
     if rows:
         return jax.tree.map(place, rows.shapes(number))
     ids = jax.ShapeDtypeStruct((number, *_size(plan, phase)), jnp.int32)
-    return jax.tree.map(place, PHASES[phase].batch(ids))
+    return jax.tree.map(place, facts_of(plan.config, phase).batch(ids))
 
 
 def _size(plan: Design, phase: str) -> tuple[int, int]:
     """Rows (or pairs) of a micro-batch, and their length."""
-    facts = PHASES[phase]
+    facts = facts_of(plan.config, phase)
     return facts.rows(plan.config), facts.longest(plan.config)
 
 
 def _shape(plan: Design, phase: str, rows: Rows | None) -> str:
     number, length = _size(plan, phase)
     built = plan.phases[phase]
-    what = rows.what if rows else f"{number}{PHASES[phase].unit} x {length}"
+    what = rows.what if rows else f"{number}{facts_of(plan.config, phase).unit} x {length}"
     stops = "" if built.whole else f", layer {built.blocks(plan.spec)}"
     return f"{what}{stops}"
 
@@ -254,7 +254,7 @@ def _gradient(plan: Design, phase: str, rows: Rows | None) -> Job:
     # The gradient of the phase before waits for this one's.
     waiting = None if first else plan.state.trained
     lengths = rows.stream.lengths if rows else plan.config.batch.buckets
-    same = len(lengths) == 1 or (not rows and PHASES[phase].packed(plan.config))
+    same = len(lengths) == 1 or (not rows and facts_of(plan.config, phase).packed(plan.config))
     together = number == 1 or same or RULES[plan.phases[phase].rule].one is None
     number = number if together else 1
     batch = _batch(plan, phase, rows, number)

@@ -19,7 +19,7 @@ from jaxalign.data.loader import Stream
 from jaxalign.data.tokenizer import load_tokenizer
 from jaxalign.errors import UserError
 from jaxalign.settings import Config
-from jaxalign.train.phases import PHASES, active_phases
+from jaxalign.train.phases import active_phases, facts_of
 from jaxalign.train.setup import steps_of_epochs
 
 LOOKED = 256  # micro-batches whose tokens are counted
@@ -92,9 +92,9 @@ def read(config: Config, ways: int) -> tuple[dict[str, Rows], int]:
     Raises:
       UserError: no data is named, or rows or tokenizer cannot be read.
     """
-    active = active_phases(config)
-    for name in active:
-        if not PHASES[name].part(config).train:
+    phases = {name: facts_of(config, name) for name in active_phases(config)}
+    for name, facts in phases.items():
+        if not facts.part(config).train:
             raise UserError(f"--data: {name}.train is empty; name its files, or leave --data out")
     try:
         tokenizer = load_tokenizer(config.model.path, config.model.revision)
@@ -102,7 +102,7 @@ def read(config: Config, ways: int) -> tuple[dict[str, Rows], int]:
         raise UserError(
             f"--data needs the tokenizer of model.path, a folder or a hub model: {error}"
         ) from error
-    streams = {name: PHASES[name].stream(config, tokenizer, ways=ways) for name in active}
+    streams = {name: facts.stream(config, tokenizer, ways=ways) for name, facts in phases.items()}
     updates = config.train.steps or steps_of_epochs(config, streams)
-    found = {name: Rows.usual(stream, PHASES[name].unit) for name, stream in streams.items()}
+    found = {name: Rows.usual(stream, phases[name].unit) for name, stream in streams.items()}
     return found, updates

@@ -30,7 +30,7 @@ from jaxalign.plan.topology import Place, devices
 from jaxalign.settings import AUTO, BatchConfig, Config, MeshConfig
 from jaxalign.sharding import AXES, make_mesh, mesh_sizes, row_ways, shard_tree, split_slices
 from jaxalign.train.design import Design, adapter_of, check_fit, design, placed
-from jaxalign.train.phases import PHASES
+from jaxalign.train.phases import facts_of
 
 MODELS = Path(__file__).parent / "models.yaml"
 PADDED = (
@@ -73,7 +73,7 @@ class Plan:
 
     def rows(self, phase: str) -> int:
         """Task rows or pairs of one micro-batch."""
-        return PHASES[phase].rows(self.config)
+        return facts_of(self.config, phase).rows(self.config)
 
     @property
     def update(self) -> list[tuple[Program, float]]:

@@ -18,7 +18,7 @@ from jaxalign.plan.analytic import PRECISION
 from jaxalign.plan.run import Plan, find_spec, plan_run
 from jaxalign.plan.topology import Place
 from jaxalign.settings import Config
-from jaxalign.train.phases import PHASES, active_phases
+from jaxalign.train.phases import PHASES, active_phases, facts_of
 
 REMATS = ("full", "names", "none")
 BASES = ("none", "int8")
@@ -173,7 +173,7 @@ def _value(config: Config, key: str, place: Place) -> object:
 
 
 def _meshes(config: Config, place: Place, spec: ModelSpec) -> Iterator[Words]:
-    rows = [PHASES[name].rows(config) for name in active_phases(config)]
+    rows = [facts_of(config, name).rows(config) for name in active_phases(config)]
     chips = place.chips
     for data, tensor, seq in itertools.product(_divisors(chips), repeat=3):
         if chips % (data * tensor * seq) or data % place.slices:

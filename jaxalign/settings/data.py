@@ -120,12 +120,23 @@ class AlignConfig:
         "later tokens weigh more",
         choices=("mean", "mean_rest", "first", "last", "position"),
     )
+    rows: str = setting(
+        "pairs",
+        "`prompts`: one answer behind two prompts, from task rows (`task.kind`) of one `id`",
+        choices=("pairs", "prompts"),
+        see="objectives.md#two-prompts",
+    )
+    pivot: str = setting(
+        "en",
+        "with `align.rows=prompts` the language of the teacher's prompts; empty: it reads the "
+        "student's own",
+    )
     control: str = setting(
         "none",
         "`shuffled`: targets are moved to other sources (a control run)",
         choices=("none", "shuffled"),
     )
-    train: list[str] = setting([], "sentence pairs; sources as in `task.train`")
+    train: list[str] = setting([], "sentence pairs, or task rows; sources as in `task.train`")
     valid: list[str] = setting([], "as `align.train`; what validation measures")
     columns: dict[str, str] = setting({}, "our field name: the data's")
     languages: list[str] = setting([], "keep pairs whose both sides are listed; empty: all")
@@ -170,7 +181,7 @@ class BatchConfig:
     """Sizes are global: rows of one micro-batch over all devices and hosts."""
 
     size: int = setting(32, "task rows (packed: sequences) of a micro-batch", lowest=1)
-    pairs: int = setting(32, "sentence pairs of a micro-batch", lowest=1)
+    pairs: int = setting(32, "sentence pairs (or rows of two prompts) of a micro-batch", lowest=1)
     accumulate: int = setting(4, "micro-batches per update (`joint`: of each phase)", lowest=1)
     max_length: int = setting(
         2048, "tokens of a task row; longer rows are cut on the right and counted", lowest=2

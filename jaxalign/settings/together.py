@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from jaxalign.errors import UserError
+from jaxalign.settings.data import AUTO
 
 if TYPE_CHECKING:
     from jaxalign.settings import Config
+    from jaxalign.settings.data import AlignConfig
 
 
 def check_together(config: Config) -> None:
@@ -31,6 +33,8 @@ def check_together(config: Config) -> None:
                 f"batch.pairs: {pairs} is not a multiple of align.group="
                 f"{config.align.group}; change one of them or set align.negatives=global"
             )
+    if config.align.rows == "prompts" and config.align.weight > 0:
+        _check_prompts(config.align)
     if every == "microbatch" and batch.accumulate == 1:
         rare = next((n for n, one in enumerate(config.objectives) if one.every > 1), None)
         if rare is not None and config.task.weight > 0 and config.align.weight > 0:
@@ -86,3 +90,16 @@ def check_together(config: Config) -> None:
             f"log.profile: {config.log.profile} should be the first update and how many, both 1 or "
             "more, as in [10,3]"
         )
+
+
+def _check_prompts(align: AlignConfig) -> None:
+    """What is of sentence pairs alone."""
+    for key, value, default in (
+        ("layer", AUTO, "a number"),
+        ("control", "shuffled", "none"),
+    ):
+        if getattr(align, key) == value:
+            raise UserError(
+                f"align.{key}: {value} needs sentence pairs, and align.rows=prompts has prompts "
+                f"and answers; set align.{key} to {default}, or align.rows=pairs"
+            )

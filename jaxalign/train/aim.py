@@ -14,7 +14,7 @@ from jaxalign.data.loader import Stream, each
 from jaxalign.errors import UserError
 from jaxalign.objectives import Loss
 from jaxalign.settings import Config
-from jaxalign.train.phases import PHASES
+from jaxalign.train.phases import facts_of
 
 # The last part of a name -> its direction; losses are small, the scores of answers large.
 DIRECTIONS = {"loss": "min", "retrieval": "max", "accuracy": "max"}
@@ -78,19 +78,19 @@ def aim_of(config: Config, measured: Collection[str], scores: Collection[str] | 
 
 
 def measured_by(
-    metric: str, valid: dict[str, Stream], trace: Callable[[str, Any], dict[str, Loss]]
+    config: Config, valid: dict[str, Stream], trace: Callable[[str, Any], dict[str, Loss]]
 ) -> set[str]:
     """The names that validation gives for these streams; those of terms where one is asked for.
 
     Args:
-      metric: what is asked for.
+      config: says what is asked for.
       valid: phase -> its validation rows.
       trace: (phase, batch) -> each term's Loss as shapes; nothing is computed.
     """
     names = {f"eval/{phase}_loss" for phase in valid}
     names |= {"eval/loss"} if valid else set()
-    names |= {score for phase in valid for score in PHASES[phase].scores}
-    if metric in names:
+    names |= {score for phase in valid for score in facts_of(config, phase).scores}
+    if config.train.metric in names:
         return names
     for phase, stream in valid.items():
         stacked = stream.blank(stream.lengths[0], 1)

@@ -37,11 +37,11 @@ from jaxalign.settings import Config
 from jaxalign.sharding import replicated, row_ways, shard_tree
 from jaxalign.train.flops import Work
 from jaxalign.train.optim import make_optimiser
-from jaxalign.train.phases import PHASES, active_phases
+from jaxalign.train.phases import active_phases, facts_of
 from jaxalign.train.phases.build import Phase, Weights, full_weights, lora_weights
 from jaxalign.train.rules import RULES
 from jaxalign.train.schedule import learning_rate, turns, warmup_steps
-from jaxalign.train.state import HEADS, Frozen, TrainState
+from jaxalign.train.state import HEADS, Frozen, TrainState, without_heads
 from jaxalign.train.step import TrainStep, make_eval_step, make_train_step
 
 
@@ -171,7 +171,7 @@ def design(
     layer_mask = adapter.layer_mask(spec) if adapter else None
     phases = {}
     for name in active_phases(config):
-        facts = PHASES[name]
+        facts = facts_of(config, name)
         twice = RULES[facts.part(config).rule].twice
         runs = dataclasses.replace(decoder, attention="reference") if twice else decoder
         phases[name] = facts.build(config, runs, weights, layer_mask)
@@ -202,6 +202,9 @@ def design(
         trained = trained | {HEADS: heads}
     state = jax.eval_shape(partial(TrainState.create, optimiser=optimiser), trained)
     shardings = shard_tree(mesh, state)
+    start = None
+    if config.adapter.start and any(phase.starts for phase in phases.values()):
+        start = placed(*(without_heads(tree) for tree in (state.trained, shardings.trained)))
     shapes_only = isinstance(mesh, AbstractMesh)  # to look at, not to compile
     asked = None if shapes_only else compiler.options(mesh.devices.flat[0])
     return Design(
@@ -225,7 +228,7 @@ def design(
             options=asked,
         ),
         evaluate={name: make_eval_step(phase, asked) for name, phase in phases.items()},
-        frozen=Frozen(None if full else base, _standards(phases, spec, mesh)),
+        frozen=Frozen(None if full else base, _standards(phases, spec, mesh), start),
         state=placed(state, shardings),
         shardings=shardings,
     )
@@ -280,7 +283,7 @@ def check_fit(config: Config, spec: ModelSpec, mesh: Mesh) -> None:
     """
     active = active_phases(config)
     ways = row_ways(mesh)
-    for facts in (PHASES[name] for name in active):
+    for facts in (facts_of(config, name) for name in active):
         shares, rows = facts.shares(config), facts.rows(config)
         if rows % (ways * shares):
             halves = f", {shares} equal parts on each" if shares > 1 else ""

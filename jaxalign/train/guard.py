@@ -27,7 +27,7 @@ from jaxalign.errors import UserError
 from jaxalign.sharding import replicated
 from jaxalign.train.checkpoint import Checkpoints
 from jaxalign.train.metrics import Log
-from jaxalign.train.phases import PHASES
+from jaxalign.train.phases import facts_of
 from jaxalign.train.phases.build import lost_rows
 from jaxalign.train.resume import Progress
 from jaxalign.train.setup import Run
@@ -182,4 +182,4 @@ def _check_first(run: Run, name: str, norm: float) -> None:
     """At the first update of a phase: do the trained parameters receive a gradient at all?"""
     if norm != 0:  # what is not finite is skipped and counted
         return
-    raise UserError(PHASES[name].unmoved(run.config))
+    raise UserError(facts_of(run.config, name).unmoved(run.config))

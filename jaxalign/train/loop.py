@@ -35,7 +35,7 @@ from jaxalign.train.flops import Work
 from jaxalign.train.guard import Guard
 from jaxalign.train.memory import telling_memory
 from jaxalign.train.metrics import Log
-from jaxalign.train.phases import PHASES
+from jaxalign.train.phases import facts_of
 from jaxalign.train.resume import Progress, Start, meta_of, resume
 from jaxalign.train.setup import Run, prepare
 from jaxalign.train.state import TrainState
@@ -132,7 +132,7 @@ def _train(run: Run, title: str, judge: Judge | None, desk: Desk, watch: Watch) 
                 if step == start.step + 1:
                     _on_record(run, desk)
                 for name in work.keys() - looked:
-                    if sentence := PHASES[name].warning(config, metrics):
+                    if sentence := facts_of(config, name).warning(config, metrics):
                         log.message(sentence)
                 looked |= work.keys()
                 if _due(step, config.train.cosine_every):

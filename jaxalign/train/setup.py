@@ -33,9 +33,10 @@ from jaxalign.settings import Config, flatten
 from jaxalign.sharding import row_ways
 from jaxalign.train.aim import Aim, aim_of, measured_by
 from jaxalign.train.design import Design, adapter_of, check_fit, design, heads_of, placed
-from jaxalign.train.phases import PHASES, active_phases
+from jaxalign.train.phases import PHASES, active_phases, facts_of
 from jaxalign.train.phases.measured import check_base, check_languages
 from jaxalign.train.rules import RULES
+from jaxalign.train.same import tree_digest
 from jaxalign.train.state import HEADS, Frozen, TrainState
 
 
@@ -92,7 +93,7 @@ def prepare(config: Config, scores: Collection[str] | None = (), base: Base | No
     check_fit(config, spec, mesh)
     adapter, start = _adapter(config, spec)
     base.opened.check_vocabulary()
-    phases, tokenizer = {name: PHASES[name] for name in active}, base.tokenizer
+    phases, tokenizer = {name: facts_of(config, name) for name in active}, base.tokenizer
     ways = row_ways(mesh)
     train = {name: facts.stream(config, tokenizer, ways=ways) for name, facts in phases.items()}
     valid = {
@@ -103,7 +104,8 @@ def prepare(config: Config, scores: Collection[str] | None = (), base: Base | No
     total = config.train.steps or steps_of_epochs(config, train)
     made = design(config, spec, adapter, mesh, total)
     if jax.process_count() > 1:
-        agree(_digests(config, train, valid, made.measured))
+        first = start if made.frozen.start else None
+        agree(_digests(config, train, valid, made.measured, first))
     for phase, one in made.measured.values():
         check_base(one, base.fingerprint)
         for where, streams in (("train", train), ("valid", valid)):
@@ -111,7 +113,7 @@ def prepare(config: Config, scores: Collection[str] | None = (), base: Base | No
                 check_languages(one, streams[phase].spoken, f"{phase}.{where}")
 
     with jax.set_mesh(mesh):
-        names = measured_by(config.train.metric, valid, partial(_losses, made))
+        names = measured_by(config, valid, partial(_losses, made))
     aim = aim_of(config, names, scores)
     if adapter is None:
         trained, frozen = base.opened.take(made.held), None
@@ -123,10 +125,14 @@ def prepare(config: Config, scores: Collection[str] | None = (), base: Base | No
         seed = jax.random.fold_in(jax.random.key(config.seed), 3)
         trained = trained | {HEADS: jax.jit(partial(heads_of, made.phases, spec))(seed)}
     trained = jax.device_put(trained, made.shardings.trained)
+    first = None
+    if kept := made.frozen.start:  # arrays of its own: the state's are given away at each update
+        shardings = jax.tree.map(lambda leaf: leaf.sharding, kept)
+        first = jax.device_put(jax.tree.map(np.array, start), shardings)
     create = partial(TrainState.create, optimiser=made.optimiser)
     state = jax.jit(create, out_shardings=made.shardings)(trained)
     return Run(
-        **vars(made) | {"frozen": Frozen(frozen, made.frozen.standards), "state": state},
+        **vars(made) | {"frozen": Frozen(frozen, made.frozen.standards, first), "state": state},
         base=base,
         train=train,
         valid=valid,
@@ -150,6 +156,7 @@ def _digests(
     train: dict[str, Stream],
     valid: dict[str, Stream],
     measured: dict[str, tuple[str, Subspace]],
+    start: Any,
 ) -> dict[str, str]:
     """What must be the same in every process, for `agree`."""
     settings = flatten(dataclasses.asdict(config))
@@ -157,6 +164,8 @@ def _digests(
     rows = {f"the rows of {name}.train": stream.digest() for name, stream in train.items()}
     rows |= {f"the rows of {name}.valid": stream.digest() for name, stream in valid.items()}
     rows |= {f"the file of the option {name}": one.digest for name, (_, one) in measured.items()}
+    if start is not None:
+        rows["the weights of adapter.start"] = tree_digest(start)
     return {"the settings": text_digest(repr(shared))} | rows
 
 

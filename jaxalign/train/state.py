@@ -25,6 +25,7 @@ class Frozen(NamedTuple):
 
     base: Any  # the base's weights; None under full fine-tuning, where they are trained
     standards: dict[Tap, Standards] | None = None  # of standardised taps; None: there is none
+    start: Any = None  # the adapter that training started from, where an objective reads it
 
 
 @flax.struct.dataclass

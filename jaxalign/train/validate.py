@@ -12,7 +12,7 @@ import numpy as np
 from jax.experimental.multihost_utils import process_allgather
 
 from jaxalign.sharding import put_batch, rows_here
-from jaxalign.train.phases import PHASES
+from jaxalign.train.phases import facts_of
 from jaxalign.train.state import TrainState
 
 
@@ -46,7 +46,7 @@ def validate(run: Any, state: TrainState) -> dict[str, float]:
         values[f"eval/{name}_loss"] = plain
         whole += share
         values |= _logs(name, losses)
-        facts = PHASES[name]
+        facts = facts_of(run.config, name)
         if facts.scores:
             gathered = process_allgather(states, tiled=True)
             values |= facts.measure(run.config, stream, gathered)

@@ -25,6 +25,7 @@ class Align(Facts):
     """See the module."""
 
     name, number = "align", 1
+    sides = ("source", "target")
     rows_key, length_key = "batch.pairs", "batch.pair_max_length"
     unit = " pairs"
     scores = ("eval/retrieval",)

@@ -1,8 +1,8 @@
 """A phase as the step sees it: how a batch becomes states, and the terms that read them.
 
 The terms say what they need of each side of a batch. `build` takes the union and plans the passes:
-one through the trained model, as far as the highest tap; one without gradients and one through the
-frozen base, where they are asked for.
+one through the trained model, as far as the highest tap; one without gradients, one through the
+frozen base and one with the adapter of the start, where they are asked for.
 
     phase = build(decoder, (Term('contrastive', objective),), weights=lora_weights)
     states = phase.states(trained, frozen, batch, key)
@@ -59,6 +59,7 @@ class Inner(NamedTuple):
 
 
 NO_STEPS = Inner()
+FIXED = ("reference", "start")  # passes through models that no update changes
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,11 @@ class Phase:
     def standardised(self) -> tuple[Tap, ...]:
         """Those whose mean and deviation are measured before the first update."""
         return tuple(tap for tap in self.taps if tap.states == "standardised")
+
+    @property
+    def starts(self) -> bool:
+        """Whether a pass runs with the adapter that training started from."""
+        return any(one.model == "start" for one in self.passes)
 
     @property
     def answers(self) -> bool:
@@ -135,7 +141,7 @@ class Phase:
         total = 0.0
         for one in self.passes:
             blocks = one.blocks(spec)
-            alone = one.model == "reference"
+            alone = one.model in FIXED  # the least that a start can be is the base
             beside = 0 if alone else adapter * blocks // spec.layers
             more = 0 if alone else vectors
             total += training_flops(
@@ -186,6 +192,7 @@ def build(
         "trained": weights,
         "stopped": lambda trained, frozen: jax.lax.stop_gradient(weights(trained, frozen)),
         "reference": lambda trained, frozen: (frozen.base, None),
+        "start": lambda trained, frozen: (frozen.base, frozen.start),
     }
 
     def states(trained: Any, frozen: Frozen, batch: Any, key: Any) -> States:
@@ -202,7 +209,7 @@ def build(
                 seen[side]["reference" if one.model == "reference" else "taps"] = taps
                 if answers is not None:
                     seen[side] |= {"answers": answers, "owners": laid.owners(side)}
-            if one.answers:
+            if one.answers and head is None:  # the trained pass is the first
                 head = decoder.head(params)
         views = {side: View(sides[side].real, **found) for side, found in seen.items()}
         heads = trained.get(HEADS, {}) if isinstance(trained, Mapping) else {}
@@ -212,7 +219,7 @@ def build(
 
 
 def passes_of(needs: Sequence[Mapping[str, Needs]]) -> tuple[Pass, ...]:
-    """The passes that give all of this, in a fixed order: trained, stopped, reference."""
+    """The passes that give all of this, in a fixed order: trained, stopped, reference, start."""
     union: dict[str, Needs] = {}
     for one in needs:
         for side, asked in one.items():
@@ -223,9 +230,10 @@ def passes_of(needs: Sequence[Mapping[str, Needs]]) -> tuple[Pass, ...]:
         given = asked.answers == own
         if asked.taps or given:
             found.setdefault(own, {})[side] = asked.taps, given
-        given = asked.answers == "reference"
-        if asked.reference or given:
-            found.setdefault("reference", {})[side] = asked.reference, given
+        for model, taps in (("reference", asked.reference), ("start", ())):
+            given = asked.answers == model
+            if taps or given:
+                found.setdefault(model, {})[side] = taps, given
     return tuple(
         Pass(
             tuple(found[model]),
@@ -233,7 +241,7 @@ def passes_of(needs: Sequence[Mapping[str, Needs]]) -> tuple[Pass, ...]:
             any(answers for _, answers in found[model].values()),
             model,
         )
-        for model in ("trained", "stopped", "reference")
+        for model in ("trained", "stopped", *FIXED)
         if model in found
     )
 

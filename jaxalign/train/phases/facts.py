@@ -20,7 +20,16 @@ from jaxalign.model.decoder import Decoder
 from jaxalign.model.spec import ModelSpec, check_tap
 from jaxalign.objectives import FINAL, Needs, Tap, bind, resolve
 from jaxalign.settings import Config
-from jaxalign.train.phases.build import NO_STEPS, Inner, Phase, Term, Weights, build, passes_of
+from jaxalign.train.phases.build import (
+    FIXED,
+    NO_STEPS,
+    Inner,
+    Phase,
+    Term,
+    Weights,
+    build,
+    passes_of,
+)
 from jaxalign.train.phases.measured import check_width, opened
 
 
@@ -30,6 +39,7 @@ class Facts(abc.ABC):
     Attributes:
       name: of the phase, of its group of settings and of its logs.
       number: its place among the phases.
+      sides: of its batches.
       rows_key: the setting of a micro-batch's rows, and `length_key` that of their length.
       unit: what follows a number of rows, where they are not rows.
       scores: what validation measures besides losses.
@@ -37,6 +47,7 @@ class Facts(abc.ABC):
 
     name: str
     number: int
+    sides: tuple[str, ...]
     rows_key: str
     length_key: str
     unit: str = ""
@@ -143,6 +154,13 @@ class Facts(abc.ABC):
             self.needs(config),
             main=key == self.name,
         )
+        strange = [side for side in objective.needs if side not in self.sides]
+        if strange:
+            raise UserError(
+                f"{key}.objective: {part.objective} reads {' and '.join(objective.needs)}, and the "
+                f"rows of the {self.name} phase have {' and '.join(self.sides)}; choose another "
+                "objective, phase or align.rows"
+            )
         every = getattr(part, "every", 1) if part is not self.part(config) else 1
         return Term(part.objective.rpartition(":")[2], objective, part.weight, every)
 
@@ -157,7 +175,7 @@ class Facts(abc.ABC):
                 for tap in one.taps:
                     if tap.layer != FINAL:
                         check_tap(spec, tap.layer, self._layer_key(config, term))
-                if full and one.model == "reference":
+                if full and one.model in FIXED:
                     raise UserError(
                         f"objective {term.name} compares with the frozen base, which full "
                         "fine-tuning does not keep; set trainable=lora"

@@ -43,7 +43,8 @@ class Pass:
     sides: tuple[str, ...]
     taps: tuple[Tap, ...]
     answers: bool = False
-    model: str = "trained"  # `stopped`: no gradient; `reference`: the base without the adapter
+    # `stopped`: no gradient; `reference`: the base without the adapter; `start`: with its first one
+    model: str = "trained"
 
     @property
     def whole(self) -> bool:
