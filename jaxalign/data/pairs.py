@@ -48,9 +48,14 @@ class Pair:
     origin: str = ""
 
     @property
+    def languages(self) -> tuple[str, str]:
+        """Of the source, of the target."""
+        return self.source_language, self.target_language
+
+    @property
     def language(self) -> str:
         """'de-en'; '' where the data names no languages."""
-        return "-".join(filter(None, (self.source_language, self.target_language)))
+        return "-".join(filter(None, self.languages))
 
 
 def to_pair(record: Record) -> Pair:
@@ -129,7 +134,7 @@ def encode_pairs(
                 pair.language,
                 pair.origin,
                 longer,
-                (pair.source_language, pair.target_language),
+                pair.languages,
             )
         )
     return out

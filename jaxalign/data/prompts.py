@@ -141,7 +141,7 @@ def encode_both(
         targets = min(map(len, answers))
         cut = any(side.whole > len(side.tokens) for side in sides)
         seen = [answer[:targets] if cut else answer for answer in answers]
-        if not np.array_equal(*seen):
+        if not np.array_equal(seen[0], seen[1]):
             raise UserError(
                 f"{row.student.origin}: the answer is other tokens behind this prompt than behind "
                 f"the teacher's ({row.teacher.origin}), as its first letters join the prompt's "

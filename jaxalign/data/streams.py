@@ -116,9 +116,7 @@ def pair_stream(
     `align.control: shuffled` moves the targets of training and validation pairs alike.
     """
     pairs = [to_pair(record) for record in _records(config.align, "align", split, config.seed)]
-    pairs = _keep(
-        pairs, config.align, "align", split, lambda p: [{p.source_language, p.target_language}]
-    )
+    pairs = _keep(pairs, config.align, "align", split, lambda p: [set(p.languages)])
     if config.align.control == "shuffled":
         pairs = shuffle_targets(pairs, config.seed)
     size = config.batch.pairs

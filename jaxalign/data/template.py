@@ -33,7 +33,6 @@ from jaxalign.data.chat import (
 from jaxalign.data.tasks import Example
 from jaxalign.errors import UserError, first_line
 from jaxalign.settings import Config
-from jaxalign.settings.data import UNASKED
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -67,7 +66,7 @@ class Prompts:
 
 def trained_with(tokenizer: PreTrainedTokenizerBase, config: Config) -> Template:
     """The template that renders the prompts of this training; none where it rendered none."""
-    if config.task.kind in UNASKED or config.task.weight == 0:
+    if not config.templated:
         return Template("", "none")
     return _named(tokenizer, training_template(tokenizer, config.prompt.template))
 
@@ -107,7 +106,7 @@ def belonging(folder: Path, tokenizer: Callable[[], PreTrainedTokenizerBase]) ->
         UserError: a file that is not text, or not JSON.
     """
     config = recorded(folder)
-    if config and (config.task.kind in UNASKED or config.task.weight == 0):
+    if config and not config.templated:
         return ""
     if config and config.prompt.template == PAPER:
         return llama3_paper(tokenizer())

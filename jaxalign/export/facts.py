@@ -19,8 +19,10 @@ from typing import Any
 from jaxalign.adapters import Adapter
 from jaxalign.data import sources, tasks
 from jaxalign.data.chat import instruction
+from jaxalign.data.example import Example
 from jaxalign.data.languages import base_language, split_direction
-from jaxalign.data.pairs import to_pair
+from jaxalign.data.pairs import Pair, to_pair
+from jaxalign.data.prompts import Prompts, two_prompts
 from jaxalign.data.transforms import transformed
 from jaxalign.errors import UserError
 from jaxalign.export.scores import scores_of
@@ -116,7 +118,10 @@ def _training(source: Source, config: Config | None, dtype: str) -> Iterator[tup
         yield "task objective", _objective(config.task, {})
     if config.align.weight > 0:
         yield "alignment objective", _objective(config.align, _alignment(config.align))
-        yield "aligned layer", f"{config.align.layer} of {source.spec.layers} (its output)"
+        if config.align.rows == "pairs":
+            yield "aligned layer", f"{config.align.layer} of {source.spec.layers} (its output)"
+        else:
+            yield "prompts of the teacher", config.align.pivot or "those of the student"
     for extra in config.objectives:
         options = "".join(f", {key} {value}" for key, value in extra.options.items())
         words = f"{extra.objective}, weight {extra.weight:g}{options}"
@@ -146,8 +151,10 @@ def _hyper_parameters(config: Config) -> Iterator[tuple[str, str]]:
     sizes = []
     if config.task.weight > 0:
         sizes.append(f"{batch.size} rows of at most {batch.max_length} tokens")
-    if config.align.weight > 0:
+    if config.align.weight > 0 and config.align.rows == "pairs":
         sizes.append(f"{batch.pairs} pairs of at most {batch.pair_max_length}")
+    elif config.align.weight > 0:
+        sizes.append(f"{batch.pairs} rows of two prompts of at most {batch.max_length} tokens")
     yield "micro-batch", "; ".join(sizes)
     yield "micro-batches per update", str(batch.accumulate)
     yield "base in training", config.model.stored
@@ -187,7 +194,11 @@ def _summary(config: Config) -> str:
     if config.task.weight > 0:
         on.append(f"fine-tuned for {KINDS.get(config.task.kind, config.task.kind)}")
     if config.align.weight > 0:
-        on.append(f"aligned across languages at layer {config.align.layer}")
+        on.append(
+            f"aligned across languages at layer {config.align.layer}"
+            if config.align.rows == "pairs"
+            else "distilled from one prompt to another"
+        )
     return " and ".join(on)
 
 
@@ -198,7 +209,7 @@ def _tags(source: Source, config: Config | None) -> tuple[str, ...]:
 
 
 def _prompts(config: Config, template: str) -> str:
-    if config.task.weight <= 0:
+    if not config.prompted:
         return ""
     if config.task.kind == "text":
         return "Every token of the texts was trained; there were no prompts."
@@ -223,19 +234,19 @@ def streams(config: Config) -> Iterator[Stream]:
     """The streams of a run, with what their files hold now; nothing of a file that is gone."""
     parts: tuple[tuple[str, TaskConfig | AlignConfig], ...] = (
         ("task", config.task),
-        ("pairs", config.align),
+        (config.align.rows, config.align),
     )
     for name, part in parts:
         if part.weight <= 0 or not part.train:
             continue
-        rows = _rows(part, config.seed)
-        if isinstance(part, TaskConfig):
-            directed = part.kind == "translation"
-            named = [(row.language, _sides(row.language, directed)) for row in rows]
-            systems = frozenset(instruction(row, config.prompt.system) for row in rows)
-        else:
-            directed, systems = False, frozenset()
-            named = [(row.language, (row.source_language, row.target_language)) for row in rows]
+        rows = _rows(config, part)
+        directed = isinstance(part, TaskConfig) and part.kind == "translation"
+        named = [
+            (row.language, getattr(row, "languages", None) or _sides(row.language, directed))
+            for row in rows
+        ]
+        asked = [one for row in rows for one in _asked(row)]
+        systems = frozenset(instruction(one, config.prompt.system) for one in asked)
         counts = Counter(language for language, _ in named if language)
         if part.languages:  # the training saw these only, and made sure that each has rows
             counts = Counter(dict.fromkeys(part.languages, 0))
@@ -251,18 +262,27 @@ def streams(config: Config) -> Iterator[Stream]:
         )
 
 
-def _rows(part: TaskConfig | AlignConfig, seed: int) -> list[Any]:
-    """Its examples or pairs; none where they are not files, or not these files any more."""
+def _rows(config: Config, part: TaskConfig | AlignConfig) -> list[Any]:
+    """Its examples, pairs or prompts; none where they are not files, or not these any more."""
     if any(_scheme(one) for one in part.train):
         return []  # not worth a download
     try:
         records = sources.read_all(part.train, part.columns)
-        records = transformed(records, part.transforms, "transforms", "train", seed)
+        records = transformed(records, part.transforms, "transforms", "train", config.seed)
         if isinstance(part, TaskConfig):
             return [tasks.render(part.kind, record) for record in records]
+        if part.rows == "prompts":
+            return two_prompts(records, config.task.kind, part.pivot)
         return [to_pair(record) for record in records]
     except (UserError, OSError):
         return []
+
+
+def _asked(row: Example | Pair | Prompts) -> tuple[Example, ...]:
+    """The examples of which a row consists; a pair asks nothing."""
+    if isinstance(row, Prompts):
+        return row.student, row.teacher
+    return (row,) if isinstance(row, Example) else ()
 
 
 def _sides(language: str, directed: bool) -> tuple[str, ...]:

@@ -32,7 +32,6 @@ from jaxalign.export.source import Source, whole_base
 from jaxalign.hf.load import abstract_params
 from jaxalign.hf.peft import load_peft
 from jaxalign.model.decoder import Decoder
-from jaxalign.settings.data import UNASKED
 from jaxalign.sharding import path_name, shard_tree
 
 TEXTS = (
@@ -174,7 +173,7 @@ def prompts(source: Source) -> list[np.ndarray]:
         return [numbers.integers(0, source.spec.vocab, 32).astype(np.int32) for _ in TEXTS]
     tokenizer = source.opened.tokenizer
     config = source.config
-    if config and config.task.kind not in UNASKED and config.task.weight > 0:
+    if config and config.templated:
         rows = encode_prompts(_examples(), tokenizer, config.prompt.template, system=None)
     else:
         rows, _ = encode_texts(TEXTS, tokenizer)
@@ -191,7 +190,7 @@ def _check_tokenizer(source: Source, folder: Path, rows: Sequence[np.ndarray]) -
         return
     tokenizer = open_files(str(folder)).tokenizer
     config = source.config
-    if config and config.task.kind not in UNASKED and config.task.weight > 0:
+    if config and config.templated:
         theirs: list[Any] = [
             tokenizer.apply_chat_template(
                 [{"role": "user", "content": text}],

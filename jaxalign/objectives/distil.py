@@ -94,12 +94,14 @@ def _visit(
     wanted, _ = through_head(taught, head, soft_cap)
     same = jnp.argmax(logits, axis=-1) == jnp.argmax(wanted, axis=-1)
     own, other = (jax.nn.log_softmax(x / temperature, axis=-1) for x in (logits, wanted))
-    apart = jnp.sum(jnp.exp(other) * (other - own), axis=-1)  # [B, c]
+    student, teacher = jnp.exp(own), jnp.exp(other)
+    # Both sum to 1: their difference adds nothing but what rounding took from the first part.
+    apart = jnp.sum(teacher * (other - own) + (student - teacher), axis=-1)  # [B, c]
     total = temperature**2 * jnp.sum(jnp.where(real, apart, 0.0))
     agreed = jnp.sum((real & same).astype(jnp.float32))
     if slopes == "none":
         return total, agreed, None
-    slope = temperature * (jnp.exp(own) - jnp.exp(other))
+    slope = temperature * (student - teacher)
     slope = slope * (1 - inner * inner) if soft_cap else slope
     slope = jnp.where(real[..., None], slope, 0.0).astype(hidden.dtype)
     return total, agreed, constrain(slope, "B A V", "logits")

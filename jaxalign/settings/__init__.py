@@ -16,7 +16,14 @@ from typing import Any
 from jaxalign.bounds import About, setting
 from jaxalign.settings.answers import EvaluateConfig, GenerateConfig
 from jaxalign.settings.course import CheckpointConfig, LogConfig, OptimConfig, TrainConfig
-from jaxalign.settings.data import AUTO, AlignConfig, BatchConfig, ExtraObjective, TaskConfig
+from jaxalign.settings.data import (
+    AUTO,
+    UNASKED,
+    AlignConfig,
+    BatchConfig,
+    ExtraObjective,
+    TaskConfig,
+)
 from jaxalign.settings.model import (
     AdapterConfig,
     LoraConfig,
@@ -65,6 +72,17 @@ class Config:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)
     log: LogConfig = field(default_factory=LogConfig)
+
+    @property
+    def prompted(self) -> bool:
+        """Whether rows of `task.kind` are trained: by the task, or as one answer to two prompts."""
+        behind_two = self.align.rows == "prompts" and self.align.weight > 0
+        return self.task.weight > 0 or behind_two
+
+    @property
+    def templated(self) -> bool:
+        """Whether prompts of the training were built by a template."""
+        return self.prompted and self.task.kind not in UNASKED
 
 
 def check(config: Config) -> None:

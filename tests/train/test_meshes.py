@@ -9,6 +9,7 @@ from jaxalign import base as bases
 from jaxalign.adapters import Lora
 from jaxalign.sharding import make_mesh, put_batch, shard_tree
 from jaxalign.train import setup
+from tests.tiny import ASSETS
 
 MESHES = {
     "8x1": (8, 1, 1, 1),
@@ -90,6 +91,19 @@ def test_virtual_tokens_on_a_mesh(configure, monkeypatch, alone, mesh, kind):
     if kind not in alone:
         alone[kind] = gradients(config, (1, 1, 1, 1), monkeypatch)
     assert_close(gradients(config, MESHES[mesh], monkeypatch), alone[kind])
+
+
+@pytest.mark.parametrize("mesh", ["2x2x2", pytest.param("8x1", marks=pytest.mark.slow)])
+def test_two_prompts_on_a_mesh(configure, monkeypatch, alone, mesh):
+    """A student and its teacher; with virtual tokens, which begin apart from the base."""
+    config = configure(
+        "task.weight=0", "task.kind=intent", "align.rows=prompts", "align.objective=distil",
+        f"align.train=[{ASSETS}/dev.en.jsonl, {ASSETS}/dev.de.jsonl]", "align.valid=[]",
+        "adapter.kind=prompt", "adapter.num_virtual_tokens=3", "align.options.teacher=base",
+    )  # fmt: skip
+    if "prompts" not in alone:
+        alone["prompts"] = gradients(config, (1, 1, 1, 1), monkeypatch)
+    assert_close(gradients(config, MESHES[mesh], monkeypatch), alone["prompts"])
 
 
 def test_adapters_are_whole_and_weights_are_split(configure):

@@ -35,5 +35,9 @@ class Prompts(Facts):
         """The states that predict the student's answer."""
         return {"student": Needs(answers="trained")}
 
+    def offers(self, config: Config) -> dict[str, Any]:
+        """The aligned layer, for terms that look at it behind both prompts."""
+        return {"layer": config.align.layer}
+
 
 PROMPTS = Prompts()
