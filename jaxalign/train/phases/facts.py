@@ -154,13 +154,6 @@ class Facts(abc.ABC):
             self.needs(config),
             main=key == self.name,
         )
-        strange = [side for side in objective.needs if side not in self.sides]
-        if strange:
-            raise UserError(
-                f"{key}.objective: {part.objective} reads {' and '.join(objective.needs)}, and the "
-                f"rows of the {self.name} phase have {' and '.join(self.sides)}; choose another "
-                "objective, phase or align.rows"
-            )
         every = getattr(part, "every", 1) if part is not self.part(config) else 1
         return Term(part.objective.rpartition(":")[2], objective, part.weight, every)
 
@@ -168,7 +161,8 @@ class Facts(abc.ABC):
         """Whether model and terms go together.
 
         Raises:
-          UserError: a tap past the model, or what full fine-tuning does not have.
+          UserError: a tap past the model, a side that the rows do not have, or what full
+            fine-tuning does not have.
         """
         for term in self.terms(config):
             for one in passes_of([term.objective.needs]):
@@ -180,6 +174,12 @@ class Facts(abc.ABC):
                         f"objective {term.name} compares with the frozen base, which full "
                         "fine-tuning does not keep; set trainable=lora"
                     )
+            if not set(term.objective.needs) <= set(self.sides):
+                read, have = (" and ".join(names) for names in (term.objective.needs, self.sides))
+                raise UserError(
+                    f"objective {term.name} reads {read}, and the rows of the {self.name} phase "
+                    f"have {have}; choose another objective, phase or align.rows"
+                )
             for found in term.objective.measured.values():
                 check_width(found, spec.dim)
             if term.objective.head and config.optim.missing == "skip":
