@@ -27,7 +27,8 @@ shapes and `auto` chose it, the reference does the work.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, reduce
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -76,10 +77,6 @@ class Before:
         rows = max(first.seen.shape[0], self.seen.shape[0])
         return Before(keys, values, jnp.concatenate([wide(first.seen), wide(self.seen)], axis=2))
 
-    def of(self, queries: slice) -> Before:
-        """For these queries alone."""
-        return Before(self.keys, self.values, self.seen[:, queries])
-
 
 def causal(length: int, segments: Array | None = None) -> jax.Array:
     """Which key each query sees, [B or 1, T, T] bool.
@@ -124,10 +121,13 @@ def chunks(x: Array, chunk: int, back: int = 1) -> tuple[jax.Array, jax.Array]:
 def cut(reach: int) -> tuple[int, int]:
     """Tokens of a chunk, and chunks before it that are seen, where texts have up to `reach` tokens.
 
-    Short chunks form fewer scores in vain; of fewer than 32 tokens they make thin products.
+    Short chunks form fewer scores in vain; of fewer than 32 tokens they make thin products. A chip
+    holds scores in tiles of 8 or 16 queries by 128 keys: where a chunk ends within a tile, all of
+    its numbers are moved.
     """
-    back = min(max(reach // 32, 1), 4)
-    return -(-reach // back), back
+    ways = [(max(-(-(reach - 1) // (16 * back)) * 16, 32), back) for back in range(1, 5)]
+    keys = {way: way[0] * (way[1] + 1) for way in ways}
+    return min(ways, key=lambda way: (-(-keys[way] // 128), keys[way], way[1]))
 
 
 def near(queries: Array, keys: Array, window: Array | int) -> jax.Array:
@@ -203,18 +203,18 @@ def _reference(
     groups = k.shape[2]
     # Chunks are an axis n of their own, where there are any; then T is a chunk's length.
     n = "n" if mask.ndim == 4 else ""
+    # Heads are moved in front here, where arrays are [.., H] wide; the scores never move.
+    k, v = (x.swapaxes(1, 2) for x in (k, v))  # [B, K, S, H]
     if n:
         chunk, back = mask.shape[2], mask.shape[3] // mask.shape[2] - 1
-        q = chunks(q, chunk)[0]
-        k, v = (chunks(x, chunk, back)[1] for x in (k, v))
-    middle = q.shape[1:-3]  # n, or nothing
-    # Heads are moved in front here, where arrays are [.., H] wide; the scores never move.
-    q = q.reshape(*q.shape[:-2], groups, -1, width) * scale
-    q = jnp.moveaxis(q, -3, 1)  # [B, K, n, T, G, H]
-    q = q.swapaxes(-2, -3)
+        q = _of_heads((q * scale).swapaxes(1, 2), chunk)[0]
+        q = q.reshape(batch, groups, -1, *q.shape[2:]).swapaxes(2, 3)
+        k, v = (_of_heads(x, chunk, back)[1] for x in (k, v))
+    else:
+        q = q.reshape(batch, length, groups, -1, width) * scale
+        q = q.transpose(0, 2, 3, 1, 4)
     each = q.shape[:-1]  # [B, K, n, G, T]
-    q = q.reshape(batch, groups, *middle, -1, width)  # [B, K, n, G·T, H]
-    k, v = (jnp.moveaxis(x, -2, 1) for x in (k, v))  # [B, K, n, S, H]
+    q = q.reshape(*q.shape[:-3], -1, width)  # [B, K, n, G·T, H]
 
     def part(product: str, keys: jax.Array, q: jax.Array, seen: jax.Array) -> jax.Array:
         """Scores [B, K, n, G, T, keys], capped, the least number where nobody looks."""
@@ -222,21 +222,49 @@ def _reference(
         scores = soft_cap(scores.reshape(*each, keys.shape[-2]), cap)
         return jnp.where(jnp.expand_dims(seen, (1, -3)), scores, jnp.finfo(jnp.float32).min)
 
-    scores = part(f"BK{n}QH,BK{n}SH->BK{n}QS", k, q, mask)
+    scores = [part(f"BK{n}QH,BK{n}SH->BK{n}QS", k, q, mask)]
     if before is not None:
         keys, values = (x.swapaxes(1, 2).astype(v.dtype) for x in (before.keys, before.values))
         one = keys.shape[0] == 1 and batch > 1  # the same for all rows: one product
         by, keys, values = ("", keys[0], values[0]) if one else ("B", keys, values)
         rows = q.reshape(batch, groups, -1, width)
         seen = chunks(before.seen, chunk)[0] if n else before.seen
-        first = part(f"BKQH,{by}KSH->BKQS", keys, rows, seen)
-        scores = jnp.concatenate([first, scores], axis=-1)
-    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
-    weights = weights.reshape(*q.shape[:-1], -1)  # [B, K, n, G·T, S]
-    ahead = weights.shape[-1] - k.shape[-2]
-    out = jnp.einsum(f"BK{n}QS,BK{n}SH->BK{n}QH", weights[..., ahead:], v)
+        scores.append(part(f"BKQH,{by}KSH->BKQS", keys, rows, seen))
+    shares = softmax(scores) if before is not None else [jax.nn.softmax(scores[0], axis=-1)]
+    weights = [part.astype(v.dtype).reshape(*q.shape[:-1], -1) for part in shares]
+    out = jnp.einsum(f"BK{n}QS,BK{n}SH->BK{n}QH", weights[0], v)
     if before is not None:
-        shares = weights[..., :ahead].reshape(*rows.shape[:-1], ahead)
-        out += jnp.einsum(f"BKQS,{by}KSH->BKQH", shares, values).reshape(out.shape)
-    out = jnp.moveaxis(out.reshape(*each, width).swapaxes(-2, -3), 1, -3)  # [B, n, T, K, G, H]
-    return out.reshape(batch, -1, heads, width)[:, :length]
+        ahead = weights[1].reshape(*rows.shape[:-1], -1)
+        out += jnp.einsum(f"BKQS,{by}KSH->BKQH", ahead, values).reshape(out.shape)
+    out = out.reshape(*each, width)
+    if n:
+        out = out.swapaxes(2, 3).reshape(batch, heads, -1, width)
+        return out.swapaxes(1, 2)[:, :length]
+    return out.transpose(0, 3, 1, 2, 4).reshape(batch, length, heads, width)
+
+
+def _of_heads(x: jax.Array, chunk: int, back: int = 0) -> tuple[jax.Array, jax.Array]:
+    """`chunks` of x [B, N, T, H]: [B, N, n, C, H] and [B, N, n, S, H]."""
+    return jax.vmap(partial(chunks, chunk=chunk, back=back), in_axes=1, out_axes=1)(x)
+
+
+@jax.custom_jvp
+def softmax(parts: list[jax.Array]) -> list[jax.Array]:
+    """Softmax over the last axes of all parts together.
+
+    They are never put next to one another: a chip's memory holds the last axis in lines of 128
+    numbers, and to begin a part within a line moves all of it.
+    """
+    least = jnp.finfo(parts[0].dtype).min  # of a part without keys
+    top = reduce(jnp.maximum, [jnp.max(p, axis=-1, keepdims=True, initial=least) for p in parts])
+    shares = [jnp.exp(part - top) for part in parts]
+    total = reduce(jnp.add, [jnp.sum(share, axis=-1, keepdims=True) for share in shares])
+    return [share / total for share in shares]
+
+
+@softmax.defjvp
+def _softmax_jvp(primals: Any, tangents: Any) -> Any:
+    shares = softmax(*primals)
+    pairs = list(zip(shares, tangents[0], strict=True))
+    mean = reduce(jnp.add, [jnp.sum(share * x, axis=-1, keepdims=True) for share, x in pairs])
+    return shares, [share * (x - mean) for share, x in pairs]

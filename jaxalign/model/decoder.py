@@ -370,17 +370,21 @@ def _texts(
     kinds: tuple[int, ...],
     front: Front | None,
 ) -> tuple[jax.Array, tuple[Array, Array], Sight | None]:
-    """Mask, places and sight of the texts of sequences, behind the front."""
-    if front is not None:
-        length -= front.tokens
-        segments = None if segments is None else segments[:, front.tokens :]
+    """Mask, places and sight of the texts of sequences; of a front's tokens they see nothing."""
     place = jnp.arange(length)[None]  # in one segment as far apart as positions
     if segments is None or not reach or length <= 2 * reach:
-        return causal(length, segments), (place, place), Sight(segments, kinds)
+        mask = causal(length, segments)
+        if front is not None and segments is not None:
+            mask &= segments[:, :, None] > 0
+        return mask, (place, place), Sight(segments, kinds)
     # A kernel visits blocks of hundreds of keys: it gains where texts are as long.
     windows = tuple(min(window, reach) if window else reach for window in kinds)
     sight = Sight(segments, windows) if reach >= splash.LEAST else None
-    return local(segments, *cut(reach)), chunks(place, *cut(reach)), sight
+    chunk, back = cut(reach)
+    mask = local(segments, chunk, back)
+    if front is not None:
+        mask &= chunks(segments, chunk)[0][..., None] > 0
+    return mask, chunks(place, chunk, back), sight
 
 
 def _layer(stack: jax.Array, index: jax.Array) -> jax.Array:

@@ -37,8 +37,8 @@ class Stem:
         """Who sees whom; positions [B, T]."""
         count = self.nodes.shape[1]
         seen = (self.sees[:, :, None] & self.nodes[:, None]) != 0  # [B, T, P]
-        stem = seen[:, :count] & causal(count)
-        return Front(seen[:, count:], (positions[:, count:], positions[:, :count]), stem)
+        seen &= causal(seen.shape[1])[:, :, :count]
+        return Front(seen, (positions, positions[:, :count]))
 
 
 @dataclasses.dataclass(frozen=True)

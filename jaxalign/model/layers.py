@@ -45,9 +45,8 @@ class Front:
     of such tokens.
     """
 
-    seen: jax.Array  # [B or 1, T, P] bool: which of them the tokens behind see
+    seen: jax.Array  # [B or 1, T, P] bool: which of them each token of the pass sees
     places: tuple[jax.Array, jax.Array]  # positions of those tokens [.., T], of these [.., P]
-    stem: jax.Array | None = None  # [B, P, P] bool: which of them they see themselves
     cache: Cache | None = None  # of one row
 
     @property
@@ -56,10 +55,7 @@ class Front:
 
     def near(self, window: jax.Array) -> Front:
         """The same in a layer with a window."""
-        behind, own = self.places
-        stem = None if self.stem is None else self.stem & near(own, own, window)
-        seen = self.seen & near(behind, own, window)
-        return Front(seen, self.places, stem, self.cache)
+        return Front(self.seen & near(*self.places, window), self.places, self.cache)
 
 
 @flax.struct.dataclass
@@ -68,7 +64,7 @@ class Context:
 
     cos: jax.Array  # [B or 1, T, H] float32
     sin: jax.Array  # [B or 1, T, H] float32
-    mask: jax.Array  # [B or 1, T, S] bool, or as `attention.local` has it; behind a stem alone
+    mask: jax.Array  # [B or 1, T, S] bool, or as `attention.local` has it
     pool: jax.Array | None = None  # [P, B, T] or [P, B, R, T] float32: weights of P poolings
     slot: jax.Array | int | None = None  # where this call writes into the cache
     layer: jax.Array | None = None  # whose part of the cache it is
@@ -257,22 +253,14 @@ class Attention(nn.Module):
             if seen is None:
                 seen = jnp.ones((1, queries.shape[1], k.shape[1]), bool)
             before = Before(k, v, seen)
-        if front is None or front.cache is not None:
-            if front is not None and front.cache is not None:
-                k, v = front.cache.read(context, keys.dtype, front.tokens)
-                before = Before(k, v, front.seen).behind(before)
-            return mix(queries, keys, values, context.mask, sight=context.sight, before=before)
-        assert front.stem is not None  # or else a cache
-        count = front.tokens
-        (q1, q2), (k1, k2), (v1, v2) = (
-            (x[:, :count], x[:, count:]) for x in (queries, keys, values)
-        )
-        ahead = None if before is None else before.of(slice(None, count))
-        rest = None if before is None else before.of(slice(count, None))
-        rest = Before(k1, v1, front.seen).behind(rest)
-        first = mix(q1, k1, v1, front.stem, before=ahead)
-        second = mix(q2, k2, v2, context.mask, sight=context.sight, before=rest)
-        return jnp.concatenate([first, second], axis=1)
+        if front is not None:
+            k, v = (
+                (x[:, : front.tokens] for x in (keys, values))
+                if front.cache is None
+                else front.cache.read(context, keys.dtype, front.tokens)
+            )
+            before = Before(k, v, front.seen).behind(before)
+        return mix(queries, keys, values, context.mask, sight=context.sight, before=before)
 
 
 class Mlp(nn.Module):

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from jaxalign.adapters.lora import Lora
-from jaxalign.model.attention import Before, attend, causal, chunks, cut, local, near
+from jaxalign.model.attention import Before, attend, causal, chunks, cut, local, near, softmax
 from jaxalign.model.decoder import Decoder
 from jaxalign.model.front import Stem
 from jaxalign.model.layers import Cache
@@ -156,12 +156,30 @@ def test_chunks_reach_as_far_as_a_text(reach):
         jax.random.normal(key, (1, length, n, 8)) for key, n in zip(keys, (4, 2, 2), strict=True)
     )
     chunk, back = cut(reach)
-    assert chunk * back >= reach - 1 and chunk * (back + 1) <= 2 * reach
+    assert chunk * back >= reach - 1 and chunk * (back + 1) <= 2 * (reach + 15)
+    assert chunk % 16 == 0  # whole tiles of a chip
     there = local(ids, chunk, back)
     assert there.shape[2:] == (chunk, (back + 1) * chunk)
     np.testing.assert_allclose(
         attend(q, k, v, there), attend(q, k, v, causal(length, ids)), rtol=1e-5, atol=1e-6
     )
+
+
+def test_a_softmax_in_parts_is_that_of_the_whole():
+    x = (
+        jax.random.normal(jax.random.key(0), (2, 3, 12))
+        .at[0, :, 5:]
+        .set(jnp.finfo(jnp.float32).min)
+    )
+    up = jax.random.normal(jax.random.key(1), x.shape)
+
+    def parted(x):
+        return jnp.concatenate(softmax([x[..., :5], x[..., 5:], x[..., :0]]), axis=-1)
+
+    whole = jax.vjp(lambda x: jax.nn.softmax(x, axis=-1), x)
+    parts = jax.vjp(parted, x)
+    np.testing.assert_allclose(parts[0], whole[0], rtol=1e-6, atol=1e-7)
+    np.testing.assert_allclose(parts[1](up)[0], whole[1](up)[0], rtol=1e-5, atol=1e-7)
 
 
 def test_one_prefix_for_all_rows_is_a_prefix_of_each():

@@ -82,6 +82,15 @@ def finish(started, code=0):
     return outputs
 
 
+# A start that every prompt has, so that there is something to share. Sums over the texts of a
+# sequence have another order with more of them: Adam makes of it a share of its step.
+END_TO_END = (
+    "batch.buckets=[]",
+    "prompt.system='Name the intent and the slots of the request.'",
+    "optim.learning_rate=0.001",
+)
+
+
 def order_of(name, slices, sizes):
     """The process at each place of the mesh that `make_mesh` lays over these slices."""
     pytest.importorskip("libtpu")
@@ -167,22 +176,27 @@ def test_processes_compute_what_one_computes(configure, rows, tmp_path, cluster)
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("devices", "mesh"),
+    ("devices", "mesh", "rows_as"),
     [
-        (2, ()),
+        (2, (), ()),
         # As two slices of four chips lie: data between them, everything else within.
-        (4, ("mesh.data=2", "mesh.fsdp=4")),
-        (4, ("mesh.data=2", "mesh.fsdp=2", "mesh.seq=2")),
+        (4, ("mesh.data=2", "mesh.fsdp=4"), ()),
+        (4, ("mesh.data=2", "mesh.fsdp=2", "mesh.seq=2"), ()),
+        (2, (), END_TO_END),
+        (2, ("mesh.data=2", "mesh.fsdp=2"), (*END_TO_END, "batch.share_prefix=off")),
     ],
-    ids=["2 x 2", "2 x 4", "2 x 4, seq"],
+    ids=["2 x 2", "2 x 4", "2 x 4, seq", "2 x 2, end to end, shared", "2 x 2, end to end"],
 )
-def test_two_processes_train_as_one(configure, tmp_path, devices, mesh):
-    words = ("lora.dropout=0.0", "train.steps=4", "train.eval_every=2")
+def test_two_processes_train_as_one(configure, tmp_path, devices, mesh, rows_as):
+    words = ("lora.dropout=0.0", "train.steps=4", "train.eval_every=2", *rows_as)
     one = configure(*words, f"output={tmp_path / 'one'}")
     two = configure(*words, *mesh, f"output={tmp_path / 'two'}")
-    finish(train([one], tmp_path, devices=1))
+    (alone,) = finish(train([one], tmp_path, devices=1))
     outputs = finish(train([two, two], tmp_path, devices=devices))
     assert "written" in outputs[0] and "written" not in outputs[1]
+    for output in (alone, outputs[0]):
+        assert ("rows end to end" in output) == bool(rows_as), output
+        assert ("shared tokens once" in output) == (rows_as == END_TO_END), output
 
     def events(config):
         rows = map(json.loads, Path(config.output, "log.jsonl").read_text().splitlines())
