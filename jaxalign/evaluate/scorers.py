@@ -30,7 +30,7 @@ SCORERS: dict[str, Callable[..., Scored]] = {
     "ner": score_ner,
     "choice": score_choice,
 }
-KINDS = {str: "text", int: "a whole number"}
+KINDS = {str: "text", int: "a whole number", bool: "true or false"}
 
 
 def rehearse(

@@ -1,4 +1,4 @@
-"""Translations: BLEU and chrF by sacreBLEU, COMET where a model is named.
+"""Translations: BLEU and chrF by sacreBLEU; where asked for, COMET and the language of answers.
 
 found = score_translation(golds, ["Hello.", "Good night."], comet="Unbabel/wmt22-comet-da")
 found["bleu"].value
@@ -17,6 +17,7 @@ import numpy as np
 from jaxalign.data.languages import CHINESE, base_language, split_direction
 from jaxalign.errors import UserError, missing_extra
 from jaxalign.evaluate.comet import score_comet
+from jaxalign.evaluate.fidelity import fidelity as in_language
 from jaxalign.evaluate.measure import Gold, Measure, Scored, share
 
 # As sacreBLEU recommends; all others: 13a.
@@ -35,6 +36,7 @@ def score_translation(
     tokenize: str = "",
     comet: str = "",
     comet_gpus: int = 0,
+    fidelity: bool = False,
 ) -> Scored:
     """bleu (main), chrf and, where a COMET model is named, comet (mean x 100).
 
@@ -46,17 +48,20 @@ def score_translation(
             it does where words are sought by blanks in a script that writes none.
         comet: see `jaxalign.evaluate.comet.score_comet`.
         comet_gpus: how many GPUs COMET gets; JAX usually holds their memory already.
+        fidelity: measure also how many answers are in the language that was asked for.
 
     Returns:
         BLEU and chrF equal to sacreBLEU's corpus scores; details: bleu_signature, chrf_signature,
         comet_model, tokenizer_note; counts: empty.
 
     Raises:
-        UserError: sacrebleu or a tokenizer is not installed, no such tokenizer, no such model.
+        UserError: sacrebleu or a tokenizer is not installed, no such tokenizer, no such model;
+          py3langid is not installed.
     """
     texts = [_one_line(answer) for answer in answers]
     references = [_one_line(gold.example.reference) for gold in golds]
-    bleu, note = _bleu(target_language(golds[0]) if golds else "", tokenize)
+    language = target_language(golds[0]) if golds else ""
+    bleu, note = _bleu(language, tokenize)
     note = note or _unspaced(bleu.tokenizer.signature(), references)
     chrf = _sacrebleu().CHRF()
     measures = [
@@ -75,6 +80,8 @@ def score_translation(
         parts = np.stack([scores, np.ones(len(scores))], axis=1)
         measures.append(Measure(COMET, parts, share))
         details["comet_model"] = comet
+    if fidelity:
+        measures.append(Measure("fidelity", in_language(texts, references, language), share))
     return Scored(tuple(measures), tuple(texts), {"empty": texts.count("")}, details)
 
 

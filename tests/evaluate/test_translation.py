@@ -16,6 +16,7 @@ from jaxalign.errors import UserError
 from jaxalign.evaluate import comet as our_comet
 from jaxalign.evaluate import translation
 from jaxalign.evaluate.measure import Gold
+from jaxalign.evaluate.scorers import rehearse
 from jaxalign.evaluate.translation import score_translation, target_language
 
 REFERENCES = [
@@ -233,6 +234,30 @@ def test_comet_that_cannot_be_loaded(monkeypatch):
     fake_comet(monkeypatch, download_model=download)
     with pytest.raises(UserError, match=r"COMET cannot load 'x/y' .*not supported"):
         score_translation(golds_of(REFERENCES), ANSWERS, comet="x/y")
+
+
+def test_fidelity_is_of_rows_whose_reference_is_recognised(monkeypatch):
+    said = {**dict.fromkeys(REFERENCES[:3], ("en", 1.0)), REFERENCES[3]: ("de", 1.0)}
+    detect = lambda text: said.get(text, ("de" if "nicht" in text else "en", 0.5))  # noqa: E731
+    monkeypatch.setitem(sys.modules, "py3langid", SimpleNamespace(classify=detect))
+    answers = [ANSWERS[0], "Das weiß ich nicht.", "", ANSWERS[3]]
+    found = score_translation(golds_of(REFERENCES), answers, fidelity=True)
+    # The second answer is German and the third empty; the fourth reference is not English.
+    assert found["fidelity"].parts.tolist() == [[1, 1], [0, 1], [0, 1], [0, 0]]
+    assert found["fidelity"].value == pytest.approx(100 / 3)
+    german = score_translation(golds_of(REFERENCES[3:], "deu_Latn"), answers[3:], fidelity=True)
+    assert german["fidelity"].value == 100
+    assert "fidelity" not in [
+        one.name for one in score_translation(golds_of(CHINESE), CHINESE).measures
+    ]
+
+
+def test_fidelity_without_its_package(monkeypatch):
+    monkeypatch.setitem(sys.modules, "py3langid", None)
+    with pytest.raises(UserError, match=r"py3langid is missing; .*'jaxalign\[language\]'"):
+        rehearse("translation", {"xx-en": golds_of(REFERENCES)}, {"fidelity": True})
+    with pytest.raises(UserError, match=r"options\.fidelity: 'yes' should be true or false"):
+        rehearse("translation", {}, {"fidelity": "yes"})
 
 
 def test_comet_that_is_not_there(monkeypatch):
