@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 
 from jaxalign.chips import Chip
@@ -34,6 +35,7 @@ from jaxalign.plan.rows import Rows
 from jaxalign.plan.topology import FORMS
 from jaxalign.train.design import Design
 from jaxalign.train.phases import PHASES, facts_of
+from jaxalign.train.rules import RULES
 
 PRECISION = 0.3  # of the peak: what `tests/plan/test_analytic.py` holds it to
 
@@ -49,6 +51,9 @@ KEPT = {
     "dots": (3, 2, 2, 2),
     "none": (8, 6, 4, 6),
 }
+# A second derivative keeps what `none` keeps, of each inner step and of the query, whatever is
+# recomputed; where nothing is, the first derivative's slopes are kept as well.
+TWICE = {"none": 2}
 WORKING = (6, 4, 4, 5)  # the same of one layer, whose backward pass is under way
 COPIES = 3  # of a chunk of logits: themselves, their powers, the slopes
 
@@ -165,10 +170,16 @@ def _loss(plan: Design, asked: Job, name: str, chip: Chip) -> float:
 
 
 def _gradient(plan: Design, asked: Job, name: str, chip: Chip) -> float:
-    kept = _numbers(plan, KEPT[plan.config.model.remat]) * _width(plan) * _depth(plan, name)
-    slopes = 2 * size(plan.state.trained)  # the sum so far, and this micro-batch's
-    whole = _tokens(plan, asked) * kept + slopes
-    return whole + max(_working(plan, asked), _loss(plan, asked, name, chip))
+    built, remat = plan.phases[name], plan.config.model.remat
+    rule, steps = RULES[built.rule], built.inner.steps
+    if rule.twice:
+        kept = _numbers(plan, KEPT["none"]) * (steps + 1) * TWICE.get(remat, 1)
+    else:
+        kept = _numbers(plan, KEPT[remat])
+    asked = replace(asked, tokens=int(asked.tokens * rule.share))  # at once
+    tape = _tokens(plan, asked) * kept * _width(plan) * _depth(plan, name)
+    slopes = rule.copies(built.inner) * size(plan.state.trained)
+    return tape + slopes + max(_working(plan, asked), _loss(plan, asked, name, chip))
 
 
 def _forward(plan: Design, asked: Job, name: str, chip: Chip) -> float:

@@ -1,12 +1,19 @@
 """The formula: arrays exactly, peaks within its precision of what the TPU compiler reserved."""
 
+from dataclasses import replace
+
+import jax
 import pytest
 
+from jaxalign.chips import CHIPS
 from jaxalign.errors import UserError
 from jaxalign.model.spec.tensors import parameter_count
-from jaxalign.plan.analytic import PRECISION
+from jaxalign.plan.analytic import PRECISION, estimate
+from jaxalign.plan.programs import job
 from jaxalign.plan.run import find_spec, plan_run
 from jaxalign.plan.topology import parse
+from jaxalign.sharding import make_mesh
+from jaxalign.train.design import adapter_of, design
 from tests.plan.conftest import config
 
 WEIGHTS = 8_030_261_248
@@ -128,3 +135,47 @@ def test_prompts_hold_scores_only_where_no_kernel_takes_them(attention, peak):
     (prompt,) = formula("v5e:4x4", *words, only=("prompt",)).programs
     assert prompt.what == "32 x 2048"
     assert prompt.peak == pytest.approx(peak, rel=PRECISION)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("rule", "words"),
+    [
+        ("mean", ("model.remat=names",)),
+        ("maml", ("model.remat=names", "task.inner_steps=1")),
+        ("maml", ("model.remat=names", "task.inner_steps=2")),
+        ("maml", ("model.remat=names", "task.inner_steps=4")),
+        ("maml", ("model.remat=none", "task.inner_steps=2")),
+        ("maml", ("model.remat=full", "task.inner_steps=2")),
+        ("reptile", ("model.remat=names",)),
+    ],
+)
+def test_a_rule_keeps_what_the_compiler_says(rule, words):
+    """Of this machine's compiler, for a small model: what a micro-batch takes for a while."""
+    words = (*words, f"task.rule={rule}", "align.weight=0", "batch.size=8", "batch.max_length=256",
+             "model.attention=reference", "model.dtype=float32", "lora.r=4")  # fmt: skip
+    settings = config(*words, *(() if rule == "mean" else ("task.order=grouped",)))
+    spec = replace(find_spec(settings), vocab=4000, dim=256, layers=8, heads=8, kv_heads=4,
+                   head_dim=32, ffn=1024)  # fmt: skip
+    mesh = make_mesh(1, 1, devices=jax.devices()[:1])
+    plan = design(settings, spec, adapter_of(settings, spec), mesh, 100)
+    compiled = job(plan, "task").lower().compile().memory_analysis().temp_size_in_bytes
+    assert estimate(plan, CHIPS["h100"], "task").temporaries == pytest.approx(
+        compiled, rel=PRECISION
+    )
+
+
+def test_rules_that_look_ahead_have_half_of_the_rows_in_a_pass():
+    words = ("task.order=grouped", "align.weight=0", "model.attention=reference")
+    plain, half = (
+        formula("h100:1", *words, f"task.rule={rule}").programs[0].temporaries
+        for rule in ("mean", "reptile")
+    )
+    assert 0.4 < half / plain < 0.7
+    ahead = [
+        formula("h100:1", *words, "task.rule=maml", f"task.inner_steps={steps}").programs[0]
+        for steps in (1, 2, 3)
+    ]
+    first, second, third = (program.temporaries for program in ahead)
+    assert plain < first < second < third
+    assert third - second == pytest.approx(second - first)

@@ -151,6 +151,12 @@ def _key(key: Any, number: Any) -> Any:
 
 # Costs in passes of all rows. A step is half of them; its second derivative takes as much again, as
 # frozen weights have no gradient of their own.
-MAML = one_by_one(maml, query_alone, cost=lambda inner: inner.steps + 0.5, twice=True)
-FOMAML = one_by_one(fomaml, query_alone, cost=lambda inner: (inner.steps + 1) / 2)
-REPTILE = one_by_one(reptile, mean, cost=lambda inner: inner.steps / 2)
+# A pass has half of the rows. Next to the sum there are the weights after a step and their slope;
+# `maml` keeps all steps.
+HALF: dict[str, Any] = {"share": 0.5, "copies": lambda inner: 3}
+MAML = one_by_one(
+    maml, query_alone, cost=lambda inner: inner.steps + 0.5, twice=True, share=0.5,
+    copies=lambda inner: 2 * inner.steps + 2,
+)  # fmt: skip
+FOMAML = one_by_one(fomaml, query_alone, cost=lambda inner: (inner.steps + 1) / 2, **HALF)
+REPTILE = one_by_one(reptile, mean, cost=lambda inner: inner.steps / 2, **HALF)

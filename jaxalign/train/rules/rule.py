@@ -40,6 +40,8 @@ class Rule:
       plain: a gradient, called as `gradient`, that this one is compared with at times.
       cost: its least work, in forward and backward passes of all rows.
       twice: it differentiates gradients, which attention kernels do not allow.
+      share: of a micro-batch's rows, those that pass together.
+      copies: of what is trained, in memory next to itself: the sum so far, slopes, steps.
     """
 
     gradient: Callable[..., tuple[Any, dict[str, jax.Array]]]
@@ -47,6 +49,8 @@ class Rule:
     plain: Callable[..., tuple[Any, dict[str, jax.Array]]] | None = None
     cost: Callable[[Inner], float] = no_more
     twice: bool = False
+    share: float = 1.0
+    copies: Callable[[Inner], int] = lambda inner: 2
 
 
 def one_by_one(one: One, plain: One | None = None, **facts: Any) -> Rule:
