@@ -77,6 +77,10 @@ class Pool(Virtual):
         """[B, M]: how much of each prompt a row gets; embeddings x [B, T, D], asked [B, T] bool."""
         # A mean's length does not matter to a cosine: the sum has its direction.
         query = jnp.einsum("BT,BTD->BD", asked.astype(jnp.float32), x.astype(jnp.float32))
+        return self.retrieved(trained, query)
+
+    def retrieved(self, trained: Mapping[str, Any], query: jax.Array) -> jax.Array:
+        """[B, M]: how much of each prompt queries [B, D] get."""
         keys = trained["pool"]["keys"]
         near = jnp.einsum("BD,MD->BM", _unit(query), _unit(keys), precision="highest")
         return jax.nn.softmax(near / self.temperature, axis=-1)

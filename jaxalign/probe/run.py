@@ -19,6 +19,7 @@ from jaxalign.probe.corpus import Parallel, read_parallel
 from jaxalign.probe.items import Items, measure_items, read_items
 from jaxalign.probe.measure import join, measure
 from jaxalign.probe.neurons import measure_neurons
+from jaxalign.probe.pool import pool_note
 from jaxalign.probe.preflight import Probed, check, check_systems, folder_of
 from jaxalign.probe.states import cut_sentences, store_states
 from jaxalign.probe.table import Table
@@ -110,13 +111,16 @@ def measure_corpora(
         def sentences(count: int) -> None:
             bar.advance(task, count)
 
-        stored = []
+        stored, notes = [], list(cut_sentences(base, corpora))
         for system in systems:
             weights = base.wear(system.adapter) if system.adapter else base.bare()
             stored.append(
                 _states(base, system, weights, corpora, Path(out), poolings, dtype,
                         sentences)
             )  # fmt: skip
+            for corpus, states in zip(corpora, stored[-1], strict=True):
+                if "mean" in states:
+                    notes += pool_note(system.name, weights, corpus.languages, states["mean"][0])
             if bar.disable:  # a log, where the bar would not move
                 say(f"{system.name}: {_sentences(corpora):,} sentences read")
             asked.append(
@@ -140,7 +144,7 @@ def measure_corpora(
     names = [system.name for system in systems]
     return join(
         config.model.path, names, tuple(poolings), forms, pivot, corpora, parts, asked,
-        cut_sentences(base, corpora),
+        tuple(notes),
     )  # fmt: skip
 
 
