@@ -1,6 +1,6 @@
 """Every configuration of configs/methods, on the tiny model: resumed, and on many devices.
 
-A file that is put there is proved here; one that reads the adapter of another run gets that run.
+A file that is put there is proved here; one that goes on from another run's adapter gets that run.
 """
 
 from pathlib import Path
@@ -9,6 +9,7 @@ import pytest
 
 from jaxalign.config import load
 from jaxalign.train.loop import train
+from tests.tiny import ASSETS
 from tests.train.test_lens import measured
 from tests.train.test_loop import Killed, assert_equal, kill_after, lines, use_devices, weights
 from tests.train.test_meshes import MESHES, assert_close, gradients, warm_adapters
@@ -16,7 +17,14 @@ from tests.train.test_meshes import MESHES, assert_close, gradients, warm_adapte
 __all__ = ["measured"]
 
 FOLDER = Path(__file__).parents[2] / "configs" / "methods"
-METHODS = sorted(file.stem for file in FOLDER.glob("*.yaml"))
+FILES = ",".join(f"{ASSETS}/dev.{language}.jsonl" for language in ("en", "da", "de", "id", "nl"))
+SPLITS = "splits: [train, valid]"
+CHOICES = f"{{name: choices, options: {{answer: intent, number: 4}}, {SPLITS}}}"
+DRAWN = {  # transforms that draw and are in no file: settings over `linguamap`
+    "mixup": ("choice", f"{CHOICES}, {{name: mixup, {SPLITS}}}"),
+    "cross_lingual_answer": ("intent", f"{{name: cross_lingual_answer, {SPLITS}}}"),
+}
+METHODS = [*sorted(file.stem for file in FOLDER.glob("*.yaml")), *DRAWN]
 QUICK = ("lens",)  # a reference pass and a file that is not a setting
 RESUMED = [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in METHODS]
 FIRST = {"alignx_2": "alignx_1", "xsgd_task": "xsgd_align"}  # stages that go on from another
@@ -31,7 +39,14 @@ def method(base, tmp_path, measured):
     """The settings of a method's run of four updates; what it starts from is trained."""
 
     def build(name, *words):
-        words = (*TINY, f"model.path={base}", *words)
+        words = (*TINY, f"model.path={base}", f"output={tmp_path / name}", *words)
+        if name in DRAWN:
+            kind, transforms = DRAWN[name]
+            words += (
+                f"task.kind={kind}", f"task.transforms=[{transforms}]", f"task.train=[{FILES}]",
+                f"task.valid=[{FILES}]", "batch.buckets=[128]", "batch.max_length=128",
+            )  # fmt: skip
+            name = "linguamap"
         if name == "lens":
             words += (
                 f"align.options={{subspace: {{file: {measured}}}}}",
@@ -44,7 +59,7 @@ def method(base, tmp_path, measured):
             if not Path(start.output).exists():
                 train(start)
             words += (f"adapter.start={start.output}/adapter",)
-        return load(FOLDER / f"{name}.yaml", [f"output={tmp_path / name}", *words]).config
+        return load(FOLDER / f"{name}.yaml", words).config
 
     return build
 
