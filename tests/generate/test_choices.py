@@ -62,7 +62,7 @@ def close(a, b, tolerance=2e-4):
     np.testing.assert_allclose(np.concatenate(a), np.concatenate(b), atol=tolerance, rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["llama", "gemma3"])
+@pytest.mark.parametrize("name", ["llama", pytest.param("gemma3", marks=pytest.mark.slow)])
 def test_a_choice_has_the_log_probability_of_its_text(name, asked):
     model, (prompts, listed) = model_of(name), asked
     expected = by_whole_texts(model, prompts, listed)
