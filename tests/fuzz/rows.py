@@ -14,6 +14,7 @@ from typing import Any
 from hypothesis import strategies as st
 
 from jaxalign.data.pairs import to_pair
+from jaxalign.data.prompts import two_prompts
 from jaxalign.data.sources import Record, read
 from jaxalign.data.tasks import TASKS, render
 from jaxalign.probe.corpus import read_parallel
@@ -37,12 +38,19 @@ FIELDS = {
     "lang": words, "slots": spans, "entities": spans, "annot_utt": annotated, "src": words,
     "tgt": words, "src_lang": words, "tgt_lang": words, "text0": words, "text1": words,
     "lang0": words, "lang1": words,
+    "question": words,
+    "choices": some(
+        st.lists(words, min_size=2, max_size=3)
+        | st.fixed_dictionaries({"text": st.lists(words, max_size=3), "label": st.just(["A"])})
+    ),
+    "answer": some(st.integers(0, 2) | words),
     "translation": some(st.dictionaries(st.sampled_from(["de", "en", "pt-BR"]), words, max_size=3)),
 }  # fmt: skip
 NEEDED = {
     "rows": ("text",), "slots": ("utterance", "slots"), "intent": ("utterance", "intent"),
     "intent_slots": ("utterance", "intent", "slots"), "ner": ("text", "entities"),
     "translation": ("src", "tgt", "src_lang", "tgt_lang"),
+    "choice": ("question", "choices", "answer"), "text": ("text",),
 }  # fmt: skip
 
 
@@ -65,6 +73,14 @@ def read_record(value: tuple[str, dict], _: Path) -> None:
     example = render(kind, Record(fields, "rows.jsonl:1"))
     assert example.answer.strip() and isinstance(example.prompt, str)
     assert isinstance(example.language, str)
+    if kind == "text":
+        assert example.finished and not example.prompt and example.answer == fields["text"]
+    if kind == "choice":
+        given = fields["choices"]
+        given = given["text"] if isinstance(given, dict) else given
+        assert list(example.choices) == list(given) and example.answer in given
+        if type(fields["answer"]) is int:
+            assert example.answer == given[fields["answer"]]
     if kind == "ner":
         assert all(t.strip() and w.strip() for t, w in TASKS[kind].parse(example.answer))
     if kind in ("slots", "intent_slots") and fields.get("target") is None:
@@ -75,6 +91,43 @@ def read_record(value: tuple[str, dict], _: Path) -> None:
             got = said.slots if kind == "intent_slots" else said
             if kind == "slots" or not set(":;") & set(str(fields["intent"])):
                 assert got == [(t.strip(), w.strip()) for t, w, *_ in given], example.answer
+
+
+def _command(place: tuple[str, str]) -> dict:
+    lang, item = place
+    return {"id": item, "lang": lang, "utterance": "wake me up", "intent": "alarm/set"}
+
+
+pivots = [("en", "1"), ("en", "2")]
+translated = st.lists(
+    st.sampled_from([(lang, item) for lang in ("de", "it") for item in ("1", "2")]), unique=True
+).map(lambda places: list(map(_command, [*pivots, *places])))
+odd_command = st.fixed_dictionaries(
+    {"lang": some(st.sampled_from(["de", "it"]))},
+    optional={"id": some(st.sampled_from(["1", 2])), "utterance": words, "intent": words},
+)
+behind_two = st.tuples(
+    st.one_of(
+        translated,
+        changed(list(map(_command, pivots))),
+        st.tuples(translated, st.lists(odd_command, max_size=2)).map(
+            lambda both: [*both[0], *both[1]]
+        ),
+    ),
+    st.sampled_from(["en", "en", "de", "", "fr"]),
+)
+
+
+def read_prompts(value: tuple[list, str], _: Path) -> None:
+    given, pivot = value
+    given = [fields for fields in given if isinstance(fields, dict)]  # as a reader gives them
+    records = [Record(fields, f"rows.jsonl:{line}") for line, fields in enumerate(given, start=1)]
+    found = two_prompts(records, "intent", pivot)
+    assert len(found) == sum(not pivot or fields["lang"] != pivot for fields in given)
+    for row in found:
+        assert row.student.answer == row.teacher.answer
+        assert row.languages == (row.student.language, row.teacher.language)
+        assert row.teacher.language == pivot or row.student is row.teacher
 
 
 SIDES = {name: FIELDS[name] for name in ("text0", "text1")}

@@ -21,6 +21,7 @@ predicted = st.tuples(models.predictions, st.sampled_from(["p.jsonl", "p.txt", "
 TARGETS = (
     Target("rows of every task", rows.records, rows.read_record, 3),
     Target("pairs", rows.pair_fields, rows.read_pair),
+    Target("one answer behind two prompts", rows.behind_two, rows.read_prompts),
     Target("JSON lines", rows.json_lines, rows.read_lines, 2),
     Target("JSON lists", changed(rows.ROWS), rows.read_list),
     Target("CSV and TSV", rows.tables, rows.read_table, 2),

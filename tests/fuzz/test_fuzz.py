@@ -26,6 +26,16 @@ FOUND = [
     ("rows of every task", ("slots", {"utterance": "a", "slots": ["ab", "cd"]}), "refused"),
     ("rows of every task", ("slots", {"utterance": "a", "annot_utt": "[a : b"}), "refused"),
     ("rows of every task", ("ner", {"text": "a\ud800", "entities": []}), "refused"),
+    (
+        "one answer behind two prompts",
+        ([{"id": {"a": GIANT}, "lang": "de", "utterance": "a", "intent": "b"}], "en"),
+        "refused",
+    ),
+    (
+        "one answer behind two prompts",
+        ([{"id": GIANT, "lang": "de", "utterance": "a", "intent": "b"}], "en"),
+        "refused",
+    ),
     ("pairs", {"text0": "\ud800", "text1": "a"}, "refused"),
     ("JSON lines", b'{"text": "\\ud800"}', "refused"),
     ("JSON lines", b'{"n": ' + b"9" * 5000 + b"}", "refused"),

@@ -6,8 +6,10 @@ import jax
 import numpy as np
 import pytest
 
+from jaxalign.adapters import KINDS
 from jaxalign.generate import choices as room
 from jaxalign.generate import weigh_chunks, weighed
+from jaxalign.model.decoder import Decoder
 from tests.generate.test_shared import model_of
 
 SHARED = 85
@@ -29,25 +31,31 @@ def asked():
     return prompts, listed
 
 
-def chances(model, texts):
+def chances(model, texts, asking=None):
     """[rows, T, V]: log-probabilities of the next token in whole texts, in one forward pass."""
     decoder, params, lora = model
     tokens = np.zeros((len(texts), max(map(len, texts))), np.int32)
     for row, text in enumerate(texts):
         tokens[row, : len(text)] = text
+    lengths = np.array(asking or [*map(len, texts)]).reshape(-1, 1)
 
     @jax.jit
     def run(params, lora, tokens):
-        hidden = decoder.forward(params, lora, tokens).hidden
+        asked = jax.numpy.arange(tokens.shape[1]) < lengths
+        hidden = decoder.forward(params, lora, tokens, asked=asked).hidden
         return jax.nn.log_softmax(decoder.logits(params, hidden), axis=-1)
 
     return np.asarray(run(params, lora, tokens))
 
 
-def by_whole_texts(model, prompts, listed):
-    """The sum over each choice's tokens, from a pass over prompt and choice."""
+def by_whole_texts(model, prompts, listed, asking=None):
+    """The sum over each choice's tokens, from a pass over prompt and choice.
+
+    Args:
+      asking: of each text, how many tokens an adapter's vectors may depend on.
+    """
     texts = [p + choice for p, some in zip(prompts, listed, strict=True) for choice in some]
-    rows = iter(chances(model, texts))
+    rows = iter(chances(model, texts, asking))
     return [
         [
             sum(row[len(prompt) - 1 + at, token] for at, token in enumerate(choice))
@@ -71,6 +79,27 @@ def test_a_choice_has_the_log_probability_of_its_text(name, asked):
     close(apart, expected)
     close(shared, expected)
     assert apart != shared  # computed another way
+
+
+@pytest.mark.parametrize("kind", ["prefix", "prompt", "pool"])
+def test_choices_behind_virtual_tokens(kind, asked):
+    """As a pass over prompt and choice has them, in which a pool is asked by the prompt alone."""
+    prompts, listed = ([one[60:] for one in asked[0][:4]], asked[1][:4])
+    decoder, params, _ = model_of("llama")
+    adapter = KINDS[kind](3)
+    trained = adapter.init(decoder.spec, jax.random.key(0), params)
+    draw = lambda w: w + 0.3 * jax.random.normal(jax.random.key(w.size), w.shape)  # noqa: E731
+    model = Decoder(decoder.spec, adapter), params, jax.tree.map(draw, trained)
+    asking = [len(p) for p, some in zip(prompts, listed, strict=True) for _ in some]
+    expected = by_whole_texts(model, prompts, listed, asking)
+    apart = weighed(*model, prompts, listed, "whole", batch_size=2, share_prefix=False)
+    shared = weighed(*model, prompts, listed, "whole", batch_size=2)
+    close(apart, expected)
+    close(shared, expected)
+    first = weighed(*model, prompts, [[c[:1] for c in some] for some in listed], "one_of")
+    close(first, by_whole_texts(model, prompts, [[c[:1] for c in s] for s in listed], asking))
+    base = weighed(Decoder(decoder.spec), params, None, prompts, listed, "whole")
+    assert np.abs(np.concatenate(base) - np.concatenate(apart)).max() > 0.01
 
 
 def test_the_start_is_computed_once_and_each_prompt_once(asked, monkeypatch):

@@ -52,10 +52,7 @@ def items(records: Sequence[Record], pivot: str) -> list[Item]:
                 item.texts |= texts
                 break
         else:
-            fields = record.fields
-            group.append(
-                Item(record.origin, str(fields.get("id", "")), str(fields.get("doc", "")), texts)
-            )
+            group.append(Item(record.origin, _named(record, "id"), _named(record, "doc"), texts))
     return [item for group in found.values() for item in group]
 
 
@@ -73,12 +70,28 @@ def by_item(records: Sequence[Record]) -> dict[str, dict[str, Record]]:
 
 def item_of(record: Record) -> str:
     """The id that a row shares with its translations."""
-    if record.fields.get("id") is None:
+    found = _named(record, "id")
+    if not found:
         raise UserError(
             f"{record.origin}: this row has no 'id', by which its translations are found (it has: "
             f"{names(record.fields)})"
         )
-    return str(record.fields["id"])
+    return found
+
+
+def _named(record: Record, field_: str) -> str:
+    """A name that is text or a number; '' where there is none."""
+    value = record.fields.get(field_)
+    if value is None:
+        return ""
+    try:
+        if not isinstance(value, str | int | float):
+            raise ValueError
+        return str(value)
+    except ValueError as error:  # a number of 5,000 digits is none, either
+        raise UserError(
+            f"{record.origin}: {field_!r} should be text or a number, not {brief(value)}"
+        ) from error
 
 
 def spoken(record: Record) -> str:
