@@ -64,7 +64,7 @@ def distil(
 
     Returns:
       Sum and count over answer tokens; logs `agreement`: tokens of which the student's first choice
-      is the teacher's.
+      is the teacher's (a tie is none).
 
     Raises:
       UserError: another teacher, or a temperature of 0 or less.
@@ -92,7 +92,9 @@ def _visit(
     taught, real = given
     logits, inner = through_head(hidden, head, soft_cap)
     wanted, _ = through_head(taught, head, soft_cap)
-    same = jnp.argmax(logits, axis=-1) == jnp.argmax(wanted, axis=-1)
+    firsts = [x == jnp.max(x, axis=-1, keepdims=True) for x in (logits, wanted)]
+    alone = [jnp.sum(first, axis=-1) == 1 for first in firsts]  # else all words are as likely
+    same = jnp.any(firsts[0] & firsts[1], axis=-1) & alone[0] & alone[1]
     own, other = (jax.nn.log_softmax(x / temperature, axis=-1) for x in (logits, wanted))
     student, teacher = jnp.exp(own), jnp.exp(other)
     # Both sum to 1: their difference adds nothing but what rounding took from the first part.

@@ -17,7 +17,7 @@ from jaxalign.settings import Config
 from jaxalign.train.phases import facts_of
 
 # The last part of a name -> its direction; losses are small, the scores of answers large.
-DIRECTIONS = {"loss": "min", "retrieval": "max", "accuracy": "max"}
+DIRECTIONS = {"loss": "min", "retrieval": "max", "accuracy": "max", "agreement": "max"}
 
 
 @dataclass(frozen=True)

@@ -3,9 +3,11 @@
 import json
 import math
 
+import jax
 import numpy as np
 import pytest
 
+from jaxalign.adapters import KINDS
 from jaxalign.base import open_base
 from jaxalign.data.beginnings import beginnings, encode_choices, token_texts
 from jaxalign.data.example import Example
@@ -16,8 +18,10 @@ from jaxalign.evaluate.gold import read_golds
 from jaxalign.evaluate.measure import Gold
 from jaxalign.evaluate.run import Entrant, evaluate
 from jaxalign.evaluate.write import write
-from jaxalign.settings.data import KINDS
+from jaxalign.hf.peft import save_peft
+from jaxalign.settings import data
 from tests.evaluate.conftest import rows_of
+from tests.tiny import SPEC
 
 INTENTS = {"name": "choices", "options": {"number": 3, "form": "intent: {}"}}
 CHOOSE = ["evaluate.kind=choice", f"evaluate.transforms={json.dumps([INTENTS])}"]
@@ -124,6 +128,27 @@ def test_an_evaluation_from_end_to_end(choosing, adapters, tmp_path):
         evaluate(choosing("evaluate.options.score=prefix_sum"), entrants, str(tmp_path / "out"))
 
 
+@pytest.mark.slow
+def test_trained_prompts_choose_too(choosing, base, tmp_path):
+    """Adapters of every kind of virtual tokens, from a folder to a score; each says its own."""
+    config, entrants = choosing("evaluate.rows=2"), [Entrant("base", kind="base")]
+    params = open_base(config).bare().params
+    for kind in ("prefix", "prompt", "pool"):
+        adapter = KINDS[kind](3)
+        trained = adapter.init(SPEC, jax.random.key(0), params)
+        draw = lambda w: w + 0.3 * jax.random.normal(jax.random.key(w.size), w.shape)  # noqa: E731
+        save_peft(tmp_path / kind, jax.tree.map(draw, trained), SPEC, adapter, base_name=base)
+        entrants.append(Entrant(kind, str(tmp_path / kind)))
+    evaluate(config, entrants, str(tmp_path / "out"))
+    said = set()
+    for one in entrants:
+        rows = rows_of(tmp_path / "out" / one.name / "predictions.jsonl")
+        scores = [json.loads(row["answer"])["scores"] for row in rows]
+        assert len(rows) == 4 and np.isfinite(scores).all() and np.max(scores) < 0
+        said.add(str(scores))
+    assert len(said) == 4
+
+
 def test_solved_rows_come_before_the_question(choosing, tmp_path):
     config = choosing("evaluate.shots=2", "evaluate.rows=2")
     found = evaluate(config, [Entrant("base", kind="few_shot")], str(tmp_path / "out"))
@@ -180,7 +205,7 @@ def test_one_sentence(choosing, judged):
             evaluate(choosing(*words), [Entrant("base", kind="base")], "unused")
     with pytest.raises(UserError, match="rows of kind text ask nothing"):
         read_golds(judged("task.kind=text"))
-    assert {"choice", "text"} < set(KINDS)
+    assert {"choice", "text"} < set(data.KINDS)
 
 
 # Tokens -------------------------------------------------------------------------------------------

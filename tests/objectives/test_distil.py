@@ -91,6 +91,8 @@ def test_agreement_is_that_of_first_choices():
     choices = [(states @ head.T).argmax(-1)[real] for states in (student, teacher)]
     found = loss(*map(jnp.asarray, (student, teacher, head)), batch)
     assert found.logs["agreement"] == (choices[0] == choices[1]).sum()
+    for ties in ((0 * student, teacher), (student, 0 * teacher), (0 * student, 0 * student)):
+        assert loss(*map(jnp.asarray, (*ties, head)), batch).logs["agreement"] == 0
 
 
 def numbers_alive(width, vocabulary):

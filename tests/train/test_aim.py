@@ -9,6 +9,7 @@ from jaxalign.train.aim import Aim, aim_of
 from tests.train.test_loop import use_devices
 
 MEASURED = {"eval/loss", "eval/task_loss", "eval/retrieval", "eval/task/language_model/accuracy",
+            "eval/align/distil/agreement",
             "eval/align/contrastive/spread"}  # fmt: skip
 SCORES = {"eval/slot_f1", "eval/slot_f1/de"}
 
@@ -20,6 +21,7 @@ SCORES = {"eval/slot_f1", "eval/slot_f1/de"}
         ("eval/task_loss", "min"),
         ("eval/retrieval", "max"),
         ("eval/task/language_model/accuracy", "max"),
+        ("eval/align/distil/agreement", "max"),
         ("eval/slot_f1", "max"),
         ("eval/slot_f1/de", "max"),
     ],

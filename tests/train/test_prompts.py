@@ -215,3 +215,18 @@ def test_every_command(configure, tmp_path, capsys):
     card = (out / "README.md").read_text("utf-8")
     assert "distil, weight 1" in card and "rows of two prompts" in card
     assert json.loads((out / "config.json").read_text("utf-8"))
+
+
+@pytest.mark.slow
+def test_rules_give_one_gradient(configure, moved):
+    """The loss is of each row alone, so that all rows at once give what micro-batches give."""
+    found = []
+    for rule in ("mean", "cached"):
+        run = setup.prepare(configure(*WORDS, "align.options.teacher=base", f"align.rule={rule}"))
+        with jax.set_mesh(run.mesh):
+            stack = run.train["align"].stack([0, 1])
+            found.append(run.step.gradient("align", run.state, run.frozen, stack, None))
+    (mean, logs), (cached, others) = found
+    assert float(logs["distil"]) == pytest.approx(float(others["distil"]), rel=1e-5)
+    for a, b in zip(jax.tree.leaves(cached), jax.tree.leaves(mean), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 * np.abs(b).max())
