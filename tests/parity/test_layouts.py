@@ -27,7 +27,8 @@ TURNS = ["<|end_of_text|>", "<|begin_of_text|>", "<|start_header_id|>", "<|end_h
          "<|eot_id|>"]  # fmt: skip
 TOKENIZERS = {
     "llama3": {
-        "special": TURNS, "eos": TURNS[4], "bos": TURNS[1], "pad": TURNS[0],
+        # The last is one that transformers gives to every tokenizer of a Qwen.
+        "special": [*TURNS, "<|endoftext|>"], "eos": TURNS[4], "bos": TURNS[1], "pad": TURNS[0],
         "template": LLAMA_TEMPLATE,
     },
     "chatml": {
