@@ -155,7 +155,7 @@ def test_a_resumed_run_has_its_teacher(configure, first, tmp_path, monkeypatch):
         with pytest.raises(Killed):
             train(parted)
     first(0.05)
-    with pytest.raises(UserError, match=r"other numbers in the file of adapter\.start than are"):
+    with pytest.raises(UserError, match=r"parted began from another adapter than"):
         train(parted)
     first(0.03)
     train(parted)
