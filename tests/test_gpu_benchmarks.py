@@ -61,7 +61,8 @@ def test_a_part_that_fails_or_hangs_keeps_its_rows(module, monkeypatch, tmp_path
     (tmp_path / "peers.py").write_text(write + "time.sleep(600)")
     monkeypatch.setattr(run, "HERE", tmp_path)
     monkeypatch.setattr(run, "LEAST", 0)
-    options = argparse.Namespace(rehearse=False, quick=False, full=False, limit=9)
+    flags = dict.fromkeys(("rehearse", "quick", "full"), False)
+    options = argparse.Namespace(**flags, limit=9, rows="", model=None)
     failed = run.run_part("fast", 9, options, tmp_path)
     assert failed["status"] == "failed" and "exit code 3" in failed["why"]
     stopped = run.run_part("peers", 1.5, options, tmp_path)
