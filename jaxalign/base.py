@@ -12,7 +12,6 @@ train(config, base=base)                      # the same weights
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -34,7 +33,6 @@ from jaxalign.generate import Decoding, answer_chunks, stop_ids, weigh_chunks
 from jaxalign.hf.find import locate, small_files
 from jaxalign.hf.load import abstract_params, fingerprint, load_params, load_spec
 from jaxalign.hf.peft import load_peft
-from jaxalign.hf.tensors import weights_in
 from jaxalign.model.decoder import Decoder
 from jaxalign.model.spec import ModelSpec
 from jaxalign.settings import Config, MeshConfig, ModelConfig
@@ -373,17 +371,6 @@ def open_base(config: Config, held: str = "") -> Base:
 def open_files(path: str, revision: str | None = None) -> Opened:
     """The base in this folder or of this hub name, for commands that turn files into files."""
     return Opened(ModelConfig(path=path, revision=revision))
-
-
-def weights_digest(adapter: str) -> str:
-    """A short name for what an adapter folder holds: another content, another name."""
-    folder, digest = locate(adapter), hashlib.sha256()
-    config, weights = folder / "adapter_config.json", weights_in(folder)
-    if config.is_file():
-        digest.update(config.read_bytes())
-    if stored := weights.get("adapter_model.safetensors"):
-        digest.update(stored.read(0, stored.size))
-    return digest.hexdigest()[:16]
 
 
 def name_of(path: str) -> str:

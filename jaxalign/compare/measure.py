@@ -11,13 +11,13 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from jaxalign.base import weights_digest
 from jaxalign.checksums import read_sealed, seal, text_digest
 from jaxalign.compare.study import Study
 from jaxalign.compare.trial import Bases, Outcome, Trial
 from jaxalign.evaluate.entrants import Entrant
 from jaxalign.evaluate.measure import Scored
 from jaxalign.evaluate.run import scored
+from jaxalign.hf.peft import weights_digest
 from jaxalign.paths import whole_file
 from jaxalign.probe.corpus import read_parallel
 from jaxalign.probe.preflight import folder_of

@@ -130,20 +130,16 @@ class PromptBatch(NamedTuple):
 
     def sides(self) -> dict[str, Side]:
         """`student` and `teacher`, of one length."""
+
+        def side(tokens: Any, roles: Any, at: Any, language: Any) -> Side:
+            return Side(tokens, roles != PADDING, answer_at=at, roles=roles, language=language)
+
         return {
-            "student": Side(
-                self.student,
-                self.student_roles != PADDING,
-                answer_at=self.student_at,
-                roles=self.student_roles,
-                language=self.student_language,
+            "student": side(
+                self.student, self.student_roles, self.student_at, self.student_language
             ),
-            "teacher": Side(
-                self.teacher,
-                self.teacher_roles != PADDING,
-                answer_at=self.teacher_at,
-                roles=self.teacher_roles,
-                language=self.teacher_language,
+            "teacher": side(
+                self.teacher, self.teacher_roles, self.teacher_at, self.teacher_language
             ),
         }
 

@@ -81,6 +81,11 @@ def language_number(code: str) -> int:
     return zlib.crc32(code.encode()) >> 1  # an int32
 
 
+def direction(languages: tuple[str, str]) -> str:
+    """'de-en'; the other one alone where a language is '', '' where both are."""
+    return "-".join(filter(None, languages))
+
+
 def split_direction(direction: str) -> tuple[str, str]:
     """The two languages of 'de-en', 'pt-BR-en' or 'en-zho_Hans'; ('de', '') where there is one.
 

@@ -21,6 +21,7 @@ import numpy as np
 from jaxalign.bounds import check_text
 from jaxalign.data.batch import EncodedPair
 from jaxalign.data.chat import encode_texts
+from jaxalign.data.languages import direction
 from jaxalign.data.sampling import derangement
 from jaxalign.data.sources import Record, names, nearest
 from jaxalign.errors import UserError, brief
@@ -55,7 +56,7 @@ class Pair:
     @property
     def language(self) -> str:
         """'de-en'; '' where the data names no languages."""
-        return "-".join(filter(None, self.languages))
+        return direction(self.languages)
 
 
 def to_pair(record: Record) -> Pair:

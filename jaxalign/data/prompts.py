@@ -23,7 +23,7 @@ from jaxalign.data import tasks
 from jaxalign.data.batch import EncodedPrompts, PromptBatch, collate_prompts
 from jaxalign.data.chat import encode_examples
 from jaxalign.data.example import Example
-from jaxalign.data.languages import split_direction
+from jaxalign.data.languages import direction, split_direction
 from jaxalign.data.loader import Stream, capacities_of, longer, numbers_of
 from jaxalign.data.sampling import Slot
 from jaxalign.data.sources import Record
@@ -45,7 +45,7 @@ class Prompts:
     @property
     def language(self) -> str:
         """'de-en'; '' where the rows name no languages."""
-        return "-".join(filter(None, self.languages))
+        return direction(self.languages)
 
 
 def two_prompts(records: Sequence[Record], kind: str, pivot: str) -> list[Prompts]:

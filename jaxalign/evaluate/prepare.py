@@ -17,7 +17,7 @@ from typing import Any
 
 from rich.console import Console
 
-from jaxalign.base import Base, System, weights_digest
+from jaxalign.base import Base, System
 from jaxalign.data.tasks import Example
 from jaxalign.data.template import Prompts
 from jaxalign.evaluate.answers import Answers
@@ -25,7 +25,7 @@ from jaxalign.evaluate.ask import Ask, ask
 from jaxalign.evaluate.entrants import Entrant
 from jaxalign.evaluate.gold import kind_of
 from jaxalign.hf.find import locate, unpinned
-from jaxalign.hf.peft import load_peft, named_base
+from jaxalign.hf.peft import load_peft, named_base, weights_digest
 from jaxalign.multihost import is_main
 from jaxalign.settings.data import UNASKED
 from jaxalign.terminal import visible

@@ -14,13 +14,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxalign.base import weights_digest
 from jaxalign.checksums import check_sums
 from jaxalign.errors import UserError
 from jaxalign.evaluate.report import label
 from jaxalign.export.source import Source
 from jaxalign.hf.card import Scores
-from jaxalign.hf.peft import load_peft
+from jaxalign.hf.peft import load_peft, weights_digest
 
 
 def scores_of(source: Source) -> Scores | None:

@@ -10,6 +10,7 @@ each kind of adapter (`jaxalign.adapters`).
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from jaxalign.errors import reading
 from jaxalign.hf.files import read_json, write_json
 from jaxalign.hf.find import locate, pinned
 from jaxalign.hf.save import METADATA, TOKENIZER_FILES, copy_files, to_host, writing
-from jaxalign.hf.tensors import StoredTensor, check_content, open_index
+from jaxalign.hf.tensors import StoredTensor, check_content, open_index, weights_in
 from jaxalign.model.spec import ModelSpec
 
 CONFIG_FILE = "adapter_config.json"
@@ -110,3 +111,14 @@ def named_base(folder: Path) -> str:
     content = read_json(file)
     check_kinds(file, content)
     return pinned(content.get("base_model_name_or_path") or "", content.get("revision"))
+
+
+def weights_digest(adapter: str) -> str:
+    """A short name for what an adapter folder holds: another content, another name."""
+    folder, digest = locate(adapter), hashlib.sha256()
+    config, weights = folder / "adapter_config.json", weights_in(folder)
+    if config.is_file():
+        digest.update(config.read_bytes())
+    if stored := weights.get("adapter_model.safetensors"):
+        digest.update(stored.read(0, stored.size))
+    return digest.hexdigest()[:16]

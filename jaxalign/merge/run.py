@@ -14,13 +14,13 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxalign.base import Opened, weights_digest
+from jaxalign.base import Opened
 from jaxalign.data.template import TOKENIZER_FILE, template_files
 from jaxalign.errors import UserError
 from jaxalign.folders import check_target
 from jaxalign.hf.card import model_card
 from jaxalign.hf.find import pinned
-from jaxalign.hf.peft import save_peft
+from jaxalign.hf.peft import save_peft, weights_digest
 from jaxalign.hf.save import merged_tensors, write_like_base
 from jaxalign.hf.stream import Pending, finite
 from jaxalign.merge.algebra import (

@@ -13,13 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from jaxalign.base import weights_digest
 from jaxalign.errors import UserError
 from jaxalign.multihost import text_from_main
 from jaxalign.settings import Config
 from jaxalign.train import standards
 from jaxalign.train.checkpoint import Checkpoints
-from jaxalign.train.same import differences, digests
+from jaxalign.train.same import began_from, differences, digests
 from jaxalign.train.schedule import learning_rate, warmup_steps
 from jaxalign.train.setup import Run
 from jaxalign.train.state import TrainState
@@ -193,14 +192,6 @@ def check_settings(config: Config, saved: dict[str, Any], judged: bool) -> None:
         raise UserError(
             f"{config.output} was trained {was}; set {back} back, or choose another output"
         )
-
-
-def began_from(config: Config) -> str:
-    """Digest of the adapter that a run begins from; '' of one that begins anew or is gone."""
-    try:
-        return weights_digest(config.adapter.start) if config.adapter.start else ""
-    except UserError:
-        return ""
 
 
 def meta_of(

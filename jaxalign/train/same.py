@@ -10,11 +10,11 @@ import dataclasses
 import hashlib
 from typing import Any
 
-import jax
 import numpy as np
 
+from jaxalign.errors import UserError
+from jaxalign.hf.peft import weights_digest
 from jaxalign.settings import Config, flatten, renamed
-from jaxalign.sharding import path_name
 from jaxalign.train.phases.measured import FILE, is_file
 
 # A group ends in a dot. What is not here must not change.
@@ -103,23 +103,18 @@ def digest_of(stream: Any) -> str:
     return digest.hexdigest()
 
 
-def tree_digest(tree: Any) -> str:
-    """SHA-256 of all arrays of a tree, with their names."""
-    digest = hashlib.sha256()
-    for path, leaf in jax.tree_util.tree_leaves_with_path(jax.device_get(tree)):
-        array = np.asarray(leaf)
-        digest.update(f"{path_name(path)}:{array.shape}:{array.dtype}:".encode())
-        digest.update(array.tobytes())
-    return digest.hexdigest()
+def began_from(config: Config) -> str:
+    """Digest of the adapter that a run begins from; '' of one that begins anew or is gone."""
+    try:
+        return weights_digest(config.adapter.start) if config.adapter.start else ""
+    except UserError:
+        return ""
 
 
 def digests(run: Any) -> dict[str, str]:
-    """Of a run's rows, `train/task`, `valid/align`, ..., and files: `options/lens.subspace`; of a
-    teacher that does not move, `options/adapter.start`."""
+    """Of a run's rows, `train/task`, `valid/align`, ..., and files: `options/lens.subspace`."""
     parts = {"train": run.train, "valid": run.valid}
     files = {f"options/{name}": one.digest for name, (_, one) in run.measured.items()}
-    if run.frozen.start is not None:
-        files["options/adapter.start"] = tree_digest(run.frozen.start)
     return files | {
         f"{part}/{name}": digest_of(stream)
         for part, streams in parts.items()

@@ -36,7 +36,7 @@ from jaxalign.train.design import Design, adapter_of, check_fit, design, heads_o
 from jaxalign.train.phases import PHASES, active_phases, facts_of
 from jaxalign.train.phases.measured import check_base, check_languages
 from jaxalign.train.rules import RULES
-from jaxalign.train.same import tree_digest
+from jaxalign.train.same import began_from
 from jaxalign.train.state import HEADS, Frozen, TrainState
 
 
@@ -104,8 +104,7 @@ def prepare(config: Config, scores: Collection[str] | None = (), base: Base | No
     total = config.train.steps or steps_of_epochs(config, train)
     made = design(config, spec, adapter, mesh, total)
     if jax.process_count() > 1:
-        first = start if made.frozen.start else None
-        agree(_digests(config, train, valid, made.measured, first))
+        agree(_digests(config, train, valid, made.measured))
     for phase, one in made.measured.values():
         check_base(one, base.fingerprint)
         for where, streams in (("train", train), ("valid", valid)):
@@ -156,7 +155,6 @@ def _digests(
     train: dict[str, Stream],
     valid: dict[str, Stream],
     measured: dict[str, tuple[str, Subspace]],
-    start: Any,
 ) -> dict[str, str]:
     """What must be the same in every process, for `agree`."""
     settings = flatten(dataclasses.asdict(config))
@@ -164,8 +162,8 @@ def _digests(
     rows = {f"the rows of {name}.train": stream.digest() for name, stream in train.items()}
     rows |= {f"the rows of {name}.valid": stream.digest() for name, stream in valid.items()}
     rows |= {f"the file of the option {name}": one.digest for name, (_, one) in measured.items()}
-    if start is not None:
-        rows["the weights of adapter.start"] = tree_digest(start)
+    if config.adapter.start:
+        rows["the weights of adapter.start"] = began_from(config)
     return {"the settings": text_digest(repr(shared))} | rows
 
 

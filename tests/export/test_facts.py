@@ -9,13 +9,12 @@ import yaml
 from jaxalign.adapters.dora import Dora
 from jaxalign.adapters.lora import Lora
 from jaxalign.adapters.ranks import Part, block_range
-from jaxalign.base import weights_digest
 from jaxalign.export.facts import card_facts, streams
 from jaxalign.export.request import Request
 from jaxalign.export.run import export
 from jaxalign.export.source import open_source
 from jaxalign.hf.load import load_spec
-from jaxalign.hf.peft import save_peft
+from jaxalign.hf.peft import save_peft, weights_digest
 
 
 def card_of(folder):

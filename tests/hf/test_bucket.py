@@ -9,10 +9,9 @@ import pytest
 from jaxalign import bucket as ours
 from jaxalign import cli
 from jaxalign.adapters.lora import Lora
-from jaxalign.base import weights_digest
 from jaxalign.errors import UserError
 from jaxalign.hf.load import abstract_params, fingerprint, load_params, load_spec
-from jaxalign.hf.peft import load_peft, save_peft
+from jaxalign.hf.peft import load_peft, save_peft, weights_digest
 from jaxalign.hf.save import save_base
 from jaxalign.sharding import make_mesh, shard_tree
 from tests.hf.conftest import LLAMA, assert_same_tree, random_lora, random_params
