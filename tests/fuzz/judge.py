@@ -59,7 +59,8 @@ class _Hang(BaseException):
 def _limited() -> Iterator[None]:
     """SECONDS of this thread: the timer counts those of JAX's threads, too, and is set again.
 
-    A signal that comes late raises nothing, or it would end whatever runs then.
+    A signal that comes late raises nothing, or it would end whatever runs then. It stays ignored
+    afterwards: what a process does without a handler is to die of it.
     """
     began, watching = time.thread_time(), True
 
@@ -71,14 +72,14 @@ def _limited() -> Iterator[None]:
             raise _Hang
         signal.setitimer(signal.ITIMER_PROF, max(left, 0.05))
 
-    before = signal.signal(signal.SIGPROF, stop)
+    signal.signal(signal.SIGPROF, stop)
     signal.setitimer(signal.ITIMER_PROF, SECONDS)
     try:
         yield
     finally:
         watching = False
         signal.setitimer(signal.ITIMER_PROF, 0)
-        signal.signal(signal.SIGPROF, before)
+        signal.signal(signal.SIGPROF, signal.SIG_IGN)
 
 
 def judge(target: Target, value: Any) -> tuple[str, str]:

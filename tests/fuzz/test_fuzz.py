@@ -1,6 +1,9 @@
 """A short run of every target in the suite, a long one by mark; each fault that was found stays."""
 
 import gzip
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -16,6 +19,22 @@ BY_NAME = {target.name: target for target in TARGETS}
 def test_a_few(target):
     tally = fuzz(target, max(1, round(SHORT * min(target.share, 1))))
     assert not tally.faults, "\n\n".join(tally.faults)
+
+
+LATE = """
+import os, signal
+from tests.fuzz.judge import _limited
+with _limited():
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGPROF])
+    os.kill(os.getpid(), signal.SIGPROF)
+signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGPROF])
+"""
+
+
+def test_a_signal_that_comes_late_ends_nothing():
+    """The timer counts all threads: its signal may come when the input is done."""
+    root = Path(__file__).resolve().parents[2]
+    assert subprocess.run([sys.executable, "-c", LATE], cwd=root).returncode == 0
 
 
 # Inputs that once ended in a traceback, a hang or a wrong result, and how they end now.
