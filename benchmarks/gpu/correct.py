@@ -20,6 +20,7 @@ import numpy as np
 from part import REPO, Part, Row, need_gpu
 
 GRADIENT, LOSS = 1e-4, 1e-5  # as in tests/parity/test_golden.py
+LAID = 1e-5  # as in tests/train/test_flat.py
 
 # Heads, heads of the keys, their size, rows, tokens, and what else is special.
 ATTENTION: dict[str, dict[str, Any]] = {
@@ -45,6 +46,9 @@ def main() -> None:
     first, *others = cases()
     most = 0.35 * part.left
     part.measure(f"golden values: {first!r}", partial(golden, first, part, most), need=10)
+    for phase in ("task", "align"):
+        name = f"rows end to end against padded ones: {phase}"
+        part.measure(name, partial(laid, first, phase), need=10)
     part.measure("a resumed run", resumed, need=20)
     for kind in ("nf4", "int8"):
         part.measure(f"{kind}: a product", partial(quantised, kind, part.rehearse), need=4)
@@ -337,6 +341,34 @@ def golden(case: Any, part: Part, most: float) -> Row:
     ok = loss_gap < LOSS and gradient_gap < GRADIENT
     note = f"losses to {loss_gap:.0e} (limit {LOSS:.0e}); {len(seen)} of {len(names)} phases"
     return {"ok": ok, "worst": gradient_gap, "limit": GRADIENT, "note": note}
+
+
+def laid(case: Any, phase: str) -> Row:
+    """Loss and gradient of the short rows of slots.py on a golden model, laid either way."""
+    import jax
+    import slots
+
+    from jaxalign.train.phases.build import phase_loss
+    from jaxalign.train.state import Frozen
+
+    vocab = case.params["embed"].shape[0]
+    computes = phase_of(case, "task" if phase == "task" else "k2_T0.1_mean_both")
+    found = []
+    for way in slots.LAYOUTS:
+        stream = slots.stream_of(phase, slots.texts(phase, vocab), laid=way == slots.LAYOUTS[0])
+        batch = jax.tree.map(lambda leaf: leaf[0], stream.stack([0]))
+
+        def loss(lora: Any, batch: Any) -> Any:
+            return phase_loss(computes, lora, Frozen(case.params), batch, None)[0]
+
+        with jax.default_matmul_precision("highest"):
+            found.append(jax.jit(jax.value_and_grad(loss))(case.lora, batch))
+    (one, ours), (other, theirs) = found
+    flat = lambda tree: np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(tree)])  # noqa: E731
+    gap = distance(flat(ours), flat(theirs))
+    losses = abs(float(one) / float(other) - 1)
+    ok = gap < LAID and losses < LAID
+    return {"ok": ok, "worst": gap, "limit": LAID, "note": f"losses to {losses:.0e}"}
 
 
 def phase_of(case: Any, name: str) -> Any:

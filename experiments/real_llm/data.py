@@ -1,9 +1,11 @@
-"""The rows of the studies on real models, from xSID and Tatoeba; the same ones each time.
+"""The rows of the studies on real models; the same ones each time.
 
     python experiments/real_llm/data.py DATA runs/real_llm/data
 
 DATA holds `xsid/{train,valid,test}.LANGUAGE.jsonl` (commands with intents and slots, from
-github.com/mainlp/xsid) and `tatoeba/LANGUAGE-en.tsv` (sentence, tab, its English; tatoeba.org).
+github.com/mainlp/xsid), `tatoeba/LANGUAGE-en.tsv` (sentence, tab, its English; tatoeba.org),
+`uner/{train,valid,test}.LANGUAGE.jsonl` (named entities, github.com/UniversalNER) and
+`mt_open/{train,valid,test}.jsonl` (translations: FLORES and NTREX).
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ ALIGNED = ("ar", "da", "de", "it", "ja", "nl", "sr", "tr", "zh")  # of xSID, wit
 LONGEST = 60  # characters of a sentence: short sequences, quick updates
 PAIRS, HELD_OUT = 300, 16  # of each language
 AMOUNTS = (30, 100, 600)  # further files: pairs.AMOUNT.jsonl
+TRANSLATED = ("cs", "de", "is", "ru", "zh", "he", "uk")  # of mt_open, but for Japanese
 
 
 def main() -> None:
@@ -30,6 +33,12 @@ def main() -> None:
     for split in ("train.en", "valid.*", "test.*"):
         for file in sorted((args.data / "xsid").glob(f"{split}.jsonl")):
             shutil.copyfile(file, args.out / file.name)
+    for task, files in {"uner": ("train.en", "test.*"), "mt_open": ("train", "test")}.items():
+        for file in (
+            file for name in files for file in sorted((args.data / task).glob(f"{name}.jsonl"))
+        ):
+            (args.out / task).mkdir(exist_ok=True)
+            shutil.copyfile(file, args.out / task / file.name)
     rng = random.Random(1)
     content: dict[str, list[str]] = {"pairs_held_out": [], "pairs": []}
     content |= {f"pairs.{amount}": [] for amount in AMOUNTS}
@@ -41,6 +50,11 @@ def main() -> None:
         content["pairs"] += found[HELD_OUT : HELD_OUT + PAIRS]
         for amount in AMOUNTS:
             content[f"pairs.{amount}"] += found[HELD_OUT : HELD_OUT + amount]
+    content["mt_open/pairs"] = []
+    for language in TRANSLATED:
+        found = pairs(args.data / "tatoeba" / f"{language}-en.tsv", language, set())
+        rng.shuffle(found)
+        content["mt_open/pairs"] += found[:PAIRS]
     for name, rows in content.items():
         (args.out / f"{name}.jsonl").write_text("\n".join(rows) + "\n", "utf-8")
         print(f"{args.out / name}.jsonl: {len(rows)} pairs")
