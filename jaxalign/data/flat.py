@@ -6,7 +6,7 @@ from them and is rounded up to one of a few.
 
     layout = Layout.of(pieces, order, size=32, ways=1, pad_id=0)
     layout.lengths                                   # {912: 320, 976: 336}: T -> answer places A
-    layout.flat(slots, 912)                          # Flat, [W, T], and answers [W, A]
+    layout.flat(slots, 912).flat                     # Flat, [W, T]
 """
 
 from __future__ import annotations
@@ -41,6 +41,14 @@ class Text(NamedTuple):
     def shareable(self) -> Shareable:
         """What `stem.find` looks at."""
         return Shareable(self.tokens, self.limit, self.roles)
+
+
+class Laid(NamedTuple):
+    """What a batch has instead where its texts are end to end; one of pairs has no answers."""
+
+    flat: Flat
+    answer_at: np.ndarray  # int32 [W, A]
+    answers: np.ndarray  # int32 [W, A]
 
 
 Begun = tuple[Text, Start]
@@ -153,8 +161,8 @@ class Layout:
         each = self.size // self.ways
         return [slots[start : start + each] for start in range(0, len(slots), each)]
 
-    def flat(self, slots: Sequence[Slot], length: int) -> tuple[Flat, np.ndarray, np.ndarray]:
-        """These slots in sequences of T tokens, and int32 [W, A]: `answer_at`, `answers`."""
+    def flat(self, slots: Sequence[Slot], length: int) -> Laid:
+        """These slots in sequences of T tokens."""
         stem, shares = self.stem, self.shares(slots)
         ways, shared, sides = len(shares), len(stem.tokens), len(self.rows[0])
         each = self.size // self.ways * self.most  # texts of one side in a sequence
@@ -190,7 +198,7 @@ class Layout:
         flat = Flat(
             tokens, segments, positions, sees, nodes, texts, reach, roles if known else None
         )
-        return flat, answer_at, answers
+        return Laid(flat, answer_at, answers)
 
 
 def begin(rows: Sequence[Sequence[Text]], stem: Stem) -> list[list[Begun]]:

@@ -160,7 +160,9 @@ class Stream(abc.ABC, Generic[Row, Batch]):
             for slot in slots
             for number in range(self._order.most)
         ]
-        return self._laid(self._collate(alone, cover(self.layout.whole, 8)), slots, length)
+        batch = self._collate(alone, cover(self.layout.whole, 8))
+        laid = self.layout.flat(slots, length)._asdict()
+        return batch._replace(**{name: laid[name] for name in batch._fields if name in laid})
 
     @property
     def lengths(self) -> tuple[int, ...]:
@@ -243,10 +245,6 @@ class Stream(abc.ABC, Generic[Row, Batch]):
         """Tokens of a row's sides."""
 
     @abc.abstractmethod
-    def _laid(self, batch: Batch, slots: Sequence[Slot], length: int) -> Batch:
-        """The batch with its rows laid end to end in sequences of `length`."""
-
-    @abc.abstractmethod
     def _spoken(self, row: Row) -> tuple[str, ...]:
         """The languages of a row's sides."""
 
@@ -287,11 +285,6 @@ class TaskStream(Stream[Encoded, TaskBatch]):
     def _texts(self, row: Encoded) -> tuple[int, ...]:
         return (len(row.tokens),)
 
-    def _laid(self, batch: TaskBatch, slots: Sequence[Slot], length: int) -> TaskBatch:
-        assert self.layout is not None
-        flat, answer_at, answers = self.layout.flat(slots, length)
-        return batch._replace(flat=flat, answer_at=answer_at, answers=answers)
-
     def _collate(self, slots: Sequence[Slot], length: int) -> TaskBatch:
         sequences = [[self.rows[i] for i in slot] for slot in slots]
         most = 1 if self.layout else self._order.most
@@ -322,10 +315,6 @@ class PairStream(Stream[EncodedPair, PairBatch]):
 
     def _texts(self, row: EncodedPair) -> tuple[int, ...]:
         return len(row.source), len(row.target)
-
-    def _laid(self, batch: PairBatch, slots: Sequence[Slot], length: int) -> PairBatch:
-        assert self.layout is not None
-        return batch._replace(flat=self.layout.flat(slots, length)[0])
 
     def _collate(self, slots: Sequence[Slot], length: int) -> PairBatch:
         pairs = [self.rows[slot[0]] if slot else None for slot in slots]

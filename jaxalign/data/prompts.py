@@ -188,9 +188,6 @@ class PromptStream(Stream[EncodedPrompts, PromptBatch]):
     def _texts(self, row: EncodedPrompts) -> tuple[int, ...]:
         return len(row.student), len(row.teacher)
 
-    def _laid(self, batch: PromptBatch, slots: Sequence[Slot], length: int) -> PromptBatch:
-        raise NotImplementedError("rows of two prompts have no layout")
-
     def _collate(self, slots: Sequence[Slot], length: int) -> PromptBatch:
         rows = [self.rows[slot[0]] if slot else None for slot in slots]
         numbers, languages = numbers_of(slots, rows)
