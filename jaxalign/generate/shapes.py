@@ -65,6 +65,12 @@ class Layout:
         once = padded(self.ahead) if any(ahead for _, ahead, _ in shapes) else 0
         return once + sum(rows * own for rows, _, own in shapes)
 
+    @property
+    def counted(self) -> int:
+        """Of these, those that are no padding; a shared token counts once."""
+        ahead = [self.width(group)[0] for group in self.groups for _ in group]
+        return self.asked - sum(ahead) + max(ahead, default=0)
+
     def __str__(self) -> str:
         return (
             f"{self.rows:,} prompts of {self.asked:,} tokens share their first {self.ahead:,}: "

@@ -12,12 +12,11 @@ peak for Llama 3 8B (docs/plan.md) the sum was within PRECISION.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 
 from jaxalign.chips import Chip
-from jaxalign.model.splash import LANES, LEAST
 from jaxalign.objectives.chunked import at_once
 from jaxalign.plan.programs import (
     EVAL,
@@ -31,7 +30,7 @@ from jaxalign.plan.programs import (
     resident,
     size,
 )
-from jaxalign.plan.rows import Rows
+from jaxalign.plan.rows import Known
 from jaxalign.plan.topology import FORMS
 from jaxalign.train.design import Design
 from jaxalign.train.phases import PHASES, facts_of
@@ -62,14 +61,14 @@ def estimate_all(
     plan: Design,
     chip: Chip,
     only: tuple[str, ...] = PROGRAMS,
-    rows: Mapping[str, Rows] = NO_ROWS,
+    rows: Known = NO_ROWS,
 ) -> Iterator[Program]:
     """Every program of the run that is named in `only` and that the run has, by formula."""
     for name in chosen(plan, only):
         yield of_rows(partial(estimate, plan, chip, name), name, rows)
 
 
-def estimate(plan: Design, chip: Chip, name: str, rows: Mapping[str, Rows] = NO_ROWS) -> Program:
+def estimate(plan: Design, chip: Chip, name: str, rows: Known = NO_ROWS) -> Program:
     """One program by formula."""
     asked = job(plan, name, rows)
     arguments = resident(plan) + size(asked.given)
@@ -191,14 +190,7 @@ def _update(plan: Design, asked: Job, name: str, chip: Chip) -> float:
 
 
 def _prompt(plan: Design, asked: Job, name: str, chip: Chip) -> float:
-    """The cache and, where no kernel takes the prompts, one layer's scores in float32."""
-    found = size(job(plan, "token").given) + _working(plan, asked)
-    rows, width = (int(n) for n in asked.what.split(" x "))
-    if plan.config.model.attention != "reference" and width >= LEAST and width % LANES == 0:
-        return found
-    heads = plan.spec.heads / plan.mesh.shape["tensor"]
-    ways = plan.mesh.shape["data"] * plan.mesh.shape["fsdp"]
-    return found + 2 * rows / ways * heads * width**2 * 4
+    return size(asked.made) + _working(plan, asked)
 
 
 def _token(plan: Design, asked: Job, name: str, chip: Chip) -> float:

@@ -14,6 +14,7 @@ class Job:
     lower: Callable[[], Any]
     what: str
     given: Any  # arrays besides the weights and the state
+    made: Any = ()  # arrays that it makes besides those of a layer
     tokens: int = 0
     times: int = 1  # micro-batches of one call
     least: float = 0.0  # FLOPs of one of them, on all chips

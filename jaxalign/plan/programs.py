@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -26,13 +26,13 @@ from jaxalign.plan import writing
 from jaxalign.plan.cost import Cost, measure
 from jaxalign.plan.hlo import dims
 from jaxalign.plan.job import Job
-from jaxalign.plan.rows import Rows
+from jaxalign.plan.rows import Known, Rows
 from jaxalign.sharding import batch_sharding, replicated
 from jaxalign.train.design import Design
 from jaxalign.train.phases import PHASES, facts_of
 from jaxalign.train.rules import RULES
 
-NO_ROWS: Mapping[str, Rows] = {}
+NO_ROWS: Known = {}
 ALWAYS = ("update", "prompt", "token")  # of every run
 EVAL = "_eval"  # ends the name of a phase's evaluation
 PROGRAMS = (*PHASES, "update", *(name + EVAL for name in PHASES), "prompt", "token")
@@ -93,20 +93,19 @@ def compile_all(
     plan: Design,
     chip: Chip,
     only: tuple[str, ...] = PROGRAMS,
-    rows: Mapping[str, Rows] = NO_ROWS,
+    rows: Known = NO_ROWS,
 ) -> Iterator[Program]:
     """Every program of the run that is named in `only` and that the run has, as it is compiled.
 
     Args:
-      rows: of each phase, where they are known; else padded rows of the longest length are planned.
+      rows: of each phase and of answers, where they are known; else padded ones of the longest
+        length are planned.
     """
     for name in chosen(plan, only):
         yield of_rows(partial(_compile, plan, chip, name), name, rows)
 
 
-def of_rows(
-    make: Callable[[Mapping[str, Rows]], Program], name: str, rows: Mapping[str, Rows]
-) -> Program:
+def of_rows(make: Callable[[Known], Program], name: str, rows: Known) -> Program:
     """The program of usual batches, which takes the memory of the longest."""
     found, phase = make(rows), name.removesuffix(EVAL)
     if phase not in rows or rows[phase] == rows[phase].longest:
@@ -122,13 +121,13 @@ def chosen(plan: Design, only: tuple[str, ...]) -> list[str]:
     return [name for name in only if name.removesuffix(EVAL) in (*plan.active, *ALWAYS)]
 
 
-def job(plan: Design, name: str, rows: Mapping[str, Rows] = NO_ROWS) -> Job:
+def job(plan: Design, name: str, rows: Known = NO_ROWS) -> Job:
     """What this program is called with; `rows` as of `compile_all`."""
     if name in PHASES:
         return _gradient(plan, name, rows.get(name))
     if (phase := name.removesuffix(EVAL)) in PHASES:
         return _evaluation(plan, phase, rows.get(phase))
-    return _JOBS[name](plan)
+    return _JOBS[name](plan, rows.get(name))
 
 
 def resident(plan: Design) -> float:
@@ -152,7 +151,7 @@ def bits(dtype: Any) -> int:
     return 8 * dtype.itemsize
 
 
-def _compile(plan: Design, chip: Chip, name: str, rows: Mapping[str, Rows]) -> Program:
+def _compile(plan: Design, chip: Chip, name: str, rows: Known) -> Program:
     began = time.monotonic()
     asked = job(plan, name, rows)
     common: dict[str, Any] = {
@@ -279,7 +278,7 @@ def _gradient(plan: Design, phase: str, rows: Rows | None) -> Job:
     )
 
 
-def _update(plan: Design) -> Job:
+def _update(plan: Design, _: None) -> Job:
     gradients = dict.fromkeys(plan.active, plan.state.trained)
     sizes = tuple((phase, micro_batches(plan, phase)[0]) for phase in plan.active)
     number = jax.ShapeDtypeStruct((), jnp.float32, sharding=plan.shardings.step)
@@ -306,7 +305,7 @@ def _evaluation(plan: Design, phase: str, rows: Rows | None) -> Job:
     )
 
 
-_JOBS: dict[str, Callable[[Design], Job]] = {
+_JOBS: dict[str, Callable[[Design, Any], Job]] = {
     "update": _update,
     "prompt": writing.prompt,
     "token": writing.token,

@@ -25,7 +25,7 @@ from jaxalign.hf.load import load_spec
 from jaxalign.model.spec import ModelSpec
 from jaxalign.plan.analytic import estimate_all, pace
 from jaxalign.plan.programs import NO_ROWS, PROGRAMS, Program, compile_all, micro_batches
-from jaxalign.plan.rows import read
+from jaxalign.plan.rows import Known, read
 from jaxalign.plan.topology import Place, devices
 from jaxalign.settings import AUTO, BatchConfig, Config, MeshConfig
 from jaxalign.sharding import AXES, make_mesh, mesh_sizes, row_ways, shard_tree, split_slices
@@ -152,9 +152,9 @@ def plan_run(
     if how == "compile":
         chips = devices(place) if place.tpu else here(place)
     found = _design(config, spec, place, chips)
-    rows = NO_ROWS
+    rows: Known = NO_ROWS
     if data:
-        rows, config.train.steps = read(config, row_ways(found.mesh))
+        rows, config.train.steps = read(config, row_ways(found.mesh), found.adapter)
         notes = (*notes, MEASURED)
     elif config.batch.pack != "none":
         notes = (*notes, PADDED)

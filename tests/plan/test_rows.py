@@ -5,9 +5,13 @@ from dataclasses import replace
 import jax
 import pytest
 
+from jaxalign.base import decoding_of, open_base
 from jaxalign.cli import main
 from jaxalign.config import to_yaml
-from jaxalign.plan.programs import Program, compile_all, of_rows
+from jaxalign.data.sources import read_all
+from jaxalign.data.tasks import render
+from jaxalign.generate import run, shapes
+from jaxalign.plan.programs import Program, compile_all, job, of_rows
 from jaxalign.plan.rows import Rows, read
 from jaxalign.plan.run import PADDED, plan_run
 from jaxalign.plan.topology import parse
@@ -18,6 +22,7 @@ from tests.plan.test_programs import HERE, check
 from tests.tiny import SPEC
 
 SYSTEM = "prompt.system='Answer with the intent and the slots of what the user says.'"
+ANSWERS = ("generate.batch=8", "generate.max_new_tokens=8")
 FREE = ("batch.buckets=[]", "batch.max_length=256", SYSTEM, "lora.dropout=0")
 
 
@@ -143,3 +148,58 @@ def test_what_is_missing_is_told_in_one_sentence(
     error = capsys.readouterr().err
     assert error.startswith("jaxalign: ") and error.count("\n") == 1
     assert told in error
+
+
+@pytest.mark.parametrize("share", ["auto", "off"])
+def test_prompts_are_planned_as_answers_are_written(configure, monkeypatch, share):
+    config = configure(*FREE, *ANSWERS, f"generate.share_prefix={share}", "align.weight=0")
+    base, started = open_base(config), []
+    examples = [render(config.task.kind, record) for record in read_all(config.task.train)]
+    prompts, _ = base.encode(examples)
+
+    def begin(model, tokens, *given):
+        started.append((model.shared, tokens))
+        raise InterruptedError
+
+    monkeypatch.setattr(run, "start", begin)
+    with pytest.raises(InterruptedError):
+        base.bare().write(prompts, decoding_of(config), config.generate.batch)
+    mesh = make_mesh(1, 1, devices=jax.devices()[:1])
+    rows, _ = read(config, 1)
+    one = design(config, SPEC, adapter_of(config, SPEC), mesh, 100)
+    tokens, shared = job(one, "prompt", {"prompt": rows["prompt"].longest}).given
+    seen = lambda tree: jax.tree.map(lambda x: (x.shape, x.dtype), tree)  # noqa: E731
+    assert [seen((shared, tokens))] == seen(started)
+    assert (shared is None) == (share == "off")
+
+
+def test_a_start_that_prompts_share_is_no_work_of_theirs(configure):
+    only, spec = ("prompt", "token"), SPEC
+    words = (*FREE, *ANSWERS, "align.weight=0")
+    one, other = (
+        planned(configure(*words, f"generate.share_prefix={how}"), only=only).programs
+        for how in ("auto", "off")
+    )
+    layout = read(configure(*words), 1)[0]["prompt"].layout
+    assert layout.ahead > 16 and one[0].what.endswith(f" behind {layout.ahead}")
+    rows, width = (int(n) for n in one[0].what.split(" behind ")[0].split(" x "))
+    assert one[0].tokens == rows * width < 0.7 * other[0].tokens
+    assert one[0].least < 0.75 * other[0].least
+    # Keys and values of the start are there once.
+    slots = [int(program.what.split(", ")[1].split()[0]) for program in (one[1], other[1])]
+    assert slots[1] - slots[0] == other[0].tokens // rows - width
+    cached = 2 * spec.layers * spec.kv_heads * spec.head_dim * 4
+    saved = rows * (slots[1] - slots[0]) - shapes.padded(layout.ahead)
+    assert other[1].arguments - one[1].arguments == pytest.approx(cached * saved, abs=16)
+    assert layout.counted == layout.asked - (layout.rows - 1) * layout.ahead
+    assert one[0].counted == pytest.approx(layout.counted / layout.computed)
+
+
+def test_prompts_behind_a_shared_start_compile(configure):
+    config = configure(*FREE, *ANSWERS, "align.weight=0")
+    mesh = make_mesh(1, 2, devices=jax.devices()[:2])
+    found = design(config, SPEC, adapter_of(config, SPEC), mesh, 100)
+    rows, _ = read(config, 2)
+    with jax.set_mesh(mesh):
+        programs = {one.name: one for one in compile_all(found, HERE, ("prompt", "token"), rows)}
+    check(programs)
