@@ -3,10 +3,10 @@
     compare(read_study('configs/compare_methods.yaml'))
 
 Trials are done seed by seed, so that a comparison that was stopped has all systems with fewer
-seeds, and each is measured as soon as it is trained. Several processes may work at one comparison:
-each takes trials that no other one holds. The folder holds all that is needed to go on,
-on another machine too: what was measured before runs in `prepared`, runs in `runs`, answers in
-`answers`, states in `states`.
+seeds, and each is measured as soon as it is trained; mixtures follow the last of their parts.
+Several processes may work at one comparison: each takes trials that no other one holds. The folder
+holds all that is needed to go on, on another machine too: what was measured before runs in
+`prepared`, runs in `runs`, answers in `answers`, states in `states`.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from jaxalign.compare.trial import (
     cost,
     finished,
     mix,
+    mixed,
     outcome,
     prepare,
     train,
@@ -96,9 +97,14 @@ def _compare(study: Study, missing: str, only: Sequence[str]) -> report.Found:
                 prepare(study, name, bases)
     best, chosen = _choose(study, names, bases, missing)
 
+    mixtures = [name for name in study.mixtures if not only or name in only]
+
     def one(trial: Trial) -> tuple[Outcome, Measured]:
         done = train(study, trial, bases) if missing == "train" else outcome(study, trial)
-        return done, _measure(study, done, bases)
+        found = done, _measure(study, done, bases)
+        if missing == "train":
+            _mix_what_is_due(study, mixtures, trial, best, bases)
+        return found
 
     trials = [Trial(name, seed, best[name]) for seed in study.seeds for name in names]
     done = each(study, _to_do(study, trials, missing), one)
@@ -106,19 +112,17 @@ def _compare(study: Study, missing: str, only: Sequence[str]) -> report.Found:
     for trial, (said, _) in done.items():
         outcomes.setdefault(trial.system, []).append(said)
     measured = {trial: scores for trial, (_, scores) in done.items()}
-    for name, mixture in study.mixtures.items():
-        if only and name not in only:
-            continue
+    for name in mixtures:
+        systems = study.mixtures[name].systems
         for seed in study.seeds:
             parts = [
-                one for part in mixture.systems for one in outcomes.get(part, ())
-                if one.trial.seed == seed
-            ]  # fmt: skip
-            if len(parts) == len(mixture.systems):
+                one for part in systems for one in outcomes.get(part, ()) if one.trial.seed == seed
+            ]
+            if len(parts) == len(systems):
                 with claim(study, Trial(name, seed).place("").as_posix(), wait=True):
-                    mixed = mix(study, name, parts)
-                    measured[mixed.trial] = _measure(study, mixed, bases)
-                outcomes.setdefault(name, []).append(mixed)
+                    merged = mix(study, name, parts)
+                    measured[merged.trial] = _measure(study, merged, bases)
+                outcomes.setdefault(name, []).append(merged)
     outcomes, left_out = common(outcomes)
     with claim(study, "report", wait=True):
         found = _found(study, outcomes, measured, chosen, bases, left_out)
@@ -212,6 +216,23 @@ def _choose(
         if known:
             chosen[name] = {",".join(one): score for one, score in known.items()}
     return best, chosen
+
+
+def _mix_what_is_due(
+    study: Study, mixtures: Sequence[str], trial: Trial, best: dict[str, tuple[str, ...]],
+    bases: Bases,
+) -> None:  # fmt: skip
+    """The mixtures of which this trial was the last part: a comparison that is stopped has them."""
+    for name in mixtures:
+        due = Trial(name, trial.seed)
+        parts = [Trial(part, trial.seed, best[part]) for part in study.mixtures[name].systems]
+        if trial not in parts or mixed(study, due):
+            continue
+        if all(finished(study, part) for part in parts):
+            with claim(study, due.place("").as_posix(), wait=False) as mine:
+                if mine:
+                    done = mix(study, name, [outcome(study, part) for part in parts])
+                    _measure(study, done, bases)
 
 
 def _measure(study: Study, done: Outcome, bases: Bases) -> Measured:

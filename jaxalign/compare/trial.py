@@ -153,14 +153,23 @@ def mix(study: Study, name: str, parts: list[Outcome]) -> Outcome:
     """The mixture of these outcomes, which share a seed; it is merged where it is not there."""
     mixture, seed = study.mixtures[name], parts[0].trial.seed
     trial = Trial(name, seed)
-    adapter = trial.place(Path(study.output, "runs")) / "adapter"
-    if not (adapter / "adapter_config.json").exists():
+    adapter = _merged(study, trial)
+    if not mixed(study, trial):
         recipe = Recipe(mixture.method, mixture.rank, mixture.density, seed)
         merge([part.adapter for part in parts], mixture.weights, recipe, str(adapter),
               base=parts[0].config.model.path, existing="replace")  # fmt: skip
     outputs = tuple(output for part in parts for output in part.outputs)
     layer = next((part.layer for part in parts if part.layer is not None), None)
     return Outcome(trial, parts[0].config, str(adapter), outputs, layer)
+
+
+def mixed(study: Study, trial: Trial) -> bool:
+    """Whether a mixture is merged already."""
+    return (_merged(study, trial) / "adapter_config.json").exists()
+
+
+def _merged(study: Study, trial: Trial) -> Path:
+    return trial.place(Path(study.output, "runs")) / "adapter"
 
 
 def log_rows(output: Path, event: str) -> Iterator[dict[str, Any]]:

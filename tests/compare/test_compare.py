@@ -11,7 +11,7 @@ from jaxalign.compare import run
 from jaxalign.compare.run import compare
 from jaxalign.compare.share import claim, each
 from jaxalign.compare.study import read_study
-from jaxalign.compare.trial import Bases, Diverged, Trial, configs, cost, prepare
+from jaxalign.compare.trial import Bases, Diverged, Trial, configs, cost, outcome, prepare
 from jaxalign.errors import UserError
 from jaxalign.train import loop, setup
 from jaxalign.train.finish import Result
@@ -119,6 +119,23 @@ class TestDone:
             patch.setattr(loop, "_train", None)  # who would train
             again = compare(study)
         assert json.loads(json.dumps(again.as_json())) == found
+
+    def test_a_mixture_follows_the_last_of_its_parts(self, found, files, tmp_path, monkeypatch):
+        """A comparison that is stopped while it trains the second seed has those of the first."""
+        shutil.copytree(files / "out", tmp_path / "out")
+        for kept in ("runs", "answers/intents", "states"):
+            shutil.rmtree(tmp_path / "out" / kept / "merged", ignore_errors=True)
+
+        def train(study, trial, bases):
+            if trial.seed == 2:
+                raise SystemExit(130)
+            return outcome(study, trial)
+
+        monkeypatch.setattr(run, "train", train)
+        with pytest.raises(SystemExit):
+            compare(read_study(files / "study.yaml", out=str(tmp_path / "out")))
+        answers = [*(tmp_path / "out" / "answers").rglob("predictions.jsonl")]
+        assert {file.parts[-3] for file in answers if "merged" in file.parts} == {"seed_1"}
 
     def test_a_mixture_alone_brings_its_parts_and_the_baseline(self, found, files):
         again = compare(read_study(files / "study.yaml"), missing="skip", only=["merged"])
