@@ -21,7 +21,7 @@ def draw(report: dict[str, Any], path: Path) -> None:
     measure = next(iter(comparison["measures"].values()))
     base, *systems = comparison["systems"]
     groups = [group for group in comparison["groups"] if group not in ("all", "transfer")]
-    with picture(path, 7.2, 0.5 * len(systems) + 1.0, style={"axes.spines.left": False}) as figure:
+    with picture(path, 7.2, 0.5 * len(systems) + 1.2, style={"axes.spines.left": False}) as figure:
         axes = figure.subplots()
         for number, group in enumerate(groups):
             colour = PALETTE[number]
@@ -44,7 +44,7 @@ def draw(report: dict[str, Any], path: Path) -> None:
         axes.tick_params(axis="y", length=0)
         axes.invert_yaxis()
         axes.set_xlabel(f"gain over {base} in percentage points (line: 95 % interval, dots: seeds)")
-        axes.legend(frameon=False, loc="lower left")
+        axes.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=len(groups))
 
 
 if __name__ == "__main__":

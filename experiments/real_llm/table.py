@@ -11,7 +11,7 @@ from pathlib import Path
 
 
 def table(report: dict) -> str:
-    """Scores by group with the deviation over seeds; gains with their 95 % interval."""
+    """Scores by group, with the deviation over several seeds; gains with their 95 % interval."""
     comparison = next(iter(report["comparisons"].values()))
     measure = next(iter(comparison["measures"].values()))
     groups = [group for group in comparison["groups"] if group != "all"]
@@ -24,7 +24,9 @@ def table(report: dict) -> str:
         cells = [f"{system.replace('_', ' ')}, {comparison['seeds'][system]}"]
         for group in groups:
             score = measure["groups"][system][group]
-            text = f"{score['mean']:.1f} ± {score['std']:.1f}"
+            text = f"{score['mean']:.1f}"
+            if score["std"] is not None:  # of one seed there is none
+                text += f" ± {score['std']:.1f}"
             if gain := measure["group_gains"].get(system, {}).get(group):
                 text += f" ({gain['gain']:+.1f}; {gain['low']:.1f} to {gain['high']:.1f})"
             cells.append(text)
