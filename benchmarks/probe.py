@@ -2,11 +2,12 @@
 
 The rival is transformers with `output_hidden_states=True` on padded batches in file order, a masked
 mean in PyTorch, and for each layer and ordered pair of languages a NumPy matrix of cosines and its
-argmax. Both start from the same random float32 model in memory and the same sentences, take turns
-(A B A B), and must give the same retrieval accuracies.
+argmax. Both start from the same float32 model in memory (random, or that of a folder) and the same
+sentences, take turns (A B A B), and must give the same retrieval accuracies.
 
     python benchmarks/probe.py                          # 60 M parameters, 8 languages x 100
     python benchmarks/probe.py --parallel data/ntrex --languages 12 --sentences 200 --rounds 2
+    python benchmarks/probe.py --model FOLDER --parallel data/ntrex --sentences 40 --rounds 2
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -92,10 +95,23 @@ def ours(base: Any, text: dict[str, list[str]], batch: int) -> np.ndarray:
     return np.stack([retrieval(layer, ("cosine",))["cosine"] for layer in states])
 
 
+@contextmanager
+def folder_of(model: str) -> Iterator[str]:
+    """A model's folder: a random one of this size, or the one that is named."""
+    if Path(model).is_dir():
+        yield model
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        write_model(Path(folder), model)
+        for file in (ASSETS / "base").glob("*token*"):
+            (Path(folder) / file.name).write_bytes(file.read_bytes())
+        yield folder
+
+
 def main() -> None:
     """Prints seconds of both, their ratio, and the largest difference of an accuracy."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", default="60m", choices=("10m", "60m"))
+    parser.add_argument("--model", default="60m", help="10m, 60m, or a Hugging Face folder")
     parser.add_argument("--parallel", default="", help="folder; default: the demo's commands")
     parser.add_argument("--languages", type=int, default=8)
     parser.add_argument("--sentences", type=int, default=100)
@@ -110,10 +126,7 @@ def main() -> None:
 
     torch.set_num_threads(2)
     text = read_sentences(args.parallel, args.languages, args.sentences)
-    with tempfile.TemporaryDirectory() as folder:
-        write_model(Path(folder), args.model)
-        for file in (ASSETS / "base").glob("*token*"):
-            (Path(folder) / file.name).write_bytes(file.read_bytes())
+    with folder_of(args.model) as folder:
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
         tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="right")
         base = open_base(load(None, [f"model.path={folder}", "model.dtype=float32"]).config)

@@ -8,6 +8,7 @@ import pytest
 
 from jaxalign.cli import main
 from jaxalign.compare import run
+from jaxalign.compare.draw import apart
 from jaxalign.compare.run import compare
 from jaxalign.compare.share import claim, each
 from jaxalign.compare.study import read_study
@@ -264,6 +265,12 @@ def test_time_of_several_processes_adds_up(tmp_path):
     }
     (tmp_path / "old").mkdir()
     assert set(cost((tmp_path / "old",)).values()) == {None}
+
+
+def test_names_in_the_picture_do_not_cover_one_another():
+    points = {"a": (1.0, 5.0), "b": (1.1, 4.9), "c": (1.1, 4.2), "far": (3.0, 5.0)}
+    found = apart(points, width=0.5, height=1.0)
+    assert found == pytest.approx({"a": 5.0, "b": 4.0, "c": 3.0, "far": 5.0})
 
 
 def test_places_of_trials():
