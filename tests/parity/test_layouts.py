@@ -152,7 +152,9 @@ def check_layout(run, layout):
     assert stream.tokens(0)[0] <= stream.tokens(0)[1]
     assert (stream._order.most > 1) == layout.startswith("packed")
     if layout != "packed":
-        assert (len(stream.layout.stem.tokens) > 30) == ("shared" in layout)
+        # Two texts of a sequence share what all rows do; more share branches, too.
+        least = 30 if stream.layout.ways == 1 else 0
+        assert (len(stream.layout.stem.tokens) > least) == ("shared" in layout)
 
 
 def slow(case, prompts, layout, mesh, quick=("shared",)):
