@@ -60,6 +60,8 @@ GROUPS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit code."""
+    # transformers, which reads our tokenizers, says that without PyTorch no model is available.
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     with steady_output(), heard_interrupts():
         return _run(sys.argv[1:] if argv is None else argv)
 

@@ -170,6 +170,22 @@ def test_a_folder_that_cannot_be_written_is_one_sentence(capsys, tmp_path, monke
         main(["config", "--debug"])
 
 
+def test_transformers_does_not_warn_where_there_is_no_pytorch(tmp_path, configure):
+    """Its `PyTorch was not found. Models won't be available` is not true of ours."""
+    file = tmp_path / "config.yaml"
+    file.write_text(to_yaml(configure()), "utf-8")
+    code = (
+        "import importlib.util as util, sys\n"
+        "find = util.find_spec\n"
+        "util.find_spec = lambda name, *more: None if name == 'torch' else find(name, *more)\n"
+        "from jaxalign.cli import main\n"
+        "sys.exit(main(['data', 'show', sys.argv[1]]))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(file)], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "tokens, " in done.stdout
+
+
 def test_help_needs_no_jax():
     """`--help` is instant: nothing heavy is imported for it."""
     code = (
