@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from jaxalign import multihost
+from jaxalign.errors import UserError, first_line
 
 LIMIT = 8 << 30  # bytes; what was not used for longest goes first
 # Not on a CPU: XLA keeps code for this machine, which on another kind with the same home folder
@@ -30,8 +31,22 @@ def default_folder() -> Path:
 
 
 def begin() -> None:
-    """Joins the other processes of the run, then keeps programs: how a computing command starts."""
+    """Joins the other processes of the run, then keeps programs: how a computing command starts.
+
+    Raises:
+      UserError: as of `multihost.start`; JAX can use no device.
+    """
+    import jax
+
     multihost.start()
+    try:
+        jax.devices()
+    except RuntimeError as error:
+        raise UserError(
+            f"JAX can use no device of this machine ({first_line(error)}); see whether other "
+            "processes hold its memory (nvidia-smi shows them; XLA_PYTHON_CLIENT_MEM_FRACTION=0.3 "
+            "leaves them some), or compute on the CPU with JAX_PLATFORMS=cpu"
+        ) from error
     keep_programs()
 
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import jax
 import pytest
 
-from jaxalign.programs import default_folder, keep_programs
+from jaxalign.errors import UserError
+from jaxalign.programs import begin, default_folder, keep_programs
 
 NAMES = ("jax_compilation_cache_dir", "jax_enable_compilation_cache",
          "jax_compilation_cache_max_size")  # fmt: skip
@@ -66,3 +67,14 @@ def test_a_folder_that_cannot_be_written_stops_nothing(bare, monkeypatch, broken
     else:
         monkeypatch.setattr(os, "access", lambda *_: False)
     assert keep_programs() is None and jax.config.jax_compilation_cache_dir is None
+
+
+def test_a_machine_whose_devices_are_taken_is_one_sentence(monkeypatch):
+    """As where other processes hold all memory of a GPU: JAX says it with a traceback."""
+
+    def devices():
+        raise RuntimeError("Unable to initialize backend 'cuda': INTERNAL: no supported devices")
+
+    monkeypatch.setattr(jax, "devices", devices)
+    with pytest.raises(UserError, match=r"no device .*'cuda'.*JAX_PLATFORMS=cpu"):
+        begin()
