@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from benchmarks.train_step import MODELS
+from benchmarks.sides import MODELS
 
 ROWS, NEW, SHORTEST, LONGEST = 32, 64, 16, 64
 
