@@ -1,5 +1,6 @@
 """Eight CPU devices before JAX starts: every mesh of the tests fits on any machine."""
 
+import gc
 import os
 import socket
 import tempfile
@@ -20,6 +21,7 @@ FLAGS = (
     "--xla_llvm_disable_expensive_passes=true",
     "--xla_cpu_use_fusion_emitters=false",
 )
+MAPS = 25_000  # more are not taken to the next module
 # XLA takes the last of two: what is asked for outside wins.
 os.environ["XLA_FLAGS"] = " ".join((*FLAGS, os.environ.get("XLA_FLAGS", ""))).strip()
 # Many tests compile the same small programs; a cache on disk serves them and every xdist worker.
@@ -29,6 +31,22 @@ os.environ.setdefault(
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def room_for_programs():
+    """Compiled programs of modules that are over go, before there are too many.
+
+    Each takes some maps of memory, of which Linux gives a process 65,530 (vm.max_map_count): the
+    program that asks for one more aborts Python.
+    """
+    yield
+    maps = Path("/proc/self/maps")
+    if maps.exists() and maps.read_bytes().count(b"\n") > MAPS:
+        import jax
+
+        jax.clear_caches()
+        gc.collect()
 
 
 @pytest.fixture
