@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from benchmarks.sides import MODELS
+from benchmarks.sides import MODELS, random_llama
 
 ROWS, NEW, SHORTEST, LONGEST = 32, 64, 16, 64
 
@@ -40,22 +40,7 @@ def make_prompts(vocab: int) -> list[list[int]]:
 
 def write_model(folder: Path, model: str) -> None:
     """A random base, written by transformers."""
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    torch.manual_seed(0)
-    shape = MODELS[model]
-    config = LlamaConfig(
-        vocab_size=shape.vocab,
-        hidden_size=shape.dim,
-        intermediate_size=shape.ffn,
-        num_hidden_layers=shape.layers,
-        num_attention_heads=shape.heads,
-        num_key_value_heads=shape.kv_heads,
-        max_position_embeddings=512,
-        tie_word_embeddings=False,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder)
+    random_llama(MODELS[model]).save_pretrained(folder)
 
 
 class Ours:

@@ -37,8 +37,8 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 def room_for_programs():
     """Compiled programs of modules that are over go, before there are too many.
 
-    Each takes some maps of memory, of which Linux gives a process 65,530 (vm.max_map_count): the
-    program that asks for one more aborts Python.
+    Each program takes some memory maps. Linux allows a process 65,530 of them (vm.max_map_count),
+    and XLA aborts Python when it gets no more.
     """
     yield
     maps = Path("/proc/self/maps")
