@@ -24,6 +24,7 @@ CHUNK_LOGITS = 1 << 24  # float32 logits alive at once on a device: 64 MiB
 # with 512 MiB (docs/gpu.md). A smaller GPU takes less: this share of its memory, in powers of two,
 # so that equal cards agree.
 GPU_LOGITS, GPU_SHARE = 1 << 27, 1 / 96
+CPU_LOGITS = 1 << 26  # it rearranges the whole head for each chunk's products: 256 MiB
 
 # (hidden [B, c, D], head [V, D], given, slopes: 'logits' | 'none') -> (total, logs, the total's
 # slopes [B, c, V] by hidden @ head in hidden's dtype, or None).
@@ -32,8 +33,9 @@ Visit = Callable[[jax.Array, jax.Array, Any, str], tuple[jax.Array, Any, jax.Arr
 
 def at_once(where: str | None = None, memory: float | None = None) -> int:
     """Float32 logits that a device holds at once; None: of the mesh in use, of this machine."""
-    if (where or platform()) != "gpu":
-        return CHUNK_LOGITS
+    where = where or platform()
+    if where != "gpu":
+        return CPU_LOGITS if where == "cpu" else CHUNK_LOGITS
     if memory is None:
         memory = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit", 0)
     share = 1 << max(0, int(GPU_SHARE * memory / 4).bit_length() - 1)

@@ -72,9 +72,9 @@ config = load(None, ["task.kind=intent_slots", f"evaluate.data=[{data}]", "evalu
                      "evaluate.rows=6", "generate.batch=2", "log.progress=none"]).config
 
 class Made:
-    prompts, params, fingerprint = Prompts(None, "chat"), {}, "made up"
+    prompts, params, fingerprint, share_prefix = Prompts(None, "chat"), {}, "made up", True
     def __init__(self, config): self.config = config
-    def encode(self, examples, how): return [[*e.prompt.encode()] for e in examples], 0
+    def encode(self, examples, how, adapter=None, room=None): return [[*e.prompt.encode()] for e in examples], 0
     def decode(self, answers): return [bytes(a).decode() for a in answers]
     def stops(self, how): return (2,)
     def bare(self): return self

@@ -257,7 +257,7 @@ def assert_gradient(row, leaf, theirs, spec, size):
 @models("gemma2", slow=EACH)
 def test_gradients_of_all_weights(pair, monkeypatch):
     model, spec, params = pair
-    monkeypatch.setattr(chunked, "CHUNK_LOGITS", 8 * len(LENGTHS) * spec.vocab)  # 8 of 40 columns
+    monkeypatch.setattr(chunked, "CPU_LOGITS", 8 * len(LENGTHS) * spec.vocab)  # 8 of 40 columns
     batch, labels = task_rows()
     decoder = Decoder(spec, remat="full", train_base=True)
     phase = build(decoder, (TERM,), weights=full_weights(jnp.float32))

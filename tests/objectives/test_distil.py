@@ -50,7 +50,7 @@ def slopes(student, teacher, head, batch, **options):
 def test_value_and_gradient_are_those_of_kl_div(monkeypatch, limit, temperature, cap):
     import torch
 
-    monkeypatch.setattr(chunked, "CHUNK_LOGITS", limit)
+    monkeypatch.setattr(chunked, "CPU_LOGITS", limit)
     student, teacher, head, batch = case()
     real = torch.tensor(np.asarray(batch.answers)) != -100
     one, other, words = (
@@ -78,7 +78,7 @@ def test_value_and_gradient_are_those_of_kl_div(monkeypatch, limit, temperature,
 
 @pytest.mark.parametrize("limit", [1 << 24, 1])
 def test_one_prompt_twice_is_nothing_to_learn(monkeypatch, limit):
-    monkeypatch.setattr(chunked, "CHUNK_LOGITS", limit)
+    monkeypatch.setattr(chunked, "CPU_LOGITS", limit)
     student, _, head, batch = case()
     found, gradients = slopes(student, student, head, batch, temperature=3.0)
     assert float(found.sum) == 0 and not any(np.asarray(g).any() for g in gradients)
@@ -113,11 +113,11 @@ def numbers_alive(width, vocabulary):
 def test_memory_is_flat_in_answers_and_words(monkeypatch):
     """More answers and more words make more chunks of one size; no array holds all logits."""
     limit = 2 * 8 * ROWS * 512  # logits of both sides, of 8 answers
-    monkeypatch.setattr(chunked, "CHUNK_LOGITS", limit)
+    monkeypatch.setattr(chunked, "CPU_LOGITS", limit)
     for width, vocabulary in ((64, 512), (512, 512), (64, 1024)):
         assert ROWS * width * vocabulary > 3 * limit
         assert numbers_alive(width, vocabulary) == limit // 2  # one side's
-    monkeypatch.setattr(chunked, "CHUNK_LOGITS", 1 << 24)  # what it would be
+    monkeypatch.setattr(chunked, "CPU_LOGITS", 1 << 24)  # what it would be
     assert numbers_alive(512, 512) == ROWS * 512 * 512
 
 
