@@ -78,7 +78,10 @@ def test_a_run_and_its_repetition(experiment, data, base, tmp_path, monkeypatch,
     assert capsys.readouterr().out.splitlines() == shown
 
 
-@pytest.mark.parametrize("name", ["gemma_gpu", "gemma_transfer", "gemma_controls"])
+TABLES = ("gpu", "transfer", "controls", "merged", "translation_gpu", "sweep", "sweep_32")
+
+
+@pytest.mark.parametrize("name", ["qwen_gpu", *(f"gemma_{name}" for name in TABLES)])
 def test_the_tables_of_real_models_are_those_of_the_page(name, tmp_path):
     folder = HERE.parent / "real_llm"
     report = json.loads((folder / "results" / f"{name}.json").read_text("utf-8"))
@@ -93,13 +96,13 @@ def test_the_tables_of_real_models_are_those_of_the_page(name, tmp_path):
 def test_the_curves_of_real_models_are_those_of_the_page():
     curves = script(HERE.parent / "real_llm" / "curves.py")
     page = (HERE.parents[1] / "docs" / "results.md").read_text("utf-8")
-    assert all(line in page for line in curves.table().splitlines())
+    assert all(line in page for line in (curves.table() + "\n" + curves.measures()).splitlines())
 
 
 def test_the_study_of_real_models_loads_and_its_rows_are_held_out(data, tmp_path):
     folder = HERE.parent / "real_llm"
-    for file in ("transfer.yaml", "transfer_gpu.yaml", "sweep_gpu.yaml"):
-        study = read_study(folder / file, ["model.path=x"])
+    for name in ("transfer", "transfer_gpu", "sweep", "sweep_gpu", "neighbours"):
+        study = read_study(folder / f"{name}.yaml", ["model.path=x"])
         assert study.names[:2] == ["sft", "aligned"]
     rows = script(folder / "data.py")
     tatoeba = tmp_path / "de-en.tsv"

@@ -2,6 +2,7 @@
 
 python experiments/real_llm/curves.py reduce NAME PROBE/report.json   # into results/probe
 python experiments/real_llm/curves.py table                           # of all that is there
+python experiments/real_llm/curves.py measures                        # the best layer by each
 python experiments/real_llm/curves.py draw curves.png
 """
 
@@ -63,6 +64,21 @@ def table() -> str:
     return "\n".join(lines)
 
 
+def measures() -> str:
+    """Each model's best layer by every measure, and how its states are spread there."""
+    words = [key.replace("standardised_", "standardised ") for key in (*CURVES, *MEXA)]
+    lines = [
+        f"| model | {' | '.join(words)} | spread of cosines at block csls finds best |",
+        "|---|" + "---:|" * (len(words) + 1),
+    ]
+    for name, found in known().items():
+        best = [np.array(found[key]) for key in (*CURVES, *MEXA)]
+        cells = [f"{one.argmax()}: {100 * one.max():.0f}" for one in best]
+        spread = found["spread"][int(np.argmax(found["csls"]))]
+        lines.append(f"| {name} | {' | '.join(cells)} | {spread:.3f} |")
+    return "\n".join(lines)
+
+
 def draw(path: Path) -> None:
     """A panel for each model."""
     probes = known()
@@ -87,5 +103,7 @@ if __name__ == "__main__":
             reduce(name, Path(report))
         case ["draw", path]:
             draw(Path(path))
+        case ["measures"]:
+            print(measures())
         case _:
             print(table())

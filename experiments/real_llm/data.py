@@ -19,7 +19,8 @@ from pathlib import Path
 ALIGNED = ("ar", "da", "de", "it", "ja", "nl", "sr", "tr", "zh")  # of xSID, with Tatoeba pairs
 LONGEST = 60  # characters of a sentence: short sequences, quick updates
 PAIRS, HELD_OUT = 300, 16  # of each language
-AMOUNTS = (30, 100, 600)  # further files: pairs.AMOUNT.jsonl
+AMOUNTS = (10, 30, 100, 600)  # further files: pairs.AMOUNT.jsonl
+MORE = ("cs", "es", "fr", "hi", "pt", "ru")  # with the aligned ones: pairs.wide.jsonl
 TRANSLATED = ("cs", "de", "is", "ru", "zh", "he", "uk")  # of mt_open, but for Japanese
 
 
@@ -55,6 +56,11 @@ def main() -> None:
         found = pairs(args.data / "tatoeba" / f"{language}-en.tsv", language, set())
         rng.shuffle(found)
         content["mt_open/pairs"] += found[:PAIRS]
+    content["pairs.wide"] = [*content["pairs"]]
+    for language in MORE:
+        found = pairs(args.data / "tatoeba" / f"{language}-en.tsv", language, seen)
+        rng.shuffle(found)
+        content["pairs.wide"] += found[:PAIRS]
     for name, rows in content.items():
         (args.out / f"{name}.jsonl").write_text("\n".join(rows) + "\n", "utf-8")
         print(f"{args.out / name}.jsonl: {len(rows)} pairs")
