@@ -74,7 +74,7 @@ config = load(None, ["task.kind=intent_slots", f"evaluate.data=[{data}]", "evalu
 class Made:
     prompts, params, fingerprint, share_prefix = Prompts(None, "chat"), {}, "made up", True
     def __init__(self, config): self.config = config
-    def encode(self, examples, how, adapter=None, room=None): return [[*e.prompt.encode()] for e in examples], 0
+    def encode(self, examples, how, *more): return [[*e.prompt.encode()] for e in examples], 0
     def decode(self, answers): return [bytes(a).decode() for a in answers]
     def stops(self, how): return (2,)
     def bare(self): return self
