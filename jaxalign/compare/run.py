@@ -11,6 +11,7 @@ holds all that is needed to go on, on another machine too: what was measured bef
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Sequence
 from datetime import timedelta
@@ -98,6 +99,9 @@ def _compare(study: Study, missing: str, only: Sequence[str]) -> report.Found:
     best, chosen = _choose(study, names, bases, missing)
 
     mixtures = [name for name in study.mixtures if not only or name in only]
+    for name, seed in itertools.product(mixtures, study.seeds):
+        if parts := _made_of(study, name, seed, best):
+            mixed(study, name, parts)  # one that was edited is found before anything is trained
 
     def one(trial: Trial) -> tuple[Outcome, Measured]:
         done = train(study, trial, bases) if missing == "train" else outcome(study, trial)
@@ -224,15 +228,22 @@ def _mix_what_is_due(
 ) -> None:  # fmt: skip
     """The mixtures of which this trial was the last part: a comparison that is stopped has them."""
     for name in mixtures:
-        due = Trial(name, trial.seed)
-        parts = [Trial(part, trial.seed, best[part]) for part in study.mixtures[name].systems]
-        if trial not in parts or mixed(study, due):
+        parts = _made_of(study, name, trial.seed, best)
+        if trial not in [one.trial for one in parts] or mixed(study, name, parts):
             continue
-        if all(finished(study, part) for part in parts):
-            with claim(study, due.place("").as_posix(), wait=False) as mine:
-                if mine:
-                    done = mix(study, name, [outcome(study, part) for part in parts])
-                    _measure(study, done, bases)
+        with claim(study, Trial(name, trial.seed).place("").as_posix(), wait=False) as mine:
+            if mine:
+                _measure(study, mix(study, name, parts), bases)
+
+
+def _made_of(
+    study: Study, name: str, seed: int, best: dict[str, tuple[str, ...]]
+) -> list[Outcome]:  # fmt: skip
+    """What a mixture is made of; [] while a part of it is not finished."""
+    trials = [Trial(part, seed, best[part]) for part in study.mixtures[name].systems]
+    if not all(finished(study, one) for one in trials):
+        return []
+    return [outcome(study, one) for one in trials]
 
 
 def _measure(study: Study, done: Outcome, bases: Bases) -> Measured:

@@ -39,12 +39,14 @@ from jaxalign.checksums import text_digest
 from jaxalign.config import LARGEST, load
 from jaxalign.errors import UserError, brief, first_line, reading
 from jaxalign.evaluate.entrants import check_name
+from jaxalign.merge.algebra import Recipe, check_recipe
 from jaxalign.settings import Config
 
 KEYS = ("base", "output", "seeds", "systems", "choose", "evaluations", "probe")
 PROBE = ("parallel", "rows", "languages", "pooling", "layer")
 SUBSPACE = ("parallel", "rows", "languages", "pivot", "rank")
-MERGE = ("merge", "weights", "method", "rank", "density")
+RECIPE = {"method": str, "rank": int, "density": float, "blocks": str, "transition": int}
+MERGE = ("merge", "weights", *RECIPE)
 GROUPS = tuple(
     one.name for one in dataclasses.fields(Config)
     if dataclasses.is_dataclass(one.default_factory)
@@ -89,9 +91,7 @@ class Mixture:
 
     systems: tuple[str, ...]
     weights: tuple[float, ...]
-    method: str = "delta"
-    rank: int | None = None
-    density: float | None = None
+    recipe: Recipe = field(default_factory=Recipe)  # its seed is that of the adapters
 
 
 @dataclass(frozen=True)
@@ -251,13 +251,30 @@ def _mixture(given: Mapping[str, Any], where: str, systems: Mapping[str, Any]) -
     if not isinstance(parts, list) or len(parts) < 2:
         raise UserError(f"{where}: merge: {brief(parts)} should be a list of two systems or more")
     for part in parts:
-        if part not in systems or "merge" in (systems[part] or {}):
+        known = isinstance(part, str) and part in systems
+        if not known or "merge" in (systems[part] or {}):
             raise UserError(f"{where}: merge: {brief(part)} is not a system that is trained here")
     weights = given.get("weights", [1.0] * len(parts))
-    if not isinstance(weights, list) or len(weights) != len(parts):
+    right = isinstance(weights, list) and all(type(one) in (int, float) for one in weights)
+    if not right or len(weights) != len(parts):
         raise UserError(f"{where}: weights: {brief(weights)} should have a number for each system")
-    rest = {key: given[key] for key in MERGE[2:] if key in given}
-    return Mixture(tuple(parts), tuple(map(float, weights)), **rest)
+    options = {key: given[key] for key in RECIPE if given.get(key) is not None}
+    recipe = Recipe(**{key: _option(value, key, where) for key, value in options.items()})
+    try:  # now: the adapters may take hours
+        check_recipe(recipe, weights)
+    except UserError as error:
+        raise UserError(f"{where}: {str(error).removeprefix('--')}") from error
+    return Mixture(tuple(parts), tuple(map(float, weights)), recipe)
+
+
+def _option(value: Any, key: str, where: str) -> Any:
+    kind = RECIPE[key]
+    if type(value) is not kind and type(value) is not int:  # blocks: 3, density: 1
+        raise UserError(
+            f"{where}: {key}: {brief(value)} should be {'an' if kind is int else 'a'} "
+            f"{kind.__name__}"
+        )
+    return kind(value)
 
 
 def _choice(given: Any, file: Path) -> Choice:

@@ -7,6 +7,7 @@ outcome = train(study, trial, bases)     # goes on where it was stopped
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,7 +20,9 @@ import jaxalign
 from jaxalign.base import Base, open_base
 from jaxalign.checksums import read_sealed
 from jaxalign.compare.study import Study
+from jaxalign.errors import UserError
 from jaxalign.merge.algebra import Recipe
+from jaxalign.merge.record import difference
 from jaxalign.merge.run import merge
 from jaxalign.prepare.run import subspace
 from jaxalign.settings import AUTO, Config
@@ -150,26 +153,46 @@ def finished(study: Study, trial: Trial) -> bool:
 
 
 def mix(study: Study, name: str, parts: list[Outcome]) -> Outcome:
-    """The mixture of these outcomes, which share a seed; it is merged where it is not there."""
-    mixture, seed = study.mixtures[name], parts[0].trial.seed
-    trial = Trial(name, seed)
-    adapter = _merged(study, trial)
-    if not mixed(study, trial):
-        recipe = Recipe(mixture.method, mixture.rank, mixture.density, seed)
-        merge([part.adapter for part in parts], mixture.weights, recipe, str(adapter),
-              base=parts[0].config.model.path, existing="replace")  # fmt: skip
+    """The mixture of these outcomes, which share a seed; it is merged where it is not there.
+
+    Raises:
+      UserError: as of `mixed`.
+    """
+    trial = Trial(name, parts[0].trial.seed)
+    adapter, paths, weights, recipe = _due(study, trial, parts)
+    if not mixed(study, name, parts):
+        merge(paths, weights, recipe, str(adapter), base=parts[0].config.model.path)
     outputs = tuple(output for part in parts for output in part.outputs)
     layer = next((part.layer for part in parts if part.layer is not None), None)
     return Outcome(trial, parts[0].config, str(adapter), outputs, layer)
 
 
-def mixed(study: Study, trial: Trial) -> bool:
-    """Whether a mixture is merged already."""
-    return (_merged(study, trial) / "adapter_config.json").exists()
+def mixed(study: Study, name: str, parts: list[Outcome]) -> bool:
+    """Whether the mixture of these outcomes is merged already.
+
+    Raises:
+      UserError: what is there was made by another recipe, or of other adapters.
+    """
+    due = _due(study, Trial(name, parts[0].trial.seed), parts)
+    adapter = due[0]
+    if not (adapter / "adapter_config.json").exists():
+        return False
+    if other := difference(*due):
+        raise UserError(
+            f"{adapter} was merged with {other}; give the mixture {name!r} another name, or remove "
+            f"that folder and its answers in {study.output}/answers"
+        )
+    return True
 
 
-def _merged(study: Study, trial: Trial) -> Path:
-    return trial.place(Path(study.output, "runs")) / "adapter"
+def _due(
+    study: Study, trial: Trial, parts: list[Outcome]
+) -> tuple[Path, list[str], tuple[float, ...], Recipe]:
+    """The folder of a mixture, the adapters it is made of, their weights, how."""
+    mixture = study.mixtures[trial.system]
+    adapter = trial.place(Path(study.output, "runs")) / "adapter"
+    recipe = dataclasses.replace(mixture.recipe, seed=trial.seed)
+    return adapter, [part.adapter for part in parts], mixture.weights, recipe
 
 
 def log_rows(output: Path, event: str) -> Iterator[dict[str, Any]]:

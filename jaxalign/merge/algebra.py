@@ -11,6 +11,7 @@ a plain LoRA of scale 1 without dropout.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -204,7 +205,7 @@ def combine(parts: Sequence[Weighted], spec: ModelSpec, recipe: Recipe) -> Merge
         return Merged(dict(parts[0].lora), parts[0].adapter)
     if "rank" in method.reads and recipe.rank is None:
         largest = max(part.adapter.r for part in parts)
-        recipe = Recipe(recipe.method, largest, recipe.density, recipe.seed)
+        recipe = dataclasses.replace(recipe, rank=largest)
     cells: dict[Cell, LowRank] = {}
     for cell in _cells(parts, spec):
         pieces = _pieces(parts, *cell)
@@ -243,21 +244,10 @@ def check(
     """The method, and the parts whose weight is not 0.
 
     Raises:
-      UserError: an unknown method, an option it does not read or that is out of range, weights that
-        are not finite or all 0, DoRA among several, ranks that cannot be averaged.
+      UserError: as `check_recipe`; DoRA among several, ranks that cannot be averaged.
     """
-    if recipe.method not in METHODS:
-        raise UserError(
-            f"--method: {recipe.method!r} is unknown; choose among {', '.join(METHODS)}"
-        )
-    method = METHODS[recipe.method]
-    _check_options(recipe, method)
-    for part in parts:
-        if not math.isfinite(part.weight):
-            raise UserError(f"--weights: {part.weight} for {part.name} is not a number to weigh by")
+    method = check_recipe(recipe, [part.weight for part in parts])
     used = [part for part in parts if part.weight != 0]
-    if not used:
-        raise UserError("--weights: all are 0, which leaves the bare base; give one that is not")
     alone = len(used) == 1 and used[0].weight == 1 and method.low in (_concatenated, _averaged)
     dora = next((part for part in used if part.adapter.dora), None)
     if dora and not alone:
@@ -272,6 +262,32 @@ def check(
     if method.low is _averaged:
         _check_same_ranks(used, spec)
     return method, used
+
+
+def check_recipe(recipe: Recipe, weights: Sequence[float]) -> Method:
+    """The method; what can be wrong whatever the adapters are is found before there are any.
+
+    Raises:
+      UserError: an unknown method, an option it does not read, that is missing or out of range,
+        weights that are not finite or all 0, or too many. The sentence begins with the option.
+    """
+    if recipe.method not in METHODS:
+        raise UserError(
+            f"--method: {recipe.method!r} is unknown; choose among {', '.join(METHODS)}"
+        )
+    method = METHODS[recipe.method]
+    _check_options(recipe, method)
+    for weight in weights:
+        if not math.isfinite(weight):
+            raise UserError(f"--weights: {weight} is not a number to weigh by")
+    if not any(weights):
+        raise UserError("--weights: all are 0, which leaves the bare base; give one that is not")
+    if "blocks" in method.reads and len(weights) != 2:
+        raise UserError(
+            f"--method {recipe.method} takes two adapters, the task's and the language's, not "
+            f"{len(weights)}"
+        )
+    return method
 
 
 def _check_options(recipe: Recipe, method: Method) -> None:
@@ -294,6 +310,8 @@ def _check_options(recipe: Recipe, method: Method) -> None:
             )
     if recipe.rank is not None and recipe.rank < 1:
         raise UserError(f"--rank: {recipe.rank} is not a rank; use 1 or more")
+    if "blocks" in method.reads and not recipe.blocks:
+        raise UserError("--blocks is missing: those that come from the second adapter, as 1..2,7,8")
 
 
 def _check_rank(parts: Sequence[Weighted], spec: ModelSpec, recipe: Recipe, method: Method) -> None:

@@ -20,9 +20,10 @@ from jaxalign.errors import UserError
 from jaxalign.folders import check_target
 from jaxalign.hf.card import model_card
 from jaxalign.hf.find import pinned
-from jaxalign.hf.peft import save_peft, weights_digest
+from jaxalign.hf.peft import save_peft
 from jaxalign.hf.save import merged_tensors, write_like_base
 from jaxalign.hf.stream import Pending, finite
+from jaxalign.merge import record
 from jaxalign.merge.algebra import (
     METHODS,
     Cell,
@@ -115,25 +116,9 @@ def write_adapter(
 
     That is the tokenizer of the base and the first adapter's chat template.
     """
-    record = {
-        "method": recipe.method,
-        "adapters": [
-            {"path": s.path, "weight": w, "digest": weights_digest(s.path), "rank": s.adapter.r}
-            for s, w in zip(sources, weights, strict=True)
-        ],
-        "rank": merged.adapter.r,
-        "density": recipe.density,
-        "blocks": recipe.blocks or None,
-        "transition": recipe.transition if "transition" in METHODS[recipe.method].reads else None,
-        "seed": recipe.seed if "seed" in METHODS[recipe.method].reads else None,
-        "relative_error": merged.error,
-        "modules": {
-            target: {str(block): error for block, error in merged.errors(target).items()}
-            for target in merged.adapter.targets
-        } if merged.lost else None,
-    }  # fmt: skip
+    how = record.recorded(merged, sources, weights, recipe)
     template = template_of(sources, weights, base.files)
-    texts = {"merge.json": json.dumps(record, indent=1) + "\n"}
+    texts = {record.FILE: json.dumps(how, indent=1) + "\n"}
     texts |= template_files(template, base.files / TOKENIZER_FILE)
     facts = merge_facts(
         out,

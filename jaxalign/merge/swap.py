@@ -28,16 +28,14 @@ if TYPE_CHECKING:
 def swapped(parts: Sequence[Weighted], spec: ModelSpec, recipe: Recipe) -> list[Weighted]:
     """Two adapters, each with its share in every block.
 
+    Args:
+      parts: the two.
+      spec: the base.
+      recipe: as `algebra.check_recipe` lets it pass.
+
     Raises:
-      UserError: not two adapters; blocks that are not named, or not of the base, or all of it.
+      UserError: blocks that are not of the base, or all of it.
     """
-    if len(parts) != 2:
-        raise UserError(
-            "--method layer_swap takes two adapters, the task's and the language's, not "
-            f"{len(parts)}"
-        )
-    if not recipe.blocks:
-        raise UserError("--blocks is missing: those that come from the second adapter, as 1..2,7,8")
     theirs = parse_layers(recipe.blocks, spec.layers, "--blocks")
     if not theirs:
         raise UserError(

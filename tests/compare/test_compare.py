@@ -138,6 +138,32 @@ class TestDone:
         answers = [*(tmp_path / "out" / "answers").rglob("predictions.jsonl")]
         assert {file.parts[-3] for file in answers if "merged" in file.parts} == {"seed_1"}
 
+    @pytest.mark.parametrize(
+        ("recipe", "says"),
+        [
+            ("weights: [0.5, 0.25]", r"weights=\[0.5, 0.5\], now it is \[0.5, 0.25\]; give the"),
+            ("weights: [0.5, 0.5], method: svd", "method=delta, now it is svd"),
+        ],
+    )
+    def test_an_edited_mixture_is_not_taken_for_the_one_that_is_there(
+        self, found, files, monkeypatch, recipe, says
+    ):
+        text = (files / "study.yaml").read_text().replace("weights: [0.5, 0.5]", recipe)
+        (files / "edited.yaml").write_text(text)
+        monkeypatch.setattr("jaxalign.train", None)  # found before
+        with pytest.raises(UserError, match=says):
+            compare(read_study(files / "edited.yaml"))
+
+    def test_a_mixture_of_other_adapters_is_not_taken_for_the_one_that_is_there(
+        self, found, files, tmp_path
+    ):
+        shutil.copytree(files / "out", tmp_path / "out")
+        runs = tmp_path / "out" / "runs"
+        shutil.rmtree(runs / "sft" / "seed_1" / "adapter")
+        shutil.copytree(runs / "sft" / "seed_2" / "adapter", runs / "sft" / "seed_1" / "adapter")
+        with pytest.raises(UserError, match="merged/seed_1/adapter was merged with adapters="):
+            compare(read_study(files / "study.yaml", out=str(tmp_path / "out")), missing="skip")
+
     def test_a_mixture_alone_brings_its_parts_and_the_baseline(self, found, files):
         again = compare(read_study(files / "study.yaml"), missing="skip", only=["merged"])
         assert [*again.facts] == ["sft", "aligned", "merged"]

@@ -9,6 +9,7 @@ from jaxalign.compare.run import check_data
 from jaxalign.compare.study import Choice, Mixture, read_study, words_of
 from jaxalign.compare.trial import Trial, configs
 from jaxalign.errors import UserError
+from jaxalign.merge.algebra import Recipe
 
 SHIPPED = Path(__file__).resolve().parents[2] / "configs" / "compare_methods.yaml"
 PLAIN = """
@@ -24,6 +25,7 @@ systems:
     - {align.weight: 0}
   merged: {merge: [sft, aligned], weights: [0.6, 0.4], method: svd, rank: 4}
 """
+BOTH = "base: base.yaml\nsystems: {a: {}, b: {}, c: {merge: [a, b], %s}}"
 
 
 @pytest.fixture
@@ -66,7 +68,7 @@ def test_systems_are_settings_over_the_base(write):
     assert (aligned.align.layer, aligned.align.temperature, aligned.align.weight) == (3, 0.2, 1)
     assert (other.train.steps, other.align.layer, other.seed) == (7, 2, 9)
     assert {sft.optim.eps, aligned.optim.eps, other.optim.eps} == {1e-6}
-    assert study.mixtures == {"merged": Mixture(("sft", "aligned"), (0.6, 0.4), "svd", 4)}
+    assert study.mixtures == {"merged": Mixture(("sft", "aligned"), (0.6, 0.4), Recipe("svd", 4))}
 
 
 def test_a_stage_goes_on_from_the_one_before_it(write):
@@ -144,6 +146,21 @@ def test_words_of_nested_and_dotted_settings():
             "base: base.yaml\nsystems: {a: {}, b: {merge: [a, a], weights: [1]}}",
             "should have a number for each system",
         ),
+        (BOTH % "weights: [1, b]", "systems.c: weights: [1, 'b'] should have a number for each"),
+        (BOTH % "weights: [0, 0]", "systems.c: weights: all are 0"),
+        (BOTH % "weights: [1, .nan]", "systems.c: weights: nan is not a number to weigh by"),
+        (BOTH % "method: tise", "systems.c: method: 'tise' is unknown; choose among delta"),
+        (BOTH % "method: ties", "systems.c: density is missing"),
+        (BOTH % "method: ties, density: 2", "systems.c: density: 2.0 is not a share"),
+        (BOTH % "rank: 4", "systems.c: rank: delta has no use for it"),
+        (BOTH % "method: svd, rank: x", "systems.c: rank: 'x' should be an int"),
+        (BOTH % "method: layer_swap", "systems.c: blocks is missing"),
+        (
+            "base: base.yaml\nsystems: {a: {}, b: {}, c: {merge: [a, b, a], method: layer_swap, "
+            "blocks: 1..2}}",
+            "systems.c: method layer_swap takes two adapters",
+        ),
+        ("base: base.yaml\nsystems: {a: {}, b: {merge: [a, [a]]}}", "['a'] is not a system that"),
         ("base: base.yaml\nsystems: {a: {}}\nchoose: {grid: {lora.r: 4}}", "lora.r: 4 should be"),
         (
             "base: base.yaml\nsystems: {a: {}}\nchoose: {grid: {lora.q: [4]}}",
