@@ -30,6 +30,7 @@ from jaxalign.terminal import say
 from jaxalign.train.finish import ENDS
 from jaxalign.train.record import FILE
 
+CLOCK = 0.5  # seconds that a clock of the log may differ from a run's own
 START = "adapter.start"  # what a later stage goes on from
 
 
@@ -237,8 +238,8 @@ def _ends(rows: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     """Of each process that worked at a run, the last line about its time."""
     last: dict[str, Any] = {}
     for row in rows:
-        # A process counts from its start: where the time falls, another one went on.
-        if last and row["goodput/seconds"] < last["goodput/seconds"]:
+        # A process counts from its start, and starts after the last line of the one before it.
+        if last and row["time"] - row["goodput/seconds"] > last["time"] - CLOCK:
             yield last
         last = row
     if last:

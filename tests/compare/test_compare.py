@@ -275,18 +275,23 @@ def test_only_seeds_that_all_systems_have_are_compared():
 
 
 def test_time_of_several_processes_adds_up(tmp_path):
+    def spent(step, time, seconds, share):
+        values = {"goodput/seconds": seconds, "goodput/step": share}
+        return {"step": step, "event": "goodput", "time": time, **values}
+
     rows = [
         {"step": 4, "event": "train", "flops_per_step": 2.0, "gradient_cosine": 0.5},
-        {"step": 4, "event": "goodput", "goodput/seconds": 10.0, "goodput/step": 0.5},
-        {"step": 5, "event": "goodput", "goodput/seconds": 20.0, "goodput/step": 0.5},
+        spent(4, 110.0, 10.0, 0.5),
+        spent(5, 120.0, 20.0, 0.5),  # the same process
         {"step": 6, "event": "train", "flops_per_step": 4.0, "gradient_cosine": None},
-        {"step": 6, "event": "goodput", "goodput/seconds": 8.0, "goodput/step": 0.25},
+        spent(6, 200.0, 8.0, 0.25),
+        spent(7, 320.0, 100.0, 0.5),  # one that takes longer than the one before it
     ]
     (tmp_path / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert cost((tmp_path,)) == {
         "flops": 4 * 2.0 + 2 * 4.0,
-        "seconds": 12.0,
-        "wall_seconds": 28.0,
+        "seconds": 62.0,
+        "wall_seconds": 128.0,
         "gradient_cosine": 0.5,
     }
     (tmp_path / "old").mkdir()
