@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -81,6 +82,9 @@ def search(
     """
     candidates = combinations(grids, len(paths))
     check_out(out, paths, existing)
+    folder = Path(out, "adapter")
+    if inside := [path for path in paths if Path(path).resolve().is_relative_to(folder.resolve())]:
+        raise UserError(f"--out: the result would replace {inside[0]}; choose another folder")
     judged = _validation(config, data)
     golds = read_golds(judged)
     metric = _check_metric(judged, golds, metric)
@@ -106,16 +110,17 @@ def search(
     best = found[result.best].weights
     merged = _merged(sources, best, base, recipe)
     if merged:
-        folder = f"{out}/adapter"
-        write_adapter(merged, sources, best, base.opened, recipe, folder)
+        write_adapter(merged, sources, best, base.opened, recipe, str(folder))
     if not is_main():
         return None
+    if not merged:  # of an older search, which would pass for the result of this one
+        shutil.rmtree(folder, ignore_errors=True)
     Path(out).mkdir(parents=True, exist_ok=True)
     write_json(Path(out, "search.json"), result.as_json())
     draw(result, Path(out, "search.png"))
     screen.print(_table(result))
     if merged:
-        show(merged, sources, best, recipe, f"{out}/adapter", screen)
+        show(merged, sources, best, recipe, str(folder), screen)
     else:
         screen.print("the bare base (every weight 0) is the best, so no adapter is written")
     screen.print(f"written: {out}/search.json, {out}/search.png")

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -177,12 +178,20 @@ def test_the_bare_base_can_win(validated, paths, tmp_path, capsys, monkeypatch):
         "__call__",
         lambda self, merged, bar: {"loss": {"de": bool(merged), "en": 0}},
     )
-    found = search(
-        validated(), paths[:1], Recipe(), [[1, 0, 0.5]], str(tmp_path / "out"), metric="loss"
-    )
+    (tmp_path / "out" / "adapter").mkdir(parents=True)  # of an older search
+    words = {"metric": "loss", "existing": "replace"}
+    out = str(tmp_path / "out")
+    found = search(validated(), paths[:1], Recipe(), [[1, 0, 0.5]], out, **words)
     assert found.candidates[found.best].weights == (0,)
     assert "(every weight 0)" in capsys.readouterr().out
     assert not (tmp_path / "out" / "adapter").exists()
+
+
+def test_the_result_does_not_replace_what_is_searched(validated, paths, tmp_path):
+    shutil.copytree(paths[0], tmp_path / "out" / "adapter")
+    again = [str(tmp_path / "out" / "adapter"), paths[1]]
+    with pytest.raises(UserError, match=r"would replace .*out/adapter; choose another"):
+        search(validated(), again, Recipe(), [[0, 1]], str(tmp_path / "out"), existing="replace")
 
 
 def test_command(validated, golds, paths, tmp_path, capsys):
