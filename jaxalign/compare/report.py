@@ -175,6 +175,7 @@ def write(found: Found, folder: Path, draw: Callable[[Found, Path], None] | None
         "report.csv": _csv(found),
     }
     pictures = [PICTURE] if draw else []
+    (folder / PICTURE).unlink(missing_ok=True)  # of an earlier report
     with summed(folder, [*texts, *pictures]):
         for name in FILES:
             with whole_file(folder / name) as new:

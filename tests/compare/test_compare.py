@@ -168,6 +168,13 @@ class TestDone:
         again = compare(read_study(files / "study.yaml"), missing="skip", only=["merged"])
         assert [*again.facts] == ["sft", "aligned", "merged"]
 
+    def test_a_picture_goes_with_its_report(self, found, files, tmp_path):
+        shutil.copytree(files / "out", tmp_path / "out")
+        study = read_study(files / "study.yaml", out=str(tmp_path / "out"))
+        assert (tmp_path / "out" / "transfer.png").exists()
+        compare(study, missing="skip", only=["sft"])
+        assert not (tmp_path / "out" / "transfer.png").exists()
+
     def test_another_setting_is_refused_where_a_run_is(self, found, files):
         with pytest.raises(UserError, match=r"optim\.eps"):
             compare(read_study(files / "study.yaml", ["optim.eps=1e-3"]))
