@@ -52,9 +52,11 @@ RULES = ("paper", "mended")
 
 
 def score_slots(golds: Sequence[Gold], answers: Sequence[str], *, rules: str = "paper") -> Scored:
-    """slot_f1 (main), exact_match (all tags right) and span_f1.
+    """slot_f1 (main), exact_match (all tags right), span_f1, type_f1 and copied.
 
     span_f1 compares (type, case-folded words) as a multiset, whether or not the command has them.
+    type_f1 compares which types a row has, whatever their words. copied is the share of the
+    answered slots whose words stand in the command: an answer in another language has none.
     counts: ill_formed (parts), ill_formed_rows, empty (answers), not_found (phrases that are not
     in the command), gold_not_found. details: `types` with precision, recall, f1 (percent) and gold
     (entities) of each slot type, and the standard errors of the paper's code, in percent.
@@ -79,7 +81,7 @@ def score_intent_slots(
     found = _score(golds, [text for _, text in said], rules)
     intents = [intent for intent, _ in said]
     accuracy = _intent_accuracy(golds, intents)
-    slot_f1, exact, span_f1 = found.measures
+    slot_f1, exact, *others = found.measures
     # Both parts of a row hold 0 or 1, so the smaller one says whether both are right.
     whole = replace(exact, parts=np.minimum(exact.parts, accuracy.parts))
     read = [
@@ -88,7 +90,7 @@ def score_intent_slots(
     error = {"exact_match_stderr": _standard_error(whole.value, len(golds))}
     return replace(
         found,
-        measures=(slot_f1, whole, span_f1, accuracy),
+        measures=(slot_f1, whole, *others, accuracy),
         read=tuple(read),
         counts={**found.counts, "no_intent": intents.count(""), "empty": _empty(answers)},
         details={**found.details, **error},
@@ -178,7 +180,7 @@ def _score(golds: Sequence[Gold], texts: Sequence[str], rules: str) -> Scored:
     counts: Counter[str] = Counter(
         ill_formed=0, ill_formed_rows=0, empty=_empty(texts), not_found=0, gold_not_found=0
     )
-    tags, exact, spans, read, places = [], [], [], [], 0
+    tags, exact, spans, kinds, copied, read, places = [], [], [], [], [], [], 0
     types: dict[str, np.ndarray] = {}
     for gold, text in zip(golds, texts, strict=True):
         command = tag_command(gold, rules)
@@ -190,12 +192,19 @@ def _score(golds: Sequence[Gold], texts: Sequence[str], rules: str) -> Scored:
         tags.append(count_types(_entities(command.labels), _entities(found), types))
         exact.append((found == command.labels, 1))
         said = parse_slots(text)
-        spans.append(_overlap(_folded(gold_spans(gold)), _folded(said)))
+        right, answered = _folded(gold_spans(gold)), _folded(said)
+        spans.append(_overlap(right, answered))
+        kinds.append(_overlap(_kinds(right), _kinds(answered)))
+        copied.append(_copied(gold.example.prompt.casefold(), answered))
         read.append([list(span) for span in said])
         places += len(command.labels)
     slot_f1 = Measure("slot_f1", np.array(tags, float), f1)
     exact_match = Measure("exact_match", np.array(exact, float), share)
-    span_f1 = Measure("span_f1", np.array(spans, float), f1)
+    others = (
+        Measure("span_f1", np.array(spans, float), f1),
+        Measure("type_f1", np.array(kinds, float), f1),
+        Measure("copied", np.array(copied, float), share),
+    )
     details: dict[str, Any] = {
         "types": type_scores(types),
         "rules": rules,
@@ -203,7 +212,7 @@ def _score(golds: Sequence[Gold], texts: Sequence[str], rules: str) -> Scored:
         "slot_f1_stderr": _standard_error(slot_f1.value, places),
         "exact_match_stderr": _standard_error(exact_match.value, len(golds)),
     }
-    return Scored((slot_f1, exact_match, span_f1), tuple(read), dict(counts), details)
+    return Scored((slot_f1, exact_match, *others), tuple(read), dict(counts), details)
 
 
 def _entities(labels: Sequence[str]) -> Counter:
@@ -231,6 +240,15 @@ def _overlap(gold: Counter, found: Counter) -> tuple[int, int, int]:
 
 def _folded(spans: Sequence[Span]) -> Counter:
     return Counter((kind, words.casefold()) for kind, words in spans)
+
+
+def _kinds(spans: Counter) -> Counter:
+    return Counter({kind for kind, _ in spans})
+
+
+def _copied(command: str, spans: Counter) -> tuple[int, int]:
+    """How many different spans have words of the command, and how many there are."""
+    return sum(words in command for _, words in spans), len(spans)
 
 
 def type_scores(types: Mapping[str, np.ndarray]) -> dict[str, dict[str, float]]:

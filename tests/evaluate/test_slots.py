@@ -218,12 +218,26 @@ def test_rows_with_a_ready_target():
     assert score_slots([row], ["datetime: at nine"])["slot_f1"].value == 100
 
 
+def test_slots_that_are_understood_and_written_in_another_language():
+    row = gold("de", utterance="Weck mich um neun", slots=[["datetime", "um neun"]])
+    answers = ["datetime: at nine", "datetime: UM NEUN; datetime: UM NEUN; place: Weck", "None"]
+    found = score_slots([row] * 3, answers)
+    assert found["span_f1"].parts.tolist() == [[0, 1, 1], [1, 3, 1], [0, 0, 1]]
+    # Which types there are, and which different slots have words of the command.
+    assert found["type_f1"].parts.tolist() == [[1, 1, 1], [1, 2, 1], [0, 0, 1]]
+    assert found["copied"].parts.tolist() == [[0, 1], [2, 2], [0, 0]]
+    assert found["type_f1"].value == pytest.approx(200 / 3)
+    assert found["copied"].value == pytest.approx(200 / 3)
+
+
 def test_intent_and_slots():
     row = wake(kind="intent_slots", intent="alarm/set")
     answers = [f"intent: alarm/set; {RIGHT}", f"intent: no; {RIGHT}", RIGHT, "intent: alarm/set"]
     found = score_intent_slots([row] * 4, answers)
     names = [measure.name for measure in found.measures]
-    assert names == ["slot_f1", "exact_match", "span_f1", "intent_accuracy"]
+    assert names == [
+        "slot_f1", "exact_match", "span_f1", "type_f1", "copied", "intent_accuracy"
+    ]  # fmt: skip
     assert found["intent_accuracy"].value == 50
     assert found["exact_match"].value == 25
     assert found["slot_f1"].parts[:, 0].tolist() == [2, 2, 2, 0]
@@ -236,7 +250,7 @@ def test_intent_and_slots():
 def test_a_slot_called_intent_stays_a_slot():
     row = gold(utterance="do it", slots=[["intent", "do"]])
     found = score_slots([row], ["intent: do"])
-    assert found["slot_f1"].value == 100 and len(found.measures) == 3
+    assert found["slot_f1"].value == 100 and len(found.measures) == 5
 
 
 def test_mistakes():
