@@ -1,6 +1,7 @@
 """The table of a comparison's JSON, as docs/results.md has it.
 
 python experiments/real_llm/table.py experiments/real_llm/results/gemma_controls.json
+python experiments/real_llm/table.py experiments/real_llm/results/gemma_slots.json type_f1 copied
 """
 
 from __future__ import annotations
@@ -10,10 +11,15 @@ import sys
 from pathlib import Path
 
 
-def table(report: dict) -> str:
-    """Scores by group, with the deviation over several seeds; gains with their 95 % interval."""
+def table(report: dict, name: str = "") -> str:
+    """Scores by group, with the deviation over several seeds; gains with their 95 % interval.
+
+    Args:
+      report: a comparison's JSON.
+      name: of the measure; empty: the main one.
+    """
     comparison = next(iter(report["comparisons"].values()))
-    measure = next(iter(comparison["measures"].values()))
+    measure = comparison["measures"][name or next(iter(comparison["measures"]))]
     groups = [group for group in comparison["groups"] if group != "all"]
     head = [f"{group} ({len(comparison['groups'][group])})" for group in groups]
     lines = [
@@ -35,5 +41,6 @@ def table(report: dict) -> str:
 
 
 if __name__ == "__main__":
-    for name in sys.argv[1:]:
-        print(table(json.loads(Path(name).read_text("utf-8"))), end="\n\n")
+    file, *measures = sys.argv[1:]
+    for name in measures or [""]:
+        print(table(json.loads(Path(file).read_text("utf-8")), name), end="\n\n")
