@@ -261,7 +261,7 @@ def _mixture(given: Mapping[str, Any], where: str, systems: Mapping[str, Any]) -
     options = {key: given[key] for key in RECIPE if given.get(key) is not None}
     recipe = Recipe(**{key: _option(value, key, where) for key, value in options.items()})
     try:  # now: the adapters may take hours
-        check_recipe(recipe, weights)
+        check_recipe(recipe, list(zip(parts, weights, strict=True)))
     except UserError as error:
         raise UserError(f"{where}: {str(error).removeprefix('--')}") from error
     return Mixture(tuple(parts), tuple(map(float, weights)), recipe)

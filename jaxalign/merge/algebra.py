@@ -246,7 +246,7 @@ def check(
     Raises:
       UserError: as `check_recipe`; DoRA among several, ranks that cannot be averaged.
     """
-    method = check_recipe(recipe, [part.weight for part in parts])
+    method = check_recipe(recipe, [(part.name, part.weight) for part in parts])
     used = [part for part in parts if part.weight != 0]
     alone = len(used) == 1 and used[0].weight == 1 and method.low in (_concatenated, _averaged)
     dora = next((part for part in used if part.adapter.dora), None)
@@ -264,8 +264,12 @@ def check(
     return method, used
 
 
-def check_recipe(recipe: Recipe, weights: Sequence[float]) -> Method:
+def check_recipe(recipe: Recipe, weights: Sequence[tuple[str, float]]) -> Method:
     """The method; what can be wrong whatever the adapters are is found before there are any.
+
+    Args:
+      recipe: how they will be combined.
+      weights: name and weight of each.
 
     Raises:
       UserError: an unknown method, an option it does not read, that is missing or out of range,
@@ -277,10 +281,10 @@ def check_recipe(recipe: Recipe, weights: Sequence[float]) -> Method:
         )
     method = METHODS[recipe.method]
     _check_options(recipe, method)
-    for weight in weights:
+    for name, weight in weights:
         if not math.isfinite(weight):
-            raise UserError(f"--weights: {weight} is not a number to weigh by")
-    if not any(weights):
+            raise UserError(f"--weights: {weight} for {name} is not a number to weigh by")
+    if not any(weight for _, weight in weights):
         raise UserError("--weights: all are 0, which leaves the bare base; give one that is not")
     if "blocks" in method.reads and len(weights) != 2:
         raise UserError(

@@ -148,7 +148,7 @@ def test_words_of_nested_and_dotted_settings():
         ),
         (BOTH % "weights: [1, b]", "systems.c: weights: [1, 'b'] should have a number for each"),
         (BOTH % "weights: [0, 0]", "systems.c: weights: all are 0"),
-        (BOTH % "weights: [1, .nan]", "systems.c: weights: nan is not a number to weigh by"),
+        (BOTH % "weights: [1, .nan]", "systems.c: weights: nan for b is not a number"),
         (BOTH % "method: tise", "systems.c: method: 'tise' is unknown; choose among delta"),
         (BOTH % "method: ties", "systems.c: density is missing"),
         (BOTH % "method: ties, density: 2", "systems.c: density: 2.0 is not a share"),
