@@ -24,6 +24,14 @@ def one_device(monkeypatch):
     use_devices(monkeypatch, 1)
 
 
+@pytest.fixture(autouse=True)
+def interruptible():
+    """A shell hands SIGINT to its background jobs as ignored, and so to tests that it starts."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def at_batch(monkeypatch, number, action):
     """Does something when the `number`-th update's batch is asked for."""
     real = loop._batches
