@@ -78,15 +78,6 @@ def test_a_run_and_its_repetition(experiment, data, base, tmp_path, monkeypatch,
     assert capsys.readouterr().out.splitlines() == shown
 
 
-STUDIES = (
-    "transfer",
-    "transfer_gpu",
-    "sweep",
-    "sweep_gpu",
-    "neighbours",
-    "slots_cpu",
-    "merged_cpu",
-)
 TABLES = (
     "gpu",
     "transfer",

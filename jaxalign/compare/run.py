@@ -228,8 +228,10 @@ def _mix_what_is_due(
 ) -> None:  # fmt: skip
     """The mixtures of which this trial was the last part: a comparison that is stopped has them."""
     for name in mixtures:
+        if trial.system not in study.mixtures[name].systems:
+            continue
         parts = _made_of(study, name, trial.seed, best)
-        if trial not in [one.trial for one in parts] or mixed(study, name, parts):
+        if not parts or mixed(study, name, parts):
             continue
         with claim(study, Trial(name, trial.seed).place("").as_posix(), wait=False) as mine:
             if mine:
