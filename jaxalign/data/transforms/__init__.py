@@ -21,6 +21,7 @@ from jaxalign.data.transforms.code_switch import code_switch
 from jaxalign.data.transforms.companions import bilingual_prompt, cross_lingual_answer
 from jaxalign.data.transforms.question_translation import question_translation
 from jaxalign.data.transforms.rows import part, sample, swap
+from jaxalign.data.transforms.switch_values import switch_values
 from jaxalign.errors import UserError, brief, first_line
 from jaxalign.named import find
 
@@ -35,6 +36,7 @@ TRANSFORMS: dict[str, Transform] = {
     "swap": swap,
     "question_translation": question_translation,
     "code_switch": code_switch,
+    "switch_values": switch_values,
     "bilingual_prompt": bilingual_prompt,
     "cross_lingual_answer": cross_lingual_answer,
     "choices": choices,
