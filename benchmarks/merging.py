@@ -27,7 +27,8 @@ from jaxalign.config import load
 from jaxalign.demo import ALIGNED, ASSETS, LANGUAGES, UNALIGNED
 from jaxalign.demo.measure import Rows, read_rows, retrieval, scores
 from jaxalign.demo.run import CONFIG
-from jaxalign.merge.algebra import Recipe, Weighted, combine
+from jaxalign.merge.algebra import combine
+from jaxalign.merge.methods import Recipe, Weighted
 from jaxalign.merge.source import AdapterFolder, read_adapters
 from jaxalign.picture import GRID, INK, PALETTE, picture
 from jaxalign.train.loop import train

@@ -72,7 +72,7 @@ class Merge:
 
         config = load(self.search, settings).config if self.search else None
         begin()
-        from jaxalign.merge.algebra import Recipe
+        from jaxalign.merge.methods import Recipe
         from jaxalign.merge.run import merge, parse_numbers
 
         recipe = Recipe(

@@ -39,7 +39,8 @@ from jaxalign.checksums import text_digest
 from jaxalign.config import LARGEST, load
 from jaxalign.errors import UserError, brief, first_line, reading
 from jaxalign.evaluate.entrants import check_name
-from jaxalign.merge.algebra import Recipe, check_recipe
+from jaxalign.merge.check import check_recipe
+from jaxalign.merge.methods import Recipe
 from jaxalign.settings import Config
 
 KEYS = ("base", "output", "seeds", "systems", "choose", "evaluations", "probe")

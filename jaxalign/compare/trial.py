@@ -21,7 +21,7 @@ from jaxalign.base import Base, open_base
 from jaxalign.checksums import read_sealed
 from jaxalign.compare.study import Study
 from jaxalign.errors import UserError
-from jaxalign.merge.algebra import Recipe
+from jaxalign.merge.methods import Recipe
 from jaxalign.merge.record import difference
 from jaxalign.merge.run import merge
 from jaxalign.prepare.run import subspace

@@ -15,7 +15,8 @@ from jaxalign.adapters.lora import Lora
 from jaxalign.adapters.peft_config import vllm_limits, vllm_rank
 from jaxalign.base import name_of
 from jaxalign.hf.card import Facts, Merge, hub_name
-from jaxalign.merge.algebra import METHODS, Merged, Recipe
+from jaxalign.merge.algebra import Merged
+from jaxalign.merge.methods import METHODS, Recipe
 
 Part = tuple[str, float, Lora]  # as it was given, its weight, what it is
 

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from jaxalign.hf.peft import weights_digest
-from jaxalign.merge.algebra import METHODS, Merged, Recipe
+from jaxalign.merge.algebra import Merged
+from jaxalign.merge.methods import METHODS, Recipe
 from jaxalign.merge.source import AdapterFolder
 
 FILE = "merge.json"

@@ -24,16 +24,10 @@ from jaxalign.hf.peft import save_peft
 from jaxalign.hf.save import merged_tensors, write_like_base
 from jaxalign.hf.stream import Pending, finite
 from jaxalign.merge import record
-from jaxalign.merge.algebra import (
-    METHODS,
-    Cell,
-    Merged,
-    Recipe,
-    check,
-    combine,
-    whole_updates,
-)
+from jaxalign.merge.algebra import Merged, combine, whole_updates
+from jaxalign.merge.check import Cell, check
 from jaxalign.merge.facts import Part, merge_facts
+from jaxalign.merge.methods import METHODS, Recipe
 from jaxalign.merge.source import AdapterFolder, find_base, read_adapters, template_of, warn
 from jaxalign.merge.tell import show
 from jaxalign.model.spec import ModelSpec

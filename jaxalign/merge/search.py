@@ -32,9 +32,11 @@ from jaxalign.evaluate.report import label
 from jaxalign.evaluate.run import score
 from jaxalign.evaluate.scorers import rehearse
 from jaxalign.hf.files import write_json
-from jaxalign.merge.algebra import Merged, Recipe, check, combine
+from jaxalign.merge.algebra import Merged, combine
+from jaxalign.merge.check import check
 from jaxalign.merge.draw import draw
 from jaxalign.merge.grid import Mix, combinations
+from jaxalign.merge.methods import Recipe
 from jaxalign.merge.run import check_out, write_adapter
 from jaxalign.merge.scored import LOSS, Candidate, Scores, Search
 from jaxalign.merge.source import AdapterFolder, read_adapters, warn

@@ -20,7 +20,7 @@ from jaxalign.data.template import Template, belonging, stored
 from jaxalign.errors import UserError
 from jaxalign.hf.find import locate
 from jaxalign.hf.peft import load_peft, named_base
-from jaxalign.merge.algebra import Weighted
+from jaxalign.merge.methods import Weighted
 
 
 @dataclass(frozen=True)

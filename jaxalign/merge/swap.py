@@ -15,14 +15,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from jaxalign.adapters.ranks import parse_layers
 from jaxalign.errors import UserError
+from jaxalign.merge.methods import Recipe, Weighted
 from jaxalign.model.spec import ModelSpec
-
-if TYPE_CHECKING:
-    from jaxalign.merge.algebra import Recipe, Weighted
 
 
 def swapped(parts: Sequence[Weighted], spec: ModelSpec, recipe: Recipe) -> list[Weighted]:
@@ -31,7 +28,7 @@ def swapped(parts: Sequence[Weighted], spec: ModelSpec, recipe: Recipe) -> list[
     Args:
       parts: the two.
       spec: the base.
-      recipe: as `algebra.check_recipe` lets it pass.
+      recipe: as `check.check_recipe` lets it pass.
 
     Raises:
       UserError: blocks that are not of the base, or all of it.

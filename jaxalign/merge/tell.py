@@ -13,7 +13,8 @@ from rich.table import Table
 
 from jaxalign.adapters.lora import Lora
 from jaxalign.adapters.peft_config import VLLM_RANKS, vllm_limits, vllm_rank
-from jaxalign.merge.algebra import Merged, Recipe
+from jaxalign.merge.algebra import Merged
+from jaxalign.merge.methods import Recipe
 from jaxalign.merge.source import AdapterFolder
 
 

@@ -9,7 +9,7 @@ from jaxalign.compare.run import check_data
 from jaxalign.compare.study import Choice, Mixture, read_study, words_of
 from jaxalign.compare.trial import Trial, configs
 from jaxalign.errors import UserError
-from jaxalign.merge.algebra import Recipe
+from jaxalign.merge.methods import Recipe
 
 SHIPPED = Path(__file__).resolve().parents[2] / "configs" / "compare_methods.yaml"
 PLAIN = """

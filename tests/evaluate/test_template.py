@@ -28,7 +28,7 @@ from jaxalign.evaluate.gold import read_golds
 from jaxalign.evaluate.run import Entrant, evaluate
 from jaxalign.evaluate.write import write
 from jaxalign.hf.peft import load_peft, save_peft
-from jaxalign.merge.algebra import Recipe
+from jaxalign.merge.methods import Recipe
 from jaxalign.merge.run import merge
 from jaxalign.train.loop import train
 from tests.evaluate.conftest import rows_of

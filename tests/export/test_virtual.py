@@ -15,7 +15,7 @@ from jaxalign.export.run import export
 from jaxalign.export.source import trained_adapter
 from jaxalign.hf.load import load_spec
 from jaxalign.hf.peft import load_peft
-from jaxalign.merge.algebra import Recipe
+from jaxalign.merge.methods import Recipe
 from jaxalign.merge.run import merge
 from tests.hf.conftest import assert_same_tree
 

@@ -6,7 +6,7 @@ import pytest
 
 from jaxalign.adapters.lora import Lora
 from jaxalign.hf.peft import save_peft
-from jaxalign.merge.algebra import Weighted
+from jaxalign.merge.methods import Weighted
 from tests.evaluate.conftest import adapters, golds, judged  # noqa: F401  (fixtures)
 from tests.hf.conftest import LLAMA, random_lora
 from tests.tiny import base  # noqa: F401  (a fixture)

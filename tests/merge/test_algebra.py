@@ -9,7 +9,8 @@ import pytest
 from jaxalign.adapters.dora import Dora
 from jaxalign.adapters.lora import Lora
 from jaxalign.errors import UserError
-from jaxalign.merge.algebra import METHODS, Recipe, Weighted, combine, whole_updates
+from jaxalign.merge.algebra import combine, whole_updates
+from jaxalign.merge.methods import METHODS, Recipe, Weighted
 from jaxalign.model.decoder import Decoder
 from tests.hf.conftest import LLAMA, TARGETS, assert_same_tree
 from tests.merge.conftest import (

@@ -8,8 +8,9 @@ from safetensors.numpy import load_file
 from jaxalign.adapters.lora import Lora
 from jaxalign.hf.load import load_spec
 from jaxalign.hf.peft import load_peft, save_peft
-from jaxalign.merge import algebra
-from jaxalign.merge.algebra import Recipe, Weighted, combine
+from jaxalign.merge import methods
+from jaxalign.merge.algebra import combine
+from jaxalign.merge.methods import Recipe, Weighted
 from jaxalign.merge.run import merge
 from tests.hf.conftest import hf_model
 from tests.merge.conftest import assert_same_updates, tree, updates
@@ -217,7 +218,7 @@ def test_dare_is_dare_svd_for_equal_dice(tmp_path, monkeypatch, method):
         assert rescale
         return torch.where(tensor.abs() < 0.05, tensor / density, 0.0)
 
-    monkeypatch.setattr(algebra, "drop", ours)
+    monkeypatch.setattr(methods, "drop", ours)
     monkeypatch.setattr("peft.utils.merge_utils.random_pruning", theirs)
     bench = Bench(tmp_path, a=FEW_A, b=FEW_B)
     merged = bench.combine((0.6, 0.6), Recipe(method, 5, 0.3))

@@ -13,7 +13,7 @@ from jaxalign.cli import main
 from jaxalign.hf.load import load_params, load_spec
 from jaxalign.hf.peft import load_peft, save_peft
 from jaxalign.hf.save import save_base
-from jaxalign.merge.algebra import METHODS
+from jaxalign.merge.methods import METHODS
 from jaxalign.merge.tell import serving
 from tests.hf.conftest import LLAMA, random_params
 from tests.merge.conftest import KINDS, assert_same_updates, part, tree, weighted_sum

@@ -14,9 +14,9 @@ from jaxalign.errors import UserError
 from jaxalign.evaluate.run import Entrant, evaluate, score
 from jaxalign.hf.peft import load_peft
 from jaxalign.merge import search as searching
-from jaxalign.merge.algebra import Recipe
 from jaxalign.merge.draw import draw
 from jaxalign.merge.grid import combinations, free
+from jaxalign.merge.methods import Recipe
 from jaxalign.merge.run import merge
 from jaxalign.merge.search import Candidate, Search, search
 from tests.evaluate.conftest import rows_of
