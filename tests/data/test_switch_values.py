@@ -26,7 +26,7 @@ ALARM = Record(
 
 
 def run(records, seed=1, **options):
-    entry = {"name": "switch_values", "options": {"rate": 1.0, **options}}
+    entry = {"name": "switch_values", "options": {"rate": 1.0, "others": 0.0, **options}}
     return transformed(list(records), [entry], "task.transforms", "train", seed)
 
 
@@ -64,16 +64,17 @@ def test_words_end_at_letters_and_their_marks():
 
 
 @pytest.mark.parametrize(
-    "fields",
+    ("utterance", "slots"),
     [
-        {"utterance": "now now", "slots": [["t", "now"]]},  # which one?
-        {"utterance": "wake me", "slots": [["t", "nine"]]},  # not in the text
-        {"utterance": "wake me", "slots": []},
+        ("now now", [["t", "now"]]),  # which one?
+        ("wake me", [["t", "nine"]]),  # not in the text
+        ("wake me at nine", [["t", "nine"], ["d", "monday"]]),  # one of them
+        ("nine am", [["t", "nine am"], ["h", "am"]]),  # one within the other
     ],
 )
-def test_a_slot_without_a_certain_place_stays(fields):
-    row = Record(fields, "r")
-    assert run([row, *PAIRS]) == [row]
+def test_a_row_of_which_a_slot_has_no_certain_place_stays(utterance, slots):
+    row = Record({"utterance": utterance, "slots": slots}, "r")
+    assert run([row, *PAIRS], others=1.0) == [row]
 
 
 def test_a_wrong_place_is_not_believed():
@@ -82,12 +83,31 @@ def test_a_wrong_place_is_not_believed():
     assert found.fields["utterance"] == f"wake {found.fields['slots'][0][1]}"
 
 
-def test_of_two_slots_in_one_place_one_stays():
-    row = Record({"utterance": "nine am", "slots": [["t", "nine am"], ["h", "am"]]}, "r")
-    for seed in range(5):
-        (found,) = run([row, *PAIRS], seed)
-        (_, whole), (_, part) = found.fields["slots"]
-        assert found.fields["utterance"] == f"nine {part}" and whole == "nine am"
+def test_other_words_are_replaced_one_by_one_and_signs_stay():
+    row = Record({"utterance": "wake me , at nine ?", "slots": [["t", "nine"]]}, "r")
+    for seed in range(10):
+        (found,) = run([row, *PAIRS], seed, rate=0.0, others=1.0)
+        assert found.fields["slots"] == [["t", "nine"]]
+        first, second, comma, third, *rest = found.fields["utterance"].split(" ")
+        assert {first, second, third} <= WORDS and [comma, *rest] == [",", "nine", "?"]
+        (found,) = run([row, *PAIRS], seed, others=1.0)
+        (_, time), *_ = found.fields["slots"]
+        assert time in WORDS and found.fields["utterance"].endswith(f" {time} ?")
+
+
+def test_what_is_foreign_says_nothing_about_where_slots_are():
+    """As many words are replaced outside of slots as within, in rows without slots too."""
+    bare = Record({"utterance": "stop that", "slots": []}, "r")
+    found = run([*[ALARM, bare] * 500, *PAIRS], rate=0.3, others=0.3)
+    outside = [word for row in found for word in row.fields["utterance"].split()]
+    inside = [word for row in found for _, words in row.fields["slots"] for word in words.split()]
+    for words in (outside, inside):
+        assert 0.25 < sum(word in WORDS for word in words) / len(words) < 0.35
+    stopped = [row for row in found if not row.fields["slots"]]
+    assert len(stopped) == 500
+    assert 200 < sum(row.fields["utterance"] != "stop that" for row in stopped) < 310  # 0.51
+    assert all(row.fields["utterance"].count(words) for row in found
+               for _, words in row.fields["slots"])  # fmt: skip
 
 
 def test_massive_rows_and_entities():

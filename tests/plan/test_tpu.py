@@ -80,6 +80,7 @@ def test_what_does_not_fit_is_a_verdict(tmp_path):
     assert "update" in found["plan"]["reason"]
 
 
+@pytest.mark.slow
 def test_llama_3_8b(tmp_path):
     found = plan(tmp_path, "v5e:4x4", "task,align")
     task, align = found["task"], found["align"]

@@ -172,6 +172,7 @@ def test_packed_rows_share_too(configure, one_device):
     np.testing.assert_allclose(ours["loss"], metrics["loss"], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_twenty_updates_are_those_of_padded_rows(configure, one_device, tmp_path):
     words = [*FREE, "lora.dropout=0", "train.steps=20", "align.every=joint"]
     words.append("optim.learning_rate=0.003")

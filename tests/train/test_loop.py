@@ -108,7 +108,10 @@ def test_turns_decide_which_losses_are_logged(configure, every):
         (),
         ("batch.accumulate=1",),
         ("batch.pack=segments",),
-        ("adapter.kind=prefix", "batch.buckets=[]", "batch.max_length=256"),
+        pytest.param(
+            ("adapter.kind=prefix", "batch.buckets=[]", "batch.max_length=256"),
+            marks=pytest.mark.slow,
+        ),
         pytest.param(
             ("adapter.kind=prompt", "adapter.num_virtual_tokens=3", "optim.missing=skip"),
             marks=pytest.mark.slow,

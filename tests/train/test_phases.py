@@ -201,7 +201,10 @@ class Second(Align):
         return super().offers(config) | {"layer": 1}
 
 
-@pytest.mark.parametrize("every", ["microbatch", "step", "joint"])
+@pytest.mark.parametrize(
+    "every",
+    [*(pytest.param(one, marks=pytest.mark.slow) for one in ("microbatch", "step")), "joint"],
+)
 def test_a_third_phase_is_a_third_row(configure, monkeypatch, every):
     monkeypatch.setitem(PHASES, "second", Second())
     config = configure(

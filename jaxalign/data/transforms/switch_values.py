@@ -1,16 +1,18 @@
-"""Words of slots and entities replaced by words of other languages, so that they must be copied.
+"""Words replaced by words of other languages, in slots and around them, so that they are copied.
 
     task.train: [train.en.jsonl, pairs.jsonl]          # the pairs give the words, and leave
-    task.transforms: [{name: switch_values, options: {rate: 0.3}}]
+    task.transforms: [{name: switch_values, options: {rate: 0.3, others: 0.3}}]
 
     set an alarm for nine am       datetime: nine am
-    set an alarm for çok geç       datetime: çok geç
+    set ein alarm for çok geç      datetime: çok geç
 
 A model that learned slots from English rows alone translates the words of a Turkish command into
 English, and more so the closer alignment brings the languages: the states say what is meant, not in
 which words. No English row tells that words are copied and not rendered; these rows do. They need
 no translation and no dictionary: the words are any, as many as the slot had, out of sentences in
-the languages of the pairs, and what is around them says which type the slot is.
+the languages of the pairs, and what is around them says which type the slot is. Words outside of
+slots are replaced as well (`others`), one by one: where only slots are foreign, the model learns
+that what is foreign is a slot, and copies too much.
 
 Nearest relatives: mention replacement (Dai and Adel 2020, arXiv 2010.11683), which draws words of
 the same type, and multilingual code-switching (Qin et al. 2020, arXiv 2006.06402), which needs
@@ -19,9 +21,11 @@ dictionaries. Ours is neither; no paper is followed here.
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -47,16 +51,18 @@ class Options:
     """Options of `switch_values`."""
 
     rate: float = setting(0.3, "share of the slots whose words are replaced", lowest=0, highest=1)
+    others: float = setting(0.3, "share of the words outside of slots", lowest=0, highest=1)
     languages: list[str] = setting([], "of the words; empty: all that the pairs have")
     pivot: str = setting("en", "the language of the rows, whose words are not drawn")
 
 
 def switch_values(records: Sequence[Record], options: Mapping[str, Any], seed: int) -> list[Record]:
-    """The rows that are not parallel sentences, in which a share of the slots has other words.
+    """The rows that are no parallel sentences, with a share of their slots and words replaced.
 
-    A slot whose words are not in the text, or more than once and without `char_spans`, stays as it
-    is. Rows of which nothing was replaced stay as they are; the others have `slots` (`entities`)
-    and the text anew, and lose the fields that said the same in another form.
+    A row stays as it is if nothing in it was drawn, or if it is not certain where its slots stand:
+    words that are not in the text, that are there more than once without `char_spans`, or that
+    overlap those of another slot. Other rows have `slots` (`entities`) and the text anew, and lose
+    the fields that said the same in another form.
 
     Raises:
         UserError: no row is a parallel sentence, or no language of them is left to draw from.
@@ -69,7 +75,7 @@ def switch_values(records: Sequence[Record], options: Mapping[str, Any], seed: i
             "rows of the task"
         )
     draw = _Draw(parallel, chosen, np.random.default_rng(seed))
-    return [_switched(record, draw) for record in records if not _is_parallel(record)]
+    return [_switched(record, draw, chosen) for record in records if not _is_parallel(record)]
 
 
 def _is_parallel(record: Record) -> bool:
@@ -91,17 +97,27 @@ class _Draw:
                 f"all parallel sentences are in {options.pivot!r}; see the option pivot"
             )
         self.texts = [texts[name] for name in options.languages or sorted(texts)]
-        self.rate, self.random = options.rate, random
+        self.random = random
 
-    def words(self, old: str) -> str:
-        """As many words as the old ones are, or those."""
-        if self.random.random() >= self.rate:
+    def words(self, old: str, rate: float) -> str:
+        """With this probability others, as many as the old ones are."""
+        if self.random.random() >= rate:
             return old
         texts = self.texts[self.random.integers(len(self.texts))]
         text = texts[self.random.integers(len(texts))]
         parts, size = pieces(text), len(old.split()) * (LETTERS if DENSE.search(text) else 1)
         first = self.random.integers(max(len(parts) - size, 0) + 1)
         return _bare("".join(parts[first : first + size])) or old
+
+    def each(self, text: str, rate: float) -> str:
+        """Each word of a text on its own; signs stay."""
+        if not rate:
+            return text
+        return re.sub(
+            r"\S+",
+            lambda word: self.words(word[0], rate) if _bare(word[0]) else word[0],
+            text,
+        )
 
 
 def _bare(words: str) -> str:
@@ -111,38 +127,43 @@ def _bare(words: str) -> str:
     return words[kept[0] : kept[-1] + 1] if kept else ""
 
 
-def _switched(record: Record, draw: _Draw) -> Record:
-    """The row with a share of its slots, or entities, in other words."""
+def _switched(record: Record, draw: _Draw, options: Options) -> Record:
+    """The row with a share of its slots, or entities, and of the words around in other words."""
     entities = record.fields.get("entities") is not None
     names = ("text",) if entities else ("utterance", "utt")
     text, spans = text_of(record, *names), (entity_spans if entities else slot_spans)(record)
-    found, new = _places(record, text, spans), list(spans)
-    end = len(text)
-    # From the last place to the first, so that those to come stay where they are.
-    for number in sorted(found, key=lambda one: found[one], reverse=True):
-        start, stop = found[number]
-        if stop > end:  # within another, or across its border
-            continue
+    places = _places(record, text, spans)
+    if places is None:
+        return record
+    new, made, end = list(spans), "", len(text)
+    # From the last place to the first.
+    for number, (start, stop) in sorted(enumerate(places), key=lambda one: one[1], reverse=True):
         kind, old = spans[number]
-        words = draw.words(old)
-        text, end = text[:start] + words + text[stop:], start
+        words = draw.words(old, options.rate)
+        made, end = words + draw.each(text[stop:end], options.others) + made, start
         new[number] = (kind, words)
-    if new == spans:
+    made = draw.each(text[:end], options.others) + made
+    if made == text:
         return record
     kept = {name: value for name, value in record.fields.items() if name not in STALE}
-    fields = {names[0]: text, "entities" if entities else "slots": [list(span) for span in new]}
+    fields = {names[0]: made, "entities" if entities else "slots": [list(span) for span in new]}
     return replace(record, fields=kept | fields)
 
 
-def _places(record: Record, text: str, spans: Sequence[Span]) -> dict[int, tuple[int, int]]:
-    """Slot -> where its words stand in the text, of those of which that is certain."""
+def _places(record: Record, text: str, spans: Sequence[Span]) -> list[tuple[int, int]] | None:
+    """Where the words of each slot stand in the text; None if that is not certain of them all."""
     given = record.fields.get("char_spans")
     given = given if isinstance(given, list) and len(given) == len(spans) else [None] * len(spans)
-    found = {}
-    for number, ((_, words), place) in enumerate(zip(spans, given, strict=True)):
+    found = []
+    for (_, words), place in zip(spans, given, strict=True):
         match place:
             case [int(start), int(stop)] if start >= 0 and text[start:stop] == words:
-                found[number] = (start, stop)
+                found.append((start, stop))
             case _ if text.count(words) == 1:
-                found[number] = (text.index(words), text.index(words) + len(words))
+                found.append((text.index(words), text.index(words) + len(words)))
+            case _:
+                return None
+    ordered = sorted(found)
+    if any(one[1] > other[0] for one, other in pairwise(ordered)):
+        return None
     return found
