@@ -88,6 +88,7 @@ TABLES = (
     "sweep_32",
     "slots",
     "merged_cpu",
+    "seeds_cpu",
 )
 
 

@@ -33,6 +33,7 @@ from jaxalign.compare.trial import (
     Diverged,
     Outcome,
     Trial,
+    check_report,
     cost,
     finished,
     mix,
@@ -135,7 +136,12 @@ def _compare(study: Study, missing: str, only: Sequence[str]) -> report.Found:
 
 
 def _to_do(study: Study, trials: Sequence[Trial], missing: str) -> list[Trial]:
-    return [trial for trial in trials if missing == "train" or finished(study, trial)]
+    if missing == "train":  # which compares their settings and rows
+        return list(trials)
+    found = [trial for trial in trials if finished(study, trial)]
+    for trial in found:
+        check_report(study, trial)
+    return found
 
 
 def check_data(study: Study) -> None:

@@ -29,6 +29,8 @@ from jaxalign.settings import AUTO, Config
 from jaxalign.terminal import say
 from jaxalign.train.finish import ENDS
 from jaxalign.train.record import FILE
+from jaxalign.train.resume import check_length, check_settings
+from jaxalign.train.same import other_rows
 
 CLOCK = 0.5  # seconds that a clock of the log may differ from a run's own
 START = "adapter.start"  # what a later stage goes on from
@@ -151,6 +153,29 @@ def finished(study: Study, trial: Trial) -> bool:
         if record["stopped"] == "finished" and record["step"] < config.train.steps:
             return False
     return True
+
+
+def check_report(study: Study, trial: Trial) -> None:
+    """Refuses a finished trial that was trained by other settings than the file has now.
+
+    No rows are made: their files are compared by content, what else makes them by its words.
+
+    Raises:
+      UserError: naming the folder, the setting, and both values.
+    """
+    for config in configs(study, trial):
+        record = _record(config)
+        if config.align.layer == AUTO:  # the record has the one that was chosen
+            config.align.layer = record["config"]["align"]["layer"]
+        judged = record["best_step"] is not None
+        check_settings(config, record, judged)
+        if record["stopped"] == "finished" and config.train.steps:
+            check_length(config, record["step"], config.train.steps)
+        for key, was, now in other_rows(record, config, judged):
+            raise UserError(
+                f"{config.output} was trained with {key}={was}, now it is {now}; set it back, give "
+                "the system another name, or leave out --report: then the rows are compared"
+            )
 
 
 def mix(study: Study, name: str, parts: list[Outcome]) -> Outcome:

@@ -12,10 +12,11 @@ from __future__ import annotations
 import csv
 import glob
 import gzip
+import hashlib
 import json
 import re
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -71,13 +72,33 @@ def guarded(rows: Iterator[Row], place: str, what: str) -> Iterator[Row]:
         raise UserError(f"{place} cannot be read as {what}{where} ({first_line(error)})") from error
 
 
+def matches(pattern: str) -> list[str]:
+    """The files of a path or glob, in the order of their names."""
+    return [pattern] if Path(pattern).is_file() else sorted(glob.glob(pattern, recursive=True))
+
+
+def digest_of_files(sources: Sequence[str]) -> str:
+    """SHA-256 of all bytes of these paths and globs, one file after the other.
+
+    '' where it would say nothing: no sources, one that is not made of files, one that is gone.
+    """
+    digest, paths = hashlib.sha256(), [matches(source) for source in sources]
+    try:
+        for path in [path for found in paths for path in found]:
+            with open(path, "rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+    except OSError:
+        return ""
+    return digest.hexdigest() if paths and all(paths) else ""
+
+
 def read_files(pattern: str) -> Iterator[Row]:
     """The rows of a path or glob, in the order of the files' names.
 
     Raises:
         UserError: no such file, an unknown type, a row that cannot be read.
     """
-    paths = [pattern] if Path(pattern).is_file() else sorted(glob.glob(pattern, recursive=True))
+    paths = matches(pattern)
     if not paths:
         raise UserError(
             f"no file matches {pattern!r} (looked from {Path.cwd()}); give a path, a glob, "

@@ -162,9 +162,18 @@ def check_same(run: Run, meta: dict, data: dict[str, str] | None = None) -> None
                 f"{output} was trained with other {what} than are there now; use those "
                 f"{what.split()[0]}, or choose another output"
             )
-    if run.total < meta["step"]:
+    check_length(run.config, meta["step"], run.total)
+
+
+def check_length(config: Config, done: int, total: int) -> None:
+    """Compares the updates that are done with those that the run should have.
+
+    Raises:
+      UserError: fewer than are done.
+    """
+    if total < done:
         raise UserError(
-            f"{output} has done {meta['step']} updates, now the run should have {run.total}; raise "
+            f"{config.output} has done {done} updates, now the run should have {total}; raise "
             "train.steps, or choose another output"
         )
 

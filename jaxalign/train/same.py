@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxalign.data.files import digest_of_files
 from jaxalign.errors import UserError
 from jaxalign.hf.peft import weights_digest
 from jaxalign.settings import Config, flatten, renamed
@@ -64,6 +65,9 @@ SAMPLE = {
 # Of a row: they follow from the rest, or from a setting.
 NOT_READ = ("origin", "whole", "text", "languages", "everything")
 BY_CONTENT = ("task.valid", "align.valid")  # once rows are read, their digests are compared
+# Of task and align: what makes rows.
+FILES = ("train", "valid")
+MADE = ("columns", "languages", "transforms")
 
 
 def differences(
@@ -88,6 +92,44 @@ def differences(
         was, wanted = (side.get(key, defaults.get(key, "nothing")) for side in (old, new))
         if was != wanted and not any(_covers(name, key) for name in free):
             found.append((key, was, wanted))
+    return found
+
+
+def files_of(config: Config) -> dict[str, str]:
+    """{'task.train': SHA-256 of its files' bytes, ...}, of phases that have a weight.
+
+    Hub and TFDS sources have none, nor has a source of which files are gone.
+    """
+    named = {
+        f"{part}.{name}": getattr(getattr(config, part), name)
+        for part in ("task", "align")
+        for name in FILES
+        if getattr(config, part).weight
+    }
+    found = {key: digest_of_files(sources) for key, sources in named.items()}
+    return {key: digest for key, digest in found.items() if digest}
+
+
+def other_rows(saved: dict[str, Any], now: Config, judged: bool) -> list[tuple[str, Any, Any]]:
+    """(key, was, is) of what makes other rows than those of a run that is over, its tokens unseen.
+
+    Files are compared by their bytes, and by their names where the record or the disk has none.
+
+    Args:
+      saved: the run's record: its `config`, and `files` as of `files_of`.
+      judged: as of `differences`; else validation rows may be others.
+    """
+    defaults, then, asked = Config(), renamed(saved["config"]), dataclasses.asdict(now)
+    old, new, found = saved.get("files", {}), files_of(now), []
+    for part in ("task", "align"):
+        for name in (*FILES, *MADE) if getattr(now, part).weight else ():
+            key = f"{part}.{name}"
+            was = then.get(part, {}).get(name, getattr(getattr(defaults, part), name))
+            wanted = asked[part][name]
+            if key in old and key in new:
+                was, wanted = (f"files of SHA-256 {side[key][:12]}..." for side in (old, new))
+            if was != wanted and (judged or name != "valid"):
+                found.append((key, was, wanted))
     return found
 
 

@@ -179,6 +179,18 @@ class TestDone:
         with pytest.raises(UserError, match=r"optim\.eps"):
             compare(read_study(files / "study.yaml", ["optim.eps=1e-3"]))
 
+    @pytest.mark.parametrize(
+        ("word", "says"),
+        [
+            ("optim.eps=1e-3", r"optim\.eps=1e-08, now it is 0\.001"),
+            ("train.steps=1", r"has done 2 updates, now the run should have 1"),
+            ("task.transforms=[swap]", r"task\.transforms=\[\], now it is \['swap'\]"),
+        ],
+    )
+    def test_an_edited_system_is_not_reported_by_what_it_was(self, found, files, word, says):
+        with pytest.raises(UserError, match=says):
+            compare(read_study(files / "study.yaml", [word]), missing="skip")
+
 
 def test_a_stop_leaves_with_the_code_of_the_run(files, tmp_path, monkeypatch):
     stopped = Result("x/adapter", step=1, best_step=None, stopped="interrupt")

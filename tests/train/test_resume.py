@@ -268,6 +268,39 @@ def test_rows_are_compared_by_content(configure, rows, tmp_path):
         train(changed(config, f"task.train=[{moved}]", "train.steps=4"))
 
 
+def test_other_rows_of_a_finished_run_are_noticed(configure, rows, tmp_path, monkeypatch):
+    """A sweep over the data that forgets `output=` must not report one run many times."""
+    own, moved = tmp_path / "own.jsonl", tmp_path / "moved.jsonl"
+    for file in (own, moved):
+        file.write_bytes((rows / "task.jsonl").read_bytes())
+    words = (*FAST, "train.steps=2", "train.eval_every=0", "task.valid=[]")
+    config = configure(*words, f"task.train=[{own}]")
+    train(config)
+
+    def sample(number):
+        return changed(config, f"task.transforms=[{{name: sample, options: {{rows: {number}}}}}]")
+
+    with pytest.raises(UserError, match=r"was trained with other rows of task\.train than are"):
+        train(sample(6))
+    with monkeypatch.context() as patched:  # the same bytes, under another name
+        nothing_loads(patched)
+        assert train(changed(config, f"task.train=[{moved}]")).repeated
+    lines_of = own.read_text("utf-8").splitlines()
+    own.write_text("\n".join([lines_of[1], lines_of[0], *lines_of[2:]]) + "\n", "utf-8")
+    with pytest.raises(UserError, match=r"was trained with other rows of task\.train than are"):
+        train(config)
+    own.unlink()  # nothing is there that could be other
+    assert train(config).repeated
+    own.write_bytes(moved.read_bytes())
+    # Other words may make the same rows.
+    result = train(sample(len(lines_of)))
+    assert result.step == 2 and not result.repeated
+    for kind in ("checkpoints", "best"):
+        shutil.rmtree(Path(config.output, kind), ignore_errors=True)
+    with pytest.raises(UserError, match=r"task\.transforms=.*no checkpoint is left to compare"):
+        train(sample(6))
+
+
 # --- the time between checkpoints -----------------------------------------------------------------
 
 
