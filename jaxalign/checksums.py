@@ -56,7 +56,7 @@ def write_sums(folder: Path, names: Sequence[str] | None = None) -> None:
         files = [path for path in below if path.name != SUMS and not path.is_symlink()]
     lines = [
         f"{digest}  {path.relative_to(folder).as_posix()}\n"
-        for path, digest in zip(files, _digests(files), strict=True)
+        for path, digest in zip(files, file_digests(files), strict=True)
     ]
     new = folder / f"{SUMS}.new"
     new.write_text("".join(lines), "utf-8")
@@ -110,7 +110,7 @@ def check_sums(folder: Path, names: Sequence[str] | None = None) -> None:
             raise UserError(
                 f"{folder / name} is missing, though {SUMS} lists it; copy the folder again"
             )
-    for name, digest in zip(names, _digests(folder / name for name in names), strict=True):
+    for name, digest in zip(names, file_digests(folder / name for name in names), strict=True):
         if digest != recorded[name]:
             raise UserError(
                 f"{folder / name}: the content is not what was written ({SUMS}); copy or export it "
@@ -138,7 +138,12 @@ def read_sealed(file: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) and seal_holds(found) else {}
 
 
-def _digests(paths: Iterable[Path]) -> list[str]:
+def file_digests(paths: Iterable[Path]) -> list[str]:
+    """SHA-256 of each file, in their order; one that a command asks for again is hashed once.
+
+    Raises:
+      UserError: a file that cannot be read.
+    """
     with ThreadPoolExecutor(_READERS) as readers:
         return list(readers.map(_digest_once, paths))
 

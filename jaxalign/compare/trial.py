@@ -171,7 +171,8 @@ def check_report(study: Study, trial: Trial) -> None:
         check_settings(config, record, judged)
         if record["stopped"] == "finished" and config.train.steps:
             check_length(config, record["step"], config.train.steps)
-        for key, was, now in other_rows(record, config, judged):
+        if others := other_rows(record, config, judged):
+            key, was, now = others[0]
             raise UserError(
                 f"{config.output} was trained with {key}={was}, now it is {now}; set it back, give "
                 "the system another name, or leave out --report: then the rows are compared"

@@ -12,7 +12,6 @@ from __future__ import annotations
 import csv
 import glob
 import gzip
-import hashlib
 import json
 import re
 import zlib
@@ -20,6 +19,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
+from jaxalign.checksums import file_digests, text_digest
 from jaxalign.data.languages import language_name, split_direction
 from jaxalign.errors import UserError, brief, first_line
 
@@ -78,18 +78,17 @@ def matches(pattern: str) -> list[str]:
 
 
 def digest_of_files(sources: Sequence[str]) -> str:
-    """SHA-256 of all bytes of these paths and globs, one file after the other.
+    """SHA-256 of what is in these paths and globs, file by file; their names do not matter.
 
     '' where it would say nothing: no sources, one that is not made of files, one that is gone.
     """
-    digest, paths = hashlib.sha256(), [matches(source) for source in sources]
-    try:
-        for path in [path for found in paths for path in found]:
-            with open(path, "rb") as file:
-                digest.update(hashlib.file_digest(file, "sha256").digest())
-    except OSError:
+    paths = [matches(source) for source in sources]
+    if not paths or not all(paths):
         return ""
-    return digest.hexdigest() if paths and all(paths) else ""
+    try:
+        return text_digest("".join(file_digests(Path(path) for found in paths for path in found)))
+    except UserError:
+        return ""
 
 
 def read_files(pattern: str) -> Iterator[Row]:

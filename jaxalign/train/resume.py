@@ -18,7 +18,7 @@ from jaxalign.multihost import text_from_main
 from jaxalign.settings import Config
 from jaxalign.train import standards
 from jaxalign.train.checkpoint import Checkpoints
-from jaxalign.train.same import began_from, differences, digests
+from jaxalign.train.same import began_from, differences, digests, files_of
 from jaxalign.train.schedule import learning_rate, warmup_steps
 from jaxalign.train.setup import Run
 from jaxalign.train.state import TrainState
@@ -59,6 +59,7 @@ class Start:
     evaluated: bool  # whether what is due after this step was judged
     identity: str  # of the run, the same from its first update to its last
     data: dict[str, str]  # digests of its rows and of its options' files
+    files: dict[str, str]  # digests of its data files when their rows were read
     began_from: str  # digest of the adapter that it began from
     notes: tuple[str, ...] = ()  # for the reader
     changed: dict[str, Any] = field(default_factory=dict)  # for the log
@@ -70,11 +71,12 @@ def resume(run: Run, store: Checkpoints) -> Start:
     Raises:
       UserError: the output holds another run, or one of which nothing is intact.
     """
-    data, before = digests(run), began_from(run.config)
+    data, files, before = digests(run), files_of(run.config), began_from(run.config)
     found = store.furthest(run.abstract_state, lambda meta: check_same(run, meta, data))
     standards.settle(run, found.meta if found else None)
     if found is None:
-        return Start(run.state, Progress(), 0, True, text_from_main(uuid.uuid4().hex), data, before)
+        identity = text_from_main(uuid.uuid4().hex)
+        return Start(run.state, Progress(), 0, True, identity, data, files, before)
     step, meta = found.place.step, found.meta
     identity = str(meta.get("run", ""))  # older versions gave none
     progress, lost = _progress(store, meta, step)
@@ -86,6 +88,7 @@ def resume(run: Run, store: Checkpoints) -> Start:
         bool(meta.get("evaluated", True)),
         identity,
         data,
+        files,
         before,
         (*found.notes, *lost, *longer),
         {"total": [meta["total"], run.total]} if meta.get("total", run.total) != run.total else {},

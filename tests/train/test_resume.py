@@ -301,6 +301,24 @@ def test_other_rows_of_a_finished_run_are_noticed(configure, rows, tmp_path, mon
         train(sample(6))
 
 
+def test_a_data_file_that_changes_during_the_run_is_not_the_one_it_read(
+    configure, rows, tmp_path, monkeypatch
+):
+    own = tmp_path / "own.jsonl"
+    own.write_bytes((rows / "task.jsonl").read_bytes())
+    words = (*FAST, "train.steps=1", "train.eval_every=0", "task.valid=[]")
+    config, write = configure(*words, f"task.train=[{own}]"), record.write
+
+    def edited(*args):
+        own.write_text("".join(own.read_text("utf-8").splitlines(keepends=True)[::-1]), "utf-8")
+        write(*args)
+
+    monkeypatch.setattr(loop.record, "write", edited)
+    train(config)
+    with pytest.raises(UserError, match=r"was trained with other rows of task\.train than are"):
+        train(config)
+
+
 # --- the time between checkpoints -----------------------------------------------------------------
 
 

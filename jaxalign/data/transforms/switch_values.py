@@ -71,8 +71,8 @@ def switch_values(records: Sequence[Record], options: Mapping[str, Any], seed: i
     parallel = [record for record in records if _is_parallel(record)]
     if not parallel:
         raise UserError(
-            "no row is a parallel sentence, whose words are drawn; list a file of pairs beside the "
-            "rows of the task"
+            "the words come from parallel sentences, and no row is one; list a file of pairs "
+            "beside the rows of the task"
         )
     draw = _Draw(parallel, chosen, np.random.default_rng(seed))
     return [_switched(record, draw, chosen) for record in records if not _is_parallel(record)]
