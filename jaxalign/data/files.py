@@ -19,7 +19,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from jaxalign.checksums import file_digests, text_digest
 from jaxalign.data.languages import language_name, split_direction
 from jaxalign.errors import UserError, brief, first_line
 
@@ -75,20 +74,6 @@ def guarded(rows: Iterator[Row], place: str, what: str) -> Iterator[Row]:
 def matches(pattern: str) -> list[str]:
     """The files of a path or glob, in the order of their names."""
     return [pattern] if Path(pattern).is_file() else sorted(glob.glob(pattern, recursive=True))
-
-
-def digest_of_files(sources: Sequence[str]) -> str:
-    """SHA-256 of what is in these paths and globs, file by file; their names do not matter.
-
-    '' where it would say nothing: no sources, one that is not made of files, one that is gone.
-    """
-    paths = [matches(source) for source in sources]
-    if not paths or not all(paths):
-        return ""
-    try:
-        return text_digest("".join(file_digests(Path(path) for found in paths for path in found)))
-    except UserError:
-        return ""
 
 
 def read_files(pattern: str) -> Iterator[Row]:

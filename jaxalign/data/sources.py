@@ -14,9 +14,11 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from jaxalign.data.files import Row, guarded, read_files
+from jaxalign.checksums import file_digests, text_digest
+from jaxalign.data.files import Row, guarded, matches, read_files
 from jaxalign.errors import UserError, first_line
 
 
@@ -52,11 +54,10 @@ def read(source: str, columns: Mapping[str, str] | None = None) -> list[Record]:
     Raises:
         UserError: nothing matches, a row is broken, a column is missing.
     """
-    kind, _, rest = source.partition(":")
-    rows = SCHEMES[kind](rest) if kind in SCHEMES else read_files(source)
+    scheme, name = _scheme(source)
     records = [
         Record(_rename(fields, columns or {}, origin), origin)
-        for fields, origin in guarded(rows, source, "rows")
+        for fields, origin in guarded(scheme.rows(name), source, "rows")
     ]
     if not records:
         raise UserError(f"{source} holds no rows; remove it or name another file")
@@ -66,6 +67,18 @@ def read(source: str, columns: Mapping[str, str] | None = None) -> list[Record]:
 def read_all(sources: Sequence[str], columns: Mapping[str, str] | None = None) -> list[Record]:
     """The records of several sources, one after the other."""
     return [record for source in sources for record in read(source, columns)]
+
+
+def digest_of(sources: Sequence[str]) -> str:
+    """SHA-256 of what is in these sources, one after the other; names of files do not matter.
+
+    '' where it would say nothing: no sources, or one that is gone or cannot be reached.
+    """
+    try:
+        parts = [scheme.parts(name) for scheme, name in map(_scheme, sources)]
+    except UserError:
+        return ""
+    return text_digest("".join(sum(parts, []))) if parts and all(parts) else ""
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
@@ -98,38 +111,53 @@ def _rename(fields: dict[str, Any], columns: Mapping[str, str], origin: str) -> 
 # Hugging Face datasets and TFDS ------------------------------------------------------------------
 
 
-def _hub(rest: str) -> Iterator[Row]:
+def _open_hub(rest: str) -> Any:
     from datasets import load_dataset
 
     name, _, split = rest.partition("@")
     name, _, subset = name.partition(":")
     try:
-        data = load_dataset(name, subset or None, split=split or "train")
+        return load_dataset(name, subset or None, split=split or "train")
     except Exception as error:  # the library raises a dozen kinds; all mean "not found so"
         raise UserError(
             f"hf:{rest} cannot be loaded ({first_line(error)}); the form is hf:NAME[:SUBSET]@SPLIT"
         ) from error
-    labels = {n: f.int2str for n, f in data.features.items() if hasattr(f, "int2str")}
-    for number, fields in enumerate(data, start=1):
-        yield _label_names(fields, labels), f"hf:{rest} row {number}"
 
 
-def _tfds(rest: str) -> Iterator[Row]:
+def _open_tfds(rest: str) -> Any:
     import tensorflow_datasets as tfds
 
     name, _, folder = rest.partition("?data_dir=")
     name, _, split = name.partition("@")
     try:
-        data = tfds.data_source(name, split=split or "train", data_dir=folder or None)
+        return tfds.data_source(name, split=split or "train", data_dir=folder or None)
     except Exception as error:
         raise UserError(
             f"tfds:{rest} cannot be loaded ({first_line(error)}); the form is "
             "tfds:NAME[/CONFIG]@SPLIT?data_dir=FOLDER, prepared as array_record"
         ) from error
+
+
+def _hub_rows(rest: str) -> Iterator[Row]:
+    data = _open_hub(rest)
+    labels = {n: f.int2str for n, f in data.features.items() if hasattr(f, "int2str")}
+    for number, fields in enumerate(data, start=1):
+        yield _label_names(fields, labels), f"hf:{rest} row {number}"
+
+
+def _tfds_rows(rest: str) -> Iterator[Row]:
+    data = _open_tfds(rest)
     labels = {n: f.int2str for n, f in data.dataset_info.features.items() if hasattr(f, "int2str")}
     for number in range(len(data)):
         fields = {key: _plain(value) for key, value in data[number].items()}
         yield _label_names(fields, labels), f"tfds:{rest} row {number + 1}"
+
+
+def _tfds_parts(rest: str) -> list[str]:
+    data = _open_tfds(rest)
+    shards = data.dataset_info.splits[data.split].file_instructions
+    files = file_digests([Path(shard.filename) for shard in shards])
+    return [f"{file}:{shard.skip}:{shard.take}" for file, shard in zip(files, shards, strict=True)]
 
 
 def _label_names(
@@ -157,4 +185,22 @@ def _plain(value: Any) -> Any:
     return value
 
 
-SCHEMES: dict[str, Callable[[str], Iterator[Row]]] = {"hf": _hub, "tfds": _tfds}
+@dataclass(frozen=True)
+class Scheme:
+    """A kind of source: its rows, and digests that differ where the rows do."""
+
+    rows: Callable[[str], Iterator[Row]]
+    parts: Callable[[str], list[str]]
+
+
+FILES = Scheme(read_files, lambda pattern: file_digests([Path(file) for file in matches(pattern)]))
+SCHEMES = {
+    # The fingerprint follows from the revision, or the files, and the split.
+    "hf": Scheme(_hub_rows, lambda rest: [_open_hub(rest)._fingerprint]),
+    "tfds": Scheme(_tfds_rows, _tfds_parts),
+}
+
+
+def _scheme(source: str) -> tuple[Scheme, str]:
+    kind, _, rest = source.partition(":")
+    return (SCHEMES[kind], rest) if kind in SCHEMES else (FILES, source)

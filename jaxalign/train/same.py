@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxalign.data.files import digest_of_files
+from jaxalign.data import sources
 from jaxalign.errors import UserError
 from jaxalign.hf.peft import weights_digest
 from jaxalign.settings import Config, flatten, renamed
@@ -96,9 +96,9 @@ def differences(
 
 
 def files_of(config: Config) -> dict[str, str]:
-    """{'task.train': SHA-256 of its files' bytes, ...}, of phases that have a weight.
+    """{'task.train': SHA-256 of what is in its sources, ...}, of phases that have a weight.
 
-    Hub and TFDS sources have none, nor has a source of which files are gone.
+    Sources that are gone, or cannot be reached, have none.
     """
     named = {
         f"{part}.{name}": getattr(getattr(config, part), name)
@@ -106,14 +106,14 @@ def files_of(config: Config) -> dict[str, str]:
         for name in FILES
         if getattr(config, part).weight
     }
-    found = {key: digest_of_files(sources) for key, sources in named.items()}
+    found = {key: sources.digest_of(names) for key, names in named.items()}
     return {key: digest for key, digest in found.items() if digest}
 
 
 def other_rows(saved: dict[str, Any], now: Config, judged: bool) -> list[tuple[str, Any, Any]]:
     """(key, was, is) of what makes other rows than those of a run that is over, its tokens unseen.
 
-    Files are compared by their bytes, and by their names where the record or the disk has none.
+    Sources are compared by what is in them, and by their names where one side has no digest.
 
     Args:
       saved: the run's record: its `config`, and `files` as of `files_of`.
@@ -127,7 +127,7 @@ def other_rows(saved: dict[str, Any], now: Config, judged: bool) -> list[tuple[s
             was = then.get(part, {}).get(name, getattr(getattr(defaults, part), name))
             wanted = asked[part][name]
             if key in old and key in new:
-                was, wanted = (f"files of SHA-256 {side[key][:12]}..." for side in (old, new))
+                was, wanted = (f"data of SHA-256 {side[key][:12]}..." for side in (old, new))
             if was != wanted and (judged or name != "valid"):
                 found.append((key, was, wanted))
     return found

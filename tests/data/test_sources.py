@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from jaxalign.data.sources import read, read_all
+from jaxalign.data.sources import digest_of, read, read_all
 from jaxalign.errors import UserError
 
 ROWS = [{"text": "Grüße\u2028!", "n": 1}, {"text": "b; c", "n": 2}]
@@ -94,6 +94,16 @@ def test_hub_layout_folder(tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"cannot be loaded.*hf:NAME"):
         read(f"hf:{folder}@nosuchsplit")
 
+    # Rows that change behind the same name are noticed, as are other splits.
+    names = [f"hf:{folder}@{split}" for split in ("train", "test", "train[1:]")]
+    before = [digest_of([name]) for name in names]
+    assert before == [digest_of([name]) for name in names] and len(set(before)) == 3
+    assert digest_of([f"hf:{folder}@nosuchsplit"]) == digest_of([*names, "gone.jsonl"]) == ""
+    file = folder / "data" / "train-00000-of-00001.parquet"
+    pq.write_table(pa.Table.from_pylist(ROWS[::-1]), file)
+    after = [digest_of([name]) for name in names]
+    assert after[0] not in before and after[2] not in before
+
 
 def test_tfds_without_tensorflow(tmp_path):
     """A prepared array_record folder is read; TensorFlow is not installed in our environments."""
@@ -143,6 +153,16 @@ def test_tfds_without_tensorflow(tmp_path):
     assert records[0].fields["intent"] == "weather"
     assert type(records[0].fields["n"]) is int
     assert records[1].origin.endswith("row 2")
+
+    names = [f"tfds:toy@{split}?data_dir={tmp_path}" for split in ("train", "train[1:]")]
+    before = [digest_of([name]) for name in names]
+    assert before == [digest_of([name]) for name in names]
+    assert all(before) and before[0] != before[1] and not digest_of(["tfds:toyy@train"])
+    (file,) = folder.glob("toy-train*")
+    whole = file.read_bytes()
+    file.write_bytes(whole.replace("grüße 0".encode(), "grüße 9".encode()))
+    assert file.read_bytes() != whole and not {digest_of([name]) for name in names} & {*before}
+    file.write_bytes(whole)
 
     from jaxalign.data.tasks import TASKS
 

@@ -14,7 +14,7 @@ from jaxalign.config import to_yaml
 from jaxalign.errors import UserError
 from jaxalign.train import loop, record
 from jaxalign.train.loop import train
-from jaxalign.train.same import FREE, JUDGE, SAMPLE, differences
+from jaxalign.train.same import FREE, JUDGE, SAMPLE, differences, files_of, other_rows
 from tests.train.test_loop import Killed, assert_equal, kill_after, lines, use_devices, weights
 
 FAST = ("align.weight=0", "lora.dropout=0.0", "train.steps=4", "train.eval_every=2",
@@ -299,6 +299,21 @@ def test_other_rows_of_a_finished_run_are_noticed(configure, rows, tmp_path, mon
         shutil.rmtree(Path(config.output, kind), ignore_errors=True)
     with pytest.raises(UserError, match=r"task\.transforms=.*no checkpoint is left to compare"):
         train(sample(6))
+
+
+def test_a_hub_set_that_changes_behind_its_name_is_noticed(configure, tmp_path, monkeypatch):
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    file = tmp_path / "set" / "train.jsonl"
+    file.parent.mkdir()
+    file.write_text('{"src": "Ja", "tgt": "Yes"}\n', "utf-8")
+    config = configure(f"task.train=[hf:{file.parent}@train]", "align.weight=0")
+    saved = {"config": dataclasses.asdict(config), "files": files_of(config)}
+    assert other_rows(saved, config, judged=False) == []
+    file.write_text('{"src": "Ja", "tgt": "Yeah"}\n', "utf-8")
+    ((key, was, now),) = other_rows(saved, config, judged=False)
+    assert key == "task.train" and was != now
 
 
 def test_a_data_file_that_changes_during_the_run_is_not_the_one_it_read(
