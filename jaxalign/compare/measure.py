@@ -13,7 +13,7 @@ from typing import Any
 
 from jaxalign.checksums import read_sealed, seal, text_digest
 from jaxalign.compare.study import Study
-from jaxalign.compare.trial import Bases, Outcome, Trial
+from jaxalign.compare.trial import Bases, Outcome
 from jaxalign.evaluate.entrants import Entrant
 from jaxalign.evaluate.measure import Scored
 from jaxalign.evaluate.run import scored
@@ -44,18 +44,17 @@ def answers(
       words: settings over the evaluation's.
       root: folder of the answers in the output.
     """
-    config = asked(study, outcome.trial, outcome.config, (*study.evaluations[evaluation], *words))
+    config = asked(study, outcome, (*study.evaluations[evaluation], *words))
     place = outcome.trial.place(Path(study.output, root, evaluation))
     entrant = Entrant("answers", outcome.adapter)
     return scored(config, [entrant], str(place), bases.under(config))["answers"][0]
 
 
-def asked(study: Study, trial: Trial, own: Config, words: tuple[str, ...]) -> Config:
+def asked(study: Study, outcome: Outcome, words: tuple[str, ...]) -> Config:
     """The settings by which a trial answers: its own, and those of the evaluation over them."""
-    stages = study.systems.get(trial.system)
-    if stages is None:  # a mixture: as the first of its parts
-        stages = study.systems[study.mixtures[trial.system].systems[0]]
-    return stages[-1].config([*words, f"output={json.dumps(own.output)}"])
+    as_trained, own = outcome.speaker, outcome.config
+    stage = study.systems[as_trained.system][-1]
+    return stage.config([*as_trained.candidate, *words, f"output={json.dumps(own.output)}"])
 
 
 def shape(study: Study, outcome: Outcome | None, bases: Bases) -> dict[str, Any]:

@@ -62,7 +62,8 @@ class Outcome:
     """What a trial left behind."""
 
     trial: Trial
-    config: Config  # of its last stage, whose prompts it is asked by
+    speaker: Trial  # by whose settings it is asked: itself; of a mixture the first of its parts
+    config: Config  # of the speaker's last stage
     adapter: str
     outputs: tuple[Path, ...]  # of its stages; of a mixture those of its parts
     layer: int | None  # that its last aligned stage aligned
@@ -140,7 +141,7 @@ def outcome(study: Study, trial: Trial) -> Outcome:
         if config.align.weight:
             said = config.align.layer
             layer = int(said if said != AUTO else _record(config)["config"]["align"]["layer"])
-    return Outcome(trial, stages[-1], f"{outputs[-1]}/adapter", outputs, layer)
+    return Outcome(trial, trial, stages[-1], f"{outputs[-1]}/adapter", outputs, layer)
 
 
 def finished(study: Study, trial: Trial) -> bool:
@@ -191,7 +192,7 @@ def mix(study: Study, name: str, parts: list[Outcome]) -> Outcome:
         merge(paths, weights, recipe, str(adapter), base=parts[0].config.model.path)
     outputs = tuple(output for part in parts for output in part.outputs)
     layer = next((part.layer for part in parts if part.layer is not None), None)
-    return Outcome(trial, parts[0].config, str(adapter), outputs, layer)
+    return Outcome(trial, parts[0].speaker, parts[0].config, str(adapter), outputs, layer)
 
 
 def mixed(study: Study, name: str, parts: list[Outcome]) -> bool:

@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 
 from jaxalign.cli import main
+from jaxalign.compare.measure import asked
 from jaxalign.compare.run import check_data
 from jaxalign.compare.study import Choice, Mixture, read_study, words_of
-from jaxalign.compare.trial import Trial, configs
+from jaxalign.compare.trial import Trial, configs, mix, outcome
 from jaxalign.errors import UserError
 from jaxalign.merge.methods import Recipe
 
@@ -103,6 +104,33 @@ def test_a_grid_is_every_combination(write):
     (config,) = configs(study, trial)
     assert (config.lora.r, config.optim.learning_rate) == (8, 1e-3)
     assert config.output == "out/runs/sft/lora.r=8,optim.learning_rate=0.001/seed_1"
+
+
+def test_a_candidate_is_asked_as_it_was_trained(write, monkeypatch):
+    """Prompts, weights and decoding of the grid, below what an evaluation sets."""
+    grid = """choose:
+  grid:
+    prompt.system: ["", "Name the intent."]
+    task.kind: [intent]
+    model.quantize: [int4]
+    generate.max_new_tokens: [9]
+    evaluate.rows: [7]
+evaluations: {few: {evaluate.rows: 3}}
+"""
+    study = read_study(write(PLAIN + grid))
+    monkeypatch.setattr("jaxalign.compare.trial.merge", lambda *_, **__: None)
+    for candidate in study.choice.candidates:
+        parts = [outcome(study, Trial(name, 1, candidate)) for name in ("sft", "aligned")]
+        for one in (
+            *parts,
+            outcome(study, Trial("stages", 1, candidate)),
+            mix(study, "merged", parts),
+        ):
+            config = asked(study, one, study.evaluations["few"])
+            for group in ("model", "prompt", "task", "generate", "lora", "align"):
+                assert getattr(config, group) == getattr(one.config, group), (one.trial, group)
+            assert (config.generate.max_new_tokens, config.evaluate.rows) == (9, 3)
+            assert config.output == one.config.output
 
 
 def test_words_of_nested_and_dotted_settings():
