@@ -61,7 +61,7 @@ def read_golds(config: Config, rows: int = 0) -> Golds:
     most = rows or settings.rows
     golds: Golds = {}
     seen = set()
-    for record in _records(config, settings.data, settings.columns):
+    for number, record in enumerate(_records(config, settings.data, settings.columns)):
         example = render(kind, record)
         language = example.language or "und"
         seen.add(language)
@@ -70,7 +70,7 @@ def read_golds(config: Config, rows: int = 0) -> Golds:
         found = golds.setdefault(language, [])
         if not most or len(found) < most:
             name = str(record.fields.get("id", len(found)))
-            found.append(Gold(example, record.fields, name, language))
+            found.append(Gold(example, record.fields, name, language, number))
     _check_languages(config, seen)
     return golds
 
@@ -83,7 +83,8 @@ def questions(config: Config, data: Sequence[str]) -> list[Gold]:
         given = {name: value for name, value in record.fields.items() if value is not None}
         unsolved = dataclasses.replace(record, fields=_fill(kind, given))
         example = render(kind, unsolved)
-        golds.append(Gold(example, record.fields, str(given.get("id", number)), example.language))
+        name = str(given.get("id", number))
+        golds.append(Gold(example, record.fields, name, example.language, number))
     return golds
 
 

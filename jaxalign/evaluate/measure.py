@@ -28,6 +28,7 @@ class Gold:
     fields: Mapping[str, Any]  # the row of the data
     id: str  # the row's own id, or its number; equal ids in two languages are translations
     language: str  # 'de'; of a translation the direction, 'de-en'
+    number: int = 0  # of the row in the data, all languages counted together
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,16 @@
 """Cached answers and predictions: what is not what was written is never scored."""
 
+import json
+
 import numpy as np
 import pytest
 
 from jaxalign.errors import UserError
 from jaxalign.evaluate.answers import Answers
 from jaxalign.evaluate.gold import read_golds
-from jaxalign.evaluate.predictions import read_predictions, write_predictions
+from jaxalign.evaluate.predictions import in_order, read_predictions, write_predictions
 from jaxalign.evaluate.run import score
+from tests.evaluate.conftest import rows_of
 
 IDENTITY = {"base": "abc", "seed": 1, "stop_tokens": [2, 7]}
 WRITTEN = ["intent: a; b: c", "", "ねえ \u2028 x", 'q"\\', "\x1b[2J", "\ufffd", "line\nline"]
@@ -179,6 +182,67 @@ def test_odd_predictions_are_told(judged, tmp_path, name, content, message):
     with pytest.raises(UserError) as error:
         read_predictions(str(tmp_path / name), read_golds(judged()))
     assert message in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.fixture
+def mixed(judged, golds, tmp_path):
+    """Rows without ids, their languages by turns; the file of the data, and its golds."""
+    rows = [rows_of(golds / f"test.{language}.jsonl") for language in ("en", "de")]
+    flat = [row for pair in zip(*rows, strict=False) for row in pair]
+    for row in flat:
+        del row["id"]
+    (tmp_path / "mixed.jsonl").write_text("".join(json.dumps(row) + "\n" for row in flat))
+    return read_golds(judged(f"evaluate.data=[{tmp_path}/mixed.jsonl]"))
+
+
+def test_answers_without_ids_are_in_the_order_of_the_data(mixed, tmp_path):
+    rows = [gold for part in mixed.values() for gold in part]
+    rows.sort(key=lambda gold: int(gold.example.origin.rpartition(":")[2]))
+    right = {language: [gold.example.answer for gold in part] for language, part in mixed.items()}
+    assert [gold.language for gold in rows[:4]] == ["en", "de"] * 2
+    for name, line in {
+        "p.txt": lambda gold: gold.example.answer,
+        "p.jsonl": lambda gold: json.dumps({"answer": gold.example.answer}),
+        "q.jsonl": lambda gold: json.dumps(
+            {"answer": gold.example.answer, "language": gold.language}
+        ),
+    }.items():
+        (tmp_path / name).write_text("".join(line(gold) + "\n" for gold in rows))
+        assert read_predictions(str(tmp_path / name), mixed) == right
+
+
+def test_predictions_are_written_in_the_order_of_the_data(mixed, judged, tmp_path):
+    texts = {language: [g.example.answer for g in part] for language, part in mixed.items()}
+    write_predictions(tmp_path / "m", mixed, texts, score(judged(), mixed, texts))
+    rows = rows_of(tmp_path / "m" / "predictions.jsonl")
+    assert [row["language"] for row in rows[:4]] == ["en", "de"] * 2
+    assert all(row["reference"] == row["answer"] for row in rows)
+    assert read_predictions(str(tmp_path / "m" / "predictions.jsonl"), mixed) == texts
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"question": "another"}, "p.jsonl:2: question is 'another', but "),
+        ({"reference": "another"}, "p.jsonl:2: reference is 'another', but "),
+        ({"question": "another", "id": None}, "p.jsonl:2: question is 'another', but "),
+        ({"language": "en", "id": None}, "p.jsonl:2: language is 'en', but 'de' in the row that"),
+    ],
+)
+def test_answers_to_other_rows_are_refused(mixed, tmp_path, change, message):
+    """Ids of rows that have none are their numbers, which other data has, too."""
+    rows = [
+        {"language": gold.language, "id": gold.id, "question": gold.example.prompt,
+         "reference": gold.example.answer, "answer": gold.example.answer}
+        for gold in in_order(mixed)
+    ]  # fmt: skip
+    rows[1] |= change
+    kept = [{key: value for key, value in row.items() if value is not None} for row in rows]
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in kept))
+    with pytest.raises(UserError) as error:
+        read_predictions(str(tmp_path / "p.jsonl"), mixed)
+    assert message in str(error.value) and "mixed.jsonl:2" in str(error.value)
+    assert "name the data that was answered in evaluate.data" in str(error.value)
 
 
 def test_lines_end_as_windows_writes_them(judged, tmp_path):
