@@ -27,7 +27,7 @@ from jaxalign.data.languages import direction, split_direction
 from jaxalign.data.loader import Stream, capacities_of, longer, numbers_of
 from jaxalign.data.sampling import Slot
 from jaxalign.data.sources import Record
-from jaxalign.data.transforms.parallel import check_known, item_of
+from jaxalign.data.transforms.parallel import check_known, item_of, second
 from jaxalign.errors import UserError, brief
 
 if TYPE_CHECKING:
@@ -99,10 +99,7 @@ def _check(example: Example, language: str, item: str, rows: dict[str, Example])
     if not language:
         raise UserError(f"{example.origin}: this row names no language in 'lang'")
     if language in rows:
-        raise UserError(
-            f"{example.origin}: the id {brief(item)} has a row in {language!r} already "
-            f"({rows[language].origin}); give each item an id of its own"
-        )
+        raise second(example.origin, item, language, rows[language].origin)
     other = next(iter(rows.values()), example)
     if example.answer != other.answer:
         raise UserError(

@@ -20,7 +20,8 @@ import numpy as np
 from jaxalign.data import sources
 from jaxalign.data.files import text_lines
 from jaxalign.data.languages import find_language
-from jaxalign.errors import UserError, brief
+from jaxalign.data.transforms.parallel import second
+from jaxalign.errors import UserError
 
 # de.txt | dev.de.txt | de-st.txt | pt-BR.txt | deu_Latn.dev | deu_Latn.devtest
 LINES = (
@@ -219,6 +220,7 @@ def _from_pairs(record: sources.Record) -> dict[str, str]:
 def _from_ids(records: Sequence[sources.Record]) -> dict[str, list[str]]:
     """Texts by language in the order of the ids that all languages share."""
     found: dict[str, dict[str, str]] = {}
+    origins: dict[tuple[str, str], str] = {}
     for record in records:
         fields = record.fields
         text = next((fields[name] for name in TEXTS if name in fields), None)
@@ -231,11 +233,8 @@ def _from_ids(records: Sequence[sources.Record]) -> dict[str, list[str]]:
             raise UserError(f"{record.origin}: the text is empty; remove the row")
         texts, name = found.setdefault(language, {}), str(fields["id"])
         if name in texts:
-            raise UserError(
-                f"{record.origin}: a second row of {language} with the id {brief(name)}; one of "
-                "them would be lost, so remove it"
-            )
-        texts[name] = text
+            raise second(record.origin, name, language, origins[language, name])
+        texts[name], origins[language, name] = text, record.origin
     shared = set.intersection(*(set(texts) for texts in found.values()))
     if not shared:
         raise UserError(

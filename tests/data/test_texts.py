@@ -130,6 +130,35 @@ def test_pairs_and_rows_with_ids_are_parallel_too():
     assert len(run(twice, "code_switch", languages=["de"])) == 2  # two German texts, none is lost
 
 
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("bilingual_prompt", {}),
+        ("cross_lingual_answer", {}),
+        ("mixup", {}),
+        ("question_translation", {}),
+        ("code_switch", {"languages": ["de"]}),
+    ],
+)
+def test_an_id_that_two_items_have_is_refused(name, options):
+    """Files that both number their rows from 0: a row would go with another one's translation."""
+    rows = [
+        Record({"id": 0, "lang": lang, "utterance": f"{lang} {file}", "intent": file},
+               f"{file}.{lang}.jsonl:1")
+        for file in ("alarm", "weather") for lang in ("en", "de")
+    ]  # fmt: skip
+    says = r"weather\.en\.jsonl:1: the id '0' has a row in 'en' already \(alarm\.en\.jsonl:1\)"
+    with pytest.raises(UserError, match=says):
+        run(rows, name, **options)
+    with pytest.raises(UserError, match=says):  # also where the other language lies between
+        run([rows[1], rows[0], rows[2]], name, **options)
+
+
+def test_a_row_that_is_there_twice_says_the_same():
+    rows = [Record({"id": "1", "lang": name, "utterance": name}, "x") for name in ("en", "de")]
+    assert len(run([*rows, *rows], "question_translation")) == 1
+
+
 def test_a_text_trains_all_of_its_tokens(chatml, jsonl):
     config = Config()
     config.task.kind = "text"

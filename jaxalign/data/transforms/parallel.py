@@ -20,6 +20,7 @@ from jaxalign.data.sources import Record, names, nearest
 from jaxalign.errors import UserError, brief
 
 TEXTS = ("utterance", "utt", "question", "text")
+ROW = "row"  # of one language, which belongs together with others by its id
 
 
 @dataclass
@@ -40,11 +41,19 @@ def items(records: Sequence[Record], pivot: str) -> list[Item]:
     sentence of its own.
 
     Raises:
-        UserError: a row of none of these forms, or without what it belongs together by.
+        UserError: a row of none of these forms, or without what it belongs together by, or a
+            second one of an `id` in a language, with another text.
     """
     found: dict[Any, list[Item]] = {}
+    first: dict[tuple[str, str], tuple[str, str]] = {}  # id, language -> origin, text
     for record in records:
         key, texts = _read(record, pivot)
+        if key[0] == ROW:
+            # Of two texts with one id, nothing says whose translation another row is.
+            ((language, text),) = texts.items()
+            origin, said = first.setdefault((key[1], language), (record.origin, text))
+            if said != text:
+                raise second(record.origin, key[1], language, origin)
         group = found.setdefault(key, [])
         for item in group:
             # What both have must agree: the pivot's text of two pairs does.
@@ -60,12 +69,24 @@ def by_item(records: Sequence[Record]) -> dict[str, dict[str, Record]]:
     """id -> language -> row, of rows that have both.
 
     Raises:
-        UserError: a row without an id or a language.
+        UserError: a row without an id or a language, or a second one of both.
     """
     found: dict[str, dict[str, Record]] = {}
     for record in records:
-        found.setdefault(item_of(record), {}).setdefault(spoken(record), record)
+        item, language = item_of(record), spoken(record)
+        rows = found.setdefault(item, {})
+        if language in rows:
+            raise second(record.origin, item, language, rows[language].origin)
+        rows[language] = record
     return found
+
+
+def second(origin: str, item: str, language: str, first: str) -> UserError:
+    """What refuses a second row of an item in a language: its translations would be the first's."""
+    return UserError(
+        f"{origin}: the id {brief(item)} has a row in {language!r} already ({first}); give each "
+        "item an id of its own"
+    )
 
 
 def item_of(record: Record) -> str:
@@ -115,18 +136,18 @@ def check_known(wanted: Sequence[str], have: Sequence[str]) -> None:
             )
 
 
-def _read(record: Record, pivot: str) -> tuple[Any, dict[str, str]]:
+def _read(record: Record, pivot: str) -> tuple[tuple[str, Any], dict[str, str]]:
     """What a row belongs together by, and its texts by language."""
     fields = record.fields
     if "texts" in fields:
-        return id(record), _texts(record, fields["texts"])
+        return ("texts", id(record)), _texts(record, fields["texts"])
     if "translation" in fields or any(form[0] in fields and form[1] in fields for form in FORMS):
         pair = to_pair(record)
         if not pair.source_language or not pair.target_language:
             raise UserError(f"{record.origin}: this pair does not name its two languages")
         texts = {pair.source_language: pair.source, pair.target_language: pair.target}
         return ("pair", texts.get(pivot, id(record))), texts
-    return ("row", item_of(record)), {spoken(record): text_of(record, *TEXTS)}
+    return (ROW, item_of(record)), {spoken(record): text_of(record, *TEXTS)}
 
 
 def _texts(record: Record, texts: Any) -> dict[str, str]:
