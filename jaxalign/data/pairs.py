@@ -59,6 +59,11 @@ class Pair:
         return direction(self.languages)
 
 
+def form_of(fields: Mapping[str, Any]) -> tuple[str, str, str, str] | None:
+    """The form of which a row has both sides; half of one is a field that is called so."""
+    return next((form for form in FORMS if form[0] in fields and form[1] in fields), None)
+
+
 def to_pair(record: Record) -> Pair:
     """The sentence pair of a record.
 
@@ -67,7 +72,7 @@ def to_pair(record: Record) -> Pair:
     """
     fields = record.fields
     sides = fields.get("translation")
-    form = next((f for f in FORMS if f[0] in fields and f[1] in fields), None)
+    form = form_of(fields)
     if form is not None:
         source, target, *languages = (fields.get(name) for name in form)
     elif isinstance(sides, Mapping) and len(sides) == 2:

@@ -123,6 +123,19 @@ def test_massive_rows_and_entities():
     assert "tokens" not in found.fields
 
 
+@pytest.mark.parametrize(
+    "columns", [{"source": "crowd"}, {"src": "web"}, {"source": "crowd", "target": "day: monday"}]
+)
+def test_a_column_that_is_called_as_a_side_of_a_pair_takes_no_row_away(columns):
+    row = Record({"utterance": "wake me on monday", "slots": [["day", "monday"]]} | columns, "r")
+    (found,) = run([row, *PAIRS])
+    assert found.fields["slots"][0][1] in WORDS
+    # A table of both has all columns in each row, empty ones in the others.
+    empty = dict.fromkeys(["utterance", "slots", "text0", "text1", "lang0", "lang1"])
+    table = [Record(empty | one.fields, one.origin) for one in (row, *PAIRS)]
+    assert [one.fields["slots"] for one in run(table)] == [found.fields["slots"]]
+
+
 def test_languages_are_those_that_are_asked_for():
     rows = [*[ALARM] * 50, *PAIRS, HINDI]
     words = {slot[1] for row in run(rows, languages=["hi"]) for slot in row.fields["slots"]}

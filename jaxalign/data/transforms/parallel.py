@@ -15,7 +15,7 @@ from typing import Any
 
 from jaxalign.bounds import check_text
 from jaxalign.data.fields import language_of, text_of
-from jaxalign.data.pairs import FORMS, to_pair
+from jaxalign.data.pairs import form_of, to_pair
 from jaxalign.data.sources import Record, names, nearest
 from jaxalign.errors import UserError, brief
 
@@ -123,6 +123,11 @@ def spoken(record: Record) -> str:
     return language
 
 
+def is_parallel(fields: Mapping[str, Any]) -> bool:
+    """Whether a row alone says the same in several languages."""
+    return "texts" in fields or "translation" in fields or form_of(fields) is not None
+
+
 def check_known(wanted: Sequence[str], have: Sequence[str]) -> None:
     """Refuses languages that no row is in.
 
@@ -141,7 +146,7 @@ def _read(record: Record, pivot: str) -> tuple[tuple[str, Any], dict[str, str]]:
     fields = record.fields
     if "texts" in fields:
         return ("texts", id(record)), _texts(record, fields["texts"])
-    if "translation" in fields or any(form[0] in fields and form[1] in fields for form in FORMS):
+    if "translation" in fields or form_of(fields):
         pair = to_pair(record)
         if not pair.source_language or not pair.target_language:
             raise UserError(f"{record.origin}: this pair does not name its two languages")

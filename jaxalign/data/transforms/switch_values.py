@@ -32,15 +32,18 @@ import numpy as np
 
 from jaxalign.bounds import setting
 from jaxalign.data.fields import text_of
-from jaxalign.data.pairs import FORMS
 from jaxalign.data.sources import Record
 from jaxalign.data.tasks import Span, entity_spans, slot_spans
 from jaxalign.data.transforms.code_switch import DENSE, pieces
 from jaxalign.data.transforms.options import read
-from jaxalign.data.transforms.parallel import check_known, items
+from jaxalign.data.transforms.parallel import check_known, is_parallel, items
 from jaxalign.errors import UserError
 
-PARALLEL = ("texts", "translation", *(form[0] for form in FORMS))
+# What rows of the task have: one field of each group.
+TASKS = (
+    (("utterance", "utt"), ("slots", "annot_utt", "target")),
+    (("text",), ("entities",)),
+)
 SEPARATORS = (";", ":")  # of an answer's parts: words with them could not be read back
 LETTERS = 2  # of a script without blanks stand for a word
 STALE = ("annot_utt", "target", "char_spans", "tokens")  # say what was there before
@@ -68,18 +71,21 @@ def switch_values(records: Sequence[Record], options: Mapping[str, Any], seed: i
         UserError: no row is a parallel sentence, or no language of them is left to draw from.
     """
     chosen = read(Options, options)
-    parallel = [record for record in records if _is_parallel(record)]
+    parallel = [record for record in records if _gives_words(record)]
     if not parallel:
         raise UserError(
             "the words come from parallel sentences, and no row is one; list a file of pairs "
             "beside the rows of the task"
         )
     draw = _Draw(parallel, chosen, np.random.default_rng(seed))
-    return [_switched(record, draw, chosen) for record in records if not _is_parallel(record)]
+    return [_switched(record, draw, chosen) for record in records if not _gives_words(record)]
 
 
-def _is_parallel(record: Record) -> bool:
-    return any(name in record.fields for name in PARALLEL)
+def _gives_words(record: Record) -> bool:
+    """Parallel sentences do; not rows of the task, whose other columns may be called as theirs."""
+    has = {name for name, value in record.fields.items() if value is not None}
+    of_task = any(all(has.intersection(group) for group in groups) for groups in TASKS)
+    return is_parallel(record.fields) and not of_task
 
 
 class _Draw:
