@@ -28,10 +28,11 @@ CLASSES = {
 
 
 def load_tokenizer(path: str, revision: str | None = None) -> PreTrainedTokenizerBase:
-    """The tokenizer of a folder, hub name or gs:// address, with a pad token.
+    """The tokenizer of a folder, hub name or gs:// address, with a pad token, cutting on the right.
 
     A tokenizer without a pad token pads with its end token, as the paper's code does for Llama 3;
-    padding is masked everywhere, so the choice changes no number.
+    padding is masked everywhere, so the choice changes no number. One that cuts texts on the left
+    would take tokens of the prompt, and the loss would be of others than the answer's.
 
     Raises:
         UserError: no tokenizer there, or neither pad nor end token.
@@ -49,6 +50,7 @@ def load_tokenizer(path: str, revision: str | None = None) -> PreTrainedTokenize
             f"{path} holds no tokenizer that transformers can load: {first_line(error)}"
         ) from error
     _check_tokenizer(tokenizer, path)
+    tokenizer.truncation_side = "right"
     return tokenizer
 
 

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import transformers
 
+from jaxalign.data.chat import encode_examples, encode_texts
+from jaxalign.data.example import Example
 from jaxalign.data.tokenizer import CLASSES, load_tokenizer
 
 TEXTS = ["wake me up at nine", "Regnet es heute?  <|eot_id|>", "ß 99"]
@@ -58,6 +60,22 @@ def test_autotokenizer_is_asked_about_the_rest(folder, family, kind, more, monke
     monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", found)
     with pytest.raises(Exception, match="asked"):
         load_tokenizer(named(folder, family, kind, **more))
+
+
+def test_texts_are_cut_on_the_right_whatever_the_tokenizer_says(folder):
+    """Cut on the left, a row loses tokens of its prompt, and the first of its answer the loss."""
+    whole = load_tokenizer(folder)
+    row = Example("wake me up at nine", " intent: alarm/set", origin="x:1")
+    (full,) = encode_examples([row], whole)
+    named(folder, "llama", "PreTrainedTokenizerFast", truncation_side="left")
+    file = Path(folder) / "tokenizer_config.json"
+    says = file.read_bytes()
+    tokenizer, limit = load_tokenizer(folder), len(full.tokens) - 3
+    (cut,) = encode_examples([row], tokenizer, max_length=limit)
+    assert cut.tokens.tolist() == full.tokens[:limit].tolist() and cut.prompt == full.prompt
+    (side,), _ = encode_texts(["wake me up at nine"], tokenizer, 3)
+    assert side.tolist() == whole("wake me up at nine")["input_ids"][:3]
+    assert file.read_bytes() == says  # and whoever takes the files along takes them as they are
 
 
 def test_data_show_imports_neither_jax_nor_torch():
