@@ -57,16 +57,25 @@ class Report:
     cut: int  # kept rows that lost tokens on the right
     dropped: int  # rows whose whole answer was cut away
     languages: dict[str, int]  # kept rows of each
+    others: int = 0  # rows that the language filter left out
+    found: int = 0  # rows in the files, before transforms
+    made: int = 0  # rows that transforms made of them
 
     def __str__(self) -> str:
         """One line for people."""
-        parts = [f"{self.kept} rows"]
+        among = f" of {self.read + self.others}" if self.others else ""
+        parts = [f"{self.kept}{among} rows"]
         if self.cut:
             parts.append(f"{self.cut} cut to the maximum length")
         if self.dropped:
             parts.append(f"{self.dropped} dropped, their answer lay beyond it")
         named = [f"{name} {count}" for name, count in self.languages.items() if name]
-        return ", ".join(parts) + (f" ({', '.join(named)})" if named else "")
+        line = [", ".join(parts) + (f" ({', '.join(named)})" if named else "")]
+        if self.made != self.found:
+            line.append(f"transforms made {self.made} of {self.found}")
+        if self.others:
+            line.append(f"{self.others} in other languages or none")
+        return "; ".join(line)
 
 
 class Counted(NamedTuple):

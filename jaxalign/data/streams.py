@@ -60,11 +60,11 @@ def task_stream(
     Raises:
         UserError: data missing or broken; names file:line or the key.
     """
-    records = _records(config.task, "task", split, config.seed)
-    examples = [tasks.render(config.task.kind, record) for record in records]
+    records, found = _records(config.task, "task", split, config.seed)
+    rendered = [tasks.render(config.task.kind, record) for record in records]
     directed = config.task.kind == "translation"
     examples = _keep(
-        examples,
+        rendered,
         config.task,
         "task",
         split,
@@ -82,7 +82,13 @@ def task_stream(
         )
         for row in _answered(encoded, f"task.{split}", limit)
     ]
-    report = _report(rows, len(encoded), [r.whole > len(r.tokens) for r in rows])
+    report = _report(
+        rows,
+        len(encoded),
+        [r.whole > len(r.tokens) for r in rows],
+        len(rendered) - len(examples),
+        (found, len(records)),
+    )
     size, pad_id = config.batch.size, tokenizer.pad_token_id
     lengths = [len(row.tokens) for row in rows]
     grouped = size if config.task.order == "grouped" else 0
@@ -115,8 +121,10 @@ def pair_stream(
 
     `align.control: shuffled` moves the targets of training and validation pairs alike.
     """
-    pairs = [to_pair(record) for record in _records(config.align, "align", split, config.seed)]
+    records, found = _records(config.align, "align", split, config.seed)
+    pairs = [to_pair(record) for record in records]
     pairs = _keep(pairs, config.align, "align", split, lambda p: [set(p.languages)])
+    others = len(records) - len(pairs)
     if config.align.control == "shuffled":
         pairs = shuffle_targets(pairs, config.seed)
     size = config.batch.pairs
@@ -127,7 +135,8 @@ def pair_stream(
         )
     limit = min(config.batch.pair_max_length, tokenizer.model_max_length)
     rows = encode_pairs(pairs, tokenizer, limit)
-    report = _report(rows, len(rows), [r.whole > longer(r) for r in rows])
+    cut = [r.whole > longer(r) for r in rows]
+    report = _report(rows, len(rows), cut, others, (found, len(records)))
     buckets = _buckets(config, [longer(r) for r in rows], size, "batch.pair_max_length")
     # Another order than the task's, though both start from the run's seed.
     order = _order(rows, config.align, config.seed + 1, split)
@@ -152,14 +161,15 @@ def prompt_stream(
     They have no layout, whatever `batch.pack` says: their two answers, of one row, would be apart
     in a sequence.
     """
-    records = _records(config.align, "align", split, config.seed)
-    prompts = two_prompts(records, config.task.kind, config.align.pivot)
-    prompts = _keep(prompts, config.align, "align", split, lambda p: [set(p.languages)])
+    records, found = _records(config.align, "align", split, config.seed)
+    both = two_prompts(records, config.task.kind, config.align.pivot)
+    prompts = _keep(both, config.align, "align", split, lambda p: [set(p.languages)])
     limit = min(config.batch.max_length, tokenizer.model_max_length)
     asked = config.prompt
     encoded = encode_both(prompts, tokenizer, asked.template, asked.system, limit)
     rows = _answered(encoded, f"align.{split}", limit)
-    report = _report(rows, len(encoded), [row.whole > longer(row) for row in rows])
+    cut = [row.whole > longer(row) for row in rows]
+    report = _report(rows, len(encoded), cut, len(both) - len(prompts), (found, len(records)))
     size = config.batch.pairs
     buckets = _buckets(config, [longer(row) for row in rows], size, "batch.max_length")
     order = _order(rows, config.align, config.seed + 1, split)
@@ -216,12 +226,13 @@ def _lays(config: Config, longest: int, packs: bool = False) -> bool:
 
 def _records(
     part: TaskConfig | AlignConfig, name: str, split: str, seed: int
-) -> list[sources.Record]:
+) -> tuple[list[sources.Record], int]:
+    """The records that a stream is made of, and how many rows the files hold."""
     named = getattr(part, split)
     if not named:
         raise UserError(f"{name}.{split} names no data; give files, globs, hf:NAME or tfds:NAME")
     records = sources.read_all(named, part.columns)
-    return transformed(records, part.transforms, f"{name}.transforms", split, seed)
+    return transformed(records, part.transforms, f"{name}.transforms", split, seed), len(records)
 
 
 def _keep(
@@ -254,9 +265,12 @@ def _direction(language: str) -> list[set[str]]:
     return [{language}, set(split_direction(language))]
 
 
-def _report(rows: Sequence[Row], read: int, cut: Sequence[bool]) -> Report:
-    languages = Counter(row.language for row in rows)
-    return Report(read, len(rows), sum(cut), read - len(rows), dict(sorted(languages.items())))
+def _report(
+    rows: Sequence[Row], read: int, cut: Sequence[bool], others: int, made: tuple[int, int]
+) -> Report:
+    """Counts; `made`: rows before transforms and behind them."""
+    languages = dict(sorted(Counter(row.language for row in rows).items()))
+    return Report(read, len(rows), sum(cut), read - len(rows), languages, others, *made)
 
 
 def _order(

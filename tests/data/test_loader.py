@@ -349,6 +349,22 @@ def test_languages(config, chatml):
         pair_stream(config, chatml)
 
 
+def test_the_line_of_a_stream_says_what_was_left_out(config, chatml, jsonl):
+    row = {"utterance": "play music", "slots": []}
+    spoken = [{"lang": "en"}] * 3 + [{}] * 5 + [{"lang": "en-US"}] * 5
+    config.task.train = [jsonl("mixed.jsonl", [row | named for named in spoken])]
+    assert str(task_stream(config, chatml).report) == "13 rows (en 3, en-US 5)"
+    config.task.languages = ["en"]
+    said = "3 of 13 rows (en 3); 10 in other languages or none"
+    assert str(task_stream(config, chatml).report) == said
+    config.task.transforms = [{"name": "sample", "options": {"rows": 11}}]
+    said = str(task_stream(config, chatml).report)
+    assert " of 11 rows (en " in said and "; transforms made 11 of 13; " in said
+    config.align.languages = ["tr", "en"]
+    said = "8 of 28 rows (tr-en 8); 20 in other languages or none"
+    assert str(pair_stream(config, chatml).report) == said
+
+
 def test_translation_directions(config, chatml, jsonl):
     rows = [
         {"src": "a", "tgt": "b", "src_lang": s, "tgt_lang": t}
