@@ -192,6 +192,9 @@ def _read_words(words: Sequence[str]) -> DictConfig:
     layer = OmegaConf.create()
     for word in words:
         check_text("command line", word, nul="refused")
+        key, _, value = word.partition("=")
+        if not value and key in _texts():  # a shell takes the quotes of key="" away
+            word = f"{key}=''"
         try:
             # Two mappings give a mapping; the signature covers lists, too.
             layer = cast(DictConfig, OmegaConf.merge(layer, OmegaConf.from_dotlist([word])))
@@ -252,6 +255,12 @@ def _plain(layer: DictConfig) -> dict[Any, Any]:
 @cache
 def _known() -> dict[str, Any]:
     return dict(flatten(dataclasses.asdict(Config())))
+
+
+@cache
+def _texts() -> set[str]:
+    """The keys whose value is text, which may be empty; null is what is not given."""
+    return {key for key, value in _known().items() if value is None or isinstance(value, str)}
 
 
 @cache

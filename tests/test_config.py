@@ -104,6 +104,18 @@ def test_a_hash_in_a_word_is_kept_and_null_clears():
     assert load(None, ["model.revision=null"]).config.model.revision is None
 
 
+def test_an_empty_word_is_empty_text_and_null_is_none(write):
+    """What a shell makes of prompt.system="", over a file and over the default."""
+    file = write("prompt: {system: Answer.}\nalign: {pivot: de}")
+    for words in (["prompt.system="], ["prompt.system=''"], ['prompt.system=""']):
+        assert load(None, words).config.prompt.system == ""
+        assert load(file, words).config.prompt.system == ""
+    assert load(file, ["prompt.system=null"]).config.prompt.system is None
+    assert load(file, ["align.pivot="]).config.align.pivot == ""
+    assert not load(None, ["adapter.start="]).config.adapter.start
+    assert refusal(None, "generate.method=").startswith("generate.method: '' is not among ")
+
+
 def test_free_form_groups(write):
     path = write(
         "task:\n"

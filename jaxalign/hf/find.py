@@ -103,7 +103,7 @@ def _found(path: str | Path, revision: str | None, weights: bool) -> Path:
     name, inner, pinned = parts
     if pinned and revision and pinned != revision:
         raise UserError(f"{path}: the revision is given twice, as {pinned} and as {revision}")
-    revision = pinned or revision
+    revision = pinned or revision or None  # an empty one is none
     snapshot = _download(path, name, revision, inner, SMALL)
     if weights:
         # The same commit again, though the branch may have moved on.
