@@ -41,23 +41,26 @@ def load(path: str | Path | None, words: Sequence[str] = ()) -> Loaded:
       UserError: a file that is not there or not YAML, an unknown key (the nearest is named), a
         value of the wrong type or outside its choices, settings that contradict each other.
     """
-    layers = [] if path is None else _read_files(Path(path))
+    layers = [] if path is None else [(*one, _whole(one[1])) for one in _read_files(Path(path))]
     wrong = [word for word in words if "=" not in word or word.startswith(("=", "-"))]
     if wrong:
         raise UserError(
             f"{brief(wrong[0])} is not a setting; write key=value, as in align.layer=16"
         )
-    layers.append(("command line", _read_words(words)))
+    layers.append(("command line", *_read_words(words)))
     merged = OmegaConf.structured(Config)
     origins: dict[str, str] = {}
-    for origin, layer in layers:
+    for origin, layer, whole in layers:
         with reading(origin, "settings"):
-            for key in _check_keys(layer, origin):
+            keys = _check_keys(layer, origin)
+            for mapping in whole:  # another one replaces it, they do not join
+                OmegaConf.update(merged, mapping, {}, merge=False)
+                for key in [one for one in origins if f"{one}.".startswith(f"{mapping}.")]:
+                    del origins[key]
+            for key in keys:
                 origins[key] = origin
                 if key in _switches() and OmegaConf.select(layer, key) is False:
                     OmegaConf.update(layer, key, "off")
-            if "groups" in (_plain(layer).get("evaluate") or {}):
-                merged.evaluate.groups = {}  # other groups replace these, they do not join them
             try:
                 merged = OmegaConf.merge(merged, layer)
             except OmegaConfBaseException as error:
@@ -88,7 +91,7 @@ class Loaded:
 
     def _origin(self, key: str) -> str:
         named = [k for k in self.origins if key == k or key.startswith(k + ".")]
-        return self.origins[named[0]] if named else "default"
+        return self.origins[max(named, key=len)] if named else "default"
 
 
 def saved(settings: dict[str, Any]) -> Config:
@@ -188,19 +191,40 @@ def _read_yaml(path: Path) -> DictConfig:
     return found
 
 
-def _read_words(words: Sequence[str]) -> DictConfig:
-    layer = OmegaConf.create()
+def _read_words(words: Sequence[str]) -> tuple[DictConfig, list[str]]:
+    """What the words set together, and the free mappings that one of them writes whole."""
+    layer, whole = OmegaConf.create(), list[str]()
     for word in words:
         check_text("command line", word, nul="refused")
         key, _, value = word.partition("=")
         if not value and key in _texts():  # a shell takes the quotes of key="" away
             word = f"{key}=''"
         try:
+            one = OmegaConf.from_dotlist([word])
+            for mapping in _whole(one, key):
+                whole.append(mapping)
+                OmegaConf.update(layer, mapping, {}, merge=False)
             # Two mappings give a mapping; the signature covers lists, too.
-            layer = cast(DictConfig, OmegaConf.merge(layer, OmegaConf.from_dotlist([word])))
+            layer = cast(DictConfig, OmegaConf.merge(layer, one))
         except Exception as error:  # of YAML, of OmegaConf, of Python's numbers
             raise UserError(f"command line: cannot read {brief(word)}; quote the value") from error
-    return layer
+    return layer, whole
+
+
+def _whole(layer: DictConfig, word: str = "") -> list[str]:
+    """The free mappings (`task.columns`) that a layer writes from brace to brace.
+
+    Args:
+      word: the key of a word: that of `task.columns.text=utterance` sets one name of a mapping.
+    """
+    tree = _plain(layer)
+    found = []
+    for key, default in _known().items():
+        group, _, name = key.partition(".")
+        part = tree.get(group)
+        if default == {} and isinstance(part, dict) and isinstance(part.get(name), dict):
+            found += [] if word.startswith(f"{key}.") else [key]
+    return found
 
 
 def _wrong_value(error: OmegaConfBaseException, origin: str) -> UserError:

@@ -1,6 +1,7 @@
 """Settings: three sources in order, origins kept, and every mistake named with its way out."""
 
 import dataclasses
+import json
 from pathlib import Path
 
 import pytest
@@ -473,6 +474,54 @@ def test_other_groups_replace_those_of_the_file(write):
     assert load(path, []).config.evaluate.groups == {"supervised": ["en"], "aligned": ["de"]}
     assert load(path, ["evaluate.groups={low: [cy]}"]).config.evaluate.groups == {"low": ["cy"]}
     assert load(path, ["evaluate.groups={}"]).config.evaluate.groups == {}
+
+
+# Mappings with names of one's own: what a file says, another mapping, one name of it.
+MAPPINGS = {
+    "task.columns": ({"utterance": "text"}, {"lang": "code"}, "lang=code"),
+    "task.options": ({"label_smoothing": 0.1}, {"deep": {"a": 1}}, "deep.a=1"),
+    "align.columns": ({"text0": "a"}, {"text1": "b"}, "text1=b"),
+    "align.options": ({"subspace": {"file": "x"}}, {"rows": "pooled"}, "rows=pooled"),
+    "evaluate.columns": ({"utterance": "text"}, {"lang": "code"}, "lang=code"),
+    "evaluate.groups": ({"aligned": ["de"]}, {"unseen": ["cy"]}, "unseen=[cy]"),
+    "evaluate.options": ({"rules": "mended"}, {"tokenize": "zh"}, "tokenize=zh"),
+    "lora.ranks": ({"down": 16}, {"q": 4}, "q=4"),
+    "lora.alphas": ({"down": 16.0}, {"q": 4.0}, "q=4.0"),
+}
+
+
+def test_no_free_mapping_is_forgotten():
+    assert MAPPINGS.keys() == {k for k, v in flatten(dataclasses.asdict(Config())) if v == {}}
+
+
+@pytest.mark.parametrize("key", MAPPINGS)
+def test_a_mapping_replaces_the_one_before_it_and_a_name_joins_it(write, key):
+    first, other, name = MAPPINGS[key]
+    group, part = key.split(".")
+    path = write(f"{group}: {{{part}: {json.dumps(first)}}}")
+
+    def found(*words: str) -> dict:
+        return getattr(getattr(load(path, words).config, group), part)
+
+    assert found() == first
+    assert found(f"{key}={{}}") == {}
+    assert found(f"{key}={json.dumps(other)}") == other
+    assert found(f"{group}={{{part}: {json.dumps(other)}}}") == other
+    assert found(f"{key}.{name}") == first | other
+    # Words count in their order.
+    assert found(f"{key}.{name}", f"{key}={{}}") == {}
+    assert found(f"{key}={{}}", f"{key}.{name}") == other
+    later = path.parent / "later.yaml"
+    later.write_text(f"extends: run.yaml\n{group}: {{{part}: {{}}}}", "utf-8")
+    assert getattr(getattr(load(later).config, group), part) == {}
+
+
+def test_the_origins_of_a_mapping_that_is_replaced(write):
+    path = write("task: {columns: {text: a, prefix: b}}")
+    assert chosen(load(path, ["task.columns={}"])) == {"task.columns": ({}, "command line")}
+    assert chosen(load(path, ["task.columns={}", "task.columns.text=c"])) == {
+        "task.columns.text": ("c", "command line")
+    }
 
 
 def test_the_layer_may_be_chosen_by_a_probe(write):

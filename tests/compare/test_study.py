@@ -133,6 +133,14 @@ evaluations: {few: {evaluate.rows: 3}}
             assert config.output == one.config.output
 
 
+def test_a_system_may_empty_a_mapping_of_the_base(write, tmp_path):
+    text = "base: base.yaml\nsystems: {mended: {}, paper: {evaluate.options: {}}}"
+    study = read_study(write(text))
+    (tmp_path / "base.yaml").write_text("evaluate: {options: {rules: mended}}")
+    found = [study.systems[name][0].config().evaluate.options for name in study.names]
+    assert found == [{"rules": "mended"}, {}]
+
+
 def test_words_of_nested_and_dotted_settings():
     given = {"align": {"layer": 2, "options": {"a": [1]}}, "evaluate.groups": {"x": ["no"]}}
     assert words_of(given) == (
