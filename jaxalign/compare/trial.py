@@ -30,7 +30,7 @@ from jaxalign.terminal import say
 from jaxalign.train.finish import ENDS
 from jaxalign.train.record import FILE
 from jaxalign.train.resume import check_length, check_settings
-from jaxalign.train.same import other_rows
+from jaxalign.train.same import other_inputs
 
 CLOCK = 0.5  # seconds that a clock of the log may differ from a run's own
 START = "adapter.start"  # what a later stage goes on from
@@ -172,7 +172,7 @@ def check_report(study: Study, trial: Trial) -> None:
         check_settings(config, record, judged)
         if record["stopped"] == "finished" and config.train.steps:
             check_length(config, record["step"], config.train.steps)
-        if others := other_rows(record, config, judged):
+        if others := other_inputs(record, config, judged):
             key, was, now = others[0]
             raise UserError(
                 f"{config.output} was trained with {key}={was}, now it is {now}; set it back, give "

@@ -234,6 +234,12 @@ class Stream(abc.ABC, Generic[Row, Batch]):
                 found.update(len(content).to_bytes(8, "big") + content)
         return found.hexdigest()
 
+    @property
+    def packed(self) -> list[Slot]:
+        """The rows of each packed sequence of the first epoch; none where rows are not packed."""
+        order = self._order
+        return order.slots(0, order.epoch_slots) if isinstance(order, Packed) else []
+
     def real_rows(self, index: int) -> int:
         """Rows in micro-batch `index` over all hosts; fewer than B in a last validation batch."""
         return sum(len(slot) for slot in self._slots(index))

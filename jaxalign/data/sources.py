@@ -12,6 +12,7 @@ A source is a path or glob (.jsonl .json .csv .tsv .parquet, also with .gz where
 from __future__ import annotations
 
 import difflib
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,7 +79,7 @@ def digest_of(sources: Sequence[str]) -> str:
         parts = [scheme.parts(name) for scheme, name in map(_scheme, sources)]
     except UserError:
         return ""
-    return text_digest("".join(sum(parts, []))) if parts and all(parts) else ""
+    return text_digest("".join(itertools.chain(*parts))) if parts and all(parts) else ""
 
 
 def nearest(name: str, names: Iterable[str]) -> str:

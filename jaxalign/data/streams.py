@@ -96,10 +96,11 @@ def task_stream(
     halves = 2 if config.task.halved and split == "train" else 1
     packs = config.batch.pack == "segments" and isinstance(order, Shuffled)
     texts = [[Text(r.tokens, r.first - 1, r.first, r.roles)] for r in rows]
-    filled = _slot_length(lengths, limit, size) * len(rows) / sum(lengths) if packs else 1.0
-    stem = _shared(
-        config, texts, size / (ways * halves) * filled, packs
-    )  # a slot holds several rows
+    if packs:  # a slot holds several rows; which ones must not depend on the devices
+        uses = size / halves * _slot_length(lengths, limit, size) * len(rows) / sum(lengths)
+    else:
+        uses = size / (ways * halves)
+    stem = _shared(config, texts, uses, packs)
     started = begin(texts, stem)
     own = [own_of(text) for (text,) in started]
     buckets = () if packs else _buckets(config, lengths, size, "batch.max_length")

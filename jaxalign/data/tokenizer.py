@@ -10,7 +10,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jaxalign.checksums import check_sums, read_sums
+from jaxalign.checksums import check_sums, file_digests, read_sums, text_digest
 from jaxalign.errors import UserError, brief, first_line, reading
 from jaxalign.hf.find import TOKENIZER_FILES, small_files
 
@@ -52,6 +52,18 @@ def load_tokenizer(path: str, revision: str | None = None) -> PreTrainedTokenize
     _check_tokenizer(tokenizer, path)
     tokenizer.truncation_side = "right"
     return tokenizer
+
+
+def tokenizer_digest(path: str, revision: str | None = None) -> str:
+    """SHA-256 of a tokenizer's files, with their names.
+
+    Raises:
+        UserError: no such folder, or the hub cannot give it.
+    """
+    folder = small_files(path, revision)
+    files = sorted(file for file in folder.iterdir() if _of_tokenizer(file.name))
+    digests = zip(files, file_digests(files), strict=True)
+    return text_digest("".join(f"{digest}  {file.name}\n" for file, digest in digests))
 
 
 def _class_for(folder: Path) -> Any:

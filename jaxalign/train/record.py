@@ -18,7 +18,7 @@ from jaxalign.paths import Desk, whole_file
 from jaxalign.settings import Config
 from jaxalign.train.finish import Result, product
 from jaxalign.train.resume import Progress, Start, check_settings
-from jaxalign.train.same import other_rows
+from jaxalign.train.same import other_inputs
 from jaxalign.train.setup import Run
 from jaxalign.train.stored import Damaged, local_places, read_meta
 
@@ -58,7 +58,7 @@ def write(desk: Desk, run: Run, start: Start, progress: Progress, result: Result
         "metrics": result.metrics,
         "waited": progress.waited,
         "config": dataclasses.asdict(run.config),
-        "files": start.files,
+        "inputs": run.inputs,
     }
     text = json.dumps(seal(content), indent=1, ensure_ascii=False)
     with whole_file(Path(desk.folder, FILE)) as file:
@@ -103,14 +103,14 @@ def _look(config: Config, desk: Desk) -> dict[str, Any]:
                 "to go on from; choose another output"
             )
         return {}
-    if others := other_rows(record, config, record["best_step"] is not None):
+    if others := other_inputs(record, config, record["best_step"] is not None):
         if not known:
             key, was, now = others[0]
             raise UserError(
                 f"{desk.output} was trained with {key}={was}, now it is {now}, and no checkpoint "
-                "is left to compare its rows with; set it back, or choose another output"
+                "is left to compare with; set it back, or choose another output"
             )
-        return {}  # its rows are compared with the checkpoint's
+        return {}  # base and rows are compared with the checkpoint's
     name = product(config)
     if not _whole(desk, name):
         return {}  # handed over once more, from the checkpoints

@@ -18,10 +18,16 @@ from jaxalign.multihost import text_from_main
 from jaxalign.settings import Config
 from jaxalign.train import standards
 from jaxalign.train.checkpoint import Checkpoints
-from jaxalign.train.same import began_from, differences, digests, files_of
+from jaxalign.train.same import began_from, differences, digests
 from jaxalign.train.schedule import learning_rate, warmup_steps
 from jaxalign.train.setup import Run
 from jaxalign.train.state import TrainState
+
+# What a sentence calls a digest that differs; else it is of rows.
+COMPARED = {
+    "options": "numbers in the file of {of}",
+    "packed": "packed sequences of {of}.train (mesh.seq, batch.* and prompt.* decide about them)",
+}
 
 
 @dataclass
@@ -59,7 +65,6 @@ class Start:
     evaluated: bool  # whether what is due after this step was judged
     identity: str  # of the run, the same from its first update to its last
     data: dict[str, str]  # digests of its rows and of its options' files
-    files: dict[str, str]  # digests of its data files when their rows were read
     began_from: str  # digest of the adapter that it began from
     notes: tuple[str, ...] = ()  # for the reader
     changed: dict[str, Any] = field(default_factory=dict)  # for the log
@@ -71,12 +76,12 @@ def resume(run: Run, store: Checkpoints) -> Start:
     Raises:
       UserError: the output holds another run, or one of which nothing is intact.
     """
-    data, files, before = digests(run), files_of(run.config), began_from(run.config)
+    data, before = digests(run), began_from(run.config)
     found = store.furthest(run.abstract_state, lambda meta: check_same(run, meta, data))
     standards.settle(run, found.meta if found else None)
     if found is None:
         identity = text_from_main(uuid.uuid4().hex)
-        return Start(run.state, Progress(), 0, True, identity, data, files, before)
+        return Start(run.state, Progress(), 0, True, identity, data, before)
     step, meta = found.place.step, found.meta
     identity = str(meta.get("run", ""))  # older versions gave none
     progress, lost = _progress(store, meta, step)
@@ -88,7 +93,6 @@ def resume(run: Run, store: Checkpoints) -> Start:
         bool(meta.get("evaluated", True)),
         identity,
         data,
-        files,
         before,
         (*found.notes, *lost, *longer),
         {"total": [meta["total"], run.total]} if meta.get("total", run.total) != run.total else {},
@@ -160,7 +164,7 @@ def check_same(run: Run, meta: dict, data: dict[str, str] | None = None) -> None
     for name, digest in (data or {}).items():
         part, of = name.split("/")
         if known.get(name, digest) != digest and (judged or part != "valid"):
-            what = f"rows of {of}.{part}" if part != "options" else f"numbers in the file of {of}"
+            what = COMPARED.get(part, "rows of {of}.{part}").format(of=of, part=part)
             raise UserError(
                 f"{output} was trained with other {what} than are there now; use those "
                 f"{what.split()[0]}, or choose another output"

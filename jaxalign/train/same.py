@@ -6,14 +6,20 @@ digest_of(stream)                                   # the rows themselves, not t
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
 
+from jaxalign.checksums import text_digest
 from jaxalign.data import sources
+from jaxalign.data.tokenizer import tokenizer_digest
 from jaxalign.errors import UserError
+from jaxalign.hf.load import fingerprint
 from jaxalign.hf.peft import weights_digest
 from jaxalign.settings import Config, flatten, renamed
 from jaxalign.train.phases.measured import FILE, is_file
@@ -95,42 +101,68 @@ def differences(
     return found
 
 
-def files_of(config: Config) -> dict[str, str]:
-    """{'task.train': SHA-256 of what is in its sources, ...}, of phases that have a weight.
+def inputs_of(config: Config) -> dict[str, str]:
+    """{'task.train': SHA-256, 'model.path': ..., ...}: what a run reads, known by what is in it.
 
-    Sources that are gone, or cannot be reached, have none.
+    What is gone, or cannot be reached, is not there.
     """
-    named = {
-        f"{part}.{name}": getattr(getattr(config, part), name)
-        for part in ("task", "align")
-        for name in FILES
-        if getattr(config, part).weight
+    base = (config.model.path, config.model.revision)
+    reads: dict[str, Callable[[], str]] = {
+        "model.path": partial(fingerprint, *base),
+        "tokenizer": partial(tokenizer_digest, *base),
+        "options": partial(sources.digest_of, _files_in(dataclasses.asdict(config))),
     }
-    found = {key: sources.digest_of(names) for key, names in named.items()}
+    for part in ("task", "align"):
+        for name in FILES if getattr(config, part).weight else ():
+            named = getattr(getattr(config, part), name)
+            reads[f"{part}.{name}"] = partial(sources.digest_of, named)
+    found = {}
+    for key, read in reads.items():
+        with contextlib.suppress(UserError):
+            found[key] = read()
     return {key: digest for key, digest in found.items() if digest}
 
 
-def other_rows(saved: dict[str, Any], now: Config, judged: bool) -> list[tuple[str, Any, Any]]:
-    """(key, was, is) of what makes other rows than those of a run that is over, its tokens unseen.
+def other_inputs(saved: dict[str, Any], now: Config, judged: bool) -> list[tuple[str, Any, Any]]:
+    """(key, was, is) of what is read and is not what a run that is over has read.
 
-    Sources are compared by what is in them, and by their names where one side has no digest.
+    It is compared by content, and by its name where one side has no digest.
 
     Args:
-      saved: the run's record: its `config`, and `files` as of `files_of`.
+      saved: the run's record: its `config`, and `inputs` as of `inputs_of`.
       judged: as of `differences`; else validation rows may be others.
     """
-    defaults, then, asked = Config(), renamed(saved["config"]), dataclasses.asdict(now)
-    old, new, found = saved.get("files", {}), files_of(now), []
+    then, asked = renamed(saved["config"]), dataclasses.asdict(now)
+    old, new, found = saved.get("inputs", {}), inputs_of(now), []
+    keys = ["model.path", "tokenizer", "options"]
     for part in ("task", "align"):
-        for name in (*FILES, *MADE) if getattr(now, part).weight else ():
-            key = f"{part}.{name}"
-            was = then.get(part, {}).get(name, getattr(getattr(defaults, part), name))
-            wanted = asked[part][name]
-            if key in old and key in new:
-                was, wanted = (f"data of SHA-256 {side[key][:12]}..." for side in (old, new))
-            if was != wanted and (judged or name != "valid"):
-                found.append((key, was, wanted))
+        keys += [f"{part}.{name}" for name in (*FILES, *MADE) if getattr(now, part).weight]
+    for key in keys:
+        was, wanted = _named(then, key), _named(asked, key)
+        if key in old and key in new:
+            was, wanted = (f"content of SHA-256 {side[key][:12]}..." for side in (old, new))
+        if was != wanted and (judged or not key.endswith(".valid")):
+            found.append((key, was, wanted))
     return found
+
+
+def _named(tree: dict[str, Any], key: str) -> Any:
+    """What a configuration calls an input; a tokenizer goes by the base's name."""
+    if key == "options":
+        return _files_in(tree)
+    part, _, name = key.partition(".")
+    if not name:
+        return ""
+    default = getattr(getattr(Config(), part), name)
+    return tree.get(part, {}).get(name, default)
+
+
+def _files_in(value: Any) -> list[str]:
+    """The files that options of objectives name, `{file: x.npz}`, in their order."""
+    if is_file(value):
+        return [str(value[FILE])]
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return [file for one in inner for file in _files_in(one)]
 
 
 def digest_of(stream: Any) -> str:
@@ -154,10 +186,14 @@ def began_from(config: Config) -> str:
 
 
 def digests(run: Any) -> dict[str, str]:
-    """Of a run's rows, `train/task`, `valid/align`, ..., and files: `options/lens.subspace`."""
+    """Of a run's rows, `train/task`, `valid/align`, ..., files, `options/lens.subspace`, and of
+    how rows are packed, `packed/task`."""
     parts = {"train": run.train, "valid": run.valid}
-    files = {f"options/{name}": one.digest for name, (_, one) in run.measured.items()}
-    return files | {
+    found = {f"options/{name}": one.digest for name, (_, one) in run.measured.items()}
+    for name, stream in run.train.items():
+        if stream.packed:
+            found[f"packed/{name}"] = text_digest(repr(stream.packed))
+    return found | {
         f"{part}/{name}": digest_of(stream)
         for part, streams in parts.items()
         for name, stream in streams.items()

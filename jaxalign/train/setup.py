@@ -26,7 +26,7 @@ from jaxalign.data.loader import Stream
 from jaxalign.errors import UserError
 from jaxalign.hf.peft import load_peft
 from jaxalign.model.spec import ModelSpec
-from jaxalign.multihost import agree
+from jaxalign.multihost import agree, is_main
 from jaxalign.objectives import Loss
 from jaxalign.objectives.subspace import Subspace
 from jaxalign.settings import Config, flatten
@@ -36,7 +36,7 @@ from jaxalign.train.design import Design, adapter_of, check_fit, design, heads_o
 from jaxalign.train.phases import PHASES, active_phases, facts_of
 from jaxalign.train.phases.measured import check_base, check_languages
 from jaxalign.train.rules import RULES
-from jaxalign.train.same import began_from
+from jaxalign.train.same import began_from, inputs_of
 from jaxalign.train.state import HEADS, Frozen, TrainState
 
 
@@ -49,6 +49,7 @@ class Run(Design):
     valid: dict[str, Stream]
     total: int  # updates
     aim: Aim | None  # what chooses the best checkpoint; None where nothing is measured
+    inputs: dict[str, str]  # digests of what it reads, from before it was read
     # Called between the parts of long work (validation, answers); raises where the run should stop.
     look_up: Callable[[], None] = lambda: None
 
@@ -82,7 +83,7 @@ def prepare(config: Config, scores: Collection[str] | None = (), base: Base | No
     Raises:
       UserError: anything in the configuration, the data or the checkpoint that cannot work.
     """
-    active = active_phases(config)
+    active, inputs = active_phases(config), inputs_of(config) if is_main() else {}
     for name in active:
         if not PHASES[name].part(config).train:
             raise UserError(
@@ -137,6 +138,7 @@ def prepare(config: Config, scores: Collection[str] | None = (), base: Base | No
         valid=valid,
         total=total,
         aim=aim,
+        inputs=inputs,
     )
 
 

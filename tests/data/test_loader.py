@@ -247,6 +247,20 @@ def test_packed_batches_hold_the_same_rows(config, chatml):
     assert not task_stream(config, chatml, "valid").endless
 
 
+def test_packed_rows_do_not_depend_on_the_devices(config, chatml):
+    """What an update trains is that of the run, which may go on with more or fewer devices."""
+    config.batch.pack, config.batch.max_length, config.batch.size = "segments", 256, 8
+    config.batch.share_prefix = "auto"
+
+    def rows_of(stream):
+        batches = [stream.batch(index).rows for index in range(3)]
+        return stream.epoch_batches, [sorted(batch[batch >= 0].tolist()) for batch in batches]
+
+    one = task_stream(config, chatml)
+    assert one.layout is not None and one.layout.stem.nodes
+    assert rows_of(task_stream(config, chatml, ways=8)) == rows_of(one)
+
+
 def test_packing_little_data_makes_short_sequences(config, chatml):
     config.batch.pack = "segments"
     stream = task_stream(config, chatml)

@@ -5,16 +5,22 @@ import json
 import shutil
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
 from jaxalign.base import open_base
 from jaxalign.cli import main
 from jaxalign.config import to_yaml
+from jaxalign.data import streams
 from jaxalign.errors import UserError
+from jaxalign.hf.save import save_base
+from jaxalign.model.decoder import Decoder
 from jaxalign.train import loop, record
 from jaxalign.train.loop import train
-from jaxalign.train.same import FREE, JUDGE, SAMPLE, differences, files_of, other_rows
+from jaxalign.train.phases import task
+from jaxalign.train.same import FREE, JUDGE, SAMPLE, differences, inputs_of, other_inputs
+from tests.tiny import SPEC
 from tests.train.test_loop import Killed, assert_equal, kill_after, lines, use_devices, weights
 
 FAST = ("align.weight=0", "lora.dropout=0.0", "train.steps=4", "train.eval_every=2",
@@ -309,11 +315,51 @@ def test_a_hub_set_that_changes_behind_its_name_is_noticed(configure, tmp_path, 
     file.parent.mkdir()
     file.write_text('{"src": "Ja", "tgt": "Yes"}\n', "utf-8")
     config = configure(f"task.train=[hf:{file.parent}@train]", "align.weight=0")
-    saved = {"config": dataclasses.asdict(config), "files": files_of(config)}
-    assert other_rows(saved, config, judged=False) == []
+    saved = {"config": dataclasses.asdict(config), "inputs": inputs_of(config)}
+    assert other_inputs(saved, config, judged=False) == []
     file.write_text('{"src": "Ja", "tgt": "Yeah"}\n', "utf-8")
-    ((key, was, now),) = other_rows(saved, config, judged=False)
+    ((key, was, now),) = other_inputs(saved, config, judged=False)
     assert key == "task.train" and was != now
+
+
+def test_another_base_of_a_finished_run_is_noticed(finished, tmp_path, monkeypatch):
+    """A sweep over models that forgets `output=` must not report one run many times."""
+    other = tmp_path / "other"
+    save_base(
+        other, Decoder(SPEC).init(jax.random.key(1)), SPEC, tokenizer_from=finished.model.path
+    )
+    with pytest.raises(UserError, match=r"was trained on another base model \(it was .*/base, now"):
+        train(changed(finished, f"model.path={other}"))
+    moved = tmp_path / "moved"
+    shutil.copytree(finished.model.path, moved)
+    with monkeypatch.context() as patched:  # the same weights, under another name
+        nothing_loads(patched)
+        assert train(changed(finished, f"model.path={moved}")).repeated
+    with pytest.raises(UserError, match=r"nowhere"):
+        train(changed(finished, "model.path=/nowhere/base"))
+
+
+def test_what_else_a_finished_run_has_read_is_compared(configure, tmp_path):
+    folder, file = tmp_path / "base", tmp_path / "a.npz"
+    config = configure("align.weight=0")
+    shutil.copytree(config.model.path, folder)
+    file.write_bytes(b"one")
+    config = changed(config, f"model.path={folder}")
+    config.align.options = {"subspace": {"file": str(file)}}
+    saved = {"config": dataclasses.asdict(config), "inputs": inputs_of(config)}
+    assert saved["inputs"].keys() == {
+        "model.path", "tokenizer", "options", "task.train", "task.valid",
+    }  # fmt: skip
+    assert other_inputs(saved, config, judged=True) == []
+    written = json.loads((folder / "tokenizer.json").read_text("utf-8"))
+    (folder / "tokenizer.json").write_text(json.dumps(written, indent=1), "utf-8")
+    file.write_bytes(b"another")
+    assert [key for key, *_ in other_inputs(saved, config, True)] == ["tokenizer", "options"]
+    file.unlink()  # nothing is there that could be other
+    assert [key for key, *_ in other_inputs(saved, config, True)] == ["tokenizer"]
+    config.align.options = {"subspace": {"file": "b.npz"}}
+    ((key, was, now),) = other_inputs(saved | {"inputs": {}}, config, True)
+    assert (key, was, now) == ("options", [str(file)], ["b.npz"])
 
 
 def test_a_data_file_that_changes_during_the_run_is_not_the_one_it_read(
@@ -322,14 +368,16 @@ def test_a_data_file_that_changes_during_the_run_is_not_the_one_it_read(
     own = tmp_path / "own.jsonl"
     own.write_bytes((rows / "task.jsonl").read_bytes())
     words = (*FAST, "train.steps=1", "train.eval_every=0", "task.valid=[]")
-    config, write = configure(*words, f"task.train=[{own}]"), record.write
+    config, read = configure(*words, f"task.train=[{own}]"), streams.task_stream
 
-    def edited(*args):
+    def edited(*args, **named):
+        stream = read(*args, **named)
         own.write_text("".join(own.read_text("utf-8").splitlines(keepends=True)[::-1]), "utf-8")
-        write(*args)
+        return stream
 
-    monkeypatch.setattr(loop.record, "write", edited)
-    train(config)
+    with monkeypatch.context() as patched:
+        patched.setattr(task, "task_stream", edited)
+        train(config)
     with pytest.raises(UserError, match=r"was trained with other rows of task\.train than are"):
         train(config)
 
