@@ -93,6 +93,33 @@ def test_both_spellings_are_the_same_model(config):
 
 
 @pytest.mark.parametrize("config", [LLAMA31_8B, QWEN25_7B], ids=["llama", "qwen2"])
+def test_both_spellings_in_one_file(config):
+    both = config | {"rope_parameters": in_transformers_5(config)["rope_parameters"]}
+    assert ModelSpec.from_hf(both) == ModelSpec.from_hf(config)
+
+
+@pytest.mark.parametrize(
+    ("scaling", "sentence"),
+    [
+        # What model cards say to add for long texts; transformers 5 takes it, not rope_parameters.
+        ({"type": "yarn", "factor": 4.0}, "rope type 'yarn' is not supported"),
+        (
+            {"rope_type": "linear", "factor": 4.0},
+            "rope_parameters and rope_scaling differ (rope_parameters gives rope_theta 1000000.0, "
+            "rope_type default; rope_scaling gives rope_theta 10000.0, rope_type linear, factor",
+        ),
+        ({"rope_type": "default"}, "rope_scaling gives rope_theta 10000.0, rope_type default)"),
+        ({"rope_type": "default", "rope_theta": 1e6, "partial_rotary_factor": 0.5}, "factor 0.5"),
+    ],
+    ids=["yarn", "linear", "theta", "partial"],
+)
+def test_two_spellings_that_differ(scaling, sentence):
+    with pytest.raises(UserError, match=r"config\.json") as error:
+        ModelSpec.from_hf(in_transformers_5(QWEN25_7B) | {"rope_scaling": scaling})
+    assert sentence in str(error.value)
+
+
+@pytest.mark.parametrize("config", [LLAMA31_8B, QWEN25_7B], ids=["llama", "qwen2"])
 def test_round_trip(config):
     spec = ModelSpec.from_hf(config)
     assert ModelSpec.from_hf(spec.to_hf()) == spec

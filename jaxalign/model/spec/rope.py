@@ -1,7 +1,8 @@
 """Rotary positions in a `config.json`, as transformers 4 and 5 spell them.
 
 Transformers 4 keeps `rope_theta` and `rope_scaling` apart at the top level; transformers 5 keeps
-both in `rope_parameters`, by layer type where layers differ.
+both in `rope_parameters`, by layer type where layers differ. A file with both must say the same in
+both: versions of transformers differ in which one counts.
 
     theta, scaling = read_rope(config)        # 500000.0, RopeScaling('llama3', 8.0, ...)
     read_local_theta(config)                  # Gemma 3: 10000.0 in layers with a window
@@ -18,6 +19,7 @@ from jaxalign.errors import UserError
 from jaxalign.model.spec.keys import positive, positive_or, table
 
 ROPES = ("default", "linear", "llama3")
+_SPELLINGS = ("rope_parameters", "rope_scaling")  # of transformers 5 and of 4
 
 
 @dataclass(frozen=True)
@@ -35,30 +37,18 @@ def read_rope(config: Mapping[str, Any]) -> tuple[float, RopeScaling | None]:
     """Theta and scaling; of the layers that see everything, where layers differ.
 
     Raises:
-        UserError: a scaling that is not supported, or one that lacks a number.
+        UserError: a scaling that is not supported, one that lacks a number, or two that differ.
     """
-    facts = table(config, "rope_parameters") or table(config, "rope_scaling")
-    facts = table(facts, "full_attention") or facts
-    theta = positive_or(facts, "rope_theta", positive_or(config, "rope_theta", 10000.0))
-    kind = _kind(facts, ROPES)
-    whole = positive_or(config, "partial_rotary_factor", 1.0)
-    partial = positive_or(facts, "partial_rotary_factor", whole)
-    if partial != 1.0:
+    spelled = {key: facts for key in _SPELLINGS if (facts := table(config, key))}
+    found = {key: _read(config, facts) for key, facts in (spelled or {"": {}}).items()}
+    if len(set(found.values())) > 1:
+        said = "; ".join(f"{key} gives {_told(*rope)}" for key, rope in found.items())
         raise UserError(
-            f"config.json: partial_rotary_factor {partial} is not supported; supported: 1.0"
+            f"config.json: {' and '.join(found)} differ ({said}), and it depends on the version of "
+            "transformers which one counts; put what the model needs into one of them and remove "
+            "the other"
         )
-    if kind == "default":
-        return theta, None
-    scaling = RopeScaling(kind, _number(facts, "factor"))
-    if kind == "llama3":
-        scaling = RopeScaling(
-            kind,
-            scaling.factor,
-            low_freq_factor=_number(facts, "low_freq_factor"),
-            high_freq_factor=_number(facts, "high_freq_factor"),
-            original_max_position=int(_number(facts, "original_max_position_embeddings")),
-        )
-    return theta, scaling
+    return next(iter(found.values()))
 
 
 def read_local_theta(config: Mapping[str, Any]) -> float:
@@ -84,6 +74,36 @@ def rope_to_hf(scaling: RopeScaling | None) -> dict[str, Any] | None:
             "original_max_position_embeddings": scaling.original_max_position,
         }
     return facts
+
+
+def _read(config: Mapping[str, Any], facts: Mapping[str, Any]) -> tuple[float, RopeScaling | None]:
+    """Theta and scaling of one spelling; what it does not say stands at the top level."""
+    facts = table(facts, "full_attention") or facts
+    theta = positive_or(facts, "rope_theta", positive_or(config, "rope_theta", 10000.0))
+    kind = _kind(facts, ROPES)
+    whole = positive_or(config, "partial_rotary_factor", 1.0)
+    partial = positive_or(facts, "partial_rotary_factor", whole)
+    if partial != 1.0:
+        raise UserError(
+            f"config.json: partial_rotary_factor {partial} is not supported; supported: 1.0"
+        )
+    if kind == "default":
+        return theta, None
+    scaling = RopeScaling(kind, _number(facts, "factor"))
+    if kind == "llama3":
+        scaling = RopeScaling(
+            kind,
+            scaling.factor,
+            low_freq_factor=_number(facts, "low_freq_factor"),
+            high_freq_factor=_number(facts, "high_freq_factor"),
+            original_max_position=int(_number(facts, "original_max_position_embeddings")),
+        )
+    return theta, scaling
+
+
+def _told(theta: float, scaling: RopeScaling | None) -> str:
+    facts = {"rope_theta": theta, **(rope_to_hf(scaling) or {"rope_type": "default"})}
+    return ", ".join(f"{key} {value}" for key, value in facts.items())
 
 
 def _kind(facts: Mapping[str, Any], supported: tuple[str, ...]) -> str:
