@@ -1,5 +1,6 @@
 """A tiny model with a real byte-level tokenizer, and real rows of the shipped demo data."""
 
+import json
 from pathlib import Path
 
 import jax
@@ -42,6 +43,15 @@ def base(tmp_path_factory):
     params = Decoder(SPEC).init(jax.random.key(0))
     save_base(folder / "base", params, SPEC, tokenizer_from=tokenizer)
     return str(folder / "base")
+
+
+def lower_case(folder):
+    """Edits the tokenizer of a base in place: capitals are no longer read."""
+    Path(folder, "SHA256SUMS").unlink()  # most folders of the hub have none
+    file = Path(folder, "tokenizer.json")
+    content = json.loads(file.read_text("utf-8"))
+    content["normalizer"] = {"type": "Lowercase"}
+    file.write_text(json.dumps(content), "utf-8")
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from jaxalign.checksums import read_sealed, seal, text_digest
+from jaxalign.checksums import read_sealed, seal
 from jaxalign.compare.study import Study
 from jaxalign.compare.trial import Bases, Outcome
 from jaxalign.evaluate.entrants import Entrant
@@ -22,6 +22,7 @@ from jaxalign.paths import whole_file
 from jaxalign.probe.corpus import read_parallel
 from jaxalign.probe.preflight import folder_of
 from jaxalign.probe.run import Probed, measure_corpora
+from jaxalign.probe.states import corpus_tokens, token_digest
 from jaxalign.probe.table import keyed
 from jaxalign.settings import Config
 
@@ -76,7 +77,7 @@ def shape(study: Study, outcome: Outcome | None, bases: Bases) -> dict[str, Any]
         "base": base.fingerprint,
         "adapter": weights_digest(outcome.adapter) if outcome else "",
         "weights": config.model.stored,
-        "texts": text_digest(repr([sorted(corpus.sentences.items()) for corpus in corpora])),
+        "tokens": [token_digest(corpus_tokens(base, corpus)) for corpus in corpora],
         "pooling": texts.pooling,
     }
     if (known := read_sealed(file)) and known["of"] == identity:

@@ -24,7 +24,7 @@ from jaxalign.errors import UserError
 from jaxalign.merge.methods import Recipe
 from jaxalign.merge.record import difference
 from jaxalign.merge.run import merge
-from jaxalign.prepare.run import subspace
+from jaxalign.prepare.run import is_of_other_text, subspace
 from jaxalign.settings import AUTO, Config
 from jaxalign.terminal import say
 from jaxalign.train.finish import ENDS
@@ -101,17 +101,22 @@ def configs(study: Study, trial: Trial) -> list[Config]:
 
 
 def prepare(study: Study, name: str, bases: Bases) -> None:
-    """Writes what is missing of the files that a system's runs read.
+    """Writes what is missing of the files that a system's runs read, or is of another text.
 
     Raises:
       UserError: as of `jaxalign prepare subspace`.
     """
     for stage in study.systems[name]:
-        made = stage.subspace
-        if made and not made.file.exists():
-            config = stage.config()
-            say(f"{name}: measuring {made.file}")
-            subspace(config, out=str(made.file), base=bases.under(config), **made.options)
+        if not (made := stage.subspace):
+            continue
+        config = stage.config()
+        base = bases.under(config)
+        if made.file.exists():
+            if not is_of_other_text(made.file, base, **made.options):
+                continue
+            say(f"{name}: the sentences of {made.file} are others now")
+        say(f"{name}: measuring {made.file}")
+        subspace(config, out=str(made.file), base=base, **made.options)
 
 
 def train(study: Study, trial: Trial, bases: Bases) -> Outcome:

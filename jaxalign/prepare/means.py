@@ -17,8 +17,8 @@ from jaxalign.errors import UserError
 from jaxalign.model.spec import check_tap
 from jaxalign.objectives import FINAL
 from jaxalign.objectives.standards import Moments
-from jaxalign.probe.corpus import read_parallel
-from jaxalign.probe.states import POOLINGS, pooled_states
+from jaxalign.probe.corpus import Parallel, read_parallel
+from jaxalign.probe.states import POOLINGS, corpus_tokens, pooled_states, token_digest
 from jaxalign.terminal import bars
 
 LAST = "final"  # the word for the states after the final norm
@@ -35,6 +35,7 @@ class Means:
     layer: int  # FINAL: after the final norm
     pooling: str
     base: str  # the fingerprint
+    tokens: str  # digest of the sentences as the base reads them
 
     def standardised(self) -> np.ndarray:
         """[n, D]: each dimension minus its mean, by its deviation over all sentences."""
@@ -83,13 +84,7 @@ def language_means(
         raise UserError(f"--pooling: {pooling!r} is none of {', '.join(POOLINGS)}")
     if layer != FINAL:
         check_tap(base.spec, layer, "--layer")
-    corpora = read_parallel(parallel, languages, rows, pivot)
-    if len(corpora) > 1:
-        raise UserError(
-            f"--parallel: {parallel} holds pairs of languages; means can be compared where all "
-            "languages have the same sentences, as in LANG.txt files or rows that share an id"
-        )
-    corpus, system = corpora[0], base.bare()
+    corpus, system = read_text(parallel, languages, rows, pivot), base.bare()
     whole, means = Moments(base.spec.dim), []
     with bars() as bar:
         task = bar.add_task("states", total=len(corpus) * len(corpus.languages))
@@ -103,4 +98,20 @@ def language_means(
     found = np.stack(means)
     if not np.isfinite(found).all():
         raise UserError(f"{base.config.model.path}: states are not finite; set model.dtype=float32")
-    return Means(corpus.languages, found, whole, len(corpus), layer, pooling, base.fingerprint)
+    return Means(
+        corpus.languages, found, whole, len(corpus), layer, pooling, base.fingerprint,
+        token_digest(corpus_tokens(base, corpus)),
+    )  # fmt: skip
+
+
+def read_text(
+    parallel: str, languages: Sequence[str] = (), rows: int = 0, pivot: str = "en"
+) -> Parallel:
+    """The sentences of `language_means`, whose arguments and errors these are."""
+    corpora = read_parallel(parallel, languages, rows, pivot)
+    if len(corpora) > 1:
+        raise UserError(
+            f"--parallel: {parallel} holds pairs of languages; means can be compared where all "
+            "languages have the same sentences, as in LANG.txt files or rows that share an id"
+        )
+    return corpora[0]

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import os
+import zipfile
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -21,7 +23,8 @@ from jaxalign.errors import UserError
 from jaxalign.multihost import is_main
 from jaxalign.prepare.clusters import Cluster, cluster, cosine_distances
 from jaxalign.prepare.lsar import subspace as subspace_of
-from jaxalign.prepare.means import Means, language_means, layer_of
+from jaxalign.prepare.means import Means, language_means, layer_of, read_text
+from jaxalign.probe.states import corpus_tokens, token_digest
 from jaxalign.settings import Config
 from jaxalign.terminal import console, say
 
@@ -40,7 +43,8 @@ def subspace(
     base: Base | None = None,
 ) -> None:
     """Writes the subspace of languages as .npz: `axis` [D], `basis` [D, r], `shifts` [n, D] (all
-    float32), `languages` [n], `pivot`, `layer`, `pooling`, `base` (the fingerprint); prints sizes.
+    float32), `languages` [n], `pivot`, `layer`, `pooling`, `base` (the fingerprint), `tokens` (the
+    digest of the sentences as the base reads them); prints sizes.
 
     Args:
       config: `model.*`, `mesh.*` and `generate.batch` are read.
@@ -61,6 +65,7 @@ def subspace(
     made = subspace_of(found.means, found.languages.index(pivot), rank)
     arrays = {name: value.astype(np.float32) for name, value in made._asdict().items()}
     arrays |= {"languages": np.array(found.languages), "pivot": np.array(pivot), **_place(found)}
+    arrays["tokens"] = np.array(found.tokens)
     _write(out, lambda file: np.savez(file, **arrays))
     table = Table("language", f"shift from {pivot}", "mean's length", box=None, header_style="bold")
     for name, shift, mean in zip(found.languages, made.shifts, found.means, strict=True):
@@ -71,6 +76,36 @@ def subspace(
         f"{made.basis.shape[1]} of {len(made.axis):,} dimensions"
     )
     say(out)
+
+
+def is_of_other_text(
+    file: Path,
+    base: Base,
+    parallel: str,
+    *,
+    languages: Sequence[str] = (),
+    rows: int = 0,
+    pivot: str = "en",
+    **_: Any,
+) -> bool:
+    """Whether a file of `subspace` was measured on other sentences, or by another tokenizer.
+
+    False where it does not say, as one of an older version or one that cannot be read.
+
+    Args:
+      file: it is there.
+      parallel: as of `subspace`, and so are the others.
+
+    Raises:
+      UserError: text that cannot be used.
+    """
+    try:
+        with np.load(file) as found:
+            tokens = str(found["tokens"])
+    except (KeyError, OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error):
+        return False
+    corpus = read_text(parallel, languages, rows, pivot)
+    return tokens != token_digest(corpus_tokens(base, corpus))
 
 
 def clusters(

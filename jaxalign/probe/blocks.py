@@ -143,11 +143,14 @@ class Blocks:
         if digest != _canonical(then):
             return {}, f"{NOTE} is damaged"
         for name, value in self.what.items():
-            if then.get(name) != value:
+            if name in then and then[name] != value:
                 raise UserError(
-                    f"{self.folder} holds states made with {name}={_short(then.get(name))}, now it "
+                    f"{self.folder} holds states made with {name}={_short(then[name])}, now it "
                     f"is {_short(value)}; choose another --out, or remove that folder"
                 )
+        unsaid = next((name for name in self.what if name not in then), "")
+        if unsaid:  # of an older version
+            return {}, f"{NOTE} does not say of which {unsaid} they are"
         return then["blocks"], ""
 
     def _note(self) -> None:

@@ -11,8 +11,9 @@ that dies goes on with the language it was at.
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -142,23 +143,19 @@ def store_states(
       UserError: the folder holds vectors of something else, or cannot be written.
     """
     languages = corpus.languages
+    ids = corpus_tokens(base, corpus)
     what = {
         **identity,
         "languages": list(languages),
         "sentences": len(corpus),
         "text": _digest(corpus),
+        "tokens": token_digest(ids)[:16],
         "poolings": list(poolings),
         "dtype": dtype,
     }
     shape = (base.spec.layers + 1, len(languages), len(corpus), base.spec.dim)
     blocks = Blocks(folder, what, languages, shape, dtype)
-    lengths = [
-        len(row)
-        for texts in corpus.sentences.values()
-        for row in encode_texts(
-            texts, base.tokenizer, min(LONGEST, base.spec.max_position), control="text"
-        )[0]
-    ]
+    lengths = [len(row) for rows in ids.values() for row in rows]
     buckets = choose_buckets(lengths, batch_size)
     for language in languages:
         if language in blocks.done:
@@ -169,6 +166,28 @@ def store_states(
         vectors = pooled_states(base, system, texts, poolings, None, batch_size, report, buckets)
         blocks.write(language, vectors)
     return dict(blocks.arrays)
+
+
+def corpus_tokens(base: Base, corpus: Parallel) -> dict[str, list[np.ndarray]]:
+    """Language -> token ids of its sentences, as `pooled_states` reads them."""
+    most = min(LONGEST, base.spec.max_position)
+    return {
+        language: encode_texts(texts, base.tokenizer, most, control="text")[0]
+        for language, texts in corpus.sentences.items()
+    }
+
+
+def token_digest(ids: Mapping[str, Sequence[np.ndarray]]) -> str:
+    """SHA-256 of the tokens of a corpus: what its states depend on besides the weights.
+
+    Its texts alone would not do, as a tokenizer may be edited in place.
+    """
+    digest = hashlib.sha256()
+    for language in sorted(ids):
+        rows = ids[language]
+        digest.update(f"{language} {[len(row) for row in rows]}".encode())
+        digest.update(np.concatenate(rows).astype("<i4").tobytes())
+    return digest.hexdigest()
 
 
 def cut_sentences(base: Base, corpora: Sequence[Parallel]) -> tuple[str, ...]:

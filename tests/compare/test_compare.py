@@ -9,6 +9,7 @@ import pytest
 from jaxalign.cli import main
 from jaxalign.compare import run
 from jaxalign.compare.draw import apart
+from jaxalign.compare.measure import shape
 from jaxalign.compare.run import compare
 from jaxalign.compare.share import claim, each
 from jaxalign.compare.study import read_study
@@ -17,7 +18,7 @@ from jaxalign.errors import UserError
 from jaxalign.train import loop, setup
 from jaxalign.train.finish import Result
 from tests.conftest import open_on_one_device
-from tests.tiny import ASSETS, base, rows
+from tests.tiny import ASSETS, base, lower_case, rows
 
 __all__ = ["base", "rows"]
 SYSTEMS = """
@@ -221,9 +222,32 @@ def test_what_a_system_reads_is_measured_once(files, tmp_path, monkeypatch):
     prepare(study, "lens", bases)
     (config,) = configs(study, Trial("lens", 1))
     assert setup.prepare(config, base=bases.under(config)).phases["align"].terms[0].name == "lens"
-    monkeypatch.setattr("jaxalign.compare.trial.subspace", None)
+    measured = []
+    monkeypatch.setattr(
+        "jaxalign.compare.trial.subspace", lambda *_, out, **__: measured.append(out)
+    )
     prepare(study, "lens", bases)
     prepare(study, "sft", bases)
+    assert not measured
+    # The same name, other sentences in the file.
+    rows = (files / "dev.da.jsonl").read_text("utf-8")
+    try:
+        (files / "dev.da.jsonl").write_text(rows.replace("Hvor", "Hvorfor"), "utf-8")
+        prepare(study, "lens", bases)
+    finally:
+        (files / "dev.da.jsonl").write_text(rows, "utf-8")
+    assert measured == [str(study.systems["lens"][0].subspace.file)]
+
+
+def test_states_of_another_tokenizer_are_measured_again(files, base, tmp_path, monkeypatch):
+    copy = shutil.copytree(base, tmp_path / "base")
+    study = read_study(files / "study.yaml", [f"model.path={copy}"], out=str(tmp_path / "out"))
+    before = shape(study, None, Bases())
+    with monkeypatch.context() as patch:
+        patch.setattr("jaxalign.compare.measure.measure_corpora", None)
+        assert shape(study, None, Bases()) == before
+    lower_case(copy)
+    assert shape(study, None, Bases()) != before
 
 
 def test_the_grid_chooses_by_validation_rows(files, tmp_path, monkeypatch):

@@ -86,6 +86,16 @@ def test_states_of_something_else_are_refused(tmp_path):
         fill(tmp_path, {**WHAT, "base": "y"})
 
 
+def test_states_of_which_less_is_known_are_computed_again(tmp_path, capsys):
+    """As of a version that did not yet ask for it."""
+    fill(tmp_path)
+    more = {**WHAT, "tokens": "abc"}
+    arrays, computed = fill(tmp_path, more)
+    assert computed == list(LANGUAGES) and same(arrays)
+    assert "does not say of which tokens they are; all states are" in capsys.readouterr().out
+    assert fill(tmp_path, more)[1] == []
+
+
 def test_folders_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(UserError, match="cannot be written"):

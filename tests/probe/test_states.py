@@ -1,6 +1,7 @@
 """States of a real forward pass: those of transformers, kept on disk, resumed, chosen from."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from jaxalign.probe.auto import choose
 from jaxalign.probe.corpus import Parallel
 from jaxalign.probe.run import Probed, measure_corpora, probe
 from jaxalign.probe.states import pooled_states, store_states
-from tests.tiny import ASSETS, SPEC
+from tests.tiny import ASSETS, SPEC, lower_case
 
 TEXTS = ["Guten Morgen", "wake me up at nine am on friday please", "è", "where is the cinema"]
 
@@ -103,6 +104,21 @@ def test_stored_states_resume_by_language(config, tmp_path, monkeypatch):
     assert len(ran) == 4
     with pytest.raises(UserError, match=r"base=x.* y"):
         store_states(loaded, system, corpus, tmp_path / "b", ("mean",), {"base": "y"})
+
+
+def test_states_of_another_tokenizer_are_refused(base, config, tmp_path):
+    """One that was edited in place: same weights, same text, other tokens."""
+    corpus = Parallel({"de": TEXTS, "en": TEXTS[::-1]}, "made")
+    config.model.path = str(shutil.copytree(base, tmp_path / "base"))
+
+    def store():
+        loaded = open_base(config)
+        return store_states(loaded, loaded.bare(), corpus, tmp_path / "a", ("mean",), {"base": "x"})
+
+    np.testing.assert_array_equal(store()["mean"], store()["mean"])
+    lower_case(config.model.path)
+    with pytest.raises(UserError, match=r"made with tokens=\w+, now it is"):
+        store()
 
 
 def test_probe_from_files(config, adapters, tmp_path):
