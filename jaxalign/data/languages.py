@@ -71,9 +71,20 @@ def language_name(code: str) -> str:
 
 
 def find_language(code: str, have: Sequence[str]) -> str:
-    """`code` as `have` spells it: the same, or the only one of the same language; else `code`."""
-    alike = [name for name in have if base_language(name) == base_language(code)]
-    return code if code in have or len(alike) != 1 else alike[0]
+    """`code` as `have` spells it: the same, or the only one of the same language; else `code`.
+
+    Codes of one language may differ in region and script: 'eng_Latn' is 'en'. A variety ('de-st')
+    and a direction ('de-en') are found by their own names alone.
+    """
+    if code in have or not _standard(code):
+        return code
+    alike = [n for n in have if _standard(n) and base_language(n) == base_language(code)]
+    return alike[0] if len(alike) == 1 else code
+
+
+def _standard(code: str) -> bool:
+    """Whether nothing but region and script, which have capitals or digits, follows a language."""
+    return not any(part.islower() for part in re.split("[-_]", code)[1:])
 
 
 def language_number(code: str) -> int:

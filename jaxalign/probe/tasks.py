@@ -131,7 +131,19 @@ def _p(value: float) -> str:
 
 def _probed(file: str, row: dict[str, float], table: Table | Names) -> dict[str, float]:
     """The row by the codes of the table, without the pivot and what was not probed."""
-    spelt = {find_language(name, table.languages): score for name, score in row.items()}
+    spelt: dict[str, float] = {}
+    names: dict[str, str] = {}
+    for name, score in row.items():
+        language = find_language(name, table.languages)
+        if name != language:  # another code of it, which its own code goes before
+            if language in row:
+                continue
+            if language in spelt:
+                raise UserError(
+                    f"{file} has scores of {names[language]} and of {name}, but only {language} "
+                    "was probed; give it one score, or probe them under their own codes"
+                )
+        spelt[language], names[language] = score, name
     kept = {name: spelt[name] for name in table.languages if name in spelt and name != table.pivot}
     if len(kept) < LEAST:
         raise UserError(

@@ -67,6 +67,12 @@ def test_a_language_is_found_as_the_data_spells_it():
     assert find_language("eng_Latn", flores) == "eng_Latn"
     assert find_language("zh", flores) == "zh"  # either could be meant
     assert find_language("cy", flores) == "cy"
+    # Varieties and directions are no codes of their first language.
+    for code in ("de-st", "de-en", "en-de", "deu_Latn-eng_Latn", "ca-valencia"):
+        assert find_language(code, ["de", "en", "ca", "da"]) == code
+    assert find_language("de", ["de-st", "en"]) == "de"
+    assert find_language("de", ["de-st", "deu_Latn"]) == "deu_Latn"
+    assert find_language("es-419", ["es", "en"]) == "es"
 
 
 def test_resource_classes():

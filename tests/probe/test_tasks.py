@@ -15,7 +15,7 @@ from jaxalign.evaluate.report import write as write_evaluation
 from jaxalign.probe.page import page
 from jaxalign.probe.reading import groups_of
 from jaxalign.probe.report import show, write
-from jaxalign.probe.tasks import read_scores, relations, sentence
+from jaxalign.probe.tasks import Names, read_scores, relations, sentence
 from tests.probe.tables import invented, small
 
 SCORES = {"de": 60.0, "cy": 12.5, "sw": 20.0, "en": 90.0, "tlh": 5.0}
@@ -51,6 +51,19 @@ def test_codes_of_another_standard_and_systems_by_name(tmp_path):
     flores = {"deu_Latn": 60, "cym_Latn": 12.5, "swh_Latn": 20}
     found = read_scores(stored(tmp_path, {"base": flores, "elsewhere": flores}), table)
     assert found == {"base": {"score": {"cy": 12.5, "de": 60.0, "sw": 20.0}}}
+
+
+def test_scores_of_varieties_and_directions_are_not_those_of_a_language(tmp_path):
+    table = Names(("base",), ("da", "de", "en", "it", "zh"), "en")
+    own = {"da": 50.0, "de": 60.0, "it": 40.0, "zh": 30.0}
+    others = {"de-st": 9.0, "de-it": 7.0, "it-en": 1.0, "zh-TW": 5.0}
+    for content in (own | others, others | own):
+        assert read_scores(stored(tmp_path, content), table) == {"base": {"score": own}}
+    with pytest.raises(UserError, match=r"of these only 0 were probed"):
+        read_scores(stored(tmp_path, {"de-en": 1.0, "it-en": 2.0, "da-en": 3.0}), table)
+    two = {"da": 50.0, "de": 60.0, "it": 40.0, "zh-TW": 5.0, "zho_Hans": 6.0}
+    with pytest.raises(UserError, match=r"scores of zh-TW and of zho_Hans, but only zh was probed"):
+        read_scores(stored(tmp_path, two), table)
 
 
 def test_the_report_of_an_evaluation(tmp_path):
