@@ -52,7 +52,14 @@ PROMPTS = {
 }
 
 
-def card_facts(source: Source, kind: str, path: str, template: str, dtype: str = "") -> Facts:
+def card_facts(
+    source: Source,
+    kind: str,
+    path: str,
+    template: str,
+    stops: tuple[int, ...] = (),
+    dtype: str = "",
+) -> Facts:
     """Everything known about an export.
 
     Args:
@@ -60,6 +67,7 @@ def card_facts(source: Source, kind: str, path: str, template: str, dtype: str =
         kind: adapter or model.
         path: the folder or hub name it will be loaded from; its last part is the title.
         template: the chat template stored with it: base (the base's own), own, none.
+        stops: the tokens that end its answers, where its base does not say them all.
         dtype: of a model's weights.
     """
     config, adapter = source.config, source.adapter
@@ -82,6 +90,7 @@ def card_facts(source: Source, kind: str, path: str, template: str, dtype: str =
         prompts=_prompts(config, template) if config else "",
         system=systems.pop() if len(systems) == 1 else "",
         template=template,
+        stops=stops,
         served_rank=adapter.served_rank if adapter else None,
         limits=tuple(adapter.limits()) if adapter else (),
         dtype=dtype,

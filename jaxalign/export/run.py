@@ -30,6 +30,7 @@ from jaxalign.export.source import (
 )
 from jaxalign.export.verify import BOUNDS, in_memory, verify
 from jaxalign.folders import check_target, whole_folder
+from jaxalign.generate.stops import taught_stops, unsaid
 from jaxalign.hf.card import model_card
 from jaxalign.hf.files import read_json, write_json
 from jaxalign.hf.find import pinned
@@ -40,6 +41,7 @@ from jaxalign.hf.save import (
     assemble,
     config_for,
     copy_files,
+    generation_files,
     merged_tensors,
     tree_tensors,
     write_like_base,
@@ -89,11 +91,15 @@ def export(request: Request) -> Path:
         dtype = WRITERS[request.format](source, folder, request.dtype, shard_bytes)
         template = find_template(source.opened.its_tokenizer, source.config, source.files)
         write_texts(folder, template_files(template, folder / TOKENIZER_FILE))
+        taught = taught_stops(source.opened.its_tokenizer, template.text)
+        if request.format != "peft":
+            write_texts(folder, generation_files(folder / GENERATION_FILE, source.spec, taught))
         facts = card_facts(
             source,
             "adapter" if request.format == "peft" else "model",
             path=request.push or str(out),
             template=template.kind,
+            stops=unsaid(source.spec, taught),
             dtype="" if request.format == "peft" else dtype,
         )
         (folder / "README.md").write_text(model_card(facts), "utf-8")

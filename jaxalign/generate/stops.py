@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import copy
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
 from jaxalign.data.chat import encode_examples
 from jaxalign.data.tasks import Example
@@ -25,10 +27,35 @@ def stop_ids(
         tokenizer: the tokenizer; without a chat template `chat` adds nothing.
         template: as in `jaxalign.data.chat`.
     """
-    ids = list(spec.eos_ids)
+    return tuple(dict.fromkeys((*spec.eos_ids, *_taught(tokenizer, template))))
+
+
+def taught_stops(tokenizer: PreTrainedTokenizerBase | None, text: str) -> tuple[int, ...]:
+    """The tokens by which weights learned to end an answer, whatever their base's files say.
+
+    Args:
+        tokenizer: of the base; None where it comes without one.
+        text: the chat template that goes along with the weights; '' where there is none.
+
+    Raises:
+        UserError: the template cannot be rendered.
+    """
+    if tokenizer is None:
+        return ()
+    own: Any = copy.copy(tokenizer)
+    own.chat_template = text or None
+    return tuple(dict.fromkeys(_taught(own, "chat")))
+
+
+def unsaid(spec: ModelSpec, taught: tuple[int, ...]) -> tuple[int, ...]:
+    """All tokens that end an answer, where the base's own do not say them all; else nothing."""
+    stops = tuple(dict.fromkeys((*spec.eos_ids, *taught)))
+    return () if stops == spec.eos_ids else stops
+
+
+def _taught(tokenizer: PreTrainedTokenizerBase, template: str) -> Iterator[int]:
     if tokenizer.eos_token_id is not None:
-        ids.append(tokenizer.eos_token_id)
+        yield tokenizer.eos_token_id
     if template != "chat" or tokenizer.chat_template:
         (row,) = encode_examples([Example("a", "b", system="")], tokenizer, template)
-        ids.append(int(row.tokens[-1]))
-    return tuple(dict.fromkeys(ids))
+        yield int(row.tokens[-1])

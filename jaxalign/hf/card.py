@@ -65,6 +65,7 @@ class Facts:
     prompts: str = ""  # how prompts looked in training
     system: str = ""  # the system turn that all of them had
     template: str = "none"  # the chat template of the weights: base (the base's) | own | none
+    stops: tuple[int, ...] = ()  # tokens that end answers, where the base does not say them all
     served_rank: int | None = None  # vLLM's --max-lora-rank
     limits: tuple[str, ...] = ()  # why vLLM does not serve the adapter; see `vllm_limits`
     dtype: str = ""  # of the weights of a model

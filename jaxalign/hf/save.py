@@ -13,6 +13,7 @@ have a room of their own: `jaxalign.hf.peft`.
 from __future__ import annotations
 
 import dataclasses
+import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -172,6 +173,31 @@ def write_like_base(
         texts=texts,
     )
     return kinds
+
+
+def generation_files(file: Path, spec: ModelSpec, taught: Sequence[int]) -> dict[str, str]:
+    """The generation_config.json of a model that learned to end its answers, by name.
+
+    Whoever generates from the files reads there where to stop. A base that is no chat model names
+    the end of texts alone, and would go on behind the end of the turn that training taught.
+
+    Args:
+        file: the base's, whose other settings stay; it need not be there.
+        spec: the model.
+        taught: the tokens that end them, see `jaxalign.generate.stops.taught_stops`.
+
+    Returns:
+        Nothing where the base's settings end answers there already.
+    """
+    own = {"bos_token_id": spec.bos_id, "eos_token_id": spec.eos_ids, "pad_token_id": spec.pad_id}
+    said = read_json(file) if file.is_file() else own
+    ends = said.get("eos_token_id")
+    known = ends if isinstance(ends, list | tuple) else [] if ends is None else [ends]
+    if set(taught) <= set(known):
+        return {}
+    content = {key: value for key, value in said.items() if value is not None}
+    content["eos_token_id"] = list(dict.fromkeys([*known, *taught]))
+    return {GENERATION_FILE: json.dumps(content, indent=2) + "\n"}
 
 
 def tree_tensors(

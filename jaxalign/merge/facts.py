@@ -30,6 +30,7 @@ def merge_facts(
     *,
     kind: str = "adapter",
     template: str = "none",
+    stops: tuple[int, ...] = (),
 ) -> Facts:
     """Everything known about a merge.
 
@@ -41,6 +42,7 @@ def merge_facts(
       merged: the adapter that came out; None: whole updates, cut to no rank, went into the base.
       kind: adapter, or model where the base has it inside.
       template: the chat template stored with the weights, see `Facts`.
+      stops: the tokens that end answers, see `Facts`.
     """
     hub = hub_name(base)
     used = sum(weight != 0 for _, weight, _ in parts)
@@ -59,6 +61,7 @@ def merge_facts(
             tuple(_settings(recipe, merged, lora)),
         ),
         template=template,
+        stops=stops,
         served_rank=vllm_rank(lora.r) if lora else None,
         limits=tuple(vllm_limits(lora)) if lora else (),
     )

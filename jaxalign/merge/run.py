@@ -15,13 +15,19 @@ from pathlib import Path
 import numpy as np
 
 from jaxalign.base import Opened
-from jaxalign.data.template import TOKENIZER_FILE, template_files
+from jaxalign.data.template import TOKENIZER_FILE, Template, template_files
 from jaxalign.errors import UserError
 from jaxalign.folders import check_target
+from jaxalign.generate.stops import taught_stops, unsaid
 from jaxalign.hf.card import model_card
 from jaxalign.hf.find import pinned
 from jaxalign.hf.peft import save_peft
-from jaxalign.hf.save import merged_tensors, write_like_base
+from jaxalign.hf.save import (
+    GENERATION_FILE,
+    generation_files,
+    merged_tensors,
+    write_like_base,
+)
 from jaxalign.hf.stream import Pending, finite
 from jaxalign.merge import record
 from jaxalign.merge.algebra import Merged, combine, whole_updates
@@ -121,6 +127,7 @@ def write_adapter(
         recipe,
         merged,
         template=template.kind,
+        stops=unsaid(base.spec, _taught(base, template)),
     )
     texts["README.md"] = model_card(facts)
     save_peft(
@@ -164,8 +171,23 @@ def _into_base(
         kind="model",
         template=template.kind,
     )
+    taught = _taught(base, template)
     texts = {"README.md": model_card(facts)} | template_files(template, folder / TOKENIZER_FILE)
+    texts |= generation_files(folder / GENERATION_FILE, spec, taught)
     write_like_base(out, tensors, spec, folder, texts=texts)
+
+
+def _taught(base: Opened, template: Template) -> tuple[int, ...]:
+    """The tokens that end answers; none, with a warning, where nothing can be rendered."""
+    try:
+        return taught_stops(base.its_tokenizer, template.text)
+    except UserError as error:
+        console().print(
+            f"warning: which token ends an answer is not known ({error}); what is written ends "
+            "answers as the base does",
+            style="yellow",
+        )
+        return ()
 
 
 def _parts(sources: Sequence[AdapterFolder], weights: Sequence[float]) -> list[Part]:

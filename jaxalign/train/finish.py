@@ -10,9 +10,10 @@ import signal
 from dataclasses import dataclass, field
 
 from jaxalign.data.template import TOKENIZER_FILE, template_files, trained_with
+from jaxalign.generate.stops import taught_stops
 from jaxalign.hf.find import pinned
 from jaxalign.hf.peft import save_peft
-from jaxalign.hf.save import save_base
+from jaxalign.hf.save import GENERATION_FILE, generation_files, save_base
 from jaxalign.multihost import barrier
 from jaxalign.paths import Desk
 from jaxalign.settings import Config
@@ -114,12 +115,14 @@ def finish(
         )
     else:
         base = run.base.opened.files
+        taught = taught_stops(run.base.tokenizer, template.text)
         save_base(
             folder,
             without_heads(state.trained),
             run.spec,
             tokenizer_from=base,
-            texts=template_files(template, base / TOKENIZER_FILE),
+            texts=template_files(template, base / TOKENIZER_FILE)
+            | generation_files(base / GENERATION_FILE, run.spec, taught),
         )
     barrier("exported")
     return result

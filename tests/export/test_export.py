@@ -14,12 +14,17 @@ import pytest
 from jaxalign.export.request import Request
 from jaxalign.export.run import default_out, export, parse_size
 from jaxalign.export.source import adapter_of, open_source
+from jaxalign.hf.files import read_json, write_json
 from jaxalign.hf.load import load_params, load_spec
 from jaxalign.hf.peft import load_peft, save_peft
+from jaxalign.hf.save import generation_files
 from jaxalign.hf.tensors import open_index
+from jaxalign.merge.methods import Recipe
+from jaxalign.merge.run import merge
 from jaxalign.sharding import make_mesh, shard_tree
 from jaxalign.train.loop import train
 from tests.hf.conftest import assert_same_tree
+from tests.tiny import SPEC
 
 
 def names(folder):
@@ -234,6 +239,47 @@ def test_a_tree_for_jax(run, llama_base, what):
     expected = load_params(merged, spec, jnp.bfloat16)
     assert_same_tree(jax.tree.map(np.asarray, expected), jax.tree.map(np.asarray, dict(tree)))
     assert {"config.json", "tokenizer.json", "README.md"} <= names(folder)
+
+
+@pytest.fixture
+def no_chat_model(base, tmp_path):
+    """A base whose own end is that of texts; its template ends turns by another token."""
+    folder = tmp_path / "bare"
+    shutil.copytree(base, folder)
+    (folder / "SHA256SUMS").unlink(missing_ok=True)
+    for name, words in (
+        ("config.json", {"eos_token_id": 0}),
+        ("tokenizer_config.json", {"eos_token": "<|endoftext|>"}),
+    ):
+        write_json(folder / name, read_json(folder / name) | words)
+    return folder
+
+
+def test_others_end_answers_where_training_did(run, no_chat_model, tmp_path):
+    """Else transformers and vLLM go on behind the answer up to their longest."""
+    out, _ = run(f"model.path={no_chat_model}")
+    merged, whole = export(Request(out, format="merged")), tmp_path / "whole"
+    merge([str(export(Request(out)))], [1.0], Recipe(), str(whole), into=str(no_chat_model))
+    for folder in (merged, whole):
+        assert read_json(folder / "generation_config.json")["eos_token_id"] == [0, 2]
+        assert load_spec(folder).eos_ids == (0, 2)
+    card = (Path(out) / "export" / "peft" / "README.md").read_text("utf-8")
+    assert "max_new_tokens=128, eos_token_id=[0, 2])" in card
+    assert '"stop_token_ids": [0, 2]' in card
+    assert "eos_token_id" not in (merged / "README.md").read_text("utf-8")
+
+
+def test_settings_of_generation_that_say_it_stay(tmp_path):
+    file = tmp_path / "generation_config.json"
+    spec = dataclasses.replace(SPEC, bos_id=1)
+    assert generation_files(file, spec, (2,)) == {}  # config.json says it
+    assert json.loads(generation_files(file, spec, (2, 5))[file.name]) == {
+        "bos_token_id": 1, "eos_token_id": [2, 5], "pad_token_id": 0,
+    }  # fmt: skip
+    write_json(file, {"eos_token_id": 2, "temperature": 0.6})
+    assert generation_files(file, spec, (2,)) == {}
+    found = json.loads(generation_files(file, spec, (2, 5))[file.name])
+    assert found == {"eos_token_id": [2, 5], "temperature": 0.6}
 
 
 def test_transformers_loads_it_and_agrees_with_peft(run, llama_base):
