@@ -63,13 +63,7 @@ def task_stream(
     records, found = _records(config.task, "task", split, config.seed)
     rendered = [tasks.render(config.task.kind, record) for record in records]
     directed = config.task.kind == "translation"
-    examples = _keep(
-        rendered,
-        config.task,
-        "task",
-        split,
-        lambda e: _direction(e.language) if directed else [{e.language}],
-    )
+    examples = in_task_languages(rendered, config.task, directed, split)
     limit = min(config.batch.max_length, tokenizer.model_max_length)
     encoded = encode_examples(
         examples, tokenizer, config.prompt.template, config.prompt.system, limit
@@ -259,6 +253,26 @@ def _keep(
             f"{', '.join(present) or 'none, the rows name no language'}"
         )
     return kept
+
+
+def in_task_languages(
+    examples: list[tasks.Example], part: TaskConfig, directed: bool, split: str = "train"
+) -> list[tasks.Example]:
+    """The examples in `task.languages`; all of them where it is empty.
+
+    Args:
+        directed: whether they are translations, whose language is a direction.
+
+    Raises:
+        UserError: none is or, of the rows of a training, none of one of the languages.
+    """
+    return _keep(
+        examples,
+        part,
+        "task",
+        split,
+        lambda e: _direction(e.language) if directed else [{e.language}],
+    )
 
 
 def _direction(language: str) -> list[set[str]]:

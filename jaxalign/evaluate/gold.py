@@ -12,6 +12,7 @@ import random
 from collections.abc import Mapping, Sequence
 
 from jaxalign.data import sources
+from jaxalign.data.streams import in_task_languages
 from jaxalign.data.tasks import Example, render
 from jaxalign.data.transforms import transformed
 from jaxalign.errors import UserError
@@ -105,6 +106,9 @@ def _fill(kind: str, fields: Mapping[str, object]) -> dict[str, object]:
 def solved_examples(config: Config) -> tuple[tuple[str, str], ...]:
     """`evaluate.shots` prompts with their answers from `task.train`, drawn by `config.seed`.
 
+    They are in `task.languages`, as the rows of a training are: others would show the base what no
+    trained system has seen.
+
     Raises:
       UserError: no training rows to draw from, or finished rows, which hold no turns.
     """
@@ -112,11 +116,12 @@ def solved_examples(config: Config) -> tuple[tuple[str, str], ...]:
     if not config.task.train:
         raise UserError("evaluate.shots: the solved rows come from task.train, which is empty")
     records = _records(config, config.task.train, config.task.columns)
-    chosen = random.Random(config.seed).sample(records, min(config.evaluate.shots, len(records)))
-    examples = [render(kind, record) for record in chosen]
-    if any(example.finished for example in examples):
+    rendered = [render(kind, record) for record in records]
+    examples = in_task_languages(rendered, config.task, kind == "translation")
+    chosen = random.Random(config.seed).sample(examples, min(config.evaluate.shots, len(examples)))
+    if any(example.finished for example in chosen):
         raise UserError("evaluate.shots: finished rows (kind rows) cannot stand before a prompt")
-    return tuple((example.prompt, example.answer) for example in examples)
+    return tuple((example.prompt, example.answer) for example in chosen)
 
 
 def with_shots(golds: Golds, shots: tuple[tuple[str, str], ...]) -> Golds:

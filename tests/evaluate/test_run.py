@@ -122,6 +122,16 @@ def test_answers_of_other_settings_are_not_mixed(judged, adapters, tmp_path):
         evaluate(judged(), [Entrant("a", f"{adapters}/a2")], str(tmp_path / "out"))
 
 
+def test_shots_are_in_the_languages_of_the_task(judged, golds):
+    train = f"task.train=[{golds}/test.*.jsonl]"
+    german = {row["utterance"] for row in rows_of(golds / "test.de.jsonl")}
+    found = solved_examples(judged("evaluate.shots=16", train, "task.languages=[de]"))
+    assert {question for question, _ in found} == german and len(found) == 7
+    assert len(solved_examples(judged("evaluate.shots=16", train))) == 16
+    with pytest.raises(UserError, match=r"task\.languages: no row of task\.train is in cy"):
+        solved_examples(judged("evaluate.shots=2", train, "task.languages=[cy]"))
+
+
 def test_shots_are_turns_before_the_question(judged):
     config = judged("evaluate.shots=2")
     golds = read_golds(config)
