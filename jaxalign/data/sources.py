@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import difflib
 import itertools
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,6 +69,29 @@ def read(source: str, columns: Mapping[str, str] | None = None) -> list[Record]:
 def read_all(sources: Sequence[str], columns: Mapping[str, str] | None = None) -> list[Record]:
     """The records of several sources, one after the other."""
     return [record for source in sources for record in read(source, columns)]
+
+
+def check_once(sources: Sequence[str], key: str) -> None:
+    """Refuses what these sources name twice: rows that are judged would count twice.
+
+    Args:
+        sources: of `read_all`; for rows to train on, naming one again is a way to weigh it.
+        key: the setting that holds them.
+
+    Raises:
+        UserError: names what it is, and both sources.
+    """
+    seen: dict[str, str] = {}
+    for source in sources:
+        scheme, name = _scheme(source)
+        for one in matches(name) if scheme is FILES else [source]:
+            place = os.path.realpath(one) if scheme is FILES else one
+            if place in seen:
+                raise UserError(
+                    f"{key}: {one} is named by {seen[place]} and by {source}, and its rows would "
+                    "count twice; leave one of them out"
+                )
+            seen[place] = source
 
 
 def digest_of(sources: Sequence[str]) -> str:

@@ -51,14 +51,15 @@ def read_golds(config: Config, rows: int = 0) -> Golds:
     """The rows of `evaluate.data` by language, at most `rows` (or `evaluate.rows`) of each.
 
     Raises:
-      UserError: no data, a row that cannot be rendered, a language that is asked for (in
-        `evaluate.languages` or `evaluate.groups`) and has no rows.
+      UserError: no data, or a file that is named twice; a row that cannot be rendered; a language
+        that is asked for (in `evaluate.languages` or `evaluate.groups`) and has no rows.
     """
     settings, kind = config.evaluate, kind_of(config)
     if not settings.data:
         raise UserError(
             "evaluate.data is empty; name files to judge by, as in evaluate.data=[test.*.jsonl]"
         )
+    sources.check_once(settings.data, "evaluate.data")
     most = rows or settings.rows
     golds: Golds = {}
     seen = set()

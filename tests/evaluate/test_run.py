@@ -122,6 +122,18 @@ def test_answers_of_other_settings_are_not_mixed(judged, adapters, tmp_path):
         evaluate(judged(), [Entrant("a", f"{adapters}/a2")], str(tmp_path / "out"))
 
 
+def test_a_file_that_two_sources_name_is_refused(judged, golds):
+    one, other = f"{golds}/test.*.jsonl", f"{golds}/../{golds.name}/test.en.jsonl"
+    with pytest.raises(UserError) as error:
+        read_golds(judged(f"evaluate.data=[{one},{other}]"))
+    assert str(error.value) == (
+        f"evaluate.data: {other} is named by {one} and by {other}, and its rows would count "
+        "twice; leave one of them out"
+    )
+    # To train on rows twice may be meant.
+    assert len(solved_examples(judged("evaluate.shots=99", f"task.train=[{other},{other}]"))) == 18
+
+
 def test_shots_are_in_the_languages_of_the_task(judged, golds):
     train = f"task.train=[{golds}/test.*.jsonl]"
     german = {row["utterance"] for row in rows_of(golds / "test.de.jsonl")}
