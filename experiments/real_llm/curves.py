@@ -21,7 +21,7 @@ HERE = Path(__file__).resolve().parent / "results" / "probe"
 # Share of sentences that find their translation, mean over all directions; MEXA with English.
 CURVES = ("margin", "csls", "cosine", "standardised_csls", "standardised_cosine")
 MEXA = ("mexa", "standardised_mexa")
-HEALTH = ("largest", "spread")  # share of the energy in one dimension; deviation of cosines
+HEALTH = ("largest", "spread")  # share of the energy in one dimension; 1 - |mean|^2 / mean |x|^2
 
 
 def reduce(name: str, report: Path) -> None:
@@ -68,7 +68,7 @@ def measures() -> str:
     """Each model's best layer by every measure, and how its states are spread there."""
     words = [key.replace("standardised_", "standardised ") for key in (*CURVES, *MEXA)]
     lines = [
-        f"| model | {' | '.join(words)} | spread of cosines at block csls finds best |",
+        f"| model | {' | '.join(words)} | spread of states at block csls finds best |",
         "|---|" + "---:|" * (len(words) + 1),
     ]
     for name, found in known().items():
