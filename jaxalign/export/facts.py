@@ -28,6 +28,7 @@ from jaxalign.errors import UserError
 from jaxalign.export.scores import scores_of
 from jaxalign.export.source import Source
 from jaxalign.hf.card import Data, Facts, hub_name
+from jaxalign.hf.find import pinned, unpinned
 from jaxalign.model.spec.tensors import parameter_count
 from jaxalign.settings import AlignConfig, Config, TaskConfig
 from jaxalign.settings.data import UNASKED
@@ -71,7 +72,8 @@ def card_facts(
         dtype: of a model's weights.
     """
     config, adapter = source.config, source.adapter
-    hub = hub_name(source.base)
+    name, revision = unpinned(pinned(source.base, source.opened.revision))
+    hub = hub_name(name)
     found = list(streams(config)) if config else []
     systems = {system for stream in found for system in stream.systems}
     return Facts(
@@ -79,6 +81,7 @@ def card_facts(
         kind=kind,
         path=path,
         base=hub,
+        revision=(revision or "") if hub else "",
         base_folder="" if hub else Path(source.base).name,
         languages=tuple(sorted({code for stream in found for code in stream.codes})),
         datasets=tuple(dict.fromkeys(_hub_sets(config))) if config else (),

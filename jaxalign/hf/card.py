@@ -53,6 +53,7 @@ class Facts:
     kind: str  # adapter | model
     path: str = "."  # what a loader calls it: a folder or hub name
     base: str = ""  # hub name; empty where the base is a local folder
+    revision: str = ""  # of the base on the hub, where it is not the newest
     base_folder: str = ""  # name of that folder
     languages: tuple[str, ...] = ()  # two- or three-letter codes
     datasets: tuple[str, ...] = ()  # on the hub

@@ -15,6 +15,7 @@ from jaxalign.adapters.lora import Lora
 from jaxalign.adapters.peft_config import vllm_limits, vllm_rank
 from jaxalign.base import name_of
 from jaxalign.hf.card import Facts, Merge, hub_name
+from jaxalign.hf.find import unpinned
 from jaxalign.merge.algebra import Merged
 from jaxalign.merge.methods import METHODS, Recipe
 
@@ -36,7 +37,7 @@ def merge_facts(
 
     Args:
       out: the folder that is written.
-      base: folder or hub name.
+      base: folder or hub name, with @REVISION where it has one.
       parts: the adapters.
       recipe: how they were combined.
       merged: the adapter that came out; None: whole updates, cut to no rank, went into the base.
@@ -44,7 +45,8 @@ def merge_facts(
       template: the chat template stored with the weights, see `Facts`.
       stops: the tokens that end answers, see `Facts`.
     """
-    hub = hub_name(base)
+    name, revision = unpinned(base)
+    hub = hub_name(name)
     used = sum(weight != 0 for _, weight, _ in parts)
     number = "one adapter" if used == 1 else f"{used} adapters"
     lora = merged.adapter if merged and kind == "adapter" else None
@@ -53,6 +55,7 @@ def merge_facts(
         kind=kind,
         path=out,
         base=hub,
+        revision=(revision or "") if hub else "",
         base_folder="" if hub else Path(base).name,
         tags=(*(("dora" if lora.dora else "lora",) if lora else ()), "merge"),
         summary=f"made of {number}" if lora else f"with {number} added",

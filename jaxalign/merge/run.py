@@ -122,7 +122,7 @@ def write_adapter(
     texts |= template_files(template, base.files / TOKENIZER_FILE)
     facts = merge_facts(
         out,
-        base.path,
+        pinned(base.path, base.revision),
         _parts(sources, weights),
         recipe,
         merged,
@@ -164,7 +164,7 @@ def _into_base(
     template = template_of(sources, weights, folder)
     facts = merge_facts(
         out,
-        path,
+        pinned(path, base.revision),
         _parts(sources, weights),
         recipe,
         merged,

@@ -1,9 +1,11 @@
 """What the card of a run says is in the run's records; scores only of the very weights."""
 
+import copy
 import dataclasses
 import json
 from pathlib import Path
 
+import pytest
 import yaml
 
 from jaxalign.adapters.dora import Dora
@@ -124,6 +126,16 @@ def test_data_sets_of_the_hub(run):
     source.config.task.train = ["hf:someone/data:subset@train", "hf:someone/data@test"]
     facts = card_facts(source, "adapter", "x", "base")
     assert facts.datasets == ("someone/data",)
+
+
+@pytest.mark.parametrize(("path", "revision"), [("me/base", "v2"), ("me/base@v2", None)])
+def test_the_revision_of_a_base(run, path, revision):
+    out, _ = run()
+    source = open_source(out)
+    opened = copy.copy(source.opened)
+    opened.model = dataclasses.replace(opened.model, path=path, revision=revision)
+    facts = card_facts(dataclasses.replace(source, opened=opened), "adapter", "x", "base")
+    assert (facts.base, facts.revision, facts.base_folder) == ("me/base", "v2", "")
 
 
 def test_what_vllm_takes(run):

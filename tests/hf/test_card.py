@@ -1,5 +1,7 @@
 """The card says what is known and nothing else, in the hub's own form."""
 
+import dataclasses
+
 import yaml
 
 from jaxalign.hf.card import Data, Facts, Merge, Scores, hub_name, model_card, table
@@ -39,6 +41,18 @@ def test_front_matter_in_the_forms_of_the_hub():
         "datasets": ["someone/pairs"],
         "tags": ["lora", "jaxalign"],
     }
+
+
+def test_a_revision_of_the_base_is_loaded():
+    """The newest weights of a repository have the same shapes, and are other weights."""
+    facts = dataclasses.replace(FULL, base="me/base", revision="step1000", template="base")
+    head, body = front(model_card(facts))
+    assert head["base_model"] == "me/base"
+    assert "(https://huggingface.co/me/base) at revision `step1000`, fine-tuned" in body
+    assert 'from_pretrained("me/base", revision="step1000", dtype="auto")' in body
+    assert "vllm serve me/base --revision step1000 --enable-lora" in body
+    of_jaxalign = dataclasses.replace(facts, in_peft=False)
+    assert "model.path=me/base model.revision=step1000 --adapter" in model_card(of_jaxalign)
 
 
 def test_the_hub_s_own_reader():
