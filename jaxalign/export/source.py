@@ -17,17 +17,20 @@ import numpy as np
 
 from jaxalign.adapters import Adapter
 from jaxalign.base import Opened, open_files
+from jaxalign.checksums import read_sealed
 from jaxalign.config import saved
 from jaxalign.data.template import recorded
 from jaxalign.errors import UserError
 from jaxalign.export.checkpoint import Saved, find
-from jaxalign.hf.find import locate
+from jaxalign.hf.find import locate, unpinned
 from jaxalign.hf.load import abstract_params
 from jaxalign.hf.peft import load_peft, named_base
 from jaxalign.model.spec import ModelSpec
 from jaxalign.settings import Config
 from jaxalign.sharding import path_name
+from jaxalign.terminal import say
 from jaxalign.train.design import adapter_of
+from jaxalign.train.record import FILE
 from jaxalign.train.stored import local_places
 
 CONFIG_FILE = "adapter_config.json"
@@ -161,6 +164,7 @@ def _of_folder(run: str, folder: Path, base: str) -> Source:
         raise UserError(f"{folder / CONFIG_FILE}: names no base; give it by --base MODEL")
     opened = open_files(path)
     weights, adapter = read_adapter(folder, _spec(opened, run), path)
+    _check_base(folder, opened, named)
     return Source(
         run=run,
         name=_name(run),
@@ -170,6 +174,28 @@ def _of_folder(run: str, folder: Path, base: str) -> Source:
         config=recorded(folder),
         files=folder,
     )
+
+
+def _check_base(folder: Path, opened: Opened, named: str) -> None:
+    """Compares the base with that of the run whose record lies beside the adapter.
+
+    Without such a record names are compared, and a warning is all that can be given.
+
+    Raises:
+        UserError: it has other weights.
+    """
+    trained_on = str(read_sealed(folder.parent / FILE).get("inputs", {}).get("model.path", ""))
+    if trained_on and folder.name == "adapter":
+        if holds_weights(opened.files) and opened.fingerprint != trained_on:
+            raise UserError(
+                f"{folder} was trained on another base than {opened.path} (it was {named}, with "
+                "other weights); give that base by --base MODEL"
+            )
+    elif named and opened.path not in (named, unpinned(named)[0]):
+        say(
+            f"warning: {folder} names {named} as its base, not {opened.path}; the shapes agree, "
+            "but an update learnt on one base means little on another"
+        )
 
 
 def _spec(opened: Opened, run: str) -> ModelSpec:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from jaxalign.checksums import SUMS
+from jaxalign.checksums import SUMS, seal
 from jaxalign.errors import UserError
 from jaxalign.export.request import Request
 from jaxalign.export.run import export
@@ -122,6 +122,27 @@ def test_an_adapter_of_another_base(run, base, moved, tmp_path, told):
     assert "has shape [4, 32]" in error and "[4, 64]" in error and ".q_proj.lora_A.weight" in error
     assert f"some/other-model as its base, not {moved}" in error
     assert "the base of" in told("export", tmp_path / "a")  # some/other-model is nowhere
+
+
+def test_an_adapter_s_base_with_other_weights(run, moved, told, done, tmp_path):
+    """Of an adapter folder, the record of its run knows the weights; else only a name is known."""
+    out, trained = run(f"model.path={moved}")
+    source = open_source(out)
+    adapter = Path(out, "adapter")
+    save_peft(adapter, trained, source.spec, source.adapter, base_name=str(moved))
+    content = {"inputs": {"model.path": source.opened.fingerprint}}
+    Path(out, "result.json").write_text(json.dumps(seal(content)))
+    words = ("export", adapter, "--format", "merged", "--out")
+    shutil.copytree(moved, tmp_path / "same")
+    assert "warning" not in done(*words, tmp_path / "1", "--base", tmp_path / "same")
+    respoil(moved / "model.safetensors", lambda t: t["model.norm.weight"].__imul__(2))
+    error = told(*words, tmp_path / "2")  # replaced in place
+    assert f"{adapter} was trained on another base than {moved}" in error and "--base" in error
+    shutil.copytree(adapter, tmp_path / "adapter")  # no record beside it
+    words = ("export", tmp_path / "adapter", "--format", "merged", "--out")
+    told_so = " ".join(done(*words, tmp_path / "3", "--base", tmp_path / "same").split())
+    assert f"names {moved} as its base, not {tmp_path / 'same'}; the shapes agree" in told_so
+    assert "warning" not in done(*words, tmp_path / "4")
 
 
 def test_a_base_that_is_gone_or_incomplete(run, llama_base, tmp_path, told):
