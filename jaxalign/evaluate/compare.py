@@ -60,7 +60,10 @@ class Gain:
 
 @dataclass(frozen=True)
 class Comparisons:
-    """One measure: system -> language or group -> number; gains have no entry for the baseline."""
+    """One measure: system -> language or group -> number; gains have no entry for the baseline.
+
+    Languages in which it is missing have none either, nor do groups of nothing else.
+    """
 
     languages: dict[str, dict[str, Score]]
     groups: dict[str, dict[str, Score]]
@@ -115,38 +118,43 @@ def compare(
         raise UserError(f"draws={draws}: a bootstrap needs at least one; 1000 are usual")
     languages = _same_languages(systems)
     rows = _same_rows(systems, languages)
-    names = _same_measures(systems, languages)
+    measured = _same_measures(systems, languages)
     members, absent = _groups(groups, languages)
     # [name][system] -> [languages, seeds] and [languages, draws]
-    values, drawn = _all_scores(systems, languages, rows, names, draws, seed)
+    values, drawn = _all_scores(systems, languages, rows, measured, draws, seed)
     place = {language: number for number, language in enumerate(languages)}
 
     measures = {}
-    for name in names:
+    for name, there in measured.items():
         found = Comparisons({}, {}, {}, {})
+        parts = {
+            group: kept
+            for group, inside in members.items()
+            if (kept := [language for language in inside if language in there])
+        }
         for number, system in enumerate(systems):
             ours, base = values[name][number], values[name][0]
             found.languages[system.name] = {
-                language: _score(ours[place[language]], rows[language]) for language in languages
+                language: _score(ours[place[language]], rows[language]) for language in there
             }
             found.groups[system.name] = {
                 group: _score(
                     ours[[place[language] for language in inside]].mean(axis=0),
                     sum(rows[language] for language in inside),
                 )
-                for group, inside in members.items()
+                for group, inside in parts.items()
             }
             if number == 0:
                 continue
             better = ours.mean(axis=1) - base.mean(axis=1)  # [languages]
             resampled = drawn[name][number] - drawn[name][0]  # [languages, draws]
             signs = {language: _row_signs(systems[0], system, name, language)
-                     for language in languages}  # fmt: skip
+                     for language in there}  # fmt: skip
             found.language_gains[system.name] = {
                 language: _gain(
                     better[place[language]], resampled[place[language]], tally(signs[language])
                 )
-                for language in languages
+                for language in there
             }
             found.group_gains[system.name] = {
                 group: _gain(
@@ -155,7 +163,7 @@ def compare(
                     tally(_joined([signs[language] for language in inside])),
                     tally(sign(better[[place[language] for language in inside]])),
                 )
-                for group, inside in members.items()
+                for group, inside in parts.items()
             }
         measures[name] = found
     return Comparison(
@@ -225,19 +233,27 @@ def _same_rows(systems: Sequence[System], languages: Sequence[str]) -> dict[str,
     return rows
 
 
-def _same_measures(systems: Sequence[System], languages: Sequence[str]) -> list[str]:
+def _same_measures(systems: Sequence[System], languages: Sequence[str]) -> dict[str, list[str]]:
+    """Each measure with the languages that it is measured in: one or more."""
     first, run = next(_each(systems))
-    names = [measure.name for measure in run[languages[0]].measures]
+    head = run[languages[0]]
+    names = [*(measure.name for measure in head.measures), *head.unmeasured]
+    missing = {language: set(run[language].unmeasured) for language in languages}
     for where, run in _each(systems):
         for language in languages:
-            have = {measure.name for measure in run[language].measures}
-            if have != set(names):
-                odd = ", ".join(sorted(have ^ set(names)))
+            left_out = set(run[language].unmeasured)
+            have = {measure.name for measure in run[language].measures} | left_out
+            if differs := (have ^ set(names)) | (left_out ^ missing[language]):
+                odd = ", ".join(sorted(differs))
                 raise UserError(
                     f"{where}: {language} and {first}: {languages[0]} do not share {odd}; "
                     "evaluate all systems with the same measures"
                 )
-    return names
+    found = {
+        name: [language for language in languages if name not in missing[language]]
+        for name in names
+    }
+    return {name: inside for name, inside in found.items() if inside}
 
 
 def check_groups(groups: Mapping[str, Sequence[str]]) -> None:
@@ -282,28 +298,35 @@ def _all_scores(
     systems: Sequence[System],
     languages: Sequence[str],
     rows: dict[str, int],
-    names: Sequence[str],
+    measured: dict[str, list[str]],
     draws: int,
     seed: int,
 ) -> tuple[dict[str, list[np.ndarray]], dict[str, list[np.ndarray]]]:
     """Measure -> per system [languages, seeds] as measured, and [languages, draws] resampled.
 
-    A resample's score is the mean over seeds, all on the same rows.
+    A resample's score is the mean over seeds, all on the same rows. Where a measure is missing in
+    a language, both are NaN.
     """
+
+    def scores_of(system: System, name: str, lang: str) -> list[float]:
+        there = lang in measured[name]
+        return [run[lang][name].value if there else np.nan for run in system.runs]
+
     values = {
         name: [
-            np.array([[run[lang][name].value for run in system.runs] for lang in languages])
-            for system in systems
+            np.array([scores_of(system, name, lang) for lang in languages]) for system in systems
         ]
-        for name in names
+        for name in measured
     }
     if len(systems) == 1:  # nothing to pair
         return values, {}
-    drawn = {name: [np.empty((len(languages), draws)) for _ in systems] for name in names}
+    empty = (len(languages), draws)
+    drawn = {name: [np.full(empty, np.nan) for _ in systems] for name in measured}
     stacks = {
         language: Stack.of(
             (name, number, [run[language][name] for run in system.runs])
-            for name in names
+            for name, there in measured.items()
+            if language in there
             for number, system in enumerate(systems)
         )
         for language in languages

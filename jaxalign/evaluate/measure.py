@@ -54,6 +54,7 @@ class Scored:
     counts: Mapping[str, int] = field(default_factory=dict)  # 'ill_formed': 3, 'empty': 1, ...
     details: Mapping[str, Any] = field(default_factory=dict)  # scores of each slot type, signature
     ids: tuple[str, ...] = ()  # of the rows; equal ids in two languages are translations
+    unmeasured: tuple[str, ...] = ()  # measures that say nothing of this language, and are missing
 
     def __getitem__(self, name: str) -> Measure:
         return next(measure for measure in self.measures if measure.name == name)

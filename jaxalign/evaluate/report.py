@@ -123,6 +123,8 @@ def lines(comparison: Comparison, measure: str) -> Iterator[Line]:
             if level == "language"
             else (found.groups, found.group_gains)
         )
+        if name not in scores[comparison.systems[0]]:  # the measure is missing there
+            continue
         yield Line(
             measure, level, name, group,
             {system: scores[system][name] for system in scores},

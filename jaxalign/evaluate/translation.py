@@ -23,7 +23,7 @@ from jaxalign.evaluate.measure import Gold, Measure, Scored, share
 # As sacreBLEU recommends; all others: 13a.
 TOKENIZERS = {**dict.fromkeys(CHINESE, "zh"), "ja": "ja-mecab", "ko": "ko-mecab"}
 WITHOUT_MECAB = "char"
-COMET = "comet"  # the option, and the measure
+COMET, FIDELITY = "comet", "fidelity"  # the options, and the measures
 SAMPLE = 100  # references that show the script
 NO_BLANKS = ("CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR", "TIBETAN")
 BY_BLANKS = ("13a", "intl", "none")  # sacreBLEU's tokenizers that find words by the blanks around
@@ -48,11 +48,12 @@ def score_translation(
             it does where words are sought by blanks in a script that writes none.
         comet: see `jaxalign.evaluate.comet.score_comet`.
         comet_gpus: how many GPUs COMET gets; JAX usually holds their memory already.
-        fidelity: measure also how many answers are in the language that was asked for.
+        fidelity: measure also how many answers are in the language that was asked for; it is
+            unmeasured, and `fidelity_note` says so, where no reference is recognised.
 
     Returns:
         BLEU and chrF equal to sacreBLEU's corpus scores; details: bleu_signature, chrf_signature,
-        comet_model, tokenizer_note; counts: empty.
+        comet_model, tokenizer_note, fidelity_note; counts: empty.
 
     Raises:
         UserError: sacrebleu or a tokenizer is not installed, no such tokenizer, no such model;
@@ -80,9 +81,20 @@ def score_translation(
         parts = np.stack([scores, np.ones(len(scores))], axis=1)
         measures.append(Measure(COMET, parts, share))
         details["comet_model"] = comet
+    unmeasured: tuple[str, ...] = ()
     if fidelity:
-        measures.append(Measure("fidelity", in_language(texts, references, language), share))
-    return Scored(tuple(measures), tuple(texts), {"empty": texts.count("")}, details)
+        parts = in_language(texts, references, language)
+        if parts[:, 1].any():
+            measures.append(Measure(FIDELITY, parts, share))
+        else:
+            unmeasured = (FIDELITY,)
+            details["fidelity_note"] = (
+                f"missing in {language or 'an unnamed language'}, which py3langid recognises in no "
+                "reference"
+            )
+    return Scored(
+        tuple(measures), tuple(texts), {"empty": texts.count("")}, details, unmeasured=unmeasured
+    )
 
 
 def target_language(gold: Gold) -> str:

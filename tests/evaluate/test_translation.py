@@ -1,5 +1,6 @@
 """Translation scores: sacreBLEU's own numbers, from Python and from its command; COMET's wiring."""
 
+import io
 import json
 import os
 import subprocess
@@ -9,14 +10,18 @@ from types import ModuleType, SimpleNamespace
 import numpy as np
 import pytest
 import sacrebleu
+from rich.console import Console
 
 from jaxalign.data.sources import Record
 from jaxalign.data.tasks import render
 from jaxalign.errors import UserError
 from jaxalign.evaluate import comet as our_comet
 from jaxalign.evaluate import translation
+from jaxalign.evaluate.compare import System, compare
 from jaxalign.evaluate.measure import Gold
+from jaxalign.evaluate.report import write
 from jaxalign.evaluate.scorers import rehearse
+from jaxalign.evaluate.show import show
 from jaxalign.evaluate.translation import score_translation, target_language
 
 REFERENCES = [
@@ -250,6 +255,30 @@ def test_fidelity_is_of_rows_whose_reference_is_recognised(monkeypatch):
     assert "fidelity" not in [
         one.name for one in score_translation(golds_of(CHINESE), CHINESE).measures
     ]
+
+
+def test_fidelity_is_missing_where_no_reference_is_recognised(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "py3langid", SimpleNamespace(classify=lambda _: ("en", 1.0)))
+    run = {
+        code: score_translation(golds_of(REFERENCES, code), ANSWERS, fidelity=True)
+        for code in ("eng_Latn", "lug_Latn")
+    }
+    assert [one.name for one in run["lug_Latn"].measures] == ["bleu", "chrf"]
+    groups = {"one": ["eng_Latn"], "other one": ["lug_Latn"]}
+    found = compare([System("a", [run]), System("b", [run])], groups, draws=3)
+    fidelity = found.measures["fidelity"]
+    assert list(fidelity.languages["a"]) == list(fidelity.language_gains["b"]) == ["eng_Latn"]
+    assert list(fidelity.groups["a"]) == list(fidelity.group_gains["b"]) == ["one", "all"]
+    assert fidelity.groups["a"]["all"].mean == 75 == run["eng_Latn"]["fidelity"].value
+    assert list(found.measures["bleu"].groups["a"]) == ["one", "other one", "all"]
+    assert "NaN" not in json.dumps(found.as_json())
+    write(found, tmp_path, "title")
+    show(found, Console(file=io.StringIO()))
+    report = (tmp_path / "report.md").read_text("utf-8")
+    assert "missing in lg, which py3langid recognises in no reference" in report
+    # In every language: then there is no such measure.
+    alone = compare([System("a", [{"lug_Latn": run["lug_Latn"]}])], {}, draws=3)
+    assert list(alone.measures) == ["bleu", "chrf"]
 
 
 def test_fidelity_without_its_package(monkeypatch):
