@@ -44,6 +44,8 @@ from jaxalign.model.spec.tensors import (
 _READERS = 4
 # Of a few bytes each: in a bucket every one is a request that is waited for.
 _SAMPLERS = 32
+# Numbers of the embeddings that are compared with a written head at once.
+_STRIP = 1 << 22
 _EMBED, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 
@@ -110,8 +112,9 @@ def load_params(
         UserError: the folder, a file or a tensor is missing, cut short, misshapen or not known.
     """
     folder = locate(path, revision)
-    index = base_index(folder, spec)
+    index = _checked_index(folder, spec)
     check_content(index, jax.process_index(), jax.process_count())
+    _check_head(index, spec, jax.process_index(), jax.process_count())
     if shardings is None:
         shardings = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     shared = isinstance(shardings, jax.sharding.Sharding)
@@ -134,7 +137,7 @@ def fingerprint(path: str | Path, revision: str | None = None) -> str:
     """
     folder = locate(path, revision)
     spec = load_spec(folder)
-    index = base_index(folder, spec)
+    index = _checked_index(folder, spec)
     facts = dataclasses.asdict(spec)
     for key in ("bos_id", "eos_ids", "pad_id", "max_position"):
         del facts[key]
@@ -153,16 +156,23 @@ def fingerprint(path: str | Path, revision: str | None = None) -> str:
 
 
 def base_index(folder: Path, spec: ModelSpec) -> dict[str, StoredTensor]:
-    """Every tensor of a base, compared with what its config.json asks for; no weight is read.
+    """Every tensor of a base, compared with what its config.json asks for.
+
+    No weight is read, but for a head that is written out next to the embeddings that it should be.
 
     Raises:
         UserError: the folder, a file or a tensor is missing, cut short, misshapen or not known.
     """
+    index = _checked_index(folder, spec)
+    _check_head(index, spec)
+    return index
+
+
+def _checked_index(folder: Path, spec: ModelSpec) -> dict[str, StoredTensor]:
+    """As `base_index`, from the headers alone: a fingerprint costs no pass over a head."""
     index = open_index(folder, "model")
     if spec.tied and _EMBED not in index and _HEAD in index:
         index[_EMBED] = index.pop(_HEAD)  # some tools keep the other name of the one matrix
-    if spec.tied and _HEAD in index:
-        _same_matrix(index[_EMBED], index[_HEAD])
     expected = _expected_names(spec)
     for name, row in expected.items():
         if name not in index:
@@ -195,17 +205,42 @@ def _expected_names(spec: ModelSpec) -> dict[str, Row]:
     }
 
 
-def _same_matrix(embed: StoredTensor, head: StoredTensor) -> None:
-    """A tied head that is written out, too, must be the embeddings; a few bytes show it.
+def _check_head(
+    index: dict[str, StoredTensor], spec: ModelSpec, part: int = 0, parts: int = 1
+) -> None:
+    """A tied head that is written out, too, must be the embeddings, number by number.
 
     Transformers 4 ignores such a head, transformers 5 uses it where it differs: two models.
+
+    Args:
+        index: of a base whose shapes and dtypes are right.
+        spec: its facts.
+        part: which share of the rows this process compares.
+        parts: how many processes there are.
+
+    Raises:
+        UserError: they differ.
     """
-    if embed.dtype_name == head.dtype_name and embed.sample() != head.sample():
-        raise UserError(
-            f"{head.file}: {_HEAD} differs from {_EMBED}, though config.json says "
-            "tie_word_embeddings; set it to false if the head is one of its own, or save the model "
-            "again without it"
-        )
+    if not spec.tied or _HEAD not in index:
+        return
+    embed, head = index[_EMBED], index[_HEAD]
+    each = max(1, _STRIP // spec.dim)
+    starts = range(part * each, spec.vocab, parts * each)
+
+    def same(start: int) -> bool:
+        stop = min(start + each, spec.vocab)
+        # As they are used: the two may be stored in different precisions.
+        ours, theirs = (one.rows(start, stop).astype(np.float32) for one in (embed, head))
+        return np.array_equal(ours, theirs)
+
+    with ThreadPoolExecutor(_READERS) as readers:
+        if head.shape == embed.shape and all(readers.map(same, starts)):
+            return
+    raise UserError(
+        f"{head.file}: {_HEAD} differs from {_EMBED}, though config.json says "
+        "tie_word_embeddings; set it to false if the head is one of its own, or save the model "
+        "again without it"
+    )
 
 
 def _missing(folder: Path, name: str, index: dict[str, StoredTensor]) -> UserError:

@@ -13,9 +13,10 @@ from safetensors.numpy import load_file, save_file
 
 from jaxalign.checksums import SUMS
 from jaxalign.errors import UserError
+from jaxalign.hf import load
 from jaxalign.hf.leaf import by_rows
 from jaxalign.hf.load import abstract_params, fingerprint, load_params, load_spec
-from jaxalign.hf.save import save_base
+from jaxalign.hf.save import merged_tensors, save_base
 from jaxalign.model.spec.tensors import base_rows, get_leaf, parameter_count, sizes
 from jaxalign.sharding import make_mesh, shard_tree
 from tests.hf.conftest import HF_MODELS, LLAMA, assert_same_tree, hf_model, random_params
@@ -139,17 +140,42 @@ def test_old_leftovers_are_ignored(tmp_path):
     assert fingerprint(tmp_path / "m") == plain
 
 
-def test_a_tied_head_of_its_own_is_two_models(tmp_path):
+HEADS = {
+    "everywhere": lambda embed: embed + 1,
+    "later rows": lambda embed: embed + np.eye(*embed.shape, k=-40, dtype=np.float32),
+    "dtype too": lambda embed: (embed + 1).astype(np.float16),
+    "rounded": lambda embed: embed.astype(np.float16),
+    "shape": lambda embed: embed[:-1],
+}
+
+
+@pytest.mark.parametrize("head", HEADS.values(), ids=HEADS)
+def test_a_tied_head_of_its_own_is_two_models(tmp_path, monkeypatch, head):
     """Transformers 4 ties it, transformers 5 does not."""
+    monkeypatch.setattr(load, "_STRIP", 7 * LLAMA.dim)
     tied = dataclasses.replace(LLAMA, tied=True)
     save_base(tmp_path / "m", random_params(tied), tied)
     rewrite(
         tmp_path / "m" / "model.safetensors",
-        lambda t: t.update({"lm_head.weight": t["model.embed_tokens.weight"] + 1}),
+        lambda t: t.update({"lm_head.weight": head(t["model.embed_tokens.weight"])}),
     )
     said = refusal(tmp_path / "m", tied)
     assert "lm_head.weight differs from model.embed_tokens.weight" in said
     assert "to false" in said
+    with pytest.raises(UserError, match="differs"):
+        merged_tensors(tmp_path / "m", tied, {}, None)
+
+
+def test_a_tied_head_in_another_precision(tmp_path):
+    tied = dataclasses.replace(LLAMA, tied=True)
+    save_base(tmp_path / "m", random_params(tied), tied)
+
+    def widened(tensors):
+        embed = tensors["model.embed_tokens.weight"].astype(np.float16)
+        tensors |= {"model.embed_tokens.weight": embed, "lm_head.weight": embed.astype(np.float32)}
+
+    rewrite(tmp_path / "m" / "model.safetensors", widened)
+    load_params(tmp_path / "m", tied, jnp.float32)
 
 
 # --- the fingerprint ----------------------------------------------------------------------------
