@@ -25,7 +25,7 @@ from jaxalign.errors import reading
 from jaxalign.hf.files import read_json, write_json
 from jaxalign.hf.find import locate, pinned
 from jaxalign.hf.save import METADATA, TOKENIZER_FILES, copy_files, to_host, writing
-from jaxalign.hf.tensors import StoredTensor, check_content, open_index, weights_in
+from jaxalign.hf.tensors import DiskFile, StoredTensor, check_content, open_index, weights_in
 from jaxalign.model.spec import ModelSpec
 
 CONFIG_FILE = "adapter_config.json"
@@ -114,11 +114,21 @@ def named_base(folder: Path) -> str:
 
 
 def weights_digest(adapter: str) -> str:
-    """A short name for what an adapter folder holds: another content, another name."""
+    """A short name for what an adapter folder holds: another content, another name.
+
+    Raises:
+        UserError: the weights are in several files, and one of them is missing or damaged.
+    """
     folder, digest = locate(adapter), hashlib.sha256()
-    config, weights = folder / "adapter_config.json", weights_in(folder)
-    if config.is_file():
-        digest.update(config.read_bytes())
-    if stored := weights.get("adapter_model.safetensors"):
-        digest.update(stored.read(0, stored.size))
+    index_file = folder / f"{STEM}.safetensors.index.json"
+    weights = weights_in(folder)
+    stored = [weights[name] for name in (f"{STEM}.safetensors",) if name in weights]
+    if not stored and index_file.is_file():
+        # As `load_peft` reads them; the index is part of the content: it says which copy counts.
+        shards = {str(one.file): one.file for one in open_index(folder, STEM).values()}
+        stored = [DiskFile(index_file), *(shards[name] for name in sorted(shards))]
+    if (config := DiskFile(folder / CONFIG_FILE)).path.is_file():
+        stored = [config, *stored]
+    for file in stored:
+        digest.update(file.read(0, file.size))
     return digest.hexdigest()[:16]

@@ -1,6 +1,7 @@
 """Adapters: bit-equal there and back, the real PEFT agrees, and misfits are named."""
 
 import dataclasses
+import hashlib
 import json
 
 import jax
@@ -17,7 +18,7 @@ from jaxalign.checksums import SUMS
 from jaxalign.errors import UserError
 from jaxalign.hf.files import read_json
 from jaxalign.hf.load import load_spec
-from jaxalign.hf.peft import load_peft, save_peft
+from jaxalign.hf.peft import load_peft, save_peft, weights_digest
 from jaxalign.hf.save import save_base
 from jaxalign.sharding import make_mesh, replicated
 from tests.adapters.variants import VARIANTS, random_tree
@@ -500,3 +501,27 @@ def test_a_rank_is_believed_only_with_its_tensors(adapter, edit_json):
     """2^16 times the model's width would be asked of the memory before a tensor is looked at."""
     edit_json(adapter / "adapter_config.json", r=1 << 16)
     assert "has shape [4, 32], but rank 65536" in refusal(adapter)
+
+
+def test_the_digest_covers_every_weight_file(adapter):
+    (adapter / SUMS).unlink()
+    whole = adapter / "adapter_model.safetensors"
+    config = (adapter / "adapter_config.json").read_bytes()
+    alone = hashlib.sha256(config + whole.read_bytes()).hexdigest()[:16]
+    assert weights_digest(str(adapter)) == alone  # as runs and answers of before have it
+    tensors = load_file(whole)
+    whole.unlink()
+    names = sorted(tensors)
+    shards = {"adapter_model-1.safetensors": names[::2], "adapter_model-2.safetensors": names[1::2]}
+    index = {"weight_map": {name: shard for shard, of in shards.items() for name in of}}
+    (adapter / "adapter_model.safetensors.index.json").write_text(json.dumps(index))
+    found = set()
+    for change in (0, 1):  # in the second file alone
+        tensors[names[1]] = tensors[names[1]] + np.float32(change)
+        for shard, of in shards.items():
+            save_file({name: tensors[name] for name in of}, adapter / shard)
+        found.add(weights_digest(str(adapter)))
+    assert len(found) == 2
+    (adapter / "adapter_model-2.safetensors").unlink()
+    with pytest.raises(UserError, match="missing, though"):
+        weights_digest(str(adapter))
