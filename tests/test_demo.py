@@ -41,6 +41,12 @@ def test_demo_reports_what_it_measured(tmp_path, capsys, monkeypatch):
     assert (out / "demo.png").read_bytes()[:4] == b"\x89PNG"
 
 
+@pytest.mark.parametrize("word", ["seed=7", "output=x"])
+def test_what_the_demo_decides_is_not_set_by_words(word, capsys):
+    assert main(["demo", "--seeds", "3", word]) == 2
+    assert "is set for each run of the demo; use --seeds or --out" in capsys.readouterr().err
+
+
 def test_nothing_measured_was_trained_on():
     """No test or dev utterance is a pair or a task row."""
     measured = {

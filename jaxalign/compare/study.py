@@ -139,7 +139,7 @@ def read_study(path: str | Path, words: Sequence[str] = (), out: str = "") -> St
 
     Args:
       path: the file.
-      words: settings for all systems, over what the file says of each.
+      words: settings for all systems, over what the file says of each and of its evaluations.
       out: another output.
 
     Raises:
@@ -153,6 +153,7 @@ def read_study(path: str | Path, words: Sequence[str] = (), out: str = "") -> St
     output = out or content.get("output") or f"runs/{file.stem}"
     systems, mixtures = _systems(content, file, base.file, words, output)
     choice = _choice(content.get("choose") or {}, file)
+    _check_words(words, choice, file)
     evaluations = _mapping(content.get("evaluations") or {"task": {}}, f"{file}: evaluations")
     for name in evaluations:
         check_name(name)
@@ -168,7 +169,7 @@ def read_study(path: str | Path, words: Sequence[str] = (), out: str = "") -> St
         mixtures=mixtures,
         choice=choice,
         evaluations={
-            name: words_of(_mapping(one or {}, f"{file}: evaluations.{name}"))
+            name: (*words_of(_mapping(one or {}, f"{file}: evaluations.{name}")), *words)
             for name, one in evaluations.items()
         },
         texts=texts,
@@ -289,6 +290,21 @@ def _choice(given: Any, file: Path) -> Choice:
     each = [words_of({key: value})[0] for key, values in grid.items() for value in values]
     by_key = [[word for word in each if word.startswith(f"{key}=")] for key in grid]
     return Choice(tuple(itertools.product(*by_key)), words_of(given))
+
+
+def _check_words(words: Sequence[str], choice: Choice, file: Path) -> None:
+    """Refuses words of the command line that would be lost: what the comparison itself decides."""
+    decided = {"seed": "seeds", "output": "output"}
+    decided |= dict.fromkeys(map(_key, choice.candidates[0]), "choose.grid")
+    for key in map(_key, words):
+        if key in decided:
+            raise UserError(
+                f"{key} is set for each run by {decided[key]} of {file}; change it there"
+            )
+
+
+def _key(word: str) -> str:
+    return word.partition("=")[0].strip()
 
 
 def _texts(given: Mapping[str, Any], file: Path) -> Texts:

@@ -23,6 +23,7 @@ from jaxalign.base import open_base
 from jaxalign.config import load
 from jaxalign.demo import ALIGNED, ASSETS, LANGUAGES, UNALIGNED
 from jaxalign.demo.measure import read_rows, retrieval, scores
+from jaxalign.errors import UserError
 from jaxalign.terminal import console
 from jaxalign.train.loop import train
 
@@ -44,6 +45,9 @@ def demo(out: str, seeds: int = 1, settings: Sequence[str] = ()) -> dict[str, An
     Returns:
       What demo.json holds.
     """
+    for key in (word.partition("=")[0].strip() for word in settings):
+        if key in ("seed", "output"):
+            raise UserError(f"{key} is set for each run of the demo; use --seeds or --out")
     screen, started = console(), time.monotonic()
     base = open_base(load(CONFIG, settings).config)
     rows = read_rows(ASSETS, "test", LANGUAGES)

@@ -54,10 +54,10 @@ def test_the_shipped_comparison_loads():
 
 
 def test_jaxalign_config_prints_the_systems_of_a_comparison(capsys):
-    assert main(["config", str(SHIPPED), "seed=3"]) == 0
+    assert main(["config", str(SHIPPED), "train.steps=3"]) == 0
     out = capsys.readouterr().out
     assert "shuffled" in out and "align.control" in out and "xsgd_task.yaml" in out
-    assert "seed=3" in out
+    assert "train.steps=3" in out
 
 
 def test_systems_are_settings_over_the_base(write):
@@ -139,6 +139,19 @@ def test_a_system_may_empty_a_mapping_of_the_base(write, tmp_path):
     (tmp_path / "base.yaml").write_text("evaluate: {options: {rules: mended}}")
     found = [study.systems[name][0].config().evaluate.options for name in study.names]
     assert found == [{"rules": "mended"}, {}]
+
+
+def test_words_of_the_command_are_not_lost(write):
+    """They are over what the file says, and refused where the file alone decides."""
+    file = write("base: base.yaml\nsystems: {a: {}, b: {}}\n"
+                 "evaluations: {t: {generate.max_new_tokens: 16, evaluate.rows: 50}}\n"
+                 "choose: {grid: {lora.r: [4, 8]}}")  # fmt: skip
+    study = read_study(file, ["evaluate.rows=5", "train.steps=3"])
+    asked = study.base.config(study.evaluations["t"])
+    assert (asked.evaluate.rows, asked.generate.max_new_tokens, asked.train.steps) == (5, 16, 3)
+    for word, place in (("seed=7", "seeds"), ("output=x", "output"), ("lora.r=2", "choose.grid")):
+        with pytest.raises(UserError, match=rf"is set for each run by {place} of .*; change it"):
+            read_study(file, [word])
 
 
 def test_words_of_nested_and_dotted_settings():

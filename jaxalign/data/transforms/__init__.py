@@ -2,7 +2,7 @@
 
     transforms:
       - swap                                        # a name of TRANSFORMS
-      - {name: sample, options: {rows: 300, by: language}}
+      - {name: sample, options: {rows: 300, by: lang}}
       - {name: my_data:switch, splits: [train, valid]}      # one's own, module:function
 
 A transform is a function of (records, options, seed). It is applied to the training rows, and to

@@ -22,15 +22,24 @@ from jaxalign.data.transforms.options import read
 from jaxalign.errors import UserError, brief
 
 
+@dataclass
+class Sample:
+    """Options of `sample`."""
+
+    rows: int = setting(0, "rows that are drawn", lowest=1)
+    by: str = setting("", "as many of each value of this field")
+
+
 def sample(records: Sequence[Record], options: Mapping[str, Any], seed: int) -> list[Record]:
     """`rows` records drawn without replacement, in file order; with `by`, as many of each value
     of this field."""
     rows = options.get("rows")
     if not isinstance(rows, int) or isinstance(rows, bool) or rows < 1:
         raise UserError(f"rows: {brief(rows)} should be a whole number, 1 or more")
+    by = read(Sample, options).by
     groups: dict[str, list[int]] = {}
     for number, record in enumerate(records):
-        value = str(record.fields.get(options["by"], "")) if "by" in options else ""
+        value = str(_field(record, by, "by")) if by else ""
         groups.setdefault(value, []).append(number)
     draw = np.random.default_rng(seed)
     chosen = (draw.permutation(group)[:rows] for group in groups.values())
@@ -39,6 +48,8 @@ def sample(records: Sequence[Record], options: Mapping[str, Any], seed: int) -> 
 
 def swap(records: Sequence[Record], options: Mapping[str, Any], seed: int) -> list[Record]:
     """Sentence pairs the other way round: the source becomes the target."""
+    if options:
+        raise UserError(f"{next(iter(options))} is not an option; swap has none")
     return [replace(record, fields=_swapped(record.fields)) for record in records]
 
 
@@ -66,10 +77,15 @@ def part(records: Sequence[Record], options: Mapping[str, Any], seed: int) -> li
     chosen = read(Part, options)
 
     def inside(record: Record) -> bool:
-        if chosen.of not in record.fields:
-            raise UserError(f"{record.origin}: this row has no {chosen.of!r}; see the option of")
-        name = f"{seed}:{record.fields[chosen.of]}".encode("utf-8", "replace")
+        name = f"{seed}:{_field(record, chosen.of, 'of')}".encode("utf-8", "replace")
         place = int.from_bytes(hashlib.sha256(name).digest()[:8], "big") / 2**64
         return (place < chosen.share) != chosen.rest
 
     return [record for record in records if inside(record)]
+
+
+def _field(record: Record, name: str, option: str) -> Any:
+    """The value of this field, which the option of this name says that every row has."""
+    if name not in record.fields:
+        raise UserError(f"{record.origin}: this row has no {name!r}; see the option {option}")
+    return record.fields[name]
