@@ -73,6 +73,13 @@ def answer(
     return [known.texts[key] if known is not None else "" for key in keys]
 
 
+def made_by(path: Path) -> dict[str, Any]:
+    """What the answers of this file were made with; empty where it does not say."""
+    with path.open(encoding="utf-8", errors="replace") as file:
+        found = _object(file.readline()).get("made_by")
+    return found if isinstance(found, dict) else {}
+
+
 def keys_of(prompts: Sequence[Sequence[int]]) -> list[str]:
     """A name for each prompt: a digest of its tokens, and its number among equal ones."""
     seen: Counter[str] = Counter()

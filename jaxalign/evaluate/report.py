@@ -15,8 +15,9 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from jaxalign.checksums import summed
+from jaxalign.checksums import SUMS, summed
 from jaxalign.evaluate.compare import ALL, Comparison, Gain, Score, Tally
 from jaxalign.paths import whole_file
 from jaxalign.terminal import visible
@@ -145,6 +146,7 @@ def write(
     folder: Path,
     title: str,
     pictures: Mapping[str, Callable[[Path], None]] | None = None,
+    made_by: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
 ) -> list[Path]:
     """The files written, each whole or not at all: report.json, report.md, report.tex, report.csv.
 
@@ -153,9 +155,10 @@ def write(
       folder: of the files, and of the list of their checksums.
       title: of the report.
       pictures: name -> what writes that picture to a path.
+      made_by: system -> what the answers of each of its runs were made with, where it is known.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    everything = {"title": title, **comparison.as_json()}
+    everything = {"title": title, "made_by": dict(made_by or {}), **comparison.as_json()}
     texts = (
         json.dumps(everything, indent=1, ensure_ascii=False) + "\n",
         markdown(comparison, title) + "\n",
@@ -173,6 +176,12 @@ def write(
             with whole_file(folder / name) as new:
                 draw(new)
     return [*found, *(folder / name for name in pictures)]
+
+
+def withdraw(folder: Path) -> None:
+    """Removes the report of a folder whose answers are about to change."""
+    for name in (SUMS, *FILES, PICTURE):
+        (folder / name).unlink(missing_ok=True)
 
 
 def _csv(comparison: Comparison) -> str:

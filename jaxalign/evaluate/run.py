@@ -13,12 +13,13 @@ import dataclasses
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
 from jaxalign.base import Base, open_base
 from jaxalign.errors import UserError
-from jaxalign.evaluate.answers import answer
+from jaxalign.evaluate.answers import answer, made_by
 from jaxalign.evaluate.compare import Comparison, System, check_groups, compare
 from jaxalign.evaluate.draw import draw
 from jaxalign.evaluate.entrants import Entrant as Entrant
@@ -27,7 +28,7 @@ from jaxalign.evaluate.gold import Golds, kind_of, read_golds, solved_examples, 
 from jaxalign.evaluate.measure import Gold, Scored
 from jaxalign.evaluate.predictions import read_predictions, write_predictions
 from jaxalign.evaluate.prepare import ANSWERS_FILE, Asked, prepare, tell
-from jaxalign.evaluate.report import PICTURE, write
+from jaxalign.evaluate.report import PICTURE, withdraw, write
 from jaxalign.evaluate.scorers import SCORERS, rehearse
 from jaxalign.evaluate.show import show
 from jaxalign.multihost import barrier, is_main
@@ -65,7 +66,8 @@ def evaluate(config: Config, entrants: Sequence[Entrant], out: str) -> Compariso
     screen = console()
     show(comparison, screen)
     pictures = {PICTURE: partial(draw, comparison)} if len(found) > 1 else {}
-    paths = write(comparison, Path(out), f"{kind_of(config)}: {', '.join(found)}", pictures)
+    title = f"{kind_of(config)}: {', '.join(found)}"
+    paths = write(comparison, Path(out), title, pictures, _identities(entrants, out))
     written = f"written: {', '.join(str(path) for path in paths)}"
     screen.print(visible(written))
     return comparison
@@ -105,6 +107,16 @@ def scored(
         write_predictions(Path(out, label), golds, texts[label], scores)
         found.setdefault(entrant.name, []).append(scores)
     barrier("evaluated")
+    return found
+
+
+def _identities(entrants: Sequence[Entrant], out: str) -> dict[str, list[dict[str, Any]]]:
+    """System -> what the answers of each of its runs were made with; {} of predictions."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for entrant, label in zip(entrants, folder_names(entrants), strict=True):
+        known = entrant.kind != "predictions"
+        identity = made_by(Path(out, label, ANSWERS_FILE)) if known else {}
+        found.setdefault(entrant.name, []).append(identity)
     return found
 
 
@@ -151,6 +163,8 @@ def _answers(
         examples = [gold.example for rows in shown.values() for gold in rows]
         waiting[label] = prepare(base, entrant, examples, Path(out, label, ANSWERS_FILE))
         tell(waiting[label].notes, screen)
+    if is_main():
+        withdraw(Path(out))  # a run that dies leaves no scores beside answers that they are not of
     found: dict[str, Texts] = {}
     for label, asked in waiting.items():
         flat = iter(

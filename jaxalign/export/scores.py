@@ -6,8 +6,6 @@ scores_of(source)          # a table, or None
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +15,7 @@ import numpy as np
 from jaxalign.checksums import check_sums
 from jaxalign.errors import UserError
 from jaxalign.evaluate.report import label
-from jaxalign.export.source import Source
+from jaxalign.export.source import Source, holds_weights
 from jaxalign.hf.card import Scores
 from jaxalign.hf.peft import load_peft, weights_digest
 
@@ -25,7 +23,7 @@ from jaxalign.hf.peft import load_peft, weights_digest
 def scores_of(source: Source) -> Scores | None:
     """The evaluation in the run's folder, if it is of these weights; group means of each measure.
 
-    `jaxalign evaluate` notes with its answers which adapter wrote them.
+    `jaxalign evaluate` notes in its report which adapter wrote the answers, on which base.
     """
     home = source.home
     if home is None or source.adapter is None:
@@ -34,14 +32,14 @@ def scores_of(source: Source) -> Scores | None:
     try:
         check_sums(folder, ["report.json"])
         report = json.loads((folder / "report.json").read_text("utf-8"))
-        own = _own_system(source, home, folder, report["systems"])
+        own = _own_system(source, home, report)
         return _score_table(report, own) if own else None
     except (OSError, ValueError, KeyError, TypeError, UserError):
         return None  # no evaluation, one of another version, or one that was damaged since
 
 
-def _own_system(source: Source, home: Path, folder: Path, systems: Sequence[str]) -> str:
-    """Which system of the evaluation is what is exported; '' where none is."""
+def _own_system(source: Source, home: Path, report: dict[str, Any]) -> str:
+    """Which system of the evaluation is what is exported, and nothing else; '' where none is."""
     ours = home / "adapter"
     written, adapter = load_peft(ours, source.spec)
     same = adapter == source.adapter and all(
@@ -50,14 +48,20 @@ def _own_system(source: Source, home: Path, folder: Path, systems: Sequence[str]
     )
     if not same:
         return ""
-    digest = weights_digest(str(ours))
-    for answers in sorted(folder.glob("*/answers.jsonl")):
-        with answers.open(encoding="utf-8") as file:
-            made_by = json.loads(file.readline())["made_by"]
-        name = re.sub(r"_\d+$", "", answers.parent.name)
-        if made_by.get("adapter_weights") == digest:
-            return next((s for s in (answers.parent.name, name) if s in systems), "")
+    wanted = {"adapter_weights": weights_digest(str(ours)), "base": _base_of(source)}
+    for name in report["systems"]:
+        # Scores of several seeds are means, so not of these weights.
+        made_by = report["made_by"][name]
+        if len(made_by) == 1 and made_by[0].items() >= wanted.items():
+            return name
     return ""
+
+
+def _base_of(source: Source) -> str:
+    """The base's fingerprint; its weights are not downloaded for a card."""
+    if holds_weights(source.folder):
+        return source.opened.fingerprint
+    return source.saved.meta["base"] if source.saved else ""
 
 
 def _score_table(report: dict[str, Any], own: str) -> Scores:
@@ -72,7 +76,11 @@ def _score_table(report: dict[str, Any], own: str) -> Scores:
                 spread = "" if score["std"] is None else f" ± {score['std']:.1f}"
                 cells.append(f"{score['mean']:.1f}{spread}")
             rows.append((f"{label(measure)}, {group}", " ".join(languages), *cells))
-    notes = [f"**{own}** is this adapter; means over languages are macro means."]
+    (made_by,) = report["made_by"][own]
+    notes = [
+        f"**{own}** is this adapter, on its base in {made_by['dtype']}; means over languages are "
+        "macro means."
+    ]
     if any(seeds > 1 for seeds in report["seeds"].values()):
         notes.append("±: standard deviation over seeds.")
     return Scores(head, tuple(rows), (*notes, *report.get("signatures", ())))

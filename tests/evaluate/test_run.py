@@ -12,6 +12,7 @@ from jaxalign.evaluate.gold import read_golds, solved_examples, with_shots
 from jaxalign.evaluate.run import Entrant, evaluate
 from jaxalign.evaluate.write import write
 from jaxalign.generate import run as generation
+from jaxalign.hf.peft import weights_digest
 from tests.evaluate.conftest import rows_of
 
 pytestmark = pytest.mark.usefixtures("one_device")
@@ -47,6 +48,24 @@ def test_systems_side_by_side(judged, adapters, tmp_path, capsys):
             again.measures[measure].languages["file"]["de"].mean
             == found.measures[measure].languages["base"]["de"].mean
         )
+
+
+def test_a_report_knows_whose_answers_it_is_of(judged, adapters, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    entrants = [Entrant("a", f"{adapters}/a1"), Entrant("a", f"{adapters}/a2"),
+                Entrant("base", kind="base")]  # fmt: skip
+    config = judged()
+    evaluate(config, entrants, str(out))
+    made_by = json.loads((out / "report.json").read_text("utf-8"))["made_by"]
+    digests = [weights_digest(f"{adapters}/{name}") for name in ("a1", "a2")]
+    assert [one["adapter_weights"] for one in made_by["a"]] == digests
+    assert [one["adapter_weights"] for one in made_by["base"]] == [""]
+    assert {one["base"] for of in made_by.values() for one in of} == {open_base(config).fingerprint}
+    # A run that dies while it answers leaves no report of what was there before.
+    monkeypatch.setattr(running, "answer", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        evaluate(config, entrants[:1], str(out))
+    assert not [file for file in out.iterdir() if file.is_file()]
 
 
 def test_merged_and_unmerged_adapters_say_the_same(judged, adapters, tmp_path):

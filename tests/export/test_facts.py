@@ -14,6 +14,7 @@ from jaxalign.adapters.ranks import Part, block_range
 from jaxalign.export.facts import card_facts, streams
 from jaxalign.export.request import Request
 from jaxalign.export.run import export
+from jaxalign.export.scores import scores_of
 from jaxalign.export.source import open_source
 from jaxalign.hf.load import load_spec
 from jaxalign.hf.peft import save_peft, weights_digest
@@ -157,18 +158,22 @@ def test_what_vllm_takes(run):
 # --- scores -------------------------------------------------------------------------------------
 
 
-def evaluation(out, digest, name="aligned"):
+def evaluation(out, *digests, **changed):
+    """An evaluation of adapters of one name, next to another system."""
     folder = Path(out, "evaluation")
-    for label, of in ((name, digest), ("sft", "0" * 16)):
-        (folder / label).mkdir(parents=True, exist_ok=True)
-        line = json.dumps({"made_by": {"base": "b", "adapter_weights": of}})
-        (folder / label / "answers.jsonl").write_text(line + "\n")
+    folder.mkdir(parents=True, exist_ok=True)
+    facts = {"base": open_source(out).opened.fingerprint, "dtype": "bfloat16 nf4"} | changed
+    made_by = {
+        system: [facts | {"adapter_weights": one} for one in of]
+        for system, of in (("aligned", digests), ("sft", ("0" * 16,)))
+    }
     score = {"std": None, "seeds": [1.0], "rows": 9}
     groups = {
         system: {group: score | {"mean": mean} for group in ("seen", "all")}
         for system, mean in (("sft", 50.04), ("aligned", 61.26))
     }
     report = {
+        "made_by": made_by,
         "systems": ["sft", "aligned"],
         "seeds": {"sft": 1, "aligned": 1},
         "groups": {"seen": ["en"], "all": ["en", "cy"]},
@@ -186,17 +191,37 @@ def test_scores_of_these_weights(run, base):
     assert "|  | languages | **aligned** | sft |" in body
     assert "| slot F1, %, seen | en | 61.3 | 50.0 |" in body
     assert "| slot F1, %, all | en cy | 61.3 | 50.0 |" in body
-    assert "**aligned** is this adapter" in body
+    assert "**aligned** is this adapter, on its base in bfloat16 nf4; means" in body
     # The adapter folder of the run is the same adapter.
     _, body = card_of(export(Request(f"{out}/adapter")))
     assert "## Scores" in body
 
 
-def test_a_numbered_seed(run, base):
+def test_no_scores_that_are_not_of_these_weights_alone(run, base):
     out, trained = run()
     save_peft(f"{out}/adapter", trained, load_spec(base), open_source(out).adapter, base_name=base)
-    evaluation(out, weights_digest(f"{out}/adapter"), name="aligned_2")
-    assert "**aligned** is this adapter" in card_of(export(Request(out)))[1]
+    own, file = weights_digest(f"{out}/adapter"), Path(out, "evaluation", "report.json")
+
+    def scores():
+        return scores_of(open_source(out))
+
+    evaluation(out, own)
+    assert scores()
+    evaluation(out, own, "f" * 16)  # the mean over two seeds
+    assert scores() is None
+    evaluation(out, own, base="another")
+    assert scores() is None
+    evaluation(out, own)
+    report = json.loads(file.read_text())
+    del report["made_by"]  # an older release wrote it
+    file.write_text(json.dumps(report))
+    assert scores() is None
+    # Answers of these weights beside a report of others say nothing.
+    evaluation(out, "f" * 16)
+    line = json.dumps({"made_by": {"adapter_weights": own}})
+    (file.parent / "aligned").mkdir()
+    (file.parent / "aligned" / "answers.jsonl").write_text(line + "\n")
+    assert scores() is None
 
 
 def test_no_scores_of_other_weights(run, base):
