@@ -90,6 +90,7 @@ TABLES = (
     "merged_cpu",
     "seeds_cpu",
     "slots_seeds",
+    "ner_cpu",
 )
 
 
