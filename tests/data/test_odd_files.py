@@ -166,7 +166,7 @@ def test_lines_end_at_newlines_alone(tmp_path):
 @pytest.mark.parametrize(
     ("rows", "sentence"),
     [
-        ([{"id": 1, "lang": "de", "text": "a"}] * 2, "f.jsonl:2: a second row of de with the id"),
+        ([{"id": 1, "lang": "de", "text": "a"}] * 2, "f.jsonl:2: the id '1' has a row in 'de'"),
         ([{"id": 1, "lang": "de", "text": ["a"]}], "f.jsonl:1: the text is empty"),
         ([{"id": 1, "lang": ["de"], "text": "a"}], "f.jsonl:1: a row with an id needs lang"),
         ([{"text0": "a", "text1": "b", "lang0": "de", "lang1": "de"}], "f.jsonl:1: lang0 and"),
