@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -201,6 +202,9 @@ def _read_words(words: Sequence[str]) -> tuple[DictConfig, list[str]]:
             word = f"{key}=''"
         try:
             one = OmegaConf.from_dotlist([word])
+            if key in _texts() and _is_number(OmegaConf.select(one, key)):
+                # 2026_11 is a name here, not the number 202611.
+                one = OmegaConf.from_dotlist([f"{key}={json.dumps(value)}"])
             for mapping in _whole(one, key):
                 whole.append(mapping)
                 OmegaConf.update(layer, mapping, {}, merge=False)
@@ -250,6 +254,11 @@ def _check_keys(layer: DictConfig, origin: str) -> list[str]:
                 f"{origin}: {key}: YAML reads a word of this list as true or false; put it into "
                 "quotes, as in 'no'"
             )
+        if isinstance(value, bool) and key in _texts() - _switches():
+            raise UserError(
+                f"{origin}: {key} is text, and YAML reads this word as {str(value).lower()}; "
+                "put it into quotes, as in 'no' (a shell needs \"'no'\"), or write null for none"
+            )
         keys.append(key)
     return keys
 
@@ -266,6 +275,10 @@ def _walk(tree: dict[Any, Any], origin: str, prefix: str = "") -> Iterator[tuple
             yield from _walk(value, origin, f"{prefix}{name}.")
         else:
             yield prefix + name, value
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _is_bool(value: Any) -> bool:

@@ -117,6 +117,28 @@ def test_an_empty_word_is_empty_text_and_null_is_none(write):
     assert refusal(None, "generate.method=").startswith("generate.method: '' is not among ")
 
 
+@pytest.mark.parametrize(
+    ("key", "word"),
+    [("align.pivot", "no"), ("log.wandb", "false"), ("prompt.system", "off"), ("output", "Yes")],
+)
+def test_text_that_yaml_takes_for_a_truth_value(write, key, word):
+    """Else a run would be logged to the project 'False', or have 'False' for its instruction."""
+    group, _, name = key.rpartition(".")
+    file = write(f"{group}: {{{name}: {word}}}" if group else f"{name}: {word}")
+    for given in ((None, [f"{key}={word}"]), (file, [])):
+        with pytest.raises(
+            UserError, match=rf"{key} is text, and YAML reads this word as .*; put it"
+        ):
+            load(*given)
+    found = load(None, [f"{key}='{word}'"]).config
+    assert getattr(getattr(found, group) if group else found, name) == word
+
+
+def test_a_name_of_digits_is_no_number():
+    config = load(None, ["output=2026_11", "model.revision=1e3", "align.pivot=010"]).config
+    assert (config.output, config.model.revision, config.align.pivot) == ("2026_11", "1e3", "010")
+
+
 def test_free_form_groups(write):
     path = write(
         "task:\n"

@@ -30,6 +30,7 @@ from jaxalign.data.chat import (
     LLAMA3_TURN,
     render_examples,
 )
+from jaxalign.data.render import on_one_day
 from jaxalign.data.tasks import Example
 from jaxalign.errors import UserError, first_line
 from jaxalign.settings import Config
@@ -270,7 +271,9 @@ def training_template(tokenizer: PreTrainedTokenizerBase, template: str) -> str 
     if template == PAPER:
         return llama3_paper(tokenizer)
     own = base_template(tokenizer)
-    return f"{NO_THINKING}{own}" if own and "enable_thinking" in own else own
+    if not own:
+        return own
+    return (NO_THINKING if "enable_thinking" in own else "") + on_one_day(own)
 
 
 def llama3_paper(tokenizer: PreTrainedTokenizerBase) -> str:

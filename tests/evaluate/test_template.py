@@ -10,6 +10,7 @@ from transformers import AutoTokenizer
 from jaxalign.base import open_base
 from jaxalign.config import load
 from jaxalign.data.chat import encode_prompts, load_tokenizer
+from jaxalign.data.render import render_examples
 from jaxalign.data.tasks import Example
 from jaxalign.data.template import (
     NO_THINKING,
@@ -17,6 +18,7 @@ from jaxalign.data.template import (
     belonging,
     find_template,
     llama3_paper,
+    prompts_by,
     prompts_of,
     stored,
     template_files,
@@ -245,3 +247,23 @@ def test_thinking_stays_off_as_in_training(llama_base):  # noqa: F811
     assert tokenizer.apply_chat_template(talk, tokenize=False) == "a<think>"
     config = load(None, ["task.kind=intent"]).config
     assert trained_with(tokenizer, config).kind == "own"
+
+
+def test_a_date_is_that_of_every_day(llama_base):  # noqa: F811
+    """A run that goes on tomorrow has the rows of today, and is asked as it was trained."""
+    tokenizer = load_tokenizer(llama_base)
+    tokenizer.chat_template = (
+        "{%- if strftime_now is defined and not date_string is defined %}"
+        "{%- set date_string = strftime_now('%d %b %Y') %}{%- endif %}"
+        "Today: {{ date_string }} ({{ strftime_now('%A, %-d.%-m.%y') }})\n"
+        "{% for message in messages %}<{{ message.role }}>{{ message.content }}{% endfor %}"
+        "{% if add_generation_prompt %}<assistant>{% endif %}"
+    )
+    (row,) = render_examples([Example("a", "b", system="")], tokenizer)
+    assert row.prompt == "Today: 26 Jul 2024 (Friday, 26.7.24)\n<user>a<assistant>"
+    talk, text = [{"role": "user", "content": "a"}], training_template(tokenizer, "chat")
+    how = {"tokenize": False, "add_generation_prompt": True}
+    assert tokenizer.apply_chat_template(talk, chat_template=text, **how) == row.prompt
+    assert tokenizer.apply_chat_template(talk, **how) != row.prompt
+    asked = prompts_by(tokenizer, "chat", text, "an adapter")
+    assert (asked.template, asked.note) == ("chat", "")
