@@ -9,6 +9,7 @@ import pytest
 from jaxalign.config import load, saved_in, to_yaml
 from jaxalign.errors import UserError
 from jaxalign.settings import AUTO, Config, abouts, check, flatten
+from jaxalign.settings.together import unread
 from jaxalign.train.same import differences
 
 BOUNDS = {key: about.bounds for key, about in abouts() if not key.startswith("objectives.")}
@@ -132,6 +133,20 @@ def test_text_that_yaml_takes_for_a_truth_value(write, key, word):
             load(*given)
     found = load(None, [f"{key}='{word}'"]).config
     assert getattr(getattr(found, group) if group else found, name) == word
+
+
+def test_what_nothing_reads_is_told():
+    """A baseline may inherit it; nobody may take it for what was trained."""
+    words = ["objectives=[{objective: cka, phase: align}]", "adapter.kind=prefix", "lora.layers=1"]
+    cka, layers = unread(load(None, ["align.weight=0", *words]).config)
+    assert cka == (
+        "objectives[0] (cka) is not trained: align.weight is 0; to train it alone, name it as "
+        "align.objective"
+    )
+    assert layers == "lora.layers=1 is not read: a prefix stands in front of every block"
+    assert not [*unread(load(None, words[:1]).config), *unread(Config())]
+    full = refusal(None, "adapter.start=runs/a/adapter", "trainable=full")
+    assert full.startswith("adapter.start: trainable=full begins from the base and would not read")
 
 
 def test_a_name_of_digits_is_no_number():

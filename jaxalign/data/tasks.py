@@ -190,7 +190,17 @@ def _intent_name(record: Record) -> str:
 
 
 def _intent_slots(record: Record) -> Example:
-    return _intent(record, slot_spans(record), INTENT_SLOTS_SYSTEM)
+    spans, target = slot_spans(record), record.fields.get("target")
+    read_from = record.fields.get("slots"), record.fields.get("annot_utt")
+    if read_from == (None, None) and isinstance(target, str) and target.strip() != NOTHING:
+        # What a model writes is read leniently; of a row's own answer no part may be lost.
+        lost = next((part for part in target.split("; ") if ": " not in part), None)
+        if lost is not None:
+            raise UserError(
+                f"{record.origin}: {brief(lost)} of 'target' is no 'type: words' and would be "
+                "lost; write 'type: words; type: words' or None"
+            )
+    return _intent(record, spans, INTENT_SLOTS_SYSTEM)
 
 
 def _translation(record: Record) -> Example:

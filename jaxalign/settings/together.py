@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from jaxalign.errors import UserError
@@ -73,6 +74,12 @@ def check_together(config: Config) -> None:
             f"generate.adapter: a {kind} is not a change of weights and cannot be merged; set "
             "generate.adapter=unmerged"
         )
+    if config.adapter.start and config.trainable == "full":
+        raise UserError(
+            f"adapter.start: trainable=full begins from the base and would not read "
+            f"{config.adapter.start}; merge it into the base first (jaxalign merge --into-base) "
+            "and name that as model.path"
+        )
     if config.optim.missing == "skip" and config.trainable == "full":
         raise UserError("optim.missing: skip works on adapters only; set trainable=lora")
     if config.model.quantize != "none" and config.trainable == "full":
@@ -90,6 +97,23 @@ def check_together(config: Config) -> None:
             f"log.profile: {config.log.profile} should be the first update and how many, both 1 or "
             "more, as in [10,3]"
         )
+
+
+def unread(config: Config) -> Iterator[str]:
+    """Sentences about settings that nothing reads.
+
+    A baseline inherits them, so they are no mistakes; nobody may take them for what was trained.
+    """
+    for number, extra in enumerate(config.objectives):
+        phase = extra.phase
+        if not getattr(config, phase).weight:
+            yield (
+                f"objectives[{number}] ({extra.objective}) is not trained: {phase}.weight is 0; to "
+                f"train it alone, name it as {phase}.objective"
+            )
+    kind, layers = config.adapter.kind, config.lora.layers
+    if kind != "lora" and layers != type(config.lora)().layers:
+        yield f"lora.layers={layers} is not read: a {kind} stands in front of every block"
 
 
 def _check_prompts(align: AlignConfig) -> None:

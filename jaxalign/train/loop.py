@@ -25,6 +25,7 @@ from jaxalign.data.loader import Counted, prefetch
 from jaxalign.multihost import is_main
 from jaxalign.paths import Desk
 from jaxalign.settings import Config, flatten
+from jaxalign.settings.together import unread
 from jaxalign.sharding import put_batch, rows_here
 from jaxalign.train import record
 from jaxalign.train.apply import combine
@@ -234,6 +235,8 @@ def _open_log(run: Run, desk: Desk, start: Start, again: bool, title: str) -> Lo
     )
     for name, stream in run.train.items():
         log.message(f"{name}: {stream.report}; {stream.shape}")
+    for sentence in unread(config):
+        log.message(sentence)
     for limit in run.adapter.limits() if run.adapter else ():
         log.message(f"adapter: {limit}")
     return log

@@ -113,6 +113,11 @@ def test_rows_are_left_alone():
         ("rows", {"text": "  "}, r"data\.jsonl:7: the answer is empty"),
         ("rows", {"text": 3}, r"data\.jsonl:7: 'text' must be text, not int"),
         ("slots", {"utterance": "x"}, "no 'target'"),
+        (
+            "intent_slots",
+            {"utterance": "x", "intent": "alarm", "target": "time:nine; place: Rome"},
+            "'time:nine' of 'target' is no 'type: words' and would be lost",
+        ),
         ("slots", {"slots": []}, "no 'utterance'.*task.columns.utterance="),
         ("slots", {"utterance": "x", "slots": ["a"]}, r"data\.jsonl:7: 'a' is not a \[type, words"),
         ("intent_slots", {"utterance": "x", "slots": []}, "no 'intent'"),
