@@ -62,7 +62,8 @@ class Gain:
 class Comparisons:
     """One measure: system -> language or group -> number; gains have no entry for the baseline.
 
-    Languages in which it is missing have none either, nor do groups of nothing else.
+    A language where the measure is missing has no entry, and neither has a group of such languages
+    alone.
     """
 
     languages: dict[str, dict[str, Score]]

@@ -164,7 +164,7 @@ def _answers(
         waiting[label] = prepare(base, entrant, examples, Path(out, label, ANSWERS_FILE))
         tell(waiting[label].notes, screen)
     if is_main():
-        withdraw(Path(out))  # a run that dies leaves no scores beside answers that they are not of
+        withdraw(Path(out))  # a run that dies must not leave old scores beside new answers
     found: dict[str, Texts] = {}
     for label, asked in waiting.items():
         flat = iter(

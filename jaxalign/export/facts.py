@@ -27,8 +27,7 @@ from jaxalign.data.transforms import transformed
 from jaxalign.errors import UserError
 from jaxalign.export.scores import scores_of
 from jaxalign.export.source import Source
-from jaxalign.hf.card import Data, Facts, hub_name
-from jaxalign.hf.find import pinned, unpinned
+from jaxalign.hf.card import Data, Facts, base_facts
 from jaxalign.model.spec.tensors import parameter_count
 from jaxalign.settings import AlignConfig, Config, TaskConfig
 from jaxalign.settings.data import UNASKED
@@ -72,17 +71,13 @@ def card_facts(
         dtype: of a model's weights.
     """
     config, adapter = source.config, source.adapter
-    name, revision = unpinned(pinned(source.base, source.opened.revision))
-    hub = hub_name(name)
     found = list(streams(config)) if config else []
     systems = {system for stream in found for system in stream.systems}
     return Facts(
         title=Path(path).name if path != "." else source.name,
         kind=kind,
         path=path,
-        base=hub,
-        revision=(revision or "") if hub else "",
-        base_folder="" if hub else Path(source.base).name,
+        **base_facts(source.base, source.opened.revision),
         languages=tuple(sorted({code for stream in found for code in stream.codes})),
         datasets=tuple(dict.fromkeys(_hub_sets(config))) if config else (),
         tags=_tags(source, config),

@@ -33,7 +33,7 @@ from jaxalign.folders import check_target, whole_folder
 from jaxalign.generate.stops import taught_stops, unsaid
 from jaxalign.hf.card import model_card
 from jaxalign.hf.files import read_json, write_json
-from jaxalign.hf.find import hub_parts, pinned
+from jaxalign.hf.find import on_hub, pinned
 from jaxalign.hf.peft import save_peft
 from jaxalign.hf.save import (
     GENERATION_FILE,
@@ -103,7 +103,7 @@ def export(request: Request) -> Path:
             dtype="" if request.format == "peft" else dtype,
         )
         (folder / "README.md").write_text(model_card(facts), "utf-8")
-        if request.push and not _on_hub(source.base):
+        if request.push and not on_hub(source.base):
             _forget_place(folder / CONFIG_FILE)
         if request.verify:
             screen.print(str(verify(source, folder, request.format, dtype, in_memory(source))))
@@ -148,10 +148,6 @@ def describe(source: Source) -> str:
     if saved is None:
         return f"{source.name}, {what}"
     return f"{source.name}, step {saved.step:,}{' (best)' if saved.best else ''}, {what}"
-
-
-def _on_hub(base: str) -> bool:
-    return hub_parts(base) is not None and not Path(base).expanduser().exists()
 
 
 def _forget_place(file: Path) -> None:

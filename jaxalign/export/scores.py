@@ -15,8 +15,9 @@ import numpy as np
 from jaxalign.checksums import check_sums
 from jaxalign.errors import UserError
 from jaxalign.evaluate.report import label
-from jaxalign.export.source import Source, holds_weights
+from jaxalign.export.source import Source
 from jaxalign.hf.card import Scores
+from jaxalign.hf.find import holds_weights
 from jaxalign.hf.peft import load_peft, weights_digest
 
 

@@ -22,7 +22,7 @@ from jaxalign.config import saved
 from jaxalign.data.template import recorded
 from jaxalign.errors import UserError
 from jaxalign.export.checkpoint import Saved, find
-from jaxalign.hf.find import locate, unpinned
+from jaxalign.hf.find import holds_weights, locate, unpinned
 from jaxalign.hf.load import abstract_params
 from jaxalign.hf.peft import load_peft, named_base
 from jaxalign.model.spec import ModelSpec
@@ -111,11 +111,6 @@ def open_source(run: str, step: str = "", base: str = "") -> Source:
     return _of_folder(run, locate(run), base)
 
 
-def holds_weights(folder: Path) -> bool:
-    """Whether a model's folder has weights in it, not only an index of them."""
-    return any(folder.glob("model*.safetensors"))
-
-
 def config_of(meta: dict[str, Any]) -> Config:
     """The configuration that was saved with a checkpoint.
 
@@ -177,9 +172,9 @@ def _of_folder(run: str, folder: Path, base: str) -> Source:
 
 
 def _check_base(folder: Path, opened: Opened, named: str) -> None:
-    """Compares the base with that of the run whose record lies beside the adapter.
+    """Compares the base with the one that the record of the adapter's run names.
 
-    Without such a record names are compared, and a warning is all that can be given.
+    A folder without such a record knows only a name; another name gets a warning.
 
     Raises:
         UserError: it has other weights.

@@ -13,6 +13,9 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+from jaxalign.hf.find import pinned, unpinned
 
 TEMPLATE = Path(__file__).with_name("card.md")
 LIBRARIES = {"adapter": "peft", "model": "transformers"}
@@ -103,6 +106,14 @@ def model_card(facts: Facts) -> str:
 def hub_name(base: str) -> str:
     """The base as the hub calls it; empty where it is a folder of this machine."""
     return base if _HUB_NAME.fullmatch(base) and not Path(base).exists() else ""
+
+
+def base_facts(base: str, revision: str | None = None) -> dict[str, Any]:
+    """What `Facts` says of a base, given by folder or hub name, which may have an @REVISION."""
+    name, revision = unpinned(pinned(base, revision))
+    if hub := hub_name(name):
+        return {"base": hub, "revision": revision or ""}
+    return {"base_folder": Path(base).name}
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

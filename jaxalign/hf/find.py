@@ -73,18 +73,28 @@ def hub_parts(path: str) -> tuple[str, str, str | None] | None:
     return name, folder or "", revision
 
 
+def on_hub(path: str) -> tuple[str, str, str | None] | None:
+    """As `hub_parts`; None also where a folder of this machine, which comes first, has the name."""
+    return None if Path(path).expanduser().exists() else hub_parts(path)
+
+
+def holds_weights(folder: Path) -> bool:
+    """Whether a model's folder has weights in it, not only an index of them."""
+    return any(folder.glob("model*.safetensors"))
+
+
 def pinned(path: str, revision: str | None) -> str:
     """`NAME@REVISION` of a hub name without a revision of its own; anything else as it is."""
-    parts = hub_parts(path)
-    if not revision or parts is None or parts[2] or Path(path).expanduser().exists():
+    parts = on_hub(path)
+    if not revision or parts is None or parts[2]:
         return path
     return f"{path}@{revision}"
 
 
 def unpinned(path: str) -> tuple[str, str | None]:
     """The name before the @ and the revision behind it; None where it has none."""
-    parts = hub_parts(path)
-    if parts is None or not parts[2] or Path(path).expanduser().exists():
+    parts = on_hub(path)
+    if parts is None or not parts[2]:
         return path, None
     return path.removesuffix(f"@{parts[2]}"), parts[2]
 

@@ -14,8 +14,7 @@ from pathlib import Path
 from jaxalign.adapters.lora import Lora
 from jaxalign.adapters.peft_config import vllm_limits, vllm_rank
 from jaxalign.base import name_of
-from jaxalign.hf.card import Facts, Merge, hub_name
-from jaxalign.hf.find import unpinned
+from jaxalign.hf.card import Facts, Merge, base_facts
 from jaxalign.merge.algebra import Merged
 from jaxalign.merge.methods import METHODS, Recipe
 
@@ -45,8 +44,6 @@ def merge_facts(
       template: the chat template stored with the weights, see `Facts`.
       stops: the tokens that end answers, see `Facts`.
     """
-    name, revision = unpinned(base)
-    hub = hub_name(name)
     used = sum(weight != 0 for _, weight, _ in parts)
     number = "one adapter" if used == 1 else f"{used} adapters"
     lora = merged.adapter if merged and kind == "adapter" else None
@@ -54,9 +51,7 @@ def merge_facts(
         title=Path(out).name,
         kind=kind,
         path=out,
-        base=hub,
-        revision=(revision or "") if hub else "",
-        base_folder="" if hub else Path(base).name,
+        **base_facts(base),
         tags=(*(("dora" if lora.dora else "lora",) if lora else ()), "merge"),
         summary=f"made of {number}" if lora else f"with {number} added",
         merge=Merge(

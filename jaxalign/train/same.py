@@ -15,12 +15,15 @@ from typing import Any
 
 import numpy as np
 
+from jaxalign.base import Base
 from jaxalign.checksums import text_digest
 from jaxalign.data import sources
 from jaxalign.data.tokenizer import tokenizer_digest
 from jaxalign.errors import UserError
+from jaxalign.hf.find import holds_weights, small_files
 from jaxalign.hf.load import fingerprint
 from jaxalign.hf.peft import weights_digest
+from jaxalign.paths import is_remote
 from jaxalign.settings import Config, flatten, renamed
 from jaxalign.train.phases.measured import FILE, is_file
 
@@ -101,15 +104,19 @@ def differences(
     return found
 
 
-def inputs_of(config: Config) -> dict[str, str]:
+def inputs_of(config: Config, base: Base | None = None) -> dict[str, str]:
     """{'task.train': SHA-256, 'model.path': ..., ...}: what a run reads, known by what is in it.
 
     What is gone, or cannot be reached, is not there.
+
+    Args:
+      config: the run.
+      base: its base, where it is opened: it knows its fingerprint.
     """
-    base = (config.model.path, config.model.revision)
+    place = (config.model.path, config.model.revision)
     reads: dict[str, Callable[[], str]] = {
-        "model.path": partial(fingerprint, *base),
-        "tokenizer": partial(tokenizer_digest, *base),
+        "model.path": lambda: base.fingerprint if base else _fingerprint_at_hand(*place),
+        "tokenizer": partial(tokenizer_digest, *place),
         "options": partial(sources.digest_of, _files_in(dataclasses.asdict(config))),
     }
     for part in ("task", "align"):
@@ -121,6 +128,12 @@ def inputs_of(config: Config) -> dict[str, str]:
         with contextlib.suppress(UserError):
             found[key] = read()
     return {key: digest for key, digest in found.items() if digest}
+
+
+def _fingerprint_at_hand(path: str, revision: str | None) -> str:
+    """A base's fingerprint; '' where the hub has its weights: none are fetched to be compared."""
+    here = is_remote(path) or holds_weights(small_files(path, revision))
+    return fingerprint(path, revision) if here else ""
 
 
 def other_inputs(saved: dict[str, Any], now: Config, judged: bool) -> list[tuple[str, Any, Any]]:

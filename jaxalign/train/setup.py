@@ -83,13 +83,14 @@ def prepare(config: Config, scores: Collection[str] | None = (), base: Base | No
     Raises:
       UserError: anything in the configuration, the data or the checkpoint that cannot work.
     """
-    active, inputs = active_phases(config), inputs_of(config) if is_main() else {}
+    active = active_phases(config)
     for name in active:
         if not PHASES[name].part(config).train:
             raise UserError(
                 f"{name}.train is empty; name its files, or set {name}.weight=0 to train without it"
             )
     base = base.under(config) if base else open_base(config)
+    inputs = inputs_of(config, base) if is_main() else {}
     mesh, spec = base.mesh, base.spec
     check_fit(config, spec, mesh)
     adapter, start = _adapter(config, spec)

@@ -216,7 +216,7 @@ def test_no_scores_that_are_not_of_these_weights_alone(run, base):
     del report["made_by"]  # an older release wrote it
     file.write_text(json.dumps(report))
     assert scores() is None
-    # Answers of these weights beside a report of others say nothing.
+    # A report of other answers says nothing about these weights.
     evaluation(out, "f" * 16)
     line = json.dumps({"made_by": {"adapter_weights": own}})
     (file.parent / "aligned").mkdir()

@@ -360,6 +360,9 @@ def test_what_else_a_finished_run_has_read_is_compared(configure, tmp_path):
     config.align.options = {"subspace": {"file": "b.npz"}}
     ((key, was, now),) = other_inputs(saved | {"inputs": {}}, config, True)
     assert (key, was, now) == ("options", [str(file)], ["b.npz"])
+    for weights in folder.glob("*.safetensors"):  # as a base whose weights are on the hub alone
+        weights.unlink()
+    assert "model.path" not in inputs_of(config) and "tokenizer" in inputs_of(config)
 
 
 def test_a_data_file_that_changes_during_the_run_is_not_the_one_it_read(
