@@ -360,8 +360,8 @@ def test_what_else_a_finished_run_has_read_is_compared(configure, tmp_path):
     config.align.options = {"subspace": {"file": "b.npz"}}
     ((key, was, now),) = other_inputs(saved | {"inputs": {}}, config, True)
     assert (key, was, now) == ("options", [str(file)], ["b.npz"])
-    for weights in folder.glob("*.safetensors"):  # as a base whose weights are on the hub alone
-        weights.unlink()
+    for stored in folder.glob("*.safetensors"):  # as a base whose weights are on the hub alone
+        stored.unlink()
     assert "model.path" not in inputs_of(config) and "tokenizer" in inputs_of(config)
 
 
