@@ -134,13 +134,16 @@ def _chat(
     ]
     wholes = _render_all(examples, tokenizer, answered, add_generation_prompt=False)
     stops = _stop_texts(tokenizer)
+    # One expression for all of them: Gemma has 6,249 special tokens to look for in every row.
+    stop = re.compile("|".join(map(re.escape, sorted(stops))) or "(?!)")
+    end = next(iter(stops), "")
     out = []
     for example, talk, prompt, whole in zip(examples, talks, prompts, wholes, strict=True):
         # Some templates write a finished turn differently from an open one (they drop a thinking
         # block). What the model will see is the open one, so the answer follows that.
         completion = whole[len(prompt) :] if whole.startswith(prompt) else example.answer
         _check_printed(example, talk, prompt, completion, tokenizer)
-        out.append(Rendered(prompt, _up_to_stop(completion, example.answer.strip(), stops)))
+        out.append(Rendered(prompt, _up_to_stop(completion, example.answer.strip(), stop, end)))
     return out
 
 
@@ -313,14 +316,10 @@ def _stop_texts(tokenizer: PreTrainedTokenizerBase) -> list[str]:
     return list(dict.fromkeys([*end, *tokenizer.all_special_tokens, *special]))
 
 
-def _up_to_stop(completion: str, answer: str, stops: Sequence[str]) -> str:
-    """The completion up to and with the first special token behind the answer, added if absent."""
-    start = max(completion.find(answer), 0) + len(answer)
-    found = [(at, stop) for stop in stops if (at := completion.find(stop, start)) >= 0]
-    if found:
-        at, stop = min(found)
-        return completion[: at + len(stop)]
-    return completion.rstrip() + (stops[0] if stops else "")
+def _up_to_stop(completion: str, answer: str, stop: re.Pattern[str], end: str) -> str:
+    """The completion up to and with the first special token behind the answer, `end` if absent."""
+    found = stop.search(completion, max(completion.find(answer), 0) + len(answer))
+    return completion[: found.end()] if found else completion.rstrip() + end
 
 
 Renderer = Callable[[Sequence[Example], "PreTrainedTokenizerBase", "str | None"], "list[Rendered]"]

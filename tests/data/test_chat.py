@@ -46,6 +46,24 @@ def test_chatml_row_ends_at_the_stop_token(chatml):
     assert row.tokens[-1] == chatml.eos_token_id
 
 
+def test_the_row_ends_at_the_first_of_many_special_tokens(build_tokenizer, tmp_path):
+    """Whatever their order and whichever begins another; behind an answer that has one, too."""
+    many = [f"<unused{number}>" for number in range(200)]
+    special = ["<|user|>", "<|answer|>", "<|end|>", "<|end|>>", *many]
+    tokenizer = load_tokenizer(build_tokenizer(tmp_path / "t", special, eos="<|end|>"))
+    turns = "{% for m in messages %}<|{{ 'user' if m.role != 'assistant' else 'answer' }}|>"
+    opened = "{% if add_generation_prompt %}<|answer|>{% endif %}"
+    for printed, end in (
+        ("<unused107><|end|>", "<unused107>"),
+        ("<|end|>\n<unused3>", "<|end|>"),
+        ("", "<|end|>"),
+    ):
+        tail = f"{{{{ m.content }}}}{{% if m.role == 'assistant' %}}{printed}{{% endif %}}"
+        tokenizer.chat_template = f"{turns}{tail}{{% endfor %}}{opened}"
+        (row,) = render_examples([EXAMPLE], tokenizer)
+        assert row.completion == f"datetime: tomorrow{end}"
+
+
 def test_paper_row(llama):
     (row,) = encode_examples([EXAMPLE], llama, "llama3_paper")
     assert trained(row, llama) == "datetime: tomorrow<|eot_id|>"
