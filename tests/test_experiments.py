@@ -121,7 +121,8 @@ def test_the_study_of_real_models_loads_and_its_rows_are_held_out(data, tmp_path
     studies = [file for file in folder.glob("*.yaml") if "\nsystems:" in file.read_text("utf-8")]
     assert len(studies) > 10
     for file in studies:
-        assert read_study(file, ["model.path=x"]).names[:2] == ["sft", "aligned"]
+        first, second = read_study(file, ["model.path=x"]).names[:2]
+        assert first == "sft" and second in ("aligned", "block_12")
     rows = script(folder / "data.py")
     tatoeba = tmp_path / "de-en.tsv"
     long = "x" * (rows.LONGEST + 1)
