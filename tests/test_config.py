@@ -10,6 +10,7 @@ from jaxalign.config import load, saved_in, to_yaml
 from jaxalign.errors import UserError
 from jaxalign.settings import AUTO, Config, abouts, check, flatten
 from jaxalign.settings.together import unread
+from jaxalign.train.phases.align import ALIGN
 from jaxalign.train.same import differences
 
 BOUNDS = {key: about.bounds for key, about in abouts() if not key.startswith("objectives.")}
@@ -145,6 +146,22 @@ def test_what_nothing_reads_is_told():
     )
     assert layers == "lora.layers=1 is not read: a prefix stands in front of every block"
     assert not [*unread(load(None, words[:1]).config), *unread(Config())]
+    words = ["align.states=standardised", "align.temperature=0.2", "align.pooling=last"]
+    told = {
+        objective: [*ALIGN.unread(load(None, [*words, *more.split()]).config)]
+        for objective, more in {
+            "contrastive": "",
+            "cka of tokens": "align.objective=cka",
+            "pooled cka": "align.objective=cka align.options.rows=pooled",
+        }.items()
+    }
+    temperature = "align.temperature=0.2 is not read by cka"
+    assert told["contrastive"] == [] and told["pooled cka"] == [temperature]
+    assert told["cka of tokens"] == [
+        "align.pooling=last is not read by cka",
+        "align.states=standardised is not read by cka",
+        temperature,
+    ]
     full = refusal(None, "adapter.start=runs/a/adapter", "trainable=full")
     assert full.startswith("adapter.start: trainable=full begins from the base and would not read")
 

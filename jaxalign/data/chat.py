@@ -12,6 +12,7 @@ row and the prompt of a generation are the same tokens.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -38,6 +39,8 @@ __all__ = [
     "LLAMA3_END", "LLAMA3_OPEN", "LLAMA3_TOKENS", "LLAMA3_TURN", "Rendered", "encode_examples",
     "encode_prompts", "encode_texts", "instruction", "load_tokenizer", "render_examples", "show",
 ]  # fmt: skip
+
+MARK = "user's text"  # in its place, to see what a template writes around it
 
 
 def encode_texts(
@@ -102,7 +105,9 @@ def encode_prompts(
 ) -> list[np.ndarray]:
     """The prompts alone, as a generation starts from them: int32 [t] each, not padded, not cut."""
     rendered = render_examples(examples, tokenizer, template, system)
-    return [tokens for tokens, _ in _encode_prompts(examples, rendered, tokenizer, template)]
+    return [
+        tokens for tokens, _ in _encode_prompts(examples, rendered, tokenizer, template, system)
+    ]
 
 
 def encode_examples(
@@ -130,7 +135,7 @@ def encode_examples(
         One row for each example. A row whose answer was cut away whole has no target.
     """
     rendered = render_examples(examples, tokenizer, template, system)
-    prompts = _encode_prompts(examples, rendered, tokenizer, template)
+    prompts = _encode_prompts(examples, rendered, tokenizer, template, system)
     rows: list[Encoded | None] = [None] * len(examples)
     for special in (True, False):
         these = [i for i, e in enumerate(examples) if _adds_special(e, template) is special]
@@ -163,9 +168,15 @@ def _encode_prompts(
     rendered: Sequence[Rendered],
     tokenizer: PreTrainedTokenizerBase,
     template: str,
+    system: str | None,
 ) -> list[tuple[np.ndarray, tuple[int, int]]]:
     """Each prompt's tokens, and where among them the user's text is."""
     out: list = [None] * len(examples)
+    asked = next((example for example in examples if not example.finished), None)
+    behind = 0
+    if asked is not None:  # what the template writes behind a user's text, whatever the text
+        (one,) = render_examples([replace(asked, prompt=MARK)], tokenizer, template, system)
+        behind = len(one.prompt.rpartition(MARK)[2])
     for special in (True, False):
         these = [i for i, e in enumerate(examples) if _adds_special(e, template) is special]
         if not these:
@@ -174,17 +185,22 @@ def _encode_prompts(
             found = tokenizer([rendered[i].prompt for i in these], **_settings(special))
         for row, i in enumerate(these):
             tokens = np.array(found["input_ids"][row], np.int32)
-            out[i] = tokens, _user_text(examples[i], rendered[i].prompt, found, row)
+            out[i] = tokens, _user_text(examples[i], rendered[i].prompt, behind, found, row)
     return out
 
 
-def _user_text(example: Example, prompt: str, found: BatchEncoding, row: int) -> tuple[int, int]:
+def _user_text(
+    example: Example, prompt: str, header: int, found: BatchEncoding, row: int
+) -> tuple[int, int]:
     """The user's text among the tokens of a prompt: the first token, and the one behind the last.
 
     Of a finished row, and with a tokenizer that does not know where its tokens come from, all.
+
+    Args:
+        header: characters of the template behind the text, in which a short text may stand, too.
     """
     text = example.prompt.strip()
-    first = 0 if example.finished else prompt.rfind(text)
+    first = 0 if example.finished else prompt.rfind(text, 0, len(prompt) - header)
     whole = (0, len(found["input_ids"][row]))
     if not found.is_fast or first < 0 or not text:
         return whole

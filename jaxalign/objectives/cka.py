@@ -31,13 +31,23 @@ from jaxalign.objectives.states import TOKENS, Loss, Needs, States, Tap, View
 EPSILON = 1e-6  # of the released code
 
 
-def _tap(layer: int, rows: str) -> Tap:
-    return Tap(layer, TOKENS if rows == "tokens" else "mean")
+def _tap(layer: int, rows: str, pooling: str, form: str) -> Tap:
+    return Tap(layer, TOKENS) if rows == "tokens" else Tap(layer, pooling, form)
 
 
-@declare(lambda layer, rows, **_: both_sides(Needs((_tap(layer, rows),))), settings="layer")
+@declare(
+    lambda layer, rows, pooling, form, **_: both_sides(Needs((_tap(layer, rows, pooling, form),))),
+    settings="layer pooling form",
+)
 def cka(
-    states: States, batch: Any, *, layer: int, rows: str = "tokens", estimator: str = "biased"
+    states: States,
+    batch: Any,
+    *,
+    layer: int,
+    rows: str = "tokens",
+    estimator: str = "biased",
+    pooling: str = "mean",
+    form: str = "raw",
 ) -> Loss:
     """1 - linear CKA of sources and targets at one layer.
 
@@ -47,6 +57,8 @@ def cka(
       rows: `tokens`, as released; `pooled`: a row is a sentence.
       estimator: `biased`, as released, clamped to [0, 1]; `debiased`, clamped to [-1, 1], so that
         values below 0 still have a gradient; it needs 4 rows.
+      pooling: of pooled rows; whole states have none.
+      form: of pooled rows, `raw` or `standardised`; whole states are raw.
 
     Returns:
       1 - CKA, counted once a batch; logs `cka`.
@@ -56,7 +68,7 @@ def cka(
     """
     check_choice("cka", "rows", rows, ("tokens", "pooled"))
     check_choice("cka", "estimator", estimator, tuple(ESTIMATORS))
-    tap = _tap(layer, rows)
+    tap = _tap(layer, rows, pooling, form)
     source, target = (_rows(view, tap) for view in (states.source, states.target))
     number = jnp.minimum(jnp.sum(source[1]), jnp.sum(target[1]))
     x, y = (_centred(*side, number) for side in (source, target))

@@ -39,7 +39,7 @@ class Declared:
 class Objective:
     """A function of (states, batch) with its options, and what it needs for them."""
 
-    function: Callable[..., Loss]
+    function: partial[Loss]  # its keywords are the options
     needs: Mapping[str, Needs]
     head: Callable[..., Any] | None = field(default=None)  # (spec, key) -> tree
     measured: Mapping[str, Subspace] = field(default_factory=dict)  # options: {file: x.npz}

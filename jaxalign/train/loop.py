@@ -12,6 +12,7 @@ result.adapter                              # a PEFT folder
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -235,7 +236,8 @@ def _open_log(run: Run, desk: Desk, start: Start, again: bool, title: str) -> Lo
     )
     for name, stream in run.train.items():
         log.message(f"{name}: {stream.report}; {stream.shape}")
-    for sentence in unread(config):
+    phases = (facts_of(config, name).unread(config) for name in run.phases)
+    for sentence in itertools.chain(unread(config), *phases):
         log.message(sentence)
     for limit in run.adapter.limits() if run.adapter else ():
         log.message(f"adapter: {limit}")

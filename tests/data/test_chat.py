@@ -229,7 +229,9 @@ def test_show(llama):
 
 
 @pytest.mark.parametrize("template", ["chat", "llama3_paper"])
-@pytest.mark.parametrize("text", ["wake me up", "  wacht auf: é\u4e16 ", "find the slots"])
+@pytest.mark.parametrize(
+    "text", ["wake me up", "  wacht auf: é\u4e16 ", "find the slots", "a", "ant", "<"]
+)
 def test_every_token_has_a_role(llama, template, text):
     """The user's text is the last turn, though an instruction or an example may say the same."""
     example = Example(text, "None", system="find the slots", shots=((text, "None"),))

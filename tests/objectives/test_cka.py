@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxalign.errors import UserError
-from jaxalign.objectives import TOKENS, States, Tap, View
+from jaxalign.objectives import TOKENS, States, Tap, View, bind
 from jaxalign.objectives.cka import cka, drift
 
 LAYER, TAP = 2, Tap(2, TOKENS)
@@ -153,3 +153,24 @@ def test_a_choice_that_is_none():
     _, states = sides()
     with pytest.raises(UserError, match="cka: estimator='best' should be one of biased, debiased"):
         cka(states, None, layer=LAYER, estimator="best")
+
+
+def test_pooled_rows_take_the_form_of_the_states_and_their_pooling():
+    """Settings of the phase; as options of the term they would be passed over silently."""
+    settings = {"layer": LAYER, "pooling": "last", "form": "standardised", "temperature": 0.1}
+    read = {
+        rows: bind(cka, "cka", {"rows": rows}, "align.options", settings, {}).needs["source"].taps
+        for rows in ("pooled", "tokens")
+    }
+    assert read == {"pooled": (Tap(LAYER, "last", "standardised"),), "tokens": (TAP,)}
+    (x, y), _ = sides()
+    tap = Tap(LAYER, "last", "standardised")
+    pooled = {
+        name: view(x, n)._replace(taps={tap: jnp.asarray(drawn[:, 0])})
+        for name, drawn, n in zip(("source", "target"), (x, y), LENGTHS, strict=True)
+    }
+    loss = cka(States(pooled), None, layer=LAYER, rows="pooled", pooling="last", form=tap.states)
+    x, y = (side[:2, 0] - side[:2, 0].mean(0) for side in (x, y))  # the third pair is padding
+    own, others = (np.linalg.norm(side.T @ side) for side in (x, y))
+    cosine = np.linalg.norm(x.T @ y) ** 2 / (own * others)
+    assert float(loss.sum) == pytest.approx(1 - cosine, abs=1e-5)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -19,6 +19,8 @@ from jaxalign.objectives.contrastive import similarities
 from jaxalign.settings import AUTO, Config
 from jaxalign.train import flat
 from jaxalign.train.phases.facts import Facts
+
+IN_TAPS = {"pooling": "pool", "form": "states"}  # options that say how a term's taps are read
 
 
 class Align(Facts):
@@ -64,6 +66,22 @@ class Align(Facts):
             "group": align.group,
             "detach": align.detach,
         }
+
+    def unread(self, config: Config) -> Iterator[str]:
+        """Settings of the contrastive loss where other terms stand in its place."""
+        terms = self.terms(config)
+        options = [term.objective.function.keywords for term in terms]
+        taps = [
+            tap for term in terms for side in term.objective.needs.values() for tap in side.taps
+        ]
+        plain = self.offers(type(config)())
+        for name, value in self.offers(config).items():
+            read = any(name in one for one in options)
+            if name in IN_TAPS:  # a term may take it and have no use for it
+                read = any(getattr(tap, IN_TAPS[name]) == value for tap in taps)
+            if not read and value != plain[name] and name != "layer":  # which a baseline inherits
+                key = "states" if name == "form" else name
+                yield f"align.{key}={value} is not read by {', '.join(one.name for one in terms)}"
 
     def measure(self, config: Config, stream: Stream, states: list) -> dict[str, float]:
         """`eval/retrieval`: the share of sources whose target is the nearest of all."""

@@ -9,7 +9,7 @@ facts.build(config, decoder, weights)            # the phase as the step sees it
 from __future__ import annotations
 
 import abc
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -68,6 +68,10 @@ class Facts(abc.ABC):
     def offers(self, config: Config) -> Mapping[str, Any]:
         """Options of objectives that follow from the settings of the phase."""
         return {}
+
+    def unread(self, config: Config) -> Iterator[str]:
+        """Sentences about its settings that no objective of it reads."""
+        return iter(())
 
     def watches(self, config: Config) -> dict[str, Needs]:
         """What validation needs, whatever the objectives are."""
