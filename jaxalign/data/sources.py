@@ -48,7 +48,8 @@ def read(source: str, columns: Mapping[str, str] | None = None) -> list[Record]:
     Args:
         source: path, glob, `hf:...` or `tfds:...` (module text).
         columns: our field name -> the data's; a dotted name reaches into a dict
-            (`translation.de`). Fields that are not named keep their names.
+            (`translation.de`, whose `src` or `tgt` has that language). Fields that are not named
+            keep their names.
 
     Returns:
         Records in file order; files of a glob in the order of their names.
@@ -130,6 +131,9 @@ def _rename(fields: dict[str, Any], columns: Mapping[str, str], origin: str) -> 
                 )
             value = value[part]
         out[ours] = value
+        dict_of_sides, _, language = theirs.rpartition(".")
+        if dict_of_sides == "translation" and ours in ("src", "tgt"):
+            out.setdefault(f"{ours}_lang", language)
     return out
 
 

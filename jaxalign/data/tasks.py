@@ -209,10 +209,7 @@ def _translation(record: Record) -> Example:
         source, target = sides  # the order of the data: {"cs": ..., "en": ...} is cs -> en
         fields = {"src": sides[source], "tgt": sides[target], "src_lang": source}
         record = Record({**fields, "tgt_lang": target, **record.fields}, record.origin)
-    source, target = (
-        _translation_language(record, key, side)
-        for key, side in (("src_lang", "src"), ("tgt_lang", "tgt"))
-    )
+    source, target = (text_of(record, key) for key in ("src_lang", "tgt_lang"))
     return Example(
         prompt=text_of(record, "src"),
         answer=string_of(record, "tgt"),
@@ -224,16 +221,6 @@ def _translation(record: Record) -> Example:
         },
         origin=record.origin,
     )
-
-
-def _translation_language(record: Record, key: str, side: str) -> str:
-    """The row's own language, or the key of its `translation` dict that holds this side."""
-    sides = record.fields.get("translation")
-    if key not in record.fields and isinstance(sides, Mapping):
-        for language, text in sides.items():
-            if text == record.fields.get(side):
-                return str(language)
-    return text_of(record, key)
 
 
 def _ner(record: Record) -> Example:

@@ -1,8 +1,10 @@
 """Records become prompts and answers, and answers become structures again."""
 
+import json
+
 import pytest
 
-from jaxalign.data.sources import Record
+from jaxalign.data.sources import Record, read
 from jaxalign.data.tasks import (
     TASKS,
     Command,
@@ -91,12 +93,17 @@ def test_translation():
     assert example.names == {"source_language": "German", "target_language": "English"}
 
 
-def test_translation_dict_and_its_reverse():
-    sides = {"cs": "Ahoj", "en": "Hello"}
-    forward = render("translation", record(translation=sides))
-    assert (forward.prompt, forward.answer, forward.language) == ("Ahoj", "Hello", "cs-en")
-    back = render("translation", record(translation=sides, src="Hello", tgt="Ahoj"))
-    assert (back.prompt, back.answer, back.language) == ("Hello", "Ahoj", "en-cs")
+@pytest.mark.parametrize("czech, english", [("Ahoj", "Hello"), ("Praha 2026", "Praha 2026")])
+def test_translation_dict_and_its_reverse(tmp_path, czech, english):
+    """The columns say which side is which language; texts that are equal do not."""
+    file = tmp_path / "a.jsonl"
+    file.write_text(json.dumps({"translation": {"cs": czech, "en": english}}) + "\n", "utf-8")
+    (plain,) = read(str(file))
+    forward = render("translation", plain)
+    assert (forward.prompt, forward.answer, forward.language) == (czech, english, "cs-en")
+    (turned,) = read(str(file), {"src": "translation.en", "tgt": "translation.cs"})
+    back = render("translation", turned)
+    assert (back.prompt, back.answer, back.language) == (english, czech, "en-cs")
 
 
 def test_rows_are_left_alone():
