@@ -91,17 +91,32 @@ TABLES = (
     "seeds_cpu",
     "slots_seeds",
     "ner_cpu",
+    "ner_gpu",
+    "ner_gpu_seeds",
+    "slots_gpu",
+    "slots_gpu_seeds",
+    "merged_gpu",
+    "neighbours_more",
+    "sweep_gpu",
+    "long_gpu",
+    "raw_cold_cpu",
 )
+QWEN = ("qwen_gpu", "qwen_gpu_layers", "qwen_gpu_h100")
 
 
-@pytest.mark.parametrize("name", ["qwen_gpu", *(f"gemma_{name}" for name in TABLES)])
+@pytest.mark.parametrize("name", [*QWEN, *(f"gemma_{name}" for name in TABLES)])
 def test_the_tables_of_real_models_are_those_of_the_page(name, tmp_path):
     folder = HERE.parent / "real_llm"
     report = json.loads((folder / "results" / f"{name}.json").read_text("utf-8"))
     page = (HERE.parents[1] / "docs" / "results.md").read_text("utf-8")
     made = script(folder / "table.py")
     tables = [made.table(report)]
-    more = {"gemma_slots": ("type_f1", "copied"), "gemma_slots_seeds": ("type_f1",)}
+    more = {
+        "gemma_slots": ("type_f1", "copied"),
+        "gemma_slots_seeds": ("type_f1",),
+        "gemma_slots_gpu": ("type_f1", "copied"),
+        "gemma_slots_gpu_seeds": ("type_f1",),
+    }
     tables += [made.table(report, measure) for measure in more.get(name, ())]
     for line in "\n".join(tables).splitlines():
         assert line in page
@@ -113,7 +128,8 @@ def test_the_tables_of_real_models_are_those_of_the_page(name, tmp_path):
 def test_the_curves_of_real_models_are_those_of_the_page():
     curves = script(HERE.parent / "real_llm" / "curves.py")
     page = (HERE.parents[1] / "docs" / "results.md").read_text("utf-8")
-    assert all(line in page for line in (curves.table() + "\n" + curves.measures()).splitlines())
+    made = (curves.table(), curves.measures(), curves.table(36), curves.classes())
+    assert all(line in page for line in "\n".join(made).splitlines())
 
 
 def test_the_study_of_real_models_loads_and_its_rows_are_held_out(data, tmp_path):

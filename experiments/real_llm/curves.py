@@ -2,7 +2,9 @@
 
 python experiments/real_llm/curves.py reduce NAME PROBE/report.json   # into results/probe
 python experiments/real_llm/curves.py table                           # of all that is there
+python experiments/real_llm/curves.py table 36                        # over 36 languages
 python experiments/real_llm/curves.py measures                        # the best layer by each
+python experiments/real_llm/curves.py classes                         # by resource class
 python experiments/real_llm/curves.py draw curves.png
 """
 
@@ -15,8 +17,10 @@ from typing import Any
 
 import numpy as np
 
+from jaxalign.data.languages import resource_class
 from jaxalign.picture import GRID, PALETTE, picture
 
+LANGUAGES = 16  # of the probes of all models; two models were probed with more
 HERE = Path(__file__).resolve().parent / "results" / "probe"
 # Share of sentences that find their translation, mean over all directions; MEXA with English.
 CURVES = ("margin", "csls", "cosine", "standardised_csls", "standardised_cosine")
@@ -35,25 +39,64 @@ def reduce(name: str, report: Path) -> None:
         kept[key] = mean(found["pivoted"][key])[0, 0].round(4).tolist()
     for key in HEALTH:
         kept[key] = mean(np.reshape(found["health"][key][0][0], (len(kept["margin"]), -1))).tolist()
-    file = HERE / f"{name.lower().replace(' ', '-')}.json"
+    stem = name
+    if (number := len(kept["languages"])) != LANGUAGES:
+        kept["classes"], stem = by_class(found), f"{name} {number}"
+    file = HERE / f"{stem.lower().replace(' ', '-')}.json"
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps({"name": name} | kept, indent=1) + "\n", "utf-8")
 
 
-def known() -> dict[str, dict[str, Any]]:
-    """The probes that are there, by name."""
+def by_class(found: dict[str, Any]) -> dict[str, Any]:
+    """Resource class (Joshi et al. 2020) -> its languages and curves, from and to English."""
+    languages, english = found["languages"], found["languages"].index("en")
+    kept: dict[str, Any] = {}
+    for number in range(6):
+        places = [i for i, one in enumerate(languages) if resource_class(one) == number]
+        places = [i for i in places if i != english]
+        if not places:
+            continue
+        kept[str(number)] = {"languages": [languages[i] for i in places]}
+        for key in ("csls", "standardised_csls"):
+            shares = np.array(found["pairs"][key], float)[0, 0]  # [L+1, from, to]
+            both = (shares[:, places, english] + shares[:, english, places]) / 2
+            kept[str(number)][key] = both.mean(axis=1).round(4).tolist()
+    return kept
+
+
+def known(languages: int = LANGUAGES) -> dict[str, dict[str, Any]]:
+    """The probes over so many languages, by name."""
     found = [json.loads(file.read_text("utf-8")) for file in sorted(HERE.glob("*.json"))]
-    return {one["name"]: one for one in found}
+    return {one["name"]: one for one in found if len(one["languages"]) == languages}
 
 
-def table() -> str:
+def classes(languages: int = 36) -> str:
+    """What each class of languages finds from and to English, by raw and standardised states."""
+    lines = [
+        "| model | class: languages | best by raw states | best by standardised states | "
+        "raw and standardised at the model's best |",
+        "|---|---|---:|---:|---:|",
+    ]
+    for name, found in known(languages).items():
+        tops = [int(np.argmax(found[key])) for key in ("csls", "standardised_csls")]
+        for number, one in found["classes"].items():
+            raw, plain = (100 * np.array(one[key]) for key in ("csls", "standardised_csls"))
+            lines.append(
+                f"| {name} | {number}: {' '.join(one['languages'])} "
+                f"| block {raw.argmax()}: {raw.max():.0f} % | block {plain.argmax()}: "
+                f"{plain.max():.0f} % | {raw[tops[0]]:.0f} %, {plain[tops[1]]:.0f} % |"
+            )
+    return "\n".join(lines)
+
+
+def table(languages: int = LANGUAGES) -> str:
     """Each model's best blocks and the massive dimension."""
     lines = [
         "| model, blocks | embeddings | best by raw states | last | best by standardised states | "
         "last | blocks within 90 % of it | largest dimension |",
         "|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
-    for name, found in known().items():
+    for name, found in known(languages).items():
         raw, plain = (100 * np.array(found[key]) for key in ("csls", "standardised_csls"))
         near = np.flatnonzero(plain >= 0.9 * plain.max())
         lines.append(
@@ -105,5 +148,9 @@ if __name__ == "__main__":
             draw(Path(path))
         case ["measures"]:
             print(measures())
+        case ["classes"]:
+            print(classes())
+        case ["table", languages]:
+            print(table(int(languages)))
         case _:
             print(table())
