@@ -40,7 +40,7 @@ __all__ = [
     "encode_prompts", "encode_texts", "instruction", "load_tokenizer", "render_examples", "show",
 ]  # fmt: skip
 
-MARK = "user's text"  # in its place, to see what a template writes around it
+MARK = "usertext"  # in place of a text, to see what a template writes behind it
 
 
 def encode_texts(

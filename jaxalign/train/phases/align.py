@@ -76,10 +76,12 @@ class Align(Facts):
         ]
         plain = self.offers(type(config)())
         for name, value in self.offers(config).items():
+            if name == "layer" or value == plain[name]:  # retrieval is measured at the layer
+                continue
             read = any(name in one for one in options)
             if name in IN_TAPS:  # a term may take it and have no use for it
                 read = any(getattr(tap, IN_TAPS[name]) == value for tap in taps)
-            if not read and value != plain[name] and name != "layer":  # which a baseline inherits
+            if not read:
                 key = "states" if name == "form" else name
                 yield f"align.{key}={value} is not read by {', '.join(one.name for one in terms)}"
 
