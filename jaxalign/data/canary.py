@@ -51,7 +51,8 @@ class Generation(jinja2.ext.Extension):
 def refuse(message):
     raise jinja2.TemplateError(message)
 env = jinja2.sandbox.ImmutableSandboxedEnvironment(
-    trim_blocks=True, lstrip_blocks=True, extensions=[Generation, jinja2.ext.loopcontrols])
+    trim_blocks=True, lstrip_blocks=True, extensions=[Generation, jinja2.ext.loopcontrols],
+    optimized=False)  # else a constant of 10^8 characters is written out and compiled
 env.filters["tojson"] = lambda x, **given: json.dumps(x)
 env.globals |= {"raise_exception": refuse, "strftime_now": lambda form: form}
 wrong = ""
