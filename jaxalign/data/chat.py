@@ -105,9 +105,7 @@ def encode_prompts(
 ) -> list[np.ndarray]:
     """The prompts alone, as a generation starts from them: int32 [t] each, not padded, not cut."""
     rendered = render_examples(examples, tokenizer, template, system)
-    return [
-        tokens for tokens, _ in _encode_prompts(examples, rendered, tokenizer, template, system)
-    ]
+    return [tokens for tokens, *_ in _encode_prompts(examples, rendered, tokenizer, template)]
 
 
 def encode_examples(
@@ -135,14 +133,15 @@ def encode_examples(
         One row for each example. A row whose answer was cut away whole has no target.
     """
     rendered = render_examples(examples, tokenizer, template, system)
-    prompts = _encode_prompts(examples, rendered, tokenizer, template, system)
+    prompts = _encode_prompts(examples, rendered, tokenizer, template)
+    header = _header(examples, tokenizer, template, system)
     rows: list[Encoded | None] = [None] * len(examples)
     for special in (True, False):
         these = [i for i, e in enumerate(examples) if _adds_special(e, template) is special]
         texts = [rendered[i].prompt + rendered[i].completion for i in these]
         ids, whole = encode_texts(texts, tokenizer, max_length, special)
         for i, tokens, length in zip(these, ids, whole, strict=True):
-            prompt, text = prompts[i]
+            prompt, *found = prompts[i]
             if not special and not np.array_equal(tokens[: len(prompt)], prompt[: len(tokens)]):
                 (tail,), _ = encode_texts([rendered[i].completion], tokenizer, None, False)
                 tokens, length = np.concatenate([prompt, tail]), len(prompt) + len(tail)
@@ -153,7 +152,7 @@ def encode_examples(
                 language=examples[i].language,
                 origin=examples[i].origin,
                 whole=length,
-                text=text,
+                text=_user_text(examples[i], rendered[i].prompt, header, *found),
             )
     return [row for row in rows if row is not None]
 
@@ -168,15 +167,9 @@ def _encode_prompts(
     rendered: Sequence[Rendered],
     tokenizer: PreTrainedTokenizerBase,
     template: str,
-    system: str | None,
-) -> list[tuple[np.ndarray, tuple[int, int]]]:
-    """Each prompt's tokens, and where among them the user's text is."""
+) -> list[tuple[np.ndarray, BatchEncoding, int]]:
+    """Each prompt's tokens, and the encoding that knows their characters, with the row in it."""
     out: list = [None] * len(examples)
-    asked = next((example for example in examples if not example.finished), None)
-    behind = 0
-    if asked is not None:  # what the template writes behind a user's text, whatever the text
-        (one,) = render_examples([replace(asked, prompt=MARK)], tokenizer, template, system)
-        behind = len(one.prompt.rpartition(MARK)[2])
     for special in (True, False):
         these = [i for i, e in enumerate(examples) if _adds_special(e, template) is special]
         if not these:
@@ -185,8 +178,20 @@ def _encode_prompts(
             found = tokenizer([rendered[i].prompt for i in these], **_settings(special))
         for row, i in enumerate(these):
             tokens = np.array(found["input_ids"][row], np.int32)
-            out[i] = tokens, _user_text(examples[i], rendered[i].prompt, behind, found, row)
+            out[i] = tokens, found, row
     return out
+
+
+def _header(
+    examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, template: str,
+    system: str | None,
+) -> int:  # fmt: skip
+    """How many characters the template writes behind a user's text, whatever the text."""
+    asked = next((example for example in examples if not example.finished), None)
+    if asked is None:
+        return 0
+    (one,) = render_examples([replace(asked, prompt=MARK)], tokenizer, template, system)
+    return len(one.prompt.rpartition(MARK)[2])
 
 
 def _user_text(
