@@ -141,7 +141,7 @@ def encode_examples(
         texts = [rendered[i].prompt + rendered[i].completion for i in these]
         ids, whole = encode_texts(texts, tokenizer, max_length, special)
         for i, tokens, length in zip(these, ids, whole, strict=True):
-            prompt, *found = prompts[i]
+            prompt, found, place = prompts[i]
             if not special and not np.array_equal(tokens[: len(prompt)], prompt[: len(tokens)]):
                 (tail,), _ = encode_texts([rendered[i].completion], tokenizer, None, False)
                 tokens, length = np.concatenate([prompt, tail]), len(prompt) + len(tail)
@@ -152,7 +152,7 @@ def encode_examples(
                 language=examples[i].language,
                 origin=examples[i].origin,
                 whole=length,
-                text=_user_text(examples[i], rendered[i].prompt, header, *found),
+                text=_user_text(examples[i], rendered[i].prompt, header, found, place),
             )
     return [row for row in rows if row is not None]
 
