@@ -26,6 +26,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from jaxalign.bounds import check_text
 from jaxalign.errors import UserError, brief, first_line, reading
+from jaxalign.numerals import check_numerals
 from jaxalign.settings import MOVED, Config, abouts, check, flatten, renamed
 
 LARGEST = 1 << 20  # bytes of a configuration
@@ -187,8 +188,9 @@ def _read_yaml(path: Path) -> DictConfig:
             raise UserError(f"{path}: not text in UTF-8; save it as UTF-8") from error
         except OmegaConfBaseException as error:
             raise _wrong_value(error, str(path)) from error
-    if not isinstance(found, DictConfig):
-        raise UserError(f"{path}: a configuration is a mapping of keys to values")
+        if not isinstance(found, DictConfig):
+            raise UserError(f"{path}: a configuration is a mapping of keys to values")
+        check_numerals(path.read_text("utf-8"), _plain(found), str(path), _texts())
     return found
 
 
@@ -202,14 +204,19 @@ def _read_words(words: Sequence[str]) -> tuple[DictConfig, list[str]]:
             word = f"{key}=''"
         try:
             one = OmegaConf.from_dotlist([word])
-            if key in _texts() and _is_number(OmegaConf.select(one, key)):
+            found = _plain(OmegaConf.from_dotlist([f"value={value}"]))["value"]
+            if key in _texts() and _is_number(found):
                 # 2026_11 is a name here, not the number 202611.
                 one = OmegaConf.from_dotlist([f"{key}={json.dumps(value)}"])
+            else:
+                check_numerals(value, found, "command line", key=key)
             for mapping in _whole(one, key):
                 whole.append(mapping)
                 OmegaConf.update(layer, mapping, {}, merge=False)
             # Two mappings give a mapping; the signature covers lists, too.
             layer = cast(DictConfig, OmegaConf.merge(layer, one))
+        except UserError:
+            raise
         except Exception as error:  # of YAML, of OmegaConf, of Python's numbers
             raise UserError(f"command line: cannot read {brief(word)}; quote the value") from error
     return layer, whole

@@ -2,15 +2,19 @@
 
 find('swap', TRANSFORMS, 'transform')                # TRANSFORMS['swap']
 find('my_data:switch', TRANSFORMS, 'transform')      # one's own
+code_digest('my_data:switch')                        # whether its code is what it was
 """
 
 from __future__ import annotations
 
+import ast
 import difflib
 import importlib
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from jaxalign.checksums import text_digest
 from jaxalign.errors import UserError, brief, first_line
 
 
@@ -40,3 +44,22 @@ def find(name: str, table: Mapping[str, Callable], what: str) -> Callable[..., A
     if not callable(found):
         raise UserError(f"{what} {name!r} is not a function but {brief(found)}")
     return found
+
+
+def code_digest(name: str) -> str:
+    """SHA-256 of the module that holds the function of a `package.module:function` path.
+
+    Comments and layout do not count, nor does what the module imports. '' of a name of a table,
+    and of a module whose source cannot be read.
+
+    Raises:
+      UserError: a path that leads to no function.
+    """
+    if ":" not in name:
+        return ""
+    function = inspect.unwrap(find(name, {}, "function"))
+    try:
+        with open(inspect.getsourcefile(function) or "", "rb") as file:
+            return text_digest(ast.dump(ast.parse(file.read())))
+    except (OSError, TypeError, SyntaxError, ValueError):  # written in C, or edited just now
+        return ""

@@ -171,6 +171,30 @@ def test_a_name_of_digits_is_no_number():
     assert (config.output, config.model.revision, config.align.pivot) == ("2026_11", "1e3", "010")
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("seed: 3\nalign:\n  layer: 010\n", ":3: align.layer: YAML reads 010 as the number 8; put"),
+        ("output: 2026_11\n", ":1: output: YAML reads 2026_11 as the number 202611; put it into"),
+        ("model: {revision: 1e3}\n", ":1: model.revision: YAML reads 1e3 as the number 1000.0"),
+        ("log:\n  profile: [1:30, 3]\n", ":2: log.profile: YAML reads 1:30 as the number 90"),
+    ],
+)
+def test_a_number_that_looks_like_another_is_refused_in_a_file(write, text, message):
+    with pytest.raises(UserError) as error:
+        load(write(text))
+    assert message in str(error.value)
+
+
+def test_a_number_that_looks_like_another_is_refused_as_a_word(write):
+    with pytest.raises(UserError, match=r"command line: align\.layer: YAML reads 010 as the numb"):
+        load(None, ["align.layer=010"])
+    with pytest.raises(UserError, match=r"log\.profile: YAML reads 010 as the number 8"):
+        load(None, ["log.profile=[010,3]"])
+    config = load(write("output: '2026_11'\nbatch: {max_length: 1_024}\n"), ["seed=1_000"]).config
+    assert (config.output, config.batch.max_length, config.seed) == ("2026_11", 1024, 1000)
+
+
 def test_free_form_groups(write):
     path = write(
         "task:\n"

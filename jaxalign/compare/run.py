@@ -33,6 +33,7 @@ from jaxalign.compare.trial import (
     Diverged,
     Outcome,
     Trial,
+    check_prepared,
     check_report,
     cost,
     finished,
@@ -97,6 +98,9 @@ def _compare(study: Study, missing: str, only: Sequence[str]) -> report.Found:
         with claim(study, "prepared", wait=True):
             for name in names:
                 prepare(study, name, bases)
+    else:
+        for name in names:
+            check_prepared(study, name, bases)
     best, chosen = _choose(study, names, bases, missing)
 
     mixtures = [name for name in study.mixtures if not only or name in only]

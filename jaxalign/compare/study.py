@@ -41,9 +41,11 @@ from jaxalign.errors import UserError, brief, first_line, reading
 from jaxalign.evaluate.entrants import check_name
 from jaxalign.merge.check import check_recipe
 from jaxalign.merge.methods import Recipe
+from jaxalign.numerals import check_numerals
 from jaxalign.settings import Config
 
 KEYS = ("base", "output", "seeds", "systems", "choose", "evaluations", "probe")
+TEXTS = ("base", "output")
 PROBE = ("parallel", "rows", "languages", "pooling", "layer")
 SUBSPACE = ("parallel", "rows", "languages", "pivot", "rank")
 RECIPE = {"method": str, "rank": int, "density": float, "blocks": str, "transition": int}
@@ -198,6 +200,7 @@ def _read_yaml(file: Path) -> dict[str, Any]:
             raise UserError(f"{file}: larger than {LARGEST} bytes; a comparison is a short file")
         try:
             content = OmegaConf.to_container(OmegaConf.load(file), resolve=True)
+            check_numerals(file.read_text("utf-8"), content, str(file), TEXTS)
         except (yaml.YAMLError, UnicodeDecodeError, OmegaConfBaseException) as error:
             raise UserError(f"{file}: not valid YAML: {first_line(error)}") from error
     return _mapping(content, str(file))

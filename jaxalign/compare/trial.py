@@ -7,6 +7,7 @@ outcome = train(study, trial, bases)     # goes on where it was stopped
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 from collections.abc import Iterator
@@ -114,9 +115,29 @@ def prepare(study: Study, name: str, bases: Bases) -> None:
         if made.file.exists():
             if not is_of_other_text(made.file, base, **made.options):
                 continue
-            say(f"{name}: the sentences of {made.file} are others now")
+            say(f"{name}: {made.file} was measured on other sentences")
         say(f"{name}: measuring {made.file}")
         subspace(config, out=str(made.file), base=base, **made.options)
+
+
+def check_prepared(study: Study, name: str, bases: Bases) -> None:
+    """Refuses to report a system whose prepared file is of other sentences than there are now.
+
+    Raises:
+      UserError: naming the file. Where base or sentences are gone, nothing is compared.
+    """
+    for stage in study.systems[name]:
+        if not (made := stage.subspace) or not made.file.exists():
+            continue
+        other = False
+        with contextlib.suppress(UserError):
+            other = is_of_other_text(made.file, bases.under(stage.config()), **made.options)
+        if other:
+            raise UserError(
+                f"{name}: {made.file} was measured on other sentences than "
+                f"{made.options['parallel']} has now; set them back, or leave out --report: then "
+                "it is measured again"
+            )
 
 
 def train(study: Study, trial: Trial, bases: Bases) -> Outcome:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import random
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from jaxalign.data import sources
@@ -71,8 +72,7 @@ def read_golds(config: Config, rows: int = 0) -> Golds:
             continue
         found = golds.setdefault(language, [])
         if not most or len(found) < most:
-            name = str(record.fields.get("id", len(found)))
-            found.append(Gold(example, record.fields, name, language, number))
+            found.append(_gold(record, example, number, len(found)))
     _check_languages(config, seen)
     return golds
 
@@ -81,13 +81,21 @@ def questions(config: Config, data: Sequence[str]) -> list[Gold]:
     """The rows of `data` in their order, with or without answers, for writing answers only."""
     kind = kind_of(config)
     golds = []
+    seen: Counter[str] = Counter()
     for number, record in enumerate(_records(config, data, config.evaluate.columns)):
         given = {name: value for name, value in record.fields.items() if value is not None}
         unsolved = dataclasses.replace(record, fields=_fill(kind, given))
         example = render(kind, unsolved)
-        name = str(given.get("id", number))
-        golds.append(Gold(example, record.fields, name, example.language, number))
+        golds.append(_gold(record, example, number, seen[example.language]))
+        seen[example.language] += 1
     return golds
+
+
+def _gold(record: sources.Record, example: Example, number: int, place: int) -> Gold:
+    """A row of the data; without an `id` it goes by its `place` among those of its language."""
+    given = record.fields.get("id")
+    name = str(place if given is None else given)
+    return Gold(example, record.fields, name, example.language or "und", number)
 
 
 def _records(

@@ -90,7 +90,7 @@ def is_of_other_text(
 ) -> bool:
     """Whether a file of `subspace` was measured on other sentences, or by another tokenizer.
 
-    False where it does not say, as one of an older version or one that cannot be read.
+    True of one that does not say; False of one that cannot be read, which its reader tells.
 
     Args:
       file: it is there.
@@ -101,8 +101,8 @@ def is_of_other_text(
     """
     try:
         with np.load(file) as found:
-            tokens = str(found["tokens"])
-    except (KeyError, OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error):
+            tokens = str(found["tokens"]) if "tokens" in found else ""
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error):
         return False
     corpus = read_text(parallel, languages, rows, pivot)
     return tokens != token_digest(corpus_tokens(base, corpus))

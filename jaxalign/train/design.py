@@ -30,14 +30,14 @@ from jaxalign.hf.load import abstract_params
 from jaxalign.model.decoder import Decoder
 from jaxalign.model.spec import ModelSpec
 from jaxalign.model.spec.tensors import parameter_count
-from jaxalign.objectives import Tap
+from jaxalign.objectives import Tap, resolve
 from jaxalign.objectives.standards import Standards
 from jaxalign.objectives.subspace import Subspace
 from jaxalign.settings import Config
 from jaxalign.sharding import replicated, row_ways, shard_tree
 from jaxalign.train.flops import Work
 from jaxalign.train.optim import make_optimiser
-from jaxalign.train.phases import active_phases, facts_of
+from jaxalign.train.phases import PHASES, active_phases, facts_of
 from jaxalign.train.phases.build import Phase, Weights, full_weights, lora_weights
 from jaxalign.train.rules import RULES
 from jaxalign.train.schedule import learning_rate, turns, warmup_steps
@@ -282,6 +282,9 @@ def check_fit(config: Config, spec: ModelSpec, mesh: Mesh) -> None:
       UserError: rows that data x fsdp does not divide; a tap past the model.
     """
     active = active_phases(config)
+    for name in set(PHASES) - set(active):  # a name that is wrong is wrong in a baseline, too
+        for _, part in facts_of(config, name).objectives(config):
+            resolve(part.objective)
     ways = row_ways(mesh)
     for facts in (facts_of(config, name) for name in active):
         shares, rows = facts.shares(config), facts.rows(config)

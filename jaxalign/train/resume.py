@@ -26,6 +26,7 @@ from jaxalign.train.state import TrainState
 # What a sentence calls a digest that differs; else it is of rows.
 COMPARED = {
     "options": "numbers in the file of {of}",
+    "code": "lines in the code of {of}",
     "packed": "packed sequences of {of}.train (mesh.seq, batch.* and prompt.* decide about them)",
 }
 
@@ -64,7 +65,7 @@ class Start:
     step: int  # updates done
     evaluated: bool  # whether what is due after this step was judged
     identity: str  # of the run, the same from its first update to its last
-    data: dict[str, str]  # digests of its rows and of its options' files
+    data: dict[str, str]  # digests of its rows, its options' files and its own code
     began_from: str  # digest of the adapter that it began from
     notes: tuple[str, ...] = ()  # for the reader
     changed: dict[str, Any] = field(default_factory=dict)  # for the log
@@ -147,7 +148,7 @@ def check_same(run: Run, meta: dict, data: dict[str, str] | None = None) -> None
     Args:
       run: as it is asked for.
       meta: of a checkpoint.
-      data: digests of the run's rows and files.
+      data: digests of the run's rows, files and code.
 
     Raises:
       UserError: another base, other rows, other settings, or fewer updates than are done.

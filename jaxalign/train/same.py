@@ -23,8 +23,10 @@ from jaxalign.errors import UserError
 from jaxalign.hf.find import holds_weights, small_files
 from jaxalign.hf.load import fingerprint
 from jaxalign.hf.peft import weights_digest
+from jaxalign.named import code_digest
 from jaxalign.paths import is_remote
 from jaxalign.settings import Config, flatten, renamed
+from jaxalign.train.phases import PHASES
 from jaxalign.train.phases.measured import FILE, is_file
 
 # A group ends in a dot. What is not here must not change.
@@ -77,6 +79,7 @@ BY_CONTENT = ("task.valid", "align.valid")  # once rows are read, their digests 
 # Of task and align: what makes rows.
 FILES = ("train", "valid")
 MADE = ("columns", "languages", "transforms")
+CODE = "code of "  # before a setting that names a function of one's own
 
 
 def differences(
@@ -123,6 +126,8 @@ def inputs_of(config: Config, base: Base | None = None) -> dict[str, str]:
         for name in FILES if getattr(config, part).weight else ():
             named = getattr(getattr(config, part), name)
             reads[f"{part}.{name}"] = partial(sources.digest_of, named)
+    for key, name in (_objectives(config) | _transforms(config)).items():
+        reads[CODE + key] = partial(code_digest, name)
     found = {}
     for key, read in reads.items():
         with contextlib.suppress(UserError):
@@ -150,6 +155,7 @@ def other_inputs(saved: dict[str, Any], now: Config, judged: bool) -> list[tuple
     keys = ["model.path", "tokenizer", "options"]
     for part in ("task", "align"):
         keys += [f"{part}.{name}" for name in (*FILES, *MADE) if getattr(now, part).weight]
+    keys += [key for key in new if key in old and key.startswith(CODE)]
     for key in keys:
         was, wanted = _named(then, key), _named(asked, key)
         if key in old and key in new:
@@ -164,10 +170,35 @@ def _named(tree: dict[str, Any], key: str) -> Any:
     if key == "options":
         return _files_in(tree)
     part, _, name = key.partition(".")
-    if not name:
+    if not name or key.startswith(CODE):
         return ""
     default = getattr(getattr(Config(), part), name)
     return tree.get(part, {}).get(name, default)
+
+
+def code_of(config: Config) -> dict[str, str]:
+    """Setting -> digest of the code of an objective of one's own; transforms make rows, which
+    are compared themselves."""
+    digests = {key: code_digest(name) for key, name in _objectives(config).items()}
+    return {key: digest for key, digest in digests.items() if digest}
+
+
+def _objectives(config: Config) -> dict[str, str]:
+    """Setting -> the objective that it names, of phases that are on."""
+    return {
+        f"{key}.objective": part.objective
+        for name, facts in PHASES.items() if getattr(config, name).weight
+        for key, part in facts.objectives(config)
+    }  # fmt: skip
+
+
+def _transforms(config: Config) -> dict[str, str]:
+    """Setting -> the transform that it names, of phases that are on."""
+    return {
+        f"{part}.transforms[{number}]": str(one.get("name") if isinstance(one, dict) else one)
+        for part in PHASES if getattr(config, part).weight
+        for number, one in enumerate(getattr(config, part).transforms)
+    }  # fmt: skip
 
 
 def _files_in(value: Any) -> list[str]:
@@ -199,10 +230,11 @@ def began_from(config: Config) -> str:
 
 
 def digests(run: Any) -> dict[str, str]:
-    """Of a run's rows, `train/task`, `valid/align`, ..., files, `options/lens.subspace`, and of
-    how rows are packed, `packed/task`."""
+    """Of a run's rows, `train/task`, `valid/align`, ..., files, `options/lens.subspace`, of how
+    rows are packed, `packed/task`, and of objectives of one's own, `code/align.objective`."""
     parts = {"train": run.train, "valid": run.valid}
     found = {f"options/{name}": one.digest for name, (_, one) in run.measured.items()}
+    found |= {f"code/{key}": digest for key, digest in code_of(run.config).items()}
     for name, stream in run.train.items():
         if stream.packed:
             found[f"packed/{name}"] = text_digest(repr(stream.packed))

@@ -36,7 +36,7 @@ from jaxalign.train.design import Design, adapter_of, check_fit, design, heads_o
 from jaxalign.train.phases import PHASES, active_phases, facts_of
 from jaxalign.train.phases.measured import check_base, check_languages
 from jaxalign.train.rules import RULES
-from jaxalign.train.same import began_from, inputs_of
+from jaxalign.train.same import began_from, code_of, inputs_of
 from jaxalign.train.state import HEADS, Frozen, TrainState
 
 
@@ -165,6 +165,7 @@ def _digests(
     rows = {f"the rows of {name}.train": stream.digest() for name, stream in train.items()}
     rows |= {f"the rows of {name}.valid": stream.digest() for name, stream in valid.items()}
     rows |= {f"the file of the option {name}": one.digest for name, (_, one) in measured.items()}
+    rows |= {f"the code of {key}": digest for key, digest in code_of(config).items()}
     if config.adapter.start:
         rows["the weights of adapter.start"] = began_from(config)
     return {"the settings": text_digest(repr(shared))} | rows

@@ -4,6 +4,7 @@ import json
 import shutil
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from jaxalign.cli import main
@@ -13,7 +14,16 @@ from jaxalign.compare.measure import shape
 from jaxalign.compare.run import compare
 from jaxalign.compare.share import claim, each
 from jaxalign.compare.study import read_study
-from jaxalign.compare.trial import Bases, Diverged, Trial, configs, cost, outcome, prepare
+from jaxalign.compare.trial import (
+    Bases,
+    Diverged,
+    Trial,
+    check_prepared,
+    configs,
+    cost,
+    outcome,
+    prepare,
+)
 from jaxalign.errors import UserError
 from jaxalign.train import loop, setup
 from jaxalign.train.finish import Result
@@ -228,15 +238,33 @@ def test_what_a_system_reads_is_measured_once(files, tmp_path, monkeypatch):
     )
     prepare(study, "lens", bases)
     prepare(study, "sft", bases)
+    check_prepared(study, "lens", bases)
     assert not measured
     # The same name, other sentences in the file.
     rows = (files / "dev.da.jsonl").read_text("utf-8")
     try:
         (files / "dev.da.jsonl").write_text(rows.replace("Hvor", "Hvorfor"), "utf-8")
+        with pytest.raises(UserError, match=r"lens: .*npz was measured on other sentences than"):
+            check_prepared(study, "lens", bases)
         prepare(study, "lens", bases)
     finally:
         (files / "dev.da.jsonl").write_text(rows, "utf-8")
-    assert measured == [str(study.systems["lens"][0].subspace.file)]
+    file = study.systems["lens"][0].subspace.file
+    assert measured == [str(file)]
+    with np.load(file) as content:
+        arrays = {name: content[name] for name in content if name != "tokens"}
+    np.savez(file, **arrays)  # one that does not say
+    prepare(study, "lens", bases)
+    assert measured == [str(file)] * 2
+
+
+def test_a_report_looks_at_prepared_files(files, tmp_path, monkeypatch):
+    looked = []
+    monkeypatch.setattr(run, "check_prepared", lambda study, name, bases: looked.append(name))
+    study = read_study(files / "study.yaml", out=str(tmp_path))
+    with pytest.raises(UserError, match="no system is trained yet"):
+        compare(study, missing="skip")
+    assert looked == [*study.systems]
 
 
 def test_states_of_another_tokenizer_are_measured_again(files, base, tmp_path, monkeypatch):

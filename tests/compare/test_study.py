@@ -173,6 +173,8 @@ def test_words_of_nested_and_dotted_settings():
         ("base: base.yaml\nsystem: {a: {}}", "unknown key 'system'; did you mean 'systems'?"),
         ("base: base.yaml\nsystems: {}", "systems: no system is trained"),
         ("base: base.yaml\nsystems: {a: []}", "systems.a: a list of stages is empty"),
+        ("base: base.yaml\noutput: 2026_11\nsystems: {a: {}}", ":2: output: YAML reads 2026_11"),
+        ("base: base.yaml\nsystems: {a: {align.layer: 010}}", ":2: systems.a.align.layer: YAML"),
         ("base: base.yaml\nsystems: {a: 3}", "systems.a: 3 should be a mapping"),
         ("base: base.yaml\nsystems: {a/b: {}}", "'a/b' cannot name a system"),
         ("base: base.yaml\nsystems: {a: {align.leyer: 1}}", "did you mean 'align.layer'?"),

@@ -7,7 +7,7 @@ import pytest
 
 from jaxalign.errors import UserError
 from jaxalign.evaluate.answers import Answers
-from jaxalign.evaluate.gold import read_golds
+from jaxalign.evaluate.gold import questions, read_golds
 from jaxalign.evaluate.predictions import in_order, read_predictions, write_predictions
 from jaxalign.evaluate.run import score
 from tests.evaluate.conftest import rows_of
@@ -243,6 +243,25 @@ def test_answers_to_other_rows_are_refused(mixed, tmp_path, change, message):
         read_predictions(str(tmp_path / "p.jsonl"), mixed)
     assert message in str(error.value) and "mixed.jsonl:2" in str(error.value)
     assert "name the data that was answered in evaluate.data" in str(error.value)
+
+
+def test_a_row_has_one_id_for_generate_and_for_evaluate(judged, tmp_path):
+    """Of rows without ids: what `generate` writes is found again by `evaluate`."""
+    data = tmp_path / "few.jsonl"
+    rows = [("en", None), ("de", None), ("en", "e7"), ("en", None), ("", None), ("", 3), ("", None)]
+    data.write_text("".join(
+        json.dumps({"prefix": "a", "text": "b", "language": language, "id": name}) + "\n"
+        for language, name in rows
+    ))  # fmt: skip
+    config = judged(f"evaluate.data=[{data}]", "task.kind=rows")
+    judged_rows = in_order(read_golds(config))
+    assert [(row.language, row.id) for row in judged_rows] == [
+        ("en", "0"), ("de", "0"), ("en", "e7"), ("en", "2"),
+        ("und", "0"), ("und", "3"), ("und", "2"),
+    ]  # fmt: skip
+    assert [(row.language, row.id) for row in questions(config, [str(data)])] == [
+        (row.language, row.id) for row in judged_rows
+    ]
 
 
 def test_lines_end_as_windows_writes_them(judged, tmp_path):

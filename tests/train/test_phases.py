@@ -184,6 +184,19 @@ def test_a_setting_is_not_contradicted(configure):
         setup.prepare(configure(words))
 
 
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("objectives=[{objective: contrastiv, phase: align}]", "did you mean 'contrastive'"),
+        ("align.objective=nowhere:loss", "'nowhere:loss' cannot be imported"),
+    ],
+)
+def test_a_wrong_name_is_wrong_in_a_phase_that_is_off_too(configure, word, message):
+    """Else a baseline runs for hours before the system that it is compared with is refused."""
+    with pytest.raises(UserError, match=message):
+        setup.prepare(configure("align.weight=0", word))
+
+
 def test_the_frozen_base_is_not_there_in_full_fine_tuning(configure):
     with pytest.raises(UserError, match="compares with the frozen base"):
         setup.prepare(configure("align.objective=drift", "trainable=full"))

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import jax
@@ -337,6 +338,50 @@ def test_another_base_of_a_finished_run_is_noticed(finished, tmp_path, monkeypat
         assert train(changed(finished, f"model.path={moved}")).repeated
     with pytest.raises(UserError, match=r"nowhere"):
         train(changed(finished, "model.path=/nowhere/base"))
+
+
+OWN = """
+from jaxalign.objectives.language_model import language_model
+
+def loss(states, batch):
+    return language_model(states, batch)
+
+def shorter(records, options, seed):
+    return records[:4]
+"""
+
+
+def test_code_of_ones_own_is_compared(configure, tmp_path, monkeypatch):
+    """An objective or a transform that is edited is another one, under the same name."""
+    own = tmp_path / "my_own.py"
+    own.write_text(OWN, "utf-8")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    words = (*FAST, "train.steps=1", "train.eval_every=0", "task.valid=[]")
+    config = configure(*words, "task.objective=my_own:loss", "task.transforms=[my_own:shorter]")
+    train(config)
+    own.write_text("# A note.\n" + OWN, "utf-8")
+    assert train(config).repeated
+    own.write_text(OWN.replace("(states, batch)\n", "(states, batch)  \n", 1), "utf-8")
+    assert train(config).repeated
+    own.write_text(OWN.replace("return language", "return 2 * language"), "utf-8")
+    for steps in (1, 2):
+        with pytest.raises(UserError, match=r"other lines in the code of task\.objective than are"):
+            train(changed(config, f"train.steps={steps}"))
+
+
+def test_an_edited_transform_is_compared_by_its_rows(configure, tmp_path, monkeypatch):
+    own = tmp_path / "my_rows.py"
+    own.write_text(OWN, "utf-8")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    words = (*FAST, "train.steps=1", "train.eval_every=0", "task.valid=[]")
+    config = configure(*words, "task.transforms=[my_rows:shorter]")
+    train(config)
+    own.write_text(OWN.replace("records[:4]", "list(records)[:4]"), "utf-8")
+    assert not train(config).repeated  # it is looked at again, and its rows are the same
+    own.write_text(OWN.replace("[:4]", "[:3]"), "utf-8")
+    monkeypatch.delitem(sys.modules, "my_rows")
+    with pytest.raises(UserError, match=r"was trained with other rows of task\.train than are"):
+        train(config)
 
 
 def test_what_else_a_finished_run_has_read_is_compared(configure, tmp_path):

@@ -127,6 +127,13 @@ class Facts(abc.ABC):
         limit = _value(config, self.length_key)
         return min(limit, max(config.batch.buckets, default=limit))
 
+    def objectives(self, config: Config) -> Iterator[tuple[str, Any]]:
+        """The setting and the part of each of its objectives, with weight or without."""
+        yield self.name, self.part(config)
+        for number, extra in enumerate(config.objectives):
+            if extra.phase == self.name:
+                yield f"objectives[{number}]", extra
+
     def terms(self, config: Config) -> tuple[Term, ...]:
         """Its objective, and what `objectives` adds to it.
 
@@ -134,11 +141,7 @@ class Facts(abc.ABC):
           UserError: an unknown objective or option; two terms of one name; a file that an option
             names and that is missing or another.
         """
-        own = self.part(config)
-        found = [self._term(config, self.name, own)]
-        for number, extra in enumerate(config.objectives):
-            if extra.phase == self.name:
-                found.append(self._term(config, f"objectives[{number}]", extra))
+        found = [self._term(config, key, part) for key, part in self.objectives(config)]
         names = [one.name for one in found]
         twice = next((name for name in names if names.count(name) > 1), None)
         if twice:
