@@ -126,6 +126,12 @@ def test_values_are_not_markup(capsys, tmp_path):
     assert "\x1b" not in shown and r"\x1b[2J" in shown
 
 
+def test_a_probe_does_not_pass_over_an_output(capsys):
+    """`output=` would be read by nothing, and the report would be elsewhere."""
+    assert main(["probe", "m", "output=runs/mine", "--parallel", "p"]) == 2
+    assert "name that of the report with --out" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     "words",
     [

@@ -17,7 +17,7 @@ FLOORS = (
     {
         "errors", "bounds", "terminal", "settings", "config", "arguments", "multihost", "paths",
         "bucket", "programs", "chips", "compiler", "checksums", "interrupts", "lock", "folders",
-        "model.spec", "hf.find", "picture", "named",
+        "model.spec", "hf.find", "picture", "named", "numerals",
     },
     {"sharding", "frozen", "objectives", "data"},
     {"adapters", "model"},

@@ -25,6 +25,7 @@ HERE = Path(__file__).resolve().parent / "results" / "probe"
 # Share of sentences that find their translation, mean over all directions; MEXA with English.
 CURVES = ("margin", "csls", "cosine", "standardised_csls", "standardised_cosine")
 MEXA = ("mexa", "standardised_mexa")
+RAW, PLAIN = "csls", "standardised_csls"  # what tables and pictures compare
 HEALTH = ("largest", "spread")  # share of the energy in one dimension; 1 - |mean|^2 / mean |x|^2
 
 
@@ -57,7 +58,7 @@ def by_class(found: dict[str, Any]) -> dict[str, Any]:
         if not places:
             continue
         kept[str(number)] = {"languages": [languages[i] for i in places]}
-        for key in ("csls", "standardised_csls"):
+        for key in (RAW, PLAIN):
             shares = np.array(found["pairs"][key], float)[0, 0]  # [L+1, from, to]
             both = (shares[:, places, english] + shares[:, english, places]) / 2
             kept[str(number)][key] = both.mean(axis=1).round(4).tolist()
@@ -78,9 +79,9 @@ def classes(languages: int = 36) -> str:
         "|---|---|---:|---:|---:|",
     ]
     for name, found in known(languages).items():
-        tops = [int(np.argmax(found[key])) for key in ("csls", "standardised_csls")]
+        tops = [int(np.argmax(found[key])) for key in (RAW, PLAIN)]
         for number, one in found["classes"].items():
-            raw, plain = (100 * np.array(one[key]) for key in ("csls", "standardised_csls"))
+            raw, plain = (100 * np.array(one[key]) for key in (RAW, PLAIN))
             lines.append(
                 f"| {name} | {number}: {' '.join(one['languages'])} "
                 f"| block {raw.argmax()}: {raw.max():.0f} % | block {plain.argmax()}: "
@@ -97,7 +98,7 @@ def table(languages: int = LANGUAGES) -> str:
         "|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for name, found in known(languages).items():
-        raw, plain = (100 * np.array(found[key]) for key in ("csls", "standardised_csls"))
+        raw, plain = (100 * np.array(found[key]) for key in (RAW, PLAIN))
         near = np.flatnonzero(plain >= 0.9 * plain.max())
         lines.append(
             f"| {name}, {len(raw) - 1} | {raw[0]:.0f} % | block {raw.argmax()}: {raw.max():.0f} % "
@@ -117,7 +118,7 @@ def measures() -> str:
     for name, found in known().items():
         best = [np.array(found[key]) for key in (*CURVES, *MEXA)]
         cells = [f"{one.argmax()}: {100 * one.max():.0f}" for one in best]
-        spread = found["spread"][int(np.argmax(found["csls"]))]
+        spread = found["spread"][int(np.argmax(found[RAW]))]
         lines.append(f"| {name} | {' | '.join(cells)} | {spread:.3f} |")
     return "\n".join(lines)
 
@@ -129,8 +130,8 @@ def draw(path: Path) -> None:
         panels = figure.subplots(1, len(probes), sharey=True, squeeze=False)[0]
         for axes, (name, found) in zip(panels, probes.items(), strict=True):
             for key, colour, words in (
-                ("csls", PALETTE[1], "raw states"),
-                ("standardised_csls", PALETTE[0], "standardised states"),
+                (RAW, PALETTE[1], "raw states"),
+                (PLAIN, PALETTE[0], "standardised states"),
             ):
                 axes.plot(100 * np.array(found[key]), "o-", color=colour, ms=2.5, label=words)
             axes.set_title(name, fontsize=9)

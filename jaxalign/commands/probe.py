@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jaxalign.arguments import Named, named, needed, option, word, words
+from jaxalign.errors import UserError
 from jaxalign.programs import begin
 from jaxalign.terminal import console, say
 
@@ -61,6 +62,8 @@ class Probe:
         """Measures, writes the report, prints its tables and files."""
         from jaxalign.config import load
 
+        if any(word.partition("=")[0].strip() == "output" for word in self.settings):
+            raise UserError("output is the folder of a run; name that of the report with --out")
         named = self.model.endswith((".yaml", ".yml"))
         given = self.settings if named else [f"model.path={self.model}", *self.settings]
         config = load(self.model if named else None, given).config

@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from jaxalign.compare.report import TRANSFER, Facts, Found
-from jaxalign.evaluate.compare import ALL, Gain
+from jaxalign.evaluate.comparable import ALL
+from jaxalign.evaluate.compare import Gain
 from jaxalign.evaluate.report import label
 from jaxalign.picture import GRID, INK, PALETTE, picture
 

@@ -44,7 +44,8 @@ from jaxalign.compare.trial import (
     train,
 )
 from jaxalign.errors import UserError
-from jaxalign.evaluate.compare import Comparison, System, check_groups
+from jaxalign.evaluate.comparable import System, check_groups
+from jaxalign.evaluate.compare import Comparison
 from jaxalign.evaluate.compare import compare as compared
 from jaxalign.evaluate.draw import draw as draw_gains
 from jaxalign.evaluate.gold import kind_of, read_golds

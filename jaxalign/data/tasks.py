@@ -192,9 +192,9 @@ def _intent_name(record: Record) -> str:
 def _intent_slots(record: Record) -> Example:
     spans, target = slot_spans(record), record.fields.get("target")
     read_from = record.fields.get("slots"), record.fields.get("annot_utt")
-    if read_from == (None, None) and isinstance(target, str) and target.strip() != NOTHING:
+    if read_from == (None, None) and isinstance(target, str):
         # What a model writes is read leniently; of a row's own answer no part may be lost.
-        lost = next((part for part in target.split("; ") if ": " not in part), None)
+        lost = next((part for part in _parts(target) if ": " not in part), None)
         if lost is not None:
             raise UserError(
                 f"{record.origin}: {brief(lost)} of 'target' is no 'type: words' and would be "
@@ -254,11 +254,13 @@ def parse_slots(answer: str) -> list[Span]:
     Parts are separated by '; ' and a type ends at its first ': '; a part without one is dropped,
     as a model may write anything.
     """
-    answer = answer.strip()
-    if answer.lower() == NOTHING.lower():
-        return []
-    parts = (part.partition(": ") for part in answer.split("; "))
+    parts = (part.partition(": ") for part in _parts(answer))
     return [(kind.strip(), words.strip()) for kind, colon, words in parts if colon]
+
+
+def _parts(answer: str) -> list[str]:
+    answer = answer.strip()
+    return [] if answer.lower() == NOTHING.lower() else answer.split("; ")
 
 
 def parse_intent_slots(answer: str) -> Command:

@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from jaxalign.checksums import SUMS, summed
-from jaxalign.evaluate.compare import ALL, Comparison, Gain, Score, Tally
+from jaxalign.evaluate.comparable import ALL
+from jaxalign.evaluate.compare import Comparison, Gain, Score, Tally
 from jaxalign.paths import whole_file
 from jaxalign.terminal import visible
 

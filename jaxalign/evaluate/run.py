@@ -20,7 +20,8 @@ from rich.console import Console
 from jaxalign.base import Base, open_base
 from jaxalign.errors import UserError
 from jaxalign.evaluate.answers import answer, made_by
-from jaxalign.evaluate.compare import Comparison, System, check_groups, compare
+from jaxalign.evaluate.comparable import System, check_groups
+from jaxalign.evaluate.compare import Comparison, compare
 from jaxalign.evaluate.draw import draw
 from jaxalign.evaluate.entrants import Entrant as Entrant
 from jaxalign.evaluate.entrants import folder_names

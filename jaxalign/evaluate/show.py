@@ -13,7 +13,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from jaxalign.evaluate.compare import ALL, Comparison
+from jaxalign.evaluate.comparable import ALL
+from jaxalign.evaluate.compare import Comparison
 from jaxalign.evaluate.report import (
     PLUS_MINUS,
     by_group,

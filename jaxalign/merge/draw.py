@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from jaxalign.evaluate.compare import ALL
+from jaxalign.evaluate.comparable import ALL
 from jaxalign.evaluate.report import label
 from jaxalign.merge.scored import LOSS, Search
 from jaxalign.picture import GRID, INK, PALETTE, picture

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxalign.evaluate.compare import ALL
+from jaxalign.evaluate.comparable import ALL
 from jaxalign.merge.grid import Mix, free
 
 LOSS = "loss"

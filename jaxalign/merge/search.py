@@ -25,7 +25,7 @@ from jaxalign.data.streams import task_stream
 from jaxalign.data.template import Prompts, prompts_by
 from jaxalign.errors import UserError
 from jaxalign.evaluate.ask import answers, ask
-from jaxalign.evaluate.compare import ALL
+from jaxalign.evaluate.comparable import ALL
 from jaxalign.evaluate.gold import Golds, kind_of, read_golds
 from jaxalign.evaluate.progress import Bar
 from jaxalign.evaluate.report import label

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from jaxalign.errors import UserError
-from jaxalign.evaluate.compare import System, compare
+from jaxalign.evaluate.comparable import System
+from jaxalign.evaluate.compare import compare
 from jaxalign.evaluate.measure import Measure, Scored, f1, share
 from jaxalign.evaluate.tally import sign_test
 

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from jaxalign.config import load
 from jaxalign.errors import UserError
-from jaxalign.evaluate.compare import System, compare
+from jaxalign.evaluate.comparable import System
+from jaxalign.evaluate.compare import compare
 from jaxalign.evaluate.gold import read_golds
 from jaxalign.evaluate.predictions import read_predictions, write_predictions
 from jaxalign.evaluate.run import score

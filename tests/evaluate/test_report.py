@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from jaxalign.evaluate.compare import System, compare
+from jaxalign.evaluate.comparable import System
+from jaxalign.evaluate.compare import compare
 from jaxalign.evaluate.draw import draw, ordered
 from jaxalign.evaluate.measure import Measure, Scored, share
 from jaxalign.evaluate.report import by_group, label, latex, mark, markdown, tex, write

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from jaxalign.evaluate.compare import System, compare
+from jaxalign.evaluate.comparable import System
+from jaxalign.evaluate.compare import compare
 from jaxalign.evaluate.measure import Measure, Scored, share
 from jaxalign.evaluate.resample import items, pools, resamples
 

@@ -17,7 +17,8 @@ from jaxalign.data.tasks import render
 from jaxalign.errors import UserError
 from jaxalign.evaluate import comet as our_comet
 from jaxalign.evaluate import translation
-from jaxalign.evaluate.compare import System, compare
+from jaxalign.evaluate.comparable import System
+from jaxalign.evaluate.compare import compare
 from jaxalign.evaluate.measure import Gold
 from jaxalign.evaluate.report import write
 from jaxalign.evaluate.scorers import rehearse

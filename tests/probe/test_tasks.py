@@ -9,7 +9,8 @@ from rich.console import Console
 from scipy import stats
 
 from jaxalign.errors import UserError
-from jaxalign.evaluate.compare import System, compare
+from jaxalign.evaluate.comparable import System
+from jaxalign.evaluate.compare import compare
 from jaxalign.evaluate.measure import Measure, Scored, share
 from jaxalign.evaluate.report import write as write_evaluation
 from jaxalign.probe.page import page
