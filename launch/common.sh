@@ -11,7 +11,7 @@ fi
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 PROGRAM="launch/$(basename "$0")"
 MOUNT=/mnt/bucket # where a bucket appears on every machine
-DRY_RUN=""
+DRY_RUN="" WARNED=""
 
 # A mistake in what was given: one sentence, exit code 2, as jaxalign itself does it.
 die() {
@@ -173,10 +173,50 @@ yaml_output() {
     sed -n "s/^output:[[:space:]]*[\"']\{0,1\}\([^\"'#[:space:]]*\).*/\1/p" "$CONFIG" | tail -n 1
 }
 
-# Machines come and go, so results belong on the bucket: sets `output` there where the words and
-# the file name no absolute folder. $1: the run's name, $2: the bucket or nothing, $3: machines.
+# Machines come and go, so results belong on the bucket: puts them there where the words and the
+# file name no absolute place. $1: the run's name, $2: the bucket or nothing, $3: machines.
 keep_results() {
-    case ${WORDS[0]} in train | evaluate | generate) ;; *) return 0 ;; esac
+    keep_option "$@"
+    case ${WORDS[0]} in train | evaluate | generate) keep_output "$@" ;; esac
+}
+
+# The place that an option names, or that the command takes without it.
+keep_option() {
+    local option=--out place flag at="" before="" value=""
+    [[ ${WORDS[0]} != plan ]] || option=--json
+    for ((place = 1; place < ${#WORDS[@]}; place++)); do
+        flag=${WORDS[place]%%=*}
+        # jaxalign takes the beginning of an option for all of it.
+        [[ $flag == --?* && $option == "$flag"* ]] || continue
+        at=$place before=$flag=
+        [[ ${WORDS[place]} == *=* ]] || at=$((place + 1)) before=""
+        value=${WORDS[at]:-}
+        value=${value#"$before"}
+        [[ $value ]] || die "$option needs a value, the place to write"
+    done
+    if [[ ! $at ]]; then
+        case ${WORDS[0]} in
+            compare | demo | export | probe) ;;
+            *) return 0 ;;
+        esac
+        # A comparison has a folder in its file, and an export goes beside its run.
+        [[ ${WORDS[0]} != compare || $(yaml_output) != /* ]] || return 0
+        [[ ${WORDS[0]} != export || ${WORDS[1]:-} != /* ]] || return 0
+        at=${#WORDS[@]} before=--out= value=${WORDS[0]}
+    fi
+    [[ $value != *://* ]] ||
+        die "$option: $value is in the cloud, where only train writes; name a folder"
+    [[ $value != /* ]] || return 0
+    if [[ $2 ]]; then
+        [[ /$value/ != */../* ]] || die "$option: $value leaves $MOUNT/$1; name a place within it"
+        WORDS[at]=$before$MOUNT/$1/$value
+    else
+        warn_of_loss
+    fi
+}
+
+# The folder of a run: `output`.
+keep_output() {
     local output word
     output="$(yaml_output)"
     for word in "${WORDS[@]}"; do [[ $word != output=* ]] || output=${word#output=}; done
@@ -188,8 +228,14 @@ keep_results() {
         die "$3 machines need a folder that all of them see; give --bucket gs://NAME, or" \
             "output=/ABSOLUTE/FOLDER where they share one"
     else
-        say "without --bucket the results are on the machine's disk and go with it"
+        warn_of_loss
     fi
+}
+
+# Says it once.
+warn_of_loss() {
+    [[ $WARNED ]] || say "without --bucket the results are on the machine's disk and go with it"
+    WARNED=yes
 }
 
 # gs://NAME, gs://NAME/ or NAME.

@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +29,11 @@ from jaxalign.export.scores import scores_of
 from jaxalign.export.source import Source
 from jaxalign.hf.card import Data, Facts, base_facts
 from jaxalign.model.spec.tensors import parameter_count
+from jaxalign.objectives import FINAL
 from jaxalign.settings import AlignConfig, Config, TaskConfig
 from jaxalign.settings.data import UNASKED
+from jaxalign.train.phases import PHASES, active_phases, facts_of
+from jaxalign.train.schedule import turns
 
 CODE = re.compile(r"[a-z]{2,3}")
 KINDS = {
@@ -64,7 +67,7 @@ def card_facts(
 
     Args:
         source: what is exported.
-        kind: adapter or model.
+        kind: as of `Facts`.
         path: the folder or hub name it will be loaded from; its last part is the title.
         template: the chat template stored with it: base (the base's own), own, none.
         stops: the tokens that end its answers, where its base does not say them all.
@@ -124,10 +127,15 @@ def _training(source: Source, config: Config | None, dtype: str) -> Iterator[tup
     if config.task.weight > 0:
         yield "task objective", _objective(config.task, {})
     if config.align.weight > 0:
-        yield "alignment objective", _objective(config.align, _alignment(config.align))
-        if config.align.rows == "pairs":
-            yield "aligned layer", f"{config.align.layer} of {source.spec.layers} (its output)"
-        else:
+        looks = _looks(config)
+        yield "alignment objective", _objective(config.align, _alignment(config, looks))
+        for layer in looks.layers:
+            final = "none: the states after the final norm"
+            block = f"{layer} of {source.spec.layers} (its output)"
+            yield "aligned layer", final if layer == FINAL else block
+        if config.align.control != "none":
+            yield "control run with pairs", config.align.control
+        if config.align.rows == "prompts":
             yield "prompts of the teacher", config.align.pivot or "those of the student"
     for extra in config.objectives:
         options = "".join(f", {key} {value}" for key, value in extra.options.items())
@@ -147,17 +155,19 @@ TURNS = {
 
 def _hyper_parameters(config: Config) -> Iterator[tuple[str, str]]:
     optim, batch = config.optim, config.batch
+    clip = f"clipped at {optim.clip_norm:g}" if optim.clip_norm else "not clipped"
     yield "learning rate", f"{optim.learning_rate:g}, {optim.schedule}"
     warm = f"{optim.warmup_steps} updates" if optim.warmup_steps else f"{optim.warmup_ratio:g}"
     yield "warm-up", warm if optim.warmup_steps else f"{warm} of the updates"
     yield (
         "AdamW",
         f"betas {optim.beta1:g} and {optim.beta2:g}, eps {optim.eps:g}, weight decay "
-        f"{optim.weight_decay:g}, gradients clipped at {optim.clip_norm:g}",
+        f"{optim.weight_decay:g}, gradients {clip}",
     )
     sizes = []
     if config.task.weight > 0:
-        sizes.append(f"{batch.size} rows of at most {batch.max_length} tokens")
+        rows = "packed sequences" if PHASES["task"].packed(config) else "rows"
+        sizes.append(f"{batch.size} {rows} of at most {batch.max_length} tokens")
     if config.align.weight > 0 and config.align.rows == "pairs":
         sizes.append(f"{batch.pairs} pairs of at most {batch.pair_max_length}")
     elif config.align.weight > 0:
@@ -174,22 +184,58 @@ def _objective(part: TaskConfig | AlignConfig, own: dict[str, Any]) -> str:
     return f"{part.objective}, weight {part.weight:g}{words}"
 
 
-def _alignment(align: AlignConfig) -> dict[str, Any]:
-    """The settings that the built-in alignment reads; any other objective has its options."""
-    if align.objective != "contrastive":
-        return {}
-    among = f"{align.group} consecutive pairs" if align.negatives == "group" else "the micro-batch"
+@dataclass(frozen=True)
+class Looks:
+    """What the objective of the alignment reads."""
+
+    settings: frozenset[str] = frozenset()  # as the phase offers them
+    layers: tuple[int, ...] = ()
+
+
+def _looks(config: Config) -> Looks:
+    """What training bound; nothing where the objective's code or files are not here any more."""
+    facts = facts_of(config, "align")
+    try:
+        term = facts.terms(replace(config, objectives=[]))[0].objective
+    except UserError:
+        return Looks()
+    taps = {tap for needs in term.needs.values() for tap in needs.taps}
+    taken = term.function.keywords.keys() - config.align.options.keys()
+    if term.needs == facts.needs(config):  # of an objective without a mark, too
+        taken |= {"pooling", "form"}
+    forms = {"pooling": {tap.pool for tap in taps}, "form": {tap.states for tap in taps}}
+    offered = facts.offers(config).items()
+    # An objective may take how states are pooled and have no use for it.
+    read = (name for name, value in offered if name in taken and value in forms.get(name, {value}))
+    return Looks(frozenset(read), tuple(sorted({tap.layer for tap in taps})))
+
+
+def _alignment(config: Config, looks: Looks) -> dict[str, Any]:
+    """The settings that the alignment objective reads; its own options are not among them."""
+    align = config.align
     found = {
-        "temperature": f"{align.temperature:g}",
-        "direction": align.direction.replace("_", "-"),
-        "negatives among": among,
-        "pooling": align.pooling,
+        "temperature": ("temperature", f"{align.temperature:g}"),
+        "direction": ("direction", align.direction.replace("_", "-")),
+        "negatives": ("negatives among", _negatives(config)),
+        "pooling": ("pooling", align.pooling),
+        "form": ("states", align.states if align.states != "raw" else ""),
+        "detach": ("no gradient through the", align.detach if align.detach != "none" else ""),
     }
-    if align.detach != "none":
-        found["no gradient through the"] = align.detach
-    if align.control != "none":
-        found["control run with pairs"] = align.control
-    return found
+    return {label: text for name, (label, text) in found.items() if name in looks.settings and text}
+
+
+def _negatives(config: Config) -> str:
+    """The candidates of a pair: of its group, of the micro-batch, or of all in an update."""
+    align, batch = config.align, config.batch
+    cached = align.rule == "cached"
+    pairs = batch.pairs
+    if cached:
+        active = active_phases(config)
+        both = (turns(align.every, n, batch.accumulate, active) for n in range(len(active)))
+        pairs *= max(len(found.get("align", ())) for found in both)
+    if align.negatives == "group" and (align.group < pairs or not cached):
+        return f"{min(align.group, pairs)} consecutive pairs"
+    return "all pairs of the update" if cached else "the micro-batch"
 
 
 def _is_aligned(config: Config) -> bool:
@@ -201,17 +247,23 @@ def _summary(config: Config) -> str:
     if config.task.weight > 0:
         on.append(f"fine-tuned for {KINDS.get(config.task.kind, config.task.kind)}")
     if config.align.weight > 0:
-        on.append(
-            f"aligned across languages at layer {config.align.layer}"
-            if config.align.rows == "pairs"
-            else "distilled from one prompt to another"
+        place = "".join(
+            " after the final norm" if layer == FINAL else f" at layer {layer}"
+            for layer in _looks(config).layers
         )
+        if config.align.rows == "prompts":
+            on.append("distilled from one prompt to another")
+        elif config.align.control == "none":
+            on.append(f"aligned across languages{place}")
+        else:
+            on.append(f"trained as a control run{place} on pairs that are {config.align.control}")
     return " and ".join(on)
 
 
 def _tags(source: Source, config: Config | None) -> tuple[str, ...]:
     kind = (source.adapter.kind,) if source.adapter else ()
-    crossing = ("cross-lingual-transfer",) if config and config.align.weight > 0 else ()
+    crosses = config and config.align.weight > 0 and config.align.control == "none"
+    crossing = ("cross-lingual-transfer",) if crosses else ()
     return (*kind, *crossing)
 
 

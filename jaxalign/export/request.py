@@ -30,7 +30,9 @@ class Request:
     dtype: str = option(
         "", "number format of a model: float32, float16 or bfloat16 (default: the base's)"
     )
-    max_shard_size: str = option("5GB", "largest file of weights", metavar="SIZE")
+    max_shard_size: str = option(
+        "", "largest file of weights of a merged model (default 5GB)", metavar="SIZE"
+    )
     verify: bool = option(False, "read the result back and compare its logits")
     push: str = option("", "upload to this hub repository", metavar="NAME")
     private: bool = option(False, "make that repository private")

@@ -46,10 +46,11 @@ from jaxalign.hf.save import (
     tree_tensors,
     write_like_base,
 )
-from jaxalign.hf.stream import Pending, finite
+from jaxalign.hf.stream import SHARD_BYTES, Pending, finite
 from jaxalign.hf.tensors import open_index
 from jaxalign.terminal import console
 
+KINDS = {"peft": "adapter", "merged": "model", "orbax": "tree"}  # of the card, by format
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}  # as the hub counts
 
 
@@ -63,13 +64,18 @@ def export(request: Request) -> Path:
         UserError: anything in the run, the base, the folder or the hub that cannot work.
     """
     screen = console(soft_wrap=True)
-    shard_bytes = parse_size(request.max_shard_size)
+    shard_bytes = parse_size(request.max_shard_size) if request.max_shard_size else SHARD_BYTES
     if request.format not in WRITERS:
         raise UserError(f"--format {request.format}: choose among {', '.join(WRITERS)}")
     if request.dtype and request.dtype not in BOUNDS:
         raise UserError(f"--dtype {request.dtype}: choose among {', '.join(BOUNDS)}")
     if request.dtype and request.format == "peft":
         raise UserError("--dtype: an adapter is always float32; it is for merged and orbax")
+    if request.max_shard_size and request.format != "merged":
+        raise UserError(
+            f"--max-shard-size: {request.format} is not written in shards; leave it out, or use "
+            "--format merged"
+        )
     out = Path(request.out) if request.out else default_out(request.source, request.format)
     check_target(out, request.existing)
     if request.push:
@@ -96,7 +102,7 @@ def export(request: Request) -> Path:
             write_texts(folder, generation_files(folder / GENERATION_FILE, source.spec, taught))
         facts = card_facts(
             source,
-            "adapter" if request.format == "peft" else "model",
+            KINDS[request.format],
             path=request.push or str(out),
             template=template.kind,
             stops=unsaid(source.spec, taught),
@@ -188,9 +194,11 @@ def _orbax(source: Source, folder: Path, dtype: str, shard_bytes: int) -> str:
     params = assemble(tensors, source.spec)
     with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as writer:
         writer.save(folder / "params", args=ocp.args.StandardSave(params))
-    write_json(folder / "config.json", config_for(source.spec, "", source.folder))
+    kinds = {tensor.dtype.name for tensor in tensors}
+    one = "" if len(kinds) > 1 else min(kinds)
+    write_json(folder / "config.json", config_for(source.spec, one, source.folder))
     copy_files(source.folder, folder, (*TOKENIZER_FILES, GENERATION_FILE))
-    return coarsest({tensor.dtype.name for tensor in tensors})
+    return coarsest(kinds)
 
 
 WRITERS: dict[str, Callable[[Source, Path, str, int], str]] = {

@@ -18,7 +18,7 @@ from typing import Any
 from jaxalign.hf.find import pinned, unpinned
 
 TEMPLATE = Path(__file__).with_name("card.md")
-LIBRARIES = {"adapter": "peft", "model": "transformers"}
+LIBRARIES = {"adapter": "peft", "model": "transformers", "tree": "jaxalign"}
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -53,7 +53,7 @@ class Facts:
     """What is known about an export."""
 
     title: str
-    kind: str  # adapter | model
+    kind: str  # adapter | model | tree (of a model, for JAX alone)
     path: str = "."  # what a loader calls it: a folder or hub name
     base: str = ""  # hub name; empty where the base is a local folder
     revision: str = ""  # of the base on the hub, where it is not the newest
@@ -96,7 +96,7 @@ def model_card(facts: Facts) -> str:
         datasets=list(facts.datasets) or None,
         tags=[*facts.tags, "jaxalign"],
         # The hub draws the tree of models by it; adapters it knows by their library.
-        base_model_relation="finetune" if facts.base and facts.kind == "model" else None,
+        base_model_relation="finetune" if facts.base and facts.kind != "adapter" else None,
     )
     base = facts.base or "PATH/TO/THE/BASE"
     card = ModelCard.from_template(about, str(TEMPLATE), facts=facts, base=base, table=table)

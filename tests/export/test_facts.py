@@ -3,11 +3,15 @@
 import copy
 import dataclasses
 import json
+import re
 from pathlib import Path
 
+import jax.numpy as jnp
+import numpy as np
 import pytest
 import yaml
 
+from jaxalign import objectives
 from jaxalign.adapters.dora import Dora
 from jaxalign.adapters.lora import Lora
 from jaxalign.adapters.ranks import Part, block_range
@@ -16,6 +20,7 @@ from jaxalign.export.request import Request
 from jaxalign.export.run import export
 from jaxalign.export.scores import scores_of
 from jaxalign.export.source import open_source
+from jaxalign.hf.card import model_card
 from jaxalign.hf.load import load_spec
 from jaxalign.hf.peft import save_peft, weights_digest
 
@@ -43,7 +48,7 @@ def test_a_run_s_card(run, rows, base):
         "| updates | 4 |",
         "| task objective | language_model, weight 1 |",
         "| alignment objective | contrastive, weight 0.3, temperature 0.1, direction one-way, "
-        "negatives among 32 consecutive pairs, pooling mean |",
+        "negatives among 8 consecutive pairs, pooling mean |",
         "| aligned layer | 2 of 3 (its output) |",
         "| turns | task and alignment in every update |",
         "| learning rate | 0.01, constant |",
@@ -65,6 +70,105 @@ def test_a_run_without_alignment(run):
     for word in ("align", "pairs", "turns"):
         assert word not in body.split("## Use")[0], word
     assert "Citation" not in body
+
+
+def row(body, name):
+    """A row of the card's tables; None where there is none."""
+    lines = (line.strip("| ").partition(" | ") for line in body.splitlines())
+    return next((rest for key, _, rest in lines if key == name), None)
+
+
+def body_of(configure, *words):
+    """The card of a run with these settings."""
+    source = dataclasses.replace(open_source(configure().output), config=configure(*words))
+    return model_card(card_facts(source, "adapter", "x", "base"))
+
+
+def test_settings_as_training_reads_them(run, configure):
+    run()
+    body = body_of(configure, "optim.clip_norm=0", "batch.pack=segments")
+    assert "gradients not clipped" in row(body, "AdamW")
+    assert row(body, "micro-batch").startswith("8 packed sequences of at most 128 tokens; ")
+    # Negatives are the pairs of a micro-batch; under rule=cached those of an update.
+    cached = ("align.rule=cached", "batch.accumulate=4")
+    for words, negatives in (
+        (["align.group=4"], "4 consecutive pairs"),
+        (["align.negatives=global"], "the micro-batch"),
+        ([*cached, "align.negatives=global"], "all pairs of the update"),
+        ([*cached, "align.group=8"], "8 consecutive pairs"),
+        ([*cached, "align.group=16"], "all pairs of the update"),  # task and pairs by turns: 2 x 8
+        ([*cached, "align.group=16", "align.every=step"], "16 consecutive pairs"),
+    ):
+        objective = row(body_of(configure, *words), "alignment objective")
+        assert f"negatives among {negatives}, " in objective, words
+    assert "states" not in objective
+    body = body_of(configure, "align.states=standardised")
+    assert ", states standardised" in row(body, "alignment objective")
+
+
+def test_a_control_run_is_called_one(run, configure):
+    run()
+    body = body_of(configure, "align.control=shuffled")
+    assert "aligned across languages" not in body and "cross-lingual-transfer" not in body
+    assert "and trained as a control run at layer 2 on pairs that are shuffled." in body
+
+
+@objectives.declare(
+    lambda mine, **_: objectives.both_sides(objectives.Needs((objectives.Tap(mine),))),
+    settings="temperature",
+)
+def elsewhere(states, batch, *, mine, temperature):
+    """An objective that reads one of the settings, and a layer of its own."""
+
+
+def undeclared(states, batch):
+    """An objective that gets what the settings say, and reads no more of them."""
+
+
+def test_settings_that_the_objective_does_not_read(run, configure, tmp_path):
+    """Neither a layer nor a pooling is named that nothing looked at."""
+    run()
+    file = tmp_path / "x.npz"
+    np.savez(file, axis=np.ones(4), basis=np.ones((4, 1)), shifts=np.ones((2, 4)), pivot="en",
+             languages=["en", "de"], layer=objectives.FINAL, pooling="last", base="x")  # fmt: skip
+    lens = ("align.objective=lens", f"align.options={{subspace: {{file: {file}}}}}")
+    body = body_of(configure, *lens)
+    assert "aligned across languages after the final norm." in body
+    assert row(body, "aligned layer") == "none: the states after the final norm"
+    assert "pooling" not in row(body, "alignment objective")
+    file.unlink()  # nothing tells any more what it reads
+    body = body_of(configure, *lens)
+    assert "and aligned across languages.\n" in body and row(body, "aligned layer") is None
+
+    here = f"align.objective={__name__}:"
+    body = body_of(configure, f"{here}elsewhere", "align.options={mine: 1}")
+    assert "aligned across languages at layer 1." in body
+    assert row(body, "aligned layer") == "1 of 3 (its output)"
+    assert row(body, "alignment objective").endswith(", weight 1, temperature 0.1, mine 1")
+    body = body_of(configure, f"{here}undeclared")
+    assert row(body, "aligned layer") == "2 of 3 (its output)"
+    assert row(body, "alignment objective").endswith(", weight 1, pooling mean")
+    body = body_of(configure, "align.objective=gone:gone")
+    assert "layer" not in body.split("## Use")[0]
+
+
+def test_the_card_of_a_tree_for_jax(run, tmp_path, monkeypatch):
+    """No library but this one opens it, and its card says how."""
+    out, _ = run()
+    folder = export(Request(out, out=str(tmp_path / "tree"), format="orbax", dtype="bfloat16"))
+    assert json.loads((folder / "config.json").read_text())["torch_dtype"] == "bfloat16"
+    front, body = card_of(folder)
+    assert front["library_name"] == "jaxalign"
+    assert "| weights | bfloat16 |" in body
+    for word in ("import AutoModel", "from_pretrained", "vllm serve", "apply_chat_template"):
+        assert word not in body, word
+    (code,) = re.findall(r"```python\n(.*?)```", body, re.S)
+    monkeypatch.chdir(folder)
+    found = {}
+    exec(code, found)
+    tokens = jnp.zeros((1, 4), int)
+    hidden = found["decoder"].forward(found["params"], None, tokens).hidden
+    assert hidden.shape == (1, 4, 32) and hidden.dtype == jnp.bfloat16
 
 
 def test_a_merged_model_s_card(run, llama_base):

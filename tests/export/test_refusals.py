@@ -67,6 +67,10 @@ def test_words(run, told):
     error = told("export", out, "--format", "merged", "--dtype", "int8")
     assert "--dtype int8: choose among float32, float16, bfloat16" in error
     assert "always float32" in told("export", out, "--dtype", "bfloat16")
+    for form in ("peft", "orbax"):  # one file, and Orbax's own
+        error = told("export", out, "--format", form, "--max-shard-size", "5GB")
+        assert f"--max-shard-size: {form} is not written in shards" in error
+        assert "--format merged" in error
     assert "no further words" in told("export", out, "lora.r=8")
     assert "--private is for --push" in told("export", out, "--private")
     assert "name a local folder" in told("export", "gs://bucket/run")

@@ -111,7 +111,7 @@ def test_an_adapter_that_vllm_does_not_serve():
 def test_the_code_in_it_is_code():
     import re
 
-    for facts in (FULL, Facts("m", "model", template="base")):
+    for facts in (FULL, Facts("m", "model", template="base"), Facts("m", "tree")):
         blocks = re.findall(r"```python\n(.*?)```", model_card(facts), re.S)
         assert blocks
         for block in blocks:

@@ -1,5 +1,6 @@
 """What every launcher is: clean shell, documented options, commands of the docs that parse."""
 
+import dataclasses
 import os
 import re
 import shlex
@@ -62,6 +63,21 @@ def test_jaxalign_s_own_commands_are_known():
     known = re.search(r"^ +(train \|.*)\) ;;$", (LAUNCH / "common.sh").read_text(), re.MULTILINE)
     commands = {name.split()[0] for name in COMMANDS}
     assert {"train", "evaluate"} <= commands <= set(known[1].split(" | "))
+
+
+def test_commands_that_write_without_being_told_where_are_known():
+    """A new one must be sent to the bucket, too; `output` is the place of these two."""
+    from jaxalign.cli import COMMANDS, options_of
+
+    line = r"^ +(compare \|.*)\) ;;$"
+    known = re.search(line, (LAUNCH / "common.sh").read_text(), re.MULTILINE)
+    found = {
+        name
+        for name in COMMANDS
+        for field in dataclasses.fields(options_of(name))
+        if field.name == "out" and not field.metadata["option"].get("required")
+    }
+    assert found == {*known[1].split(" | "), "evaluate", "generate"}
 
 
 def commands(text):

@@ -149,6 +149,15 @@ def test_without_configuration_and_bucket(stand_ins, work):
     assert not {"volumeMounts", "env", "envFrom"} & set(container)
 
 
+def test_what_a_command_writes_goes_to_the_bucket(stand_ins, work):
+    words = ("--", "probe", "base", "--parallel", "par", "--out", "report")
+    (jobset,) = rendered(stand_ins, work, *RUN, *words)
+    pod = jobset["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]
+    assert pod["spec"]["containers"][0]["args"][-2:] == ["--out", "/mnt/bucket/align/report"]
+    done = stand_ins.run("gke", "render", *KIND, *words, cwd=work)
+    assert "without --bucket the results are on the machine's disk" in done.stderr
+
+
 def test_a_configuration_keeps_every_line(stand_ins, work):
     text = "  \n\n# first\noutput: runs/x\nprompt:\n  system: |\n    one\n\n    two\n"
     (work / "own.yaml").write_text(text)

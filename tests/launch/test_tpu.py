@@ -238,6 +238,9 @@ def test_gcloud_says_no(stand_ins, work):
         (("run", *RUN, *WORDS, "output=gs://b"), "output=gs://b: "),
         (("run", *RUN, "--", "evaluate", "own.yaml", "output=gs://b/x"), "--out FOLDER"),
         (("run", *RUN, *WORDS, "output=runs/x"), "output=runs/x "),
+        (("run", *RUN, "--", "probe", "b", "--out", "gs://b/x"), "--out: gs://b/x is in the cloud"),
+        (("run", *RUN, "--", "probe", "b", "--out=../x"), "--out: ../x leaves /mnt/bucket/align"),
+        (("run", *RUN, "--", "probe", "b", "--out"), "--out needs a value"),
         (("run", *BASE, "--accelerator", "v6e-16", *WORDS), "4 machines"),
         (("status", *BASE, *WORDS), "status takes"),
         (("each", *BASE, "--", "ls", "-l"), "each takes"),
@@ -264,6 +267,44 @@ def test_outputs_that_need_no_bucket(stand_ins, work):
     (work / "own.yaml").write_text("output: s3://my-bucket/own  # away\n")
     done = stand_ins.run("tpu", "run", *RUN, *WORDS, cwd=work)
     assert done.returncode == 2 and "output=s3://my-bucket/own: name a folder" in done.stderr
+
+
+HERE_ON = "/mnt/bucket/align"  # where the bucket keeps what the run of this name writes
+
+
+@pytest.mark.parametrize(
+    ("words", "sent"),
+    [
+        ("probe base --parallel par", f"--out={HERE_ON}/probe"),
+        ("probe base --parallel par --out report", f"--out {HERE_ON}/report"),
+        ("compare study.yaml", f"--out={HERE_ON}/compare"),
+        ("compare kept.yaml", "run/kept.yaml"),
+        ("compare study.yaml --out=a/b", f"--out={HERE_ON}/a/b"),
+        ("compare study.yaml --ou c", f"--ou {HERE_ON}/c"),  # argparse takes it for --out
+        ("evaluate own.yaml --base --out ev", f"--out {HERE_ON}/ev output={HERE_ON}"),
+        ("evaluate own.yaml --base", f"--base output={HERE_ON}"),
+        ("generate own.yaml --out=a.jsonl", f"--out={HERE_ON}/a.jsonl output={HERE_ON}"),
+        ("export me/slots", f"--out={HERE_ON}/export"),
+        ("export /mnt/bucket/run", "export /mnt/bucket/run"),  # beside it
+        ("export me/slots --out=/nfs/slots", "--out=/nfs/slots"),
+        ("merge a b --weights 1,1 --out both", f"--out {HERE_ON}/both"),
+        ("import me/slots --base b --out it", f"--out {HERE_ON}/it"),
+        ("prepare subspace base --parallel par --out x.npz", f"--out {HERE_ON}/x.npz"),
+        ("demo", f"demo --out={HERE_ON}/demo"),
+        ("plan own.yaml --topology v5e:4x4 --json p.json", f"--json {HERE_ON}/p.json"),
+        ("plan own.yaml --topology v5e:4x4", "--topology v5e:4x4"),
+        ("data show own.yaml", "run/own.yaml"),
+    ],
+)
+def test_what_every_command_writes_goes_to_the_bucket(stand_ins, work, words, sent):
+    """Or it would be deleted with the machines."""
+    (work / "study.yaml").write_text("output: runs/study\n")
+    (work / "kept.yaml").write_text("output: /nfs/study\n")
+    more = ("--when-done", "delete", "--dry-run", "--", *words.split())
+    done = stand_ins.run("tpu", "run", *RUN, *more, cwd=work)
+    assert done.returncode == 0, done.stderr
+    (start,) = [line for line in done.stdout.splitlines() if "tpu_worker start" in line]
+    assert start.rstrip("'").endswith(f" {sent}")
 
 
 def test_workers_that_really_run_the_command(stand_ins, work):
