@@ -146,6 +146,23 @@ def test_what_nothing_reads_is_told():
     )
     assert layers == "lora.layers=1 is not read: a prefix stands in front of every block"
     assert not [*unread(load(None, words[:1]).config), *unread(Config())]
+    told = {
+        words: [*unread(load(None, words.split()).config)]
+        for words in (
+            "optim.combine=pcgrad align.every=step", "optim.combine=pcgrad batch.accumulate=1",
+            "optim.combine=task_first align.weight=0", "trainable=full lora.layers=3",
+            "optim.combine=pcgrad align.every=joint", "optim.combine=pcgrad",
+        )
+    }  # fmt: skip
+    alone = "is not read: an update holds one phase alone (align.every={}); set align.every=joint"
+    assert [*told.values()] == [
+        [f"optim.combine=pcgrad {alone.format('step')}"],
+        [f"optim.combine=pcgrad {alone.format('microbatch')}"],
+        ["optim.combine=task_first is not read: align.weight is 0"],
+        ["lora.layers=3 is not read: trainable=full trains every block"],
+        [],
+        [],
+    ]
     words = ["align.states=standardised", "align.temperature=0.2", "align.pooling=last"]
     told = {
         objective: [*ALIGN.unread(load(None, [*words, *more.split()]).config)]

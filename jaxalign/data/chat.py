@@ -146,10 +146,12 @@ def encode_examples(
                 (tail,), _ = encode_texts([rendered[i].completion], tokenizer, None, False)
                 tokens, length = np.concatenate([prompt, tail]), len(prompt) + len(tail)
                 tokens = tokens[:max_length]
+            language, answered_in = examples[i].language, examples[i].answered_in
             rows[i] = Encoded(
                 tokens=tokens,
                 prompt=min(len(prompt), len(tokens)),
-                language=examples[i].language,
+                language=language,
+                languages=(language, answered_in or language),
                 origin=examples[i].origin,
                 whole=length,
                 text=_user_text(examples[i], rendered[i].prompt, header, found, place),

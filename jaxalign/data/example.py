@@ -22,6 +22,7 @@ class Example:
     origin: str = ""
     shots: tuple[tuple[str, str], ...] = ()  # solved prompts and answers shown before (few-shot)
     choices: tuple[str, ...] = ()  # the answers among which the right one is, if that is asked
+    answered_in: str = ""  # the language of the answer, if it is not that of the row
     judged: str = ""  # what stands before the part of an answer that is judged; empty: all is
 
     @property

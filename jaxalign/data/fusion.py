@@ -45,7 +45,11 @@ def _answer(own: Example, other: Example, order: str) -> Example:
     ask = f"{own.prompt.rstrip()} Answer in {language_name(other.language)}:"
     # Of a finished row no template separates the two.
     return dataclasses.replace(
-        own, prompt=f"{ask} " if own.finished else ask, answer=other.answer, choices=other.choices
+        own,
+        prompt=f"{ask} " if own.finished else ask,
+        answer=other.answer,
+        choices=other.choices,
+        answered_in=other.language,
     )
 
 

@@ -28,13 +28,14 @@ from jaxalign.data.loader import (
     TaskStream,
     longer,
 )
-from jaxalign.data.pairs import encode_pairs, shuffle_targets, to_pair
+from jaxalign.data.pairs import Pair, encode_pairs, shuffle_targets, to_pair
 from jaxalign.data.prompts import PromptStream, encode_both, two_prompts
 from jaxalign.data.sampling import Grouped, Packed, Sequential, Shuffled, choose_buckets, mixture
 from jaxalign.data.stem import Stem
 from jaxalign.data.transforms import transformed
 from jaxalign.errors import UserError
 from jaxalign.settings import AlignConfig, Config, TaskConfig
+from jaxalign.settings.together import least_pairs
 
 Answered = TypeVar("Answered", Encoded, EncodedPrompts)
 
@@ -72,7 +73,7 @@ def task_stream(
         dataclasses.replace(
             row,
             everything=config.task.loss == "all",
-            languages=split_direction(row.language) if directed else (row.language,) * 2,
+            languages=split_direction(row.language) if directed else row.languages,
         )
         for row in _answered(encoded, f"task.{split}", limit)
     ]
@@ -116,22 +117,22 @@ def pair_stream(
 
     `align.control: shuffled` moves the targets of training and validation pairs alike.
     """
-    records, found = _records(config.align, "align", split, config.seed)
-    pairs = [to_pair(record) for record in records]
-    pairs = _keep(pairs, config.align, "align", split, lambda p: [set(p.languages)])
-    others = len(records) - len(pairs)
+    pairs, made = wanted_pairs(config, split)
     if config.align.control == "shuffled":
         pairs = shuffle_targets(pairs, config.seed)
     size = config.batch.pairs
-    if split == "train" and len(pairs) < size:
+    if split == "train" and len(pairs) < (least := least_pairs(config)):
+        many = f"batch.pairs={size}" if least == size else (
+            f"the {least} of an update (align.rule=cached, batch.pairs={size})"
+        )  # fmt: skip
         raise UserError(
-            f"align.train holds {len(pairs)} pairs, fewer than batch.pairs={size}: a pair would be "
-            "its own negative; lower batch.pairs or add pairs"
+            f"align.train holds {len(pairs)} pairs, fewer than {many}: a pair would be its own "
+            "negative; lower batch.pairs or add pairs"
         )
     limit = min(config.batch.pair_max_length, tokenizer.model_max_length)
     rows = encode_pairs(pairs, tokenizer, limit)
     cut = [r.whole > longer(r) for r in rows]
-    report = _report(rows, len(rows), cut, others, (found, len(records)))
+    report = _report(rows, len(rows), cut, made[1] - len(pairs), made)
     buckets = _buckets(config, [longer(r) for r in rows], size, "batch.pair_max_length")
     # Another order than the task's, though both start from the run's seed.
     order = _order(rows, config.align, config.seed + 1, split)
@@ -146,6 +147,21 @@ def pair_stream(
     group = config.align.group if config.align.negatives == "group" else 0
     layout = lay(started, order, size, ways, pad_id, stem, group=group) if laid else None
     return PairStream(rows, order, size, buckets, pad_id, report, layout)
+
+
+def wanted_pairs(config: Config, split: str = "train") -> tuple[list[Pair], tuple[int, int]]:
+    """The pairs of a run as sentences, behind `align.transforms` and in `align.languages`.
+
+    Returns:
+        The pairs; the numbers of rows before transforms and behind them.
+
+    Raises:
+        UserError: data missing or broken, or no row of a language.
+    """
+    records, found = _records(config.align, "align", split, config.seed)
+    pairs = [to_pair(record) for record in records]
+    kept = _keep(pairs, config.align, "align", split, lambda p: [set(p.languages)])
+    return kept, (found, len(records))
 
 
 def prompt_stream(

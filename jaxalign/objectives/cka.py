@@ -20,12 +20,13 @@ number (Song et al. 2012, JMLR 13, eq. 5, of both matrices without their diagona
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 
-from jaxalign.objectives.declare import both_sides, check_choice, declare
+from jaxalign.objectives.declare import both_sides, declare
+from jaxalign.objectives.pooling import Pooling
 from jaxalign.objectives.states import TOKENS, Loss, Needs, States, Tap, View
 
 EPSILON = 1e-6  # of the released code
@@ -44,10 +45,10 @@ def cka(
     batch: Any,
     *,
     layer: int,
-    rows: str = "tokens",
-    estimator: str = "biased",
-    pooling: str = "mean",
-    form: str = "raw",
+    rows: Literal["tokens", "pooled"] = "tokens",
+    estimator: Literal["biased", "debiased"] = "biased",
+    pooling: Pooling = "mean",
+    form: Literal["raw", "standardised"] = "raw",
 ) -> Loss:
     """1 - linear CKA of sources and targets at one layer.
 
@@ -62,12 +63,7 @@ def cka(
 
     Returns:
       1 - CKA, counted once a batch; logs `cka`.
-
-    Raises:
-      UserError: other rows, another estimator.
     """
-    check_choice("cka", "rows", rows, ("tokens", "pooled"))
-    check_choice("cka", "estimator", estimator, tuple(ESTIMATORS))
     tap = _tap(layer, rows, pooling, form)
     source, target = (_rows(view, tap) for view in (states.source, states.target))
     number = jnp.minimum(jnp.sum(source[1]), jnp.sum(target[1]))

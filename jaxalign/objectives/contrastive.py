@@ -13,13 +13,14 @@ answer has read the text (AlignX, arXiv 2509.24338: rows of translation).
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 
 from jaxalign.errors import UserError
-from jaxalign.objectives.declare import both_sides, check_choice, declare
+from jaxalign.objectives.declare import Count, Positive, both_sides, declare
+from jaxalign.objectives.pooling import Pooling
 from jaxalign.objectives.states import ANSWER, USER, Loss, Needs, States, Tap
 
 SMALLEST_NORM = 1e-8
@@ -52,14 +53,14 @@ def contrastive(
     batch: Any,
     *,
     layer: int,
-    pooling: str = "mean",
-    form: str = "raw",
-    temperature: float = 0.1,
-    direction: str = "one_way",
-    negatives: str = "group",
-    group: int = 32,
-    detach: str = "none",
-    view: str = "pairs",
+    pooling: Pooling = "mean",
+    form: Literal["raw", "standardised"] = "raw",
+    temperature: Positive = 0.1,
+    direction: Literal["one_way", "symmetric"] = "one_way",
+    negatives: Literal["group", "global"] = "group",
+    group: Count = 32,
+    detach: Literal["none", "source", "target"] = "none",
+    view: Literal["pairs", "text"] = "pairs",
 ) -> Loss:
     """InfoNCE between pooled sources and targets of one layer.
 
@@ -80,7 +81,6 @@ def contrastive(
       sentences have collapsed to one direction), `deviation` (standard deviation of the cosines
       of sources with other pairs' targets: far below the temperature, the loss is flat).
     """
-    check_choice("contrastive", "view", view, ("pairs", "text"))
     taps = _taps(view, layer, pooling, form)
     sides = (states.text,) * 2 if view == "text" else (states.source, states.target)
     source, target = (side.taps[tap] for side, tap in zip(sides, taps, strict=True))  # [B, D]
@@ -147,10 +147,11 @@ def _rank(logits: jax.Array, real: jax.Array, others: jax.Array) -> tuple[jax.Ar
 
 
 def _digest(tokens: jax.Array, mask: jax.Array) -> jax.Array:
-    """[B] uint32 of rows [B, T]: those of equal sentences are equal."""
+    """[B] uint32 of rows [B, T]: those of equal sentences are equal, wherever they stand."""
     powers = jnp.cumprod(jnp.full(tokens.shape[-1], 0x9E3779B1, jnp.uint32))
     numbers = jnp.where(mask != 0, tokens + 1, 0).astype(jnp.uint32)
-    return jnp.sum(numbers * powers, axis=-1, dtype=jnp.uint32)
+    place = jnp.maximum(jnp.cumsum(mask != 0, axis=-1) - 1, 0)  # within the sentence
+    return jnp.sum(numbers * powers[place], axis=-1, dtype=jnp.uint32)
 
 
 def _unit(x: jax.Array) -> jax.Array:

@@ -12,17 +12,21 @@ from __future__ import annotations
 import difflib
 import inspect
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
+from jaxalign.bounds import Bounds
 from jaxalign.errors import UserError, brief
 from jaxalign.objectives.states import Loss, Needs
 from jaxalign.objectives.subspace import Subspace
 
 Function = TypeVar("Function", bound=Callable[..., Loss])
 KINDS = (bool, int, float, str)  # of options, checked where the function declares them
+Positive = Annotated[float, Bounds(number=True, above=0)]
+Share = Annotated[float, Bounds(number=True, lowest=0, highest=1)]
+Count = Annotated[int, Bounds(number=True, whole=True, lowest=1)]
 HEAD = "head"  # the argument in which a function with a head of its own receives it
 
 
@@ -118,23 +122,13 @@ def bind(
     )
 
 
-def check_choice(name: str, option: str, value: Any, choices: Sequence[str]) -> None:
-    """Whether an option has one of these values.
-
-    Raises:
-      UserError: it has another.
-    """
-    if value not in choices:
-        raise UserError(f"{name}: {option}={brief(value)} should be one of {', '.join(choices)}")
-
-
 def _check(
     function: Callable[..., Loss], name: str, options: Mapping[str, Any], key: str, own: set[str]
 ) -> dict[str, Any]:
     """The defaults of the function's options, which `options` fit; `own` are not the user's."""
     try:
         parameters = inspect.signature(function).parameters
-        kinds = typing.get_type_hints(function)
+        kinds = typing.get_type_hints(function, include_extras=True)
     except (NameError, TypeError, ValueError):  # written in C, or annotated with what is not there
         return {}
     # What comes behind states and batch.
@@ -150,7 +144,9 @@ def _check(
             known = f"; did you mean {near[0]!r}?" if near else "; it takes none"
             raise UserError(f"{key}: {name} takes no option {brief(option)}{known}")
         wanted = kinds.get(option)
-        if wanted in KINDS and not _is_a(value, wanted):
+        if (rule := _bounds(wanted)) is not None:
+            rule.check(f"{key}.{option}", value)
+        elif wanted in KINDS and not _is_a(value, wanted):
             raise UserError(
                 f"{key}.{option}: {brief(value)} should be of the kind {wanted.__name__}, as "
                 f"{name} declares it"
@@ -160,6 +156,13 @@ def _check(
     if missing:
         raise UserError(f"{key}: {name} needs the option {missing[0]!r}; add it")
     return {n: p.default for n, p in taken.items() if p.default is not p.empty}
+
+
+def _bounds(kind: Any) -> Bounds | None:
+    """What `Literal["a", "b"]` and `Annotated[float, Bounds(...)]` say of an option."""
+    if typing.get_origin(kind) is Literal:
+        return Bounds(choices=typing.get_args(kind))
+    return next((one for one in typing.get_args(kind)[1:] if isinstance(one, Bounds)), None)
 
 
 def _is_a(value: Any, kind: type) -> bool:

@@ -27,14 +27,13 @@ answer with the tokens before it given. FILTER's fusion of both texts within an 
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 
-from jaxalign.errors import UserError
 from jaxalign.objectives.chunked import columns, summed
-from jaxalign.objectives.declare import check_choice, declare
+from jaxalign.objectives.declare import Positive, declare
 from jaxalign.objectives.language_model import IGNORE, through_head
 from jaxalign.objectives.states import Loss, Needs, States
 from jaxalign.sharding import constrain
@@ -42,16 +41,17 @@ from jaxalign.sharding import constrain
 TEACHERS = {"online": "stopped", "start": "start", "base": "reference"}  # -> `Needs.answers`
 
 
-def _needs(teacher: str, temperature: float, **_: Any) -> dict[str, Needs]:
-    check_choice("distil", "teacher", teacher, tuple(TEACHERS))
-    if not temperature > 0:
-        raise UserError(f"distil: temperature={temperature} should be above 0")
+def _needs(teacher: str, **_: Any) -> dict[str, Needs]:
     return {"student": Needs(answers="trained"), "teacher": Needs(answers=TEACHERS[teacher])}
 
 
 @declare(_needs)
 def distil(
-    states: States, batch: Any, *, teacher: str = "online", temperature: float = 1.0
+    states: States,
+    batch: Any,
+    *,
+    teacher: Literal["online", "start", "base"] = "online",
+    temperature: Positive = 1.0,
 ) -> Loss:
     """T^2 KL(teacher || student) of the answer's tokens, natural log.
 
@@ -65,9 +65,6 @@ def distil(
     Returns:
       Sum and count over answer tokens; logs `agreement`: tokens of which the student's first choice
       is the teacher's (a tie is none).
-
-    Raises:
-      UserError: another teacher, or a temperature of 0 or less.
     """
     student, taught, head = states.student.answers, states.teacher.answers, states.head
     assert student is not None and taught is not None and head is not None  # as declared

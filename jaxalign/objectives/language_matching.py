@@ -21,7 +21,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxalign.objectives.declare import declare
+from jaxalign.objectives.declare import Count, declare
 from jaxalign.objectives.states import ANSWER, FINAL, USER, Loss, Needs, States, Tap
 
 TAPS = Tap(FINAL, "predicts_prompt"), Tap(FINAL, "predicts_answer")
@@ -37,7 +37,7 @@ def start(spec: Any, key: jax.Array, width: int, **_: Any) -> dict[str, jax.Arra
 
 
 @declare(lambda **_: {"text": Needs(TAPS)}, head=start)
-def language_matching(states: States, batch: Any, *, head: Any, width: int = 128) -> Loss:
+def language_matching(states: States, batch: Any, *, head: Any, width: Count = 128) -> Loss:
     """Cross-entropy of "one language" over all ordered pairs of a batch's texts.
 
     Args:

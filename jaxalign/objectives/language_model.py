@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxalign.objectives.chunked import columns, summed
-from jaxalign.objectives.declare import declare
+from jaxalign.objectives.declare import Share, declare
 from jaxalign.objectives.states import Loss, Needs, States
 from jaxalign.sharding import constrain
 
@@ -24,7 +24,7 @@ IGNORE = -100
 
 @declare(lambda view, **_: {view: Needs(answers="trained")})
 def language_model(
-    states: States, batch: Any, *, view: str = "text", label_smoothing: float = 0.0
+    states: States, batch: Any, *, view: str = "text", label_smoothing: Share = 0.0
 ) -> Loss:
     """Token cross-entropy of the answers (natural log).
 

@@ -6,6 +6,7 @@ weights = pooling_weights(mask, 'mean')                           # [B, T]
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -34,6 +35,7 @@ def _position(mask: jax.Array) -> jax.Array:
 
 
 # Name -> weights [..., T] up to a factor, of mask [..., T] float32: 1 at real tokens.
+Pooling = Literal["mean", "mean_rest", "first", "last", "position"]  # of an objective's option
 POOLINGS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "mean": lambda mask: mask,
     "mean_rest": _rest,

@@ -19,17 +19,11 @@ def check_together(config: Config) -> None:
     Raises:
       UserError: naming the key and the way out.
     """
-    grouped = config.align.negatives == "group" and config.align.objective == "contrastive"
     batch, every = config.batch, config.align.every
-    batches = {1}
-    if config.align.rule == "cached":  # the pairs of an update are one batch
-        alternating = every == "microbatch" and config.task.weight > 0
-        half = batch.accumulate // 2, -(-batch.accumulate // 2)
-        batches = {*half} - {0} if alternating else {batch.accumulate}
-    for pairs in sorted(batch.pairs * number for number in batches):
+    for pairs in _compared(config):
         # Fewer pairs than a group are one group.
         whole = pairs < config.align.group or not pairs % config.align.group
-        if config.align.weight > 0 and grouped and not whole:
+        if config.align.weight > 0 and _grouped(config) and not whole:
             raise UserError(
                 f"batch.pairs: {pairs} is not a multiple of align.group="
                 f"{config.align.group}; change one of them or set align.negatives=global"
@@ -99,6 +93,28 @@ def check_together(config: Config) -> None:
         )
 
 
+def least_pairs(config: Config) -> int:
+    """How many pairs there must be so that one loss meets none of them twice."""
+    most = max(_compared(config))
+    most = min(most, config.align.group) if _grouped(config) else most
+    return max(most, config.batch.pairs)
+
+
+def _compared(config: Config) -> list[int]:
+    """The numbers of pairs of which one loss can be."""
+    batch, numbers = config.batch, {1}
+    if config.align.rule == "cached":  # the pairs of an update are one batch
+        alternating = config.align.every == "microbatch" and config.task.weight > 0
+        half = batch.accumulate // 2, -(-batch.accumulate // 2)
+        numbers = {*half} - {0} if alternating else {batch.accumulate}
+    return sorted(batch.pairs * number for number in numbers)
+
+
+def _grouped(config: Config) -> bool:
+    """Whether a pair meets those of its group alone."""
+    return config.align.negatives == "group" and config.align.objective == "contrastive"
+
+
 def unread(config: Config) -> Iterator[str]:
     """Sentences about settings that nothing reads.
 
@@ -112,8 +128,23 @@ def unread(config: Config) -> Iterator[str]:
                 f"train it alone, name it as {phase}.objective"
             )
     kind, layers = config.adapter.kind, config.lora.layers
-    if kind != "lora" and layers != type(config.lora)().layers:
-        yield f"lora.layers={layers} is not read: a {kind} stands in front of every block"
+    if layers != type(config.lora)().layers:
+        if config.trainable == "full":
+            yield f"lora.layers={layers} is not read: trainable=full trains every block"
+        elif kind != "lora":
+            yield f"lora.layers={layers} is not read: a {kind} stands in front of every block"
+    if config.optim.combine != "weighted" and (alone := _one_phase(config)):
+        yield f"optim.combine={config.optim.combine} is not read: {alone}"
+
+
+def _one_phase(config: Config) -> str:
+    """Why an update never has gradients of two phases; '' where it has."""
+    every = config.align.every
+    if off := [name for name in ("task", "align") if not getattr(config, name).weight]:
+        return f"{off[0]}.weight is 0"
+    if every == "step" or (every == "microbatch" and config.batch.accumulate == 1):
+        return f"an update holds one phase alone (align.every={every}); set align.every=joint"
+    return ""
 
 
 def _check_prompts(align: AlignConfig) -> None:

@@ -187,7 +187,7 @@ def _objectives(config: Config) -> dict[str, str]:
     """Setting -> the objective that it names, of phases that are on."""
     return {
         f"{key}.objective": part.objective
-        for name, facts in PHASES.items() if getattr(config, name).weight
+        for facts in PHASES.values() if facts.part(config).weight
         for key, part in facts.objectives(config)
     }  # fmt: skip
 
@@ -195,9 +195,9 @@ def _objectives(config: Config) -> dict[str, str]:
 def _transforms(config: Config) -> dict[str, str]:
     """Setting -> the transform that it names, of phases that are on."""
     return {
-        f"{part}.transforms[{number}]": str(one.get("name") if isinstance(one, dict) else one)
-        for part in PHASES if getattr(config, part).weight
-        for number, one in enumerate(getattr(config, part).transforms)
+        f"{name}.transforms[{number}]": str(one.get("name") if isinstance(one, dict) else one)
+        for name, facts in PHASES.items() if facts.part(config).weight
+        for number, one in enumerate(facts.part(config).transforms)
     }  # fmt: skip
 
 

@@ -395,6 +395,12 @@ def test_mistakes(config, chatml, jsonl):
     config.batch.pairs = 64
     with pytest.raises(UserError, match=r"28 pairs, fewer than batch.pairs=64"):
         pair_stream(config, chatml)
+    config.batch.pairs, config.align.rule, config.align.every = 8, "cached", "joint"
+    config.align.negatives, config.align.group = "global", 8
+    with pytest.raises(UserError, match=r"28 pairs, fewer than the 32 of an update \(align\.rule"):
+        pair_stream(config, chatml)  # the four micro-batches are one batch to the loss
+    config.align.negatives = "group"  # a pair meets its group alone
+    assert len(pair_stream(config, chatml).rows) == 28
     config.align.train = []
     with pytest.raises(UserError, match=r"align\.train names no data"):
         pair_stream(config, chatml)

@@ -1,6 +1,7 @@
 """Transforms that make other texts of parallel rows: what comes out, how often, from which seed."""
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -273,6 +274,29 @@ def test_answers_in_another_language():
     ]
     example = render("rows", run(plain, "cross_lingual_answer", rate=1)[0])
     assert (example.prompt, example.answer) == ("Say it (en) Answer in German: ", "dede")
+    assert (example.language, example.answered_in) == ("en", "de")
+
+
+@pytest.mark.parametrize(
+    "last",
+    [
+        {"name": "choices", "options": {"number": 4}},  # a new row has lost the other language
+        {"name": "cross_lingual_answer", "options": {"rate": 1}},
+        f"{__name__}:doubled",
+    ],
+)
+def test_joined_rows_are_changed_no_more(last):
+    def joined(entry):
+        return transformed(intents(), ["bilingual_prompt", entry], "task.transforms", "train", 1)
+
+    with pytest.raises(UserError, match=r"changes a row that another transform has joined with"):
+        joined(last)
+    kept = joined({"name": "sample", "options": {"rows": 20}})
+    assert len(kept) == 20 and any(record.companion for record in kept)
+
+
+def doubled(records, options, seed):
+    return [replace(r, fields=r.fields | {"utterance": r.fields["utterance"] * 2}) for r in records]
 
 
 def test_parts_share_no_item():

@@ -3,6 +3,7 @@
 import pytest
 
 from jaxalign.data.languages import language_number
+from jaxalign.data.pairs import to_pair
 from jaxalign.data.sources import Record
 from jaxalign.data.streams import pair_stream
 from jaxalign.data.transforms import transformed
@@ -54,6 +55,25 @@ def test_swap_exchanges_the_sides():
     found = run("swap")
     assert found[1].fields == {"tgt": "1", "src": "1!", "tgt_lang": "de"}
     assert found[1].origin == "rows:1" and run("swap", "swap") == RECORDS
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"translation": {"de": "Hallo", "en": "Hello"}, "source": "opus"},
+        {"src": "Hallo", "tgt": "Hello", "src_lang": "de", "tgt_lang": "en", "source": "opus"},
+        {"text0": "Hallo", "text1": "Hello", "lang0": "de", "lang1": "en"},
+    ],
+    ids=lambda fields: next(iter(fields)),
+)
+def test_swap_takes_every_form_of_a_pair(fields):
+    (found,) = transformed([Record(fields, "rows:1")], ["swap"], "align.transforms", "train", 1)
+    pair = to_pair(found)
+    assert (pair.source, pair.target, pair.languages) == ("Hello", "Hallo", ("en", "de"))
+    assert found.fields.get("source", "opus") == "opus"
+    with pytest.raises(UserError, match=r"rows:1: no sentence pair in this row"):
+        lone = [Record({"src": "a"}, "rows:1")]
+        transformed(lone, ["swap"], "align.transforms", "train", 1)
 
 
 def test_validation_rows_are_left_alone_unless_named():

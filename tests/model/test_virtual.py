@@ -232,7 +232,7 @@ def test_keys_and_prompts_have_a_gradient():
 def test_least_work():
     """Vectors are tokens; keys and values are products with each token, and two more slopes."""
     spec, task = SPECS["llama"], Tap(FINAL, TOKENS)
-    phase = Phase(None, (), (Pass(("text",), (task,), answers=True),))
+    phase = Phase(None, (), (Pass(("text",), (task,), answers=("text",)),))
     of = partial(phase.least_flops, spec, 4, answers=8)
     plain = of(10, adapter=0)
     assert of(10, adapter=Prompt(P).multiplied(spec), vectors=P) == of(10 + P, adapter=0)

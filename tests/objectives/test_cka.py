@@ -150,9 +150,8 @@ def test_debiased_is_near_zero_for_unrelated_rows():
 
 
 def test_a_choice_that_is_none():
-    _, states = sides()
-    with pytest.raises(UserError, match="cka: estimator='best' should be one of biased, debiased"):
-        cka(states, None, layer=LAYER, estimator="best")
+    with pytest.raises(UserError, match="'best' is not among biased, debiased"):
+        bind(cka, "cka", {"layer": LAYER, "estimator": "best"}, "align.options", {}, {})
 
 
 def test_pooled_rows_take_the_form_of_the_states_and_their_pooling():

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from jaxalign.objectives import States, Tap, View
-from jaxalign.objectives.contrastive import contrastive, similarities
+from jaxalign.objectives.contrastive import _digest, contrastive, similarities
 from jaxalign.objectives.pooling import pooling_weights
 
 LAYER, PAIRS, DIM, TAU = 3, 6, 5, 0.2
@@ -235,6 +235,14 @@ def test_a_copy_of_the_target_is_no_rival():
     both = np.stack([target, target])
     loss, _ = evaluate(both, masks([1] * 4, texts=[7, 7, 8, 9]))
     assert loss.logs["retrieval"] == 2
+
+
+def test_a_copy_is_known_wherever_it_stands():
+    """Answers of task rows stand behind prompts of any length."""
+    tokens = np.array([[9, 9, 4, 5, 0], [9, 4, 5, 0, 0], [9, 9, 9, 5, 4], [3, 9, 4, 0, 5]])
+    mask = np.array([[0, 0, 1, 1, 0], [0, 1, 1, 0, 0], [0, 0, 0, 1, 1], [0, 0, 1, 0, 1]])
+    first, second, other, apart = np.asarray(_digest(jnp.asarray(tokens), jnp.asarray(mask)))
+    assert first == second == apart != other
 
 
 def test_similarities():

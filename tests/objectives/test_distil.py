@@ -124,8 +124,8 @@ def test_memory_is_flat_in_answers_and_words(monkeypatch):
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"teacher": "mine"}, "teacher='mine' should be one of online, start, base"),
-        ({"temperature": 0.0}, "temperature=0.0 should be above 0"),
+        ({"teacher": "mine"}, "options.teacher: 'mine' is not among online, start, base"),
+        ({"temperature": 0.0}, "options.temperature: 0.0 should be a number, above 0"),
         ({"temperatur": 1.0}, "takes no option 'temperatur'; did you mean 'temperature'"),
     ],
 )

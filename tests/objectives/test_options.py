@@ -33,6 +33,23 @@ def with_options(name, options, key, settings=None, **more):
         (OWN, {"layer": 1, "states": 3}, "takes no option 'states'"),
         ("language_model", {"gamma": 2}, "language_model takes no option 'gamma'; did you mean"),
         ("contrastive", {"layer": 1, "tau": 0.1}, "contrastive takes no option 'tau'"),
+        *(
+            ("contrastive", {"layer": 1, name: value}, f"own.options.{name}: {value!r} {says}")
+            for name, value, says in (
+                ("direction", "symetric", "is not among one_way, symmetric; did you mean symm"),
+                ("negatives", "globl", "is not among group, global"),
+                ("detach", "sources", "is not among none, source, target"),
+                ("view", "texts", "is not among pairs, text"),
+                ("pooling", "means", "is not among mean, mean_rest, first, last, position"),
+                ("form", "standardized", "is not among raw, standardised"),
+                ("temperature", -0.1, "should be a number, above 0"),
+                ("temperature", 0.0, "should be a number, above 0"),
+                ("group", 0, "should be a whole number, 1 or more"),
+            )
+        ),
+        ("cka", {"layer": 1, "rows": "sentences"}, "options.rows: 'sentences' is not among tokens"),
+        ("language_model", {"label_smoothing": 1.5}, "label_smoothing: 1.5 should be a number, fr"),
+        ("language_matching", {"width": 0}, "options.width: 0 should be a whole number, 1 or more"),
     ],
 )
 def test_options_that_do_not_fit(name, options, says):

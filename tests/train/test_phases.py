@@ -1,6 +1,7 @@
 """What objectives ask for is what they get, by one builder; a phase more is a file more."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,7 @@ from jaxalign.objectives import FINAL, TOKENS, Loss, Needs, Tap, both_sides, dec
 from jaxalign.train import setup
 from jaxalign.train.loop import train
 from jaxalign.train.phases import PHASES
-from jaxalign.train.phases.align import Align
+from jaxalign.train.phases.align import Align, retrieval
 from jaxalign.train.phases.build import build, passes_of, phase_loss
 from jaxalign.train.phases.walk import Pass
 from jaxalign.train.state import HEADS, without_heads
@@ -45,8 +46,8 @@ def test_passes_are_the_union_of_needs():
     )
     teacher = {"student": Needs(answers="trained"), "teacher": Needs(answers="stopped")}
     assert passes_of([teacher]) == (
-        Pass(("student",), (), answers=True),
-        Pass(("teacher",), (), answers=True, model="stopped"),
+        Pass(("student",), (), answers=("student",)),
+        Pass(("teacher",), (), answers=("teacher",), model="stopped"),
     )
     with pytest.raises(ValueError, match="both trained and stopped"):
         passes_of([{"text": Needs(answers="trained")}, {"text": Needs(answers="stopped")}])
@@ -184,6 +185,15 @@ def test_a_setting_is_not_contradicted(configure):
         setup.prepare(configure(words))
 
 
+def test_sentences_that_end_in_token_0_are_others():
+    """Token 0 is a word in some tokenizers; numpy's texts end before it."""
+    rows = [SimpleNamespace(target=np.array(ids, np.int32)) for ids in ([5, 7], [5, 7, 0])]
+    crossed = {"source": {Tap(1): np.eye(2)}, "target": {Tap(1): np.eye(2)[::-1]}}
+    states = [(np.array([0, 1]), crossed)]
+    assert retrieval(SimpleNamespace(rows=rows), states, Tap(1)) == 0
+    assert retrieval(SimpleNamespace(rows=[rows[0]] * 2), states, Tap(1)) == 1
+
+
 @pytest.mark.parametrize(
     ("word", "message"),
     [
@@ -195,6 +205,15 @@ def test_a_wrong_name_is_wrong_in_a_phase_that_is_off_too(configure, word, messa
     """Else a baseline runs for hours before the system that it is compared with is refused."""
     with pytest.raises(UserError, match=message):
         setup.prepare(configure("align.weight=0", word))
+
+
+def grad_norm(states, batch):
+    return Loss(jnp.zeros(()), jnp.ones(()), {})
+
+
+def test_the_log_keeps_its_own_names(configure):
+    with pytest.raises(UserError, match=r"the log of the task phase has a grad_norm of its own"):
+        setup.prepare(configure(f"objectives=[{{objective: '{own('grad_norm')}'}}]"))
 
 
 def test_the_frozen_base_is_not_there_in_full_fine_tuning(configure):

@@ -14,6 +14,7 @@ from jaxalign.config import to_yaml
 from jaxalign.errors import UserError
 from jaxalign.hf.load import load_spec
 from jaxalign.hf.peft import save_peft
+from jaxalign.objectives import Loss, Needs, Tap, declare
 from jaxalign.train import setup
 from jaxalign.train.design import adapter_of
 from jaxalign.train.loop import train
@@ -112,6 +113,37 @@ def test_value_and_gradient_are_those_of_whole_logits(configure, moved):
         wanted, slopes = jax.jit(theirs)(run.state.trained)
     # By hand, the rounding of the normalisers is in the sum.
     assert float(value) == pytest.approx(float(wanted), abs=2e-6) and value > 1e-3
+    for a, b in zip(jax.tree.leaves(gradient), jax.tree.leaves(slopes), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 * np.abs(b).max())
+
+
+BESIDE = Tap(1)
+
+
+@declare(lambda **_: {
+    "student": Needs((BESIDE,), reference=(BESIDE,)), "teacher": Needs((BESIDE,)),
+})  # fmt: skip
+def beside(states, batch):
+    """Reads states of sides whose answers come from another pass."""
+    seen = states.student.taps, states.student.reference, states.teacher.taps
+    return Loss(sum(jnp.sum(one[BESIDE]) for one in seen), jnp.ones(()), {})
+
+
+@pytest.mark.parametrize("teacher", ["base", "start", "online"])
+def test_a_term_beside_it_changes_nothing_for_the_student(configure, first, teacher):
+    """The frozen base also runs for the student's states; its answers are not the student's."""
+    found = []
+    for more in ("", f", {{objective: '{__name__}:beside', phase: align, weight: 0}}"):
+        words = (*WORDS, first(0.2), BOTH.replace("]", f"{more}]"), "batch.pairs=2")
+        run = setup.prepare(configure(*words, f"align.options.teacher={teacher}"))
+        phase, batch = run.phases["align"], run.train["align"].batch(0)
+        ours = partial(phase_loss, phase, frozen=run.frozen, batch=batch, key=None)
+        with jax.set_mesh(run.mesh):
+            both = jax.jit(jax.value_and_grad(ours, has_aux=True))
+            (value, _), gradient = both(run.state.trained)
+        found.append((value, gradient))
+    (alone, slopes), (value, gradient) = found
+    assert float(value) == pytest.approx(float(alone), rel=1e-6)
     for a, b in zip(jax.tree.leaves(gradient), jax.tree.leaves(slopes), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 * np.abs(b).max())
 

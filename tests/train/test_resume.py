@@ -343,7 +343,7 @@ def test_another_base_of_a_finished_run_is_noticed(finished, tmp_path, monkeypat
 OWN = """
 from jaxalign.objectives.language_model import language_model
 
-def loss(states, batch):
+def mine(states, batch):
     return language_model(states, batch)
 
 def shorter(records, options, seed):
@@ -357,7 +357,7 @@ def test_code_of_ones_own_is_compared(configure, tmp_path, monkeypatch):
     own.write_text(OWN, "utf-8")
     monkeypatch.syspath_prepend(str(tmp_path))
     words = (*FAST, "train.steps=1", "train.eval_every=0", "task.valid=[]")
-    config = configure(*words, "task.objective=my_own:loss", "task.transforms=[my_own:shorter]")
+    config = configure(*words, "task.objective=my_own:mine", "task.transforms=[my_own:shorter]")
     train(config)
     own.write_text("# A note.\n" + OWN, "utf-8")
     assert train(config).repeated

@@ -57,7 +57,8 @@ def transformed(
         seed: of the run; the same records for the same seed.
 
     Raises:
-        UserError: an unknown transform or key, one that fails, one that leaves no record.
+        UserError: an unknown transform or key, one that fails, one that leaves no record, one
+            that changes records which have a companion.
     """
     for number, entry in enumerate(transforms):
         where = f"{key}[{number}]"
@@ -68,17 +69,39 @@ def transformed(
             raise UserError(f"{where}: {error}") from error
         if split in SPLITS and split not in splits:
             continue
+        before = records
         try:
-            records = list(transform(records, options, seed))
+            records = list(transform(before, options, seed))
         except UserError as error:
             raise UserError(f"{where} ({name}): {error}") from error
         except Exception as error:  # one of somebody's own may fail in any way
             raise UserError(f"{where}: {name} fails: {first_line(error)}") from error
         if not all(isinstance(record, Record) for record in records):
             raise UserError(f"{where}: {name} returns something else than records")
+        _check_companions(before, records, f"{where}: {name}")
         if not records:
             raise UserError(f"{where}: {name} leaves no row of {key.partition('.')[0]}.{split}")
     return records
+
+
+def _check_companions(before: Sequence[Record], after: Sequence[Record], where: str) -> None:
+    """Refuses to change one half of two rows that will be one.
+
+    The other half, in the companion, would stay as it was; a new record has lost it.
+    """
+    joined: dict[str, list[Record]] = {}
+    for record in before:
+        if record.companion is not None:
+            joined.setdefault(record.origin, []).append(record)
+    alone = {record.origin for record in before if record.companion is None} if joined else set()
+    for record in after if joined else ():
+        were = [] if record.origin in alone else joined.get(record.origin, [])
+        same = [r for r in were if r.companion is record.companion and r.fields == record.fields]
+        if were and not same:
+            raise UserError(
+                f"{where} changes a row that another transform has joined with one of another "
+                f"language ({record.origin}); put it in front of that transform"
+            )
 
 
 def _read(

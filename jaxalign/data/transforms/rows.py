@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from jaxalign.bounds import setting
-from jaxalign.data.pairs import FORMS
-from jaxalign.data.sources import Record
+from jaxalign.data.pairs import form_of
+from jaxalign.data.sources import Record, names
 from jaxalign.data.transforms.options import read
 from jaxalign.errors import UserError, brief
 
@@ -50,15 +50,19 @@ def swap(records: Sequence[Record], options: Mapping[str, Any], seed: int) -> li
     """Sentence pairs the other way round: the source becomes the target."""
     if options:
         raise UserError(f"{next(iter(options))} is not an option; swap has none")
-    return [replace(record, fields=_swapped(record.fields)) for record in records]
+    return [replace(record, fields=_swapped(record)) for record in records]
 
 
-def _swapped(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of a pair with both sides exchanged, in whatever form they are."""
-    other: dict[str, str] = {}
-    for source, target, spoken, heard in FORMS:
-        other |= {source: target, target: source, spoken: heard, heard: spoken}
-    return {other.get(name, name): value for name, value in fields.items()}
+def _swapped(record: Record) -> dict[str, Any]:
+    """The fields of a pair with both sides exchanged, in the form in which the row is read."""
+    fields, sides = record.fields, record.fields.get("translation")
+    if form := form_of(fields):
+        source, target, spoken, heard = form
+        other = {source: target, target: source, spoken: heard, heard: spoken}
+        return {other.get(name, name): value for name, value in fields.items()}
+    if isinstance(sides, Mapping) and len(sides) == 2:  # the first language is the source
+        return {**fields, "translation": dict(reversed([*sides.items()]))}
+    raise UserError(f"{record.origin}: no sentence pair in this row (it has: {names(fields)})")
 
 
 @dataclass

@@ -135,8 +135,9 @@ def retrieval(stream: Any, states: list[tuple[Any, dict]], tap: Tap) -> float:
         np.concatenate([found[side][tap] for _, found in states])[rows >= 0]
         for side in ("source", "target")
     )
-    same = np.unique([row.target.tobytes() for row in stream.rows], return_inverse=True)[1]
-    sentence = same[rows[rows >= 0]]
+    known: dict[bytes, int] = {}  # numpy's own text forgets zeros at the end
+    same = [known.setdefault(row.target.tobytes(), len(known)) for row in stream.rows]
+    sentence = np.array(same)[rows[rows >= 0]]
     hits = 0
     for first in range(0, len(source), 1024):
         block = np.asarray(

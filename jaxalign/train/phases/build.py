@@ -206,7 +206,7 @@ def build(
             laid = lay(chosen, batch, packed)
             found = walk(decoder, params, adapter, laid, one, frozen, dropout)
             for side, (taps, answers) in found.items():
-                seen[side]["reference" if one.model == "reference" else "taps"] = taps
+                seen[side]["reference" if one.model == "reference" else "taps"] |= taps
                 if answers is not None:
                     seen[side] |= {"answers": answers, "owners": laid.owners(side)}
             if one.answers and head is None:  # the trained pass is the first
@@ -238,7 +238,7 @@ def passes_of(needs: Sequence[Mapping[str, Needs]]) -> tuple[Pass, ...]:
         Pass(
             tuple(found[model]),
             tuple(dict.fromkeys(tap for taps, _ in found[model].values() for tap in taps)),
-            any(answers for _, answers in found[model].values()),
+            tuple(side for side, (_, answers) in found[model].items() if answers),
             model,
         )
         for model in ("trained", "stopped", *FIXED)

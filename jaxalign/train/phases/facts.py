@@ -32,6 +32,9 @@ from jaxalign.train.phases.build import (
 )
 from jaxalign.train.phases.measured import check_width, opened
 
+# What the log has of each phase, beside its terms by their names.
+LOGGED = ("loss", "micro_losses", "grad_norm", "plain_cosine", "tokens_per_second")
+
 
 class Facts(abc.ABC):
     """One phase.
@@ -138,8 +141,8 @@ class Facts(abc.ABC):
         """Its objective, and what `objectives` adds to it.
 
         Raises:
-          UserError: an unknown objective or option; two terms of one name; a file that an option
-            names and that is missing or another.
+          UserError: an unknown objective or option; two terms of one name, or one with a name that
+            the log has; a file that an option names and that is missing or another.
         """
         found = [self._term(config, key, part) for key, part in self.objectives(config)]
         names = [one.name for one in found]
@@ -148,6 +151,11 @@ class Facts(abc.ABC):
             raise UserError(
                 f"objectives: two terms of the {self.name} phase are called {twice!r}, so their "
                 "logs could not be distinguished; give one function another name"
+            )
+        if taken := next((name for name in names if name in LOGGED), None):
+            raise UserError(
+                f"objectives: the log of the {self.name} phase has a {taken} of its own; give the "
+                f"function {taken!r} another name"
             )
         return tuple(found)
 

@@ -42,14 +42,14 @@ class Pass:
 
     sides: tuple[str, ...]
     taps: tuple[Tap, ...]
-    answers: bool = False
+    answers: tuple[str, ...] = ()  # the sides whose answers are wanted of it
     # `stopped`: no gradient; `reference`: the base without the adapter; `start`: with its first one
     model: str = "trained"
 
     @property
     def whole(self) -> bool:
         """Whether it runs through all blocks and the final norm."""
-        return self.answers or any(tap.layer == FINAL for tap in self.taps)
+        return bool(self.answers) or any(tap.layer == FINAL for tap in self.taps)
 
     def blocks(self, spec: ModelSpec) -> int:
         """How many blocks it runs."""
@@ -273,7 +273,7 @@ def walk(
     result: Found = {}
     for name, side in laid.sides.items():
         answers = None
-        if one.answers and side.answer_at is not None:
+        if name in one.answers and side.answer_at is not None:
             assert out.hidden is not None  # the pass did not stop early
             answers = laid.answers(name, out.hidden)
         taps = {tap: of[tap.pool == TOKENS](name, states) for tap, states in found.items()}
