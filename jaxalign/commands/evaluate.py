@@ -37,8 +37,10 @@ class Evaluate(Configured):
         bare = [Entrant("base", kind="base")] if self.base else []
         if self.base and config.evaluate.shots:
             bare.append(Entrant(f"base {config.evaluate.shots}-shot", kind="few_shot"))
-        given = [Entrant(one.name or name_of(one.path), one.path, one.kind)
-                 for one in self.entrants]  # fmt: skip
+        given = [
+            Entrant(one.name or name_of(one.path), one.path, one.kind, guessed=not one.name)
+            for one in self.entrants
+        ]
         several = len({entrant.name for entrant in given}) > 1
         evaluate(config, given + bare if several else bare + given, out)
 
@@ -54,12 +56,12 @@ class Generate(Configured):
     adapter: str = option(
         "", "a PEFT folder or hub name (default: the base answers)", metavar="PATH"
     )
-    out: str = option("", "JSONL file to write (default OUTPUT/answers.jsonl)")
+    out: str = option("", "JSONL file to write (default OUTPUT/answers.jsonl; with --prompt none)")
 
     def run(self) -> None:
-        """Prints the answers to prompts, writes those to rows."""
+        """Prints the answers to prompts, writes those to rows, or all where --out is given."""
         config = self.load()
-        if not self.prompt:  # whose answers are printed
+        if self.out or not self.prompt:  # whose answers are printed
             check_local(self.out or config.output, "--out")
         begin()
         from jaxalign.evaluate.write import write

@@ -26,6 +26,7 @@ class Entrant:
     name: str
     source: str = ""  # adapter folder or hub name, or a file of predictions; empty: the bare base
     kind: str = "adapter"  # base | few_shot | adapter | predictions
+    guessed: bool = False  # whether its name was taken from its path
 
 
 def folder_names(entrants: Sequence[Entrant]) -> list[str]:
@@ -33,11 +34,12 @@ def folder_names(entrants: Sequence[Entrant]) -> list[str]:
 
     Raises:
       UserError: a name that is a path, empty, too long, not printable or a report's; names that
-        would share a folder.
+        would share a folder; one name of several that nobody called seeds of one system.
     """
     names = [entrant.name for entrant in entrants]
     for name in names:
         check_name(name)
+        _check_seeds([entrant for entrant in entrants if entrant.name == name])
     found = [
         name if names.count(name) == 1 else f"{name}_{names[: at + 1].count(name)}"
         for at, name in enumerate(names)
@@ -51,6 +53,19 @@ def folder_names(entrants: Sequence[Entrant]) -> list[str]:
                 "--adapter NAME=PATH"
             )
     return found
+
+
+def _check_seeds(same: Sequence[Entrant]) -> None:
+    """Runs of one name are averaged: only where somebody gave all of them this name."""
+    first, *others = same
+    for other in others:
+        if first.guessed or other.guessed or first.kind != other.kind:
+            both = " and ".join(one.source or f"the {one.kind}" for one in (first, other))
+            kind = other.kind if other.source else first.kind
+            raise UserError(
+                f"{both} would both be called {first.name!r}, as seeds of one system are; write "
+                f"--{kind} NAME=PATH"
+            )
 
 
 def check_name(name: str) -> None:

@@ -226,6 +226,15 @@ def test_names_that_are_folders():
     names = ["base 2-shot", "sft", "zh (mit Umlaut ä)", "日本", "x" * 100, "a..b", "50%"]
     assert folder_names([Entrant(name) for name in names]) == names
     assert folder_names([Entrant("a"), Entrant("b"), Entrant("a")]) == ["a_1", "b", "a_2"]
+    for same in (
+        [Entrant("base", kind="base"), Entrant("base", "runs/base/adapter", guessed=True)],
+        [Entrant("base", kind="base"), Entrant("base", "runs/x/adapter")],
+        [Entrant("peft", "a/export/peft", guessed=True), Entrant("peft", "b/export/peft")],
+    ):
+        with pytest.raises(
+            UserError, match=r"as seeds of one system are; write --adapter NAME=PAT"
+        ):
+            folder_names(same)
     for names in (["a", "a", "a_1"], ["Sft", "sft"]):
         with pytest.raises(UserError, match="would write to the folder"):
             folder_names([Entrant(name) for name in names])

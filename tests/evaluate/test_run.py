@@ -248,6 +248,8 @@ def test_text_predictions_one_a_line(judged, tmp_path):
 def test_name_of():
     names = [name_of(p) for p in ("runs/sft/adapter", "runs/sft/adapter/", "a.jsonl", "org/name")]
     assert names == ["sft", "sft", "a", "name"]
+    paths = "runs/lr0.001/adapter", "runs/llama3.1", "sweep/lr0.003/predictions.jsonl"
+    assert [name_of(path) for path in paths] == ["lr0.001", "llama3.1", "lr0.003"]
 
 
 def test_write_answers_rows_and_prompts(judged, adapters, golds, tmp_path, capsys):
@@ -270,6 +272,15 @@ def test_write_answers_rows_and_prompts(judged, adapters, golds, tmp_path, capsy
     capsys.readouterr()
     write(judged(), f"{adapters}/a1", [rows[0]["utterance"]], [], "")
     assert capsys.readouterr().out.strip() == written[0]["answer"].strip()
+    asked = [row["utterance"] for row in rows[:2]]
+    write(judged(), f"{adapters}/a1", asked, [], str(tmp_path / "new" / "prompts.jsonl"))
+    assert rows_of(tmp_path / "new" / "prompts.jsonl") == [
+        {**row, "language": "und"} for row in written[:2]
+    ]
+    told = capsys.readouterr().out  # answers are printed as well
+    assert written[0]["answer"].strip() in told and "2 answers; written: " in told
+    with pytest.raises(UserError, match="--out: .* is a folder"):
+        write(judged("model.path=nowhere"), "", asked, [], str(tmp_path))
     with pytest.raises(UserError, match="does not say enough for translation"):
         write(judged("task.kind=translation"), "", ["hello"], [], "")
 
