@@ -17,11 +17,10 @@ from jaxalign.compare.trial import Bases, Outcome
 from jaxalign.evaluate.entrants import Entrant
 from jaxalign.evaluate.measure import Scored
 from jaxalign.evaluate.run import scored
-from jaxalign.hf.peft import weights_digest
 from jaxalign.paths import whole_file
 from jaxalign.probe.corpus import read_parallel
 from jaxalign.probe.preflight import folder_of
-from jaxalign.probe.run import Probed, measure_corpora
+from jaxalign.probe.run import Probed, measure_corpora, weights_of
 from jaxalign.probe.states import corpus_tokens, token_digest
 from jaxalign.probe.table import keyed
 from jaxalign.settings import Config
@@ -72,11 +71,10 @@ def shape(study: Study, outcome: Outcome | None, bases: Bases) -> dict[str, Any]
     config = outcome.config if outcome else study.base.config()
     base = bases.under(config)
     name = outcome.trial.place("").as_posix() if outcome else "base"
+    adapter = outcome.adapter if outcome else ""
     file = Path(study.output, "states", f"{name}.json")
     identity = {
-        "base": base.fingerprint,
-        "adapter": weights_digest(outcome.adapter) if outcome else "",
-        "weights": config.model.stored,
+        **weights_of(base, adapter),
         "tokens": [token_digest(corpus_tokens(base, corpus)) for corpus in corpora],
         "pooling": texts.pooling,
     }
@@ -84,7 +82,7 @@ def shape(study: Study, outcome: Outcome | None, bases: Bases) -> dict[str, Any]
         return known["layers"]
     vectors = file.with_suffix(".vectors")
     table = measure_corpora(
-        base, corpora, [Probed(folder_of(name), outcome.adapter if outcome else "")], str(vectors),
+        base, corpora, [Probed(folder_of(name), adapter)], str(vectors),
         poolings=(texts.pooling,), pivot=_pivot(corpora), states_as=(STATES,),
     )  # fmt: skip
     layers: dict[str, Any] = {score: table.curve(score, 0, 0).tolist() for score in FOUND}

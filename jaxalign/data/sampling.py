@@ -30,7 +30,8 @@ def mixture(counts: Mapping[str, int], sampling: str, temperature: float = 1.0) 
         Shares that sum to 1, in the order of `counts`.
     """
     power = {"proportional": 1.0, "uniform": 0.0, "temperature": 1.0 / temperature}[sampling]
-    raw = {name: float(count) ** power for name, count in counts.items()}
+    unit = max(counts.values(), default=1) if power > 1 else 1  # n^100 is beyond any float
+    raw = {name: (count / unit) ** power for name, count in counts.items()}
     total = sum(raw.values())
     return {name: value / total for name, value in raw.items()}
 

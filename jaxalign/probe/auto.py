@@ -9,8 +9,7 @@ from __future__ import annotations
 import tempfile
 
 from jaxalign.base import Base
-from jaxalign.data import sources
-from jaxalign.data.pairs import to_pair
+from jaxalign.data.streams import wanted_pairs
 from jaxalign.errors import UserError
 from jaxalign.probe.choice import Choice, choose_for_training
 from jaxalign.probe.corpus import Parallel
@@ -34,7 +33,8 @@ def settle(base: Base, output: str) -> tuple[int, str]:
 def choose(base: Base) -> Choice:
     """The layer at which the bare base retrieves the sentences of `align.train` best.
 
-    Up to 200 pairs of each pair of languages; the mean over the pairs of languages and both
+    These are the pairs that the run trains, behind `align.transforms` and in `align.languages`. Up
+    to 200 pairs of each pair of languages; the mean over the pairs of languages and both
     directions of top-1 retrieval (by the score of `judging`), states pooled as `align.pooling` and
     compared as `align.states`. Where raw states are dominated by massive activations, standardised
     ones are asked; the choice says so.
@@ -58,8 +58,8 @@ def choose(base: Base) -> Choice:
 
 def _corpora(config: Config) -> list[Parallel]:
     found: dict[tuple[str, str], list[tuple[str, str]]] = {}
-    for record in sources.read_all(config.align.train, config.align.columns):
-        pair = to_pair(record)
+    # In another order than `align.control=shuffled` trains them: it would hide every translation.
+    for pair in wanted_pairs(config)[0]:
         # Sides are distinguished even where the data names no languages.
         names = (pair.source_language or "source", pair.target_language or "target")
         rows = found.setdefault(names, [])
@@ -73,7 +73,8 @@ def _corpora(config: Config) -> list[Parallel]:
     if not corpora:
         most = max((len(rows) for rows in found.values()), default=0)
         raise UserError(
-            f"align.layer=auto needs {FEWEST} pairs of two languages in align.train, which has "
-            f"{most}; name a layer (the paper aligns the middle one)"
+            f"align.layer=auto needs {FEWEST} pairs of two languages; behind align.transforms and "
+            f"align.languages, align.train has {most}; name a layer (the paper aligns the middle "
+            "one)"
         )
     return corpora

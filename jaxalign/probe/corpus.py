@@ -14,6 +14,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -23,15 +24,19 @@ from jaxalign.data.languages import find_language
 from jaxalign.data.transforms.parallel import second
 from jaxalign.errors import UserError
 
-# de.txt | dev.de.txt | de-st.txt | pt-BR.txt | deu_Latn.dev | deu_Latn.devtest
+# de.txt | dev.de.txt | de-st.txt | pt-BR.txt | es-419.txt | zh-Hans-CN.txt | deu_Latn.devtest
 LINES = (
     re.compile(
-        r"(?:(?:dev|devtest|test|valid|train)\.)?"
-        r"([a-z]{2,3}(?:-[a-z]{2}|[-_][A-Z]{2}|[-_][A-Z][a-z]{3})?)\.txt"
+        r"(?!dev\.txt)(?:(?:dev|devtest|test|valid|train)\.)?"  # a split alone is no language
+        r"([a-z]{2,3}(?:-[a-z]{2})?(?:[-_][A-Z][a-z]{3})?(?:[-_](?:[A-Z]{2}|[0-9]{3}))?)\.txt"
     ),
     re.compile(r"([a-z]{3}_[A-Z][a-z]{3})\.(?:dev|devtest)"),
 )
+SIMILAR = re.compile(r"[a-z].*\.(?:txt|dev|devtest|tsv)")  # might be meant; LICENSE.txt is not
 TEXTS = ("text", "sentence", "utterance")
+
+# Language -> what its translations share (a line, a row or an id) -> sentence, in their order.
+Texts = Mapping[str, Mapping[Any, str]]
 
 
 @dataclass(frozen=True)
@@ -40,6 +45,7 @@ class Parallel:
 
     sentences: dict[str, list[str]]  # language -> N sentences
     name: str  # where they come from
+    notes: tuple[str, ...] = ()  # sentences on what is there and was left out
 
     @property
     def languages(self) -> tuple[str, ...]:
@@ -67,7 +73,7 @@ def read_parallel(
     Args:
       source: see the module text.
       languages: keep only these; empty: all.
-      rows: keep only the first ones; 0: all.
+      rows: keep only the first ones that these languages have; 0: all.
       pivot: must be there; the language that others are compared with.
 
     Returns:
@@ -75,21 +81,12 @@ def read_parallel(
 
     Raises:
       UserError: files of unequal length, an empty line, an unknown language, fewer than two; an id
-        that a language has twice; a negative number of rows.
+        that a language has twice, or none that all of them have; a negative number of rows.
     """
     if rows < 0:
         raise UserError(f"--rows: {rows} should be 0 (all) or more")
-    folder = Path(source)
-    if folder.is_dir():
-        found = _line_files(folder) or _pair_files(folder)
-        if not found:
-            raise UserError(
-                f"{source} holds no parallel text; it should hold LANGUAGE.txt, SPLIT.LANGUAGE.txt "
-                "or FLORES files, or XX-YY.tsv"
-            )
-    else:
-        found = [_rows(source)]
-    have = sorted({language for corpus in found for language in corpus.sentences})
+    found, left = _folder(Path(source)) if Path(source).is_dir() else ({source: _rows(source)}, ())
+    have = sorted({language for texts in found.values() for language in texts})
     languages = [find_language(language, have) for language in languages]
     pivot = find_language(pivot, have)
     for language in languages:
@@ -98,15 +95,11 @@ def read_parallel(
                 f"{source} has no {language!r} (it has: {', '.join(have)})"
                 f"{sources.nearest(language, have)}"
             )
-    kept = []
-    for corpus in found:
-        chosen = {
-            language: texts[: rows or None]
-            for language, texts in corpus.sentences.items()
-            if not languages or language in languages
-        }
+    kept: list[Parallel] = []
+    for name, texts in found.items():
+        chosen = {a: texts[a] for a in texts if not languages or a in languages}
         if len(chosen) > 1:
-            kept.append(Parallel(chosen, corpus.name))
+            kept.append(_shared(chosen, name, rows, () if kept else left))
     if not kept:
         raise UserError(
             f"{source}: one language alone ({', '.join(languages or have)}) has nothing to be "
@@ -120,8 +113,40 @@ def read_parallel(
     return kept
 
 
-def _line_files(folder: Path) -> list[Parallel]:
-    """One text file a language, directly in the folder."""
+def _shared(texts: Texts, name: str, rows: int, notes: tuple[str, ...]) -> Parallel:
+    """The first sentences that all of these languages have."""
+    everything = set().union(*texts.values())
+    shared = [i for i in next(iter(texts.values())) if all(i in one for one in texts.values())]
+    if not shared:
+        raise UserError(
+            f"{name}: no id occurs in all of {', '.join(texts)}; name languages that share ids "
+            "with --languages"
+        )
+    if lost := len(everything) - len(shared):
+        ids = f"{lost:,} of {len(everything):,}"
+        notes += (f"{name}: ids that not every language has were left out: {ids}.",)
+    shared = shared[: rows or None]
+    return Parallel({a: [one[i] for i in shared] for a, one in texts.items()}, name, notes)
+
+
+def _folder(folder: Path) -> tuple[dict[str, Texts], tuple[str, ...]]:
+    """What its files hold, by name: all in one, or each pair; and a sentence on those left out."""
+    files = _line_files(folder)
+    pairs = [] if files else sorted(folder.glob("*-*.tsv"))
+    if not files and not pairs:
+        raise UserError(
+            f"{folder} holds no parallel text; it should hold LANGUAGE.txt, SPLIT.LANGUAGE.txt "
+            "or FLORES files, or XX-YY.tsv"
+        )
+    read = {*files.values(), *pairs}
+    left = [f.name for f in sorted(folder.iterdir()) if SIMILAR.fullmatch(f.name) and f not in read]
+    notes = (f"{folder}: not read, since the name is not that of a language: {', '.join(left)}.",)
+    found = {str(folder): _by_line(files)} if files else {str(f): _rows(str(f)) for f in pairs}
+    return found, notes if left else ()
+
+
+def _line_files(folder: Path) -> dict[str, Path]:
+    """Language -> its text file, directly in the folder."""
     files: dict[str, Path] = {}
     for file in sorted(folder.iterdir()):
         match = next((m for pattern in LINES if (m := pattern.fullmatch(file.name))), None)
@@ -133,8 +158,10 @@ def _line_files(folder: Path) -> list[Parallel]:
                 "move one of them away"
             )
         files[match[1]] = file
-    if not files:
-        return []
+    return files
+
+
+def _by_line(files: Mapping[str, Path]) -> Texts:
     sentences = {language: _lines(file) for language, file in files.items()}
     lengths = {language: len(lines) for language, lines in sentences.items()}
     usual = max(set(lengths.values()), key=list(lengths.values()).count)
@@ -144,7 +171,7 @@ def _line_files(folder: Path) -> list[Parallel]:
             f"{files[odd[0]]} has {lengths[odd[0]]} lines, the other languages {usual}; line i of "
             "every file must say the same, so remove the file or repair it"
         )
-    return [Parallel(sentences, str(folder))]
+    return {language: dict(enumerate(lines)) for language, lines in sentences.items()}
 
 
 def _lines(file: Path) -> list[str]:
@@ -159,12 +186,7 @@ def _lines(file: Path) -> list[str]:
     return lines
 
 
-def _pair_files(folder: Path) -> list[Parallel]:
-    """XX-YY.tsv: one corpus each."""
-    return [_rows(str(file)) for file in sorted(folder.glob("*-*.tsv"))]
-
-
-def _rows(source: str) -> Parallel:
+def _rows(source: str) -> Texts:
     """Rows of pairs, of a `translation` dict, or of one language with a shared id."""
     records = sources.read(source)
     first = records[0].fields
@@ -173,30 +195,30 @@ def _rows(source: str) -> Parallel:
     elif {"text0", "text1", "lang0", "lang1"} <= first.keys():
         read = _from_pairs
     elif "id" in first:
-        return Parallel(_from_ids(records), source)
+        return _from_ids(records)
     else:
         raise UserError(
             f"{records[0].origin}: parallel rows need text0, text1, lang0, lang1, or a "
             f"translation of several languages, or lang, id and a text; this row has: "
             f"{sources.names(first)}"
         )
-    sentences: dict[str, list[str]] = {}
+    sentences: dict[str, dict[int, str]] = {}
     for number, record in enumerate(records):
         found = read(record)
         for language, text in found.items():
             if not isinstance(text, str) or not text.strip():
                 raise UserError(f"{record.origin}: the {language} side is empty; remove the row")
-            column = sentences.setdefault(language, [])
+            column = sentences.setdefault(language, {})
             if len(column) != number:
                 raise UserError(
                     f"{record.origin}: rows before this one have no {language}; all rows of "
                     f"{source} must hold the same languages"
                 )
-            column.append(text)
+            column[number] = text
         if len(found) != len(sentences):
             missing = sorted(sentences.keys() - found.keys())
             raise UserError(f"{record.origin}: this row has no {', '.join(missing)}")
-    return Parallel(sentences, source)
+    return sentences
 
 
 def _from_dicts(record: sources.Record) -> dict[str, str]:
@@ -217,9 +239,10 @@ def _from_pairs(record: sources.Record) -> dict[str, str]:
     return dict(zip(languages, (fields["text0"], fields["text1"]), strict=True))
 
 
-def _from_ids(records: Sequence[sources.Record]) -> dict[str, list[str]]:
-    """Texts by language in the order of the ids that all languages share."""
+def _from_ids(records: Sequence[sources.Record]) -> Texts:
+    """Texts by language and id, in the order in which the ids first come."""
     found: dict[str, dict[str, str]] = {}
+    order: dict[str, None] = {}
     origins: dict[tuple[str, str], str] = {}
     for record in records:
         fields = record.fields
@@ -234,11 +257,5 @@ def _from_ids(records: Sequence[sources.Record]) -> dict[str, list[str]]:
         texts, name = found.setdefault(language, {}), str(fields["id"])
         if name in texts:
             raise second(record.origin, name, language, origins[language, name])
-        texts[name], origins[language, name] = text, record.origin
-    shared = set.intersection(*(set(texts) for texts in found.values()))
-    if not shared:
-        raise UserError(
-            f"{records[0].origin.rpartition(':')[0]}: no id occurs in all of {', '.join(found)}"
-        )
-    order = sorted(shared)
-    return {language: [texts[i] for i in order] for language, texts in found.items()}
+        texts[name], origins[language, name], order[name] = text, record.origin, None
+    return {a: {i: texts[i] for i in order if i in texts} for a, texts in found.items()}

@@ -19,7 +19,7 @@ from jaxalign.probe.forms import formed
 from jaxalign.probe.mexa import mexa
 from jaxalign.probe.neighbours import overlap
 from jaxalign.probe.retrieval import retrieval
-from jaxalign.probe.table import ASKED, HEALTH, PIVOTED, SCORES, Table, keyed
+from jaxalign.probe.table import ASKED, HEALTH, PIVOTED, SCORES, Table, keyed, mean_of
 from jaxalign.probe.vectors import shuffled_pairs
 
 SHAPE = ("norm", "spread", "cosine", "dimension", "isoscore", "largest", "contrast")
@@ -110,7 +110,11 @@ def join(
     asked: Sequence[dict[str, dict[str, np.ndarray]]],
     notes: tuple[str, ...] = (),
 ) -> Table:
-    """One table of all corpora: a direction is measured in one of them."""
+    """One table of all corpora: a direction is measured in one of them.
+
+    Its `sentences` are those of all corpora that a language is in; `health` is the mean over the
+    corpora that have it, by their sentences.
+    """
     languages = tuple(sorted({name for part in parts for name in part.languages}))
     places = [[languages.index(name) for name in part.languages] for part in parts]
     first = parts[0]
@@ -133,7 +137,7 @@ def join(
                 whole[system, :, :, languages.index(language)] = course
         return whole
 
-    weights = [len(corpus) for corpus in corpora]
+    weights = np.array([len(corpus) for corpus in corpora])[:, None, None, None]
     return Table(
         model=model,
         corpus=", ".join(corpus.name for corpus in corpora),
@@ -141,12 +145,13 @@ def join(
         poolings=poolings,
         languages=languages,
         pivot=pivot,
-        sentences={n: len(c) for c in corpora for n in c.languages},
+        sentences={n: sum(len(c) for c in corpora if n in c.sentences) for n in languages},
         pairs={score: lay(score, "pairs", 2) for score in first.pairs},
         pivoted={name: lay(name, "pivoted", 1) for name in first.pivoted}
         | {name: spread(name) for name in ASKED if name in asked[0]},
         health={
-            name: np.average([part.health[name] for part in parts], axis=0, weights=weights)
+            # A corpus without the pivot has no control; what the others found is told.
+            name: mean_of(np.stack([part.health[name] for part in parts]), 0, weights)
             for name in HEALTH
         },
         warnings={

@@ -30,6 +30,7 @@ from jaxalign.terminal import bars, say
 
 __all__ = [
     "Choice", "Probed", "as_json", "check_systems", "choose_layer", "measure_corpora", "probe",
+    "weights_of",
 ]  # fmt: skip
 
 
@@ -112,7 +113,9 @@ def measure_corpora(
         def sentences(count: int) -> None:
             bar.advance(task, count)
 
-        stored, notes = [], list(cut_sentences(base, corpora))
+        stored = []
+        notes = [*(note for corpus in corpora for note in corpus.notes),
+                 *cut_sentences(base, corpora)]  # fmt: skip
         for system in systems:
             weights = base.wear(system.adapter) if system.adapter else base.bare()
             stored.append(
@@ -149,6 +152,18 @@ def measure_corpora(
     )  # fmt: skip
 
 
+def weights_of(base: Base, adapter: str = "") -> dict[str, str]:
+    """What the states of a text depend on besides it; `adapter` as in `Probed`."""
+    config = base.config
+    found = {
+        "base": base.fingerprint,
+        "adapter": weights_digest(adapter) if adapter else "",
+        "weights": config.model.stored,
+    }
+    # Weights in bfloat16 are rounded again where an adapter is added to them.
+    return found | ({"generate.adapter": config.generate.adapter} if adapter else {})
+
+
 def _sentences(corpora: Sequence[Parallel]) -> int:
     return sum(len(corpus) * len(corpus.sentences) for corpus in corpora)
 
@@ -164,12 +179,7 @@ def _states(
     report: Callable[[int], None],
 ) -> list[dict[str, np.ndarray]]:
     """Per corpus: pooling -> [L+1, G, N, D] on disk."""
-    config = base.config
-    identity = {
-        "base": base.fingerprint,
-        "adapter": weights_digest(system.adapter) if system.adapter else "",
-        "weights": config.model.stored,
-    }
+    identity = weights_of(base, system.adapter)
     return [
         store_states(
             base,
@@ -179,7 +189,7 @@ def _states(
             poolings,
             identity,
             dtype,
-            config.generate.batch,
+            base.config.generate.batch,
             report,
         )
         for corpus in corpora

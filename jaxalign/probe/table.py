@@ -28,11 +28,15 @@ def keyed(score: str, form: str) -> str:
     return score if form == "raw" else f"{form}_{score}"
 
 
-def mean_of(values: np.ndarray, axis: int | tuple[int, ...] | None = None) -> np.ndarray:
+def mean_of(
+    values: np.ndarray,
+    axis: int | tuple[int, ...] | None = None,
+    weights: np.ndarray | int = 1,  # whole numbers, as broadcast against the values
+) -> np.ndarray:
     """The mean of what is not NaN; NaN, without a warning, where all is."""
-    there = ~np.isnan(values)
+    there = ~np.isnan(values) * weights
     number = there.sum(axis=axis)
-    total = np.where(there, values, 0).sum(axis=axis)
+    total = (np.where(there > 0, values, 0) * there).sum(axis=axis)
     return np.where(number > 0, total / np.maximum(number, 1), np.nan)
 
 

@@ -244,13 +244,23 @@ def _standards(
 
 
 def heads_of(phases: Mapping[str, Phase], spec: ModelSpec, key: jax.Array) -> dict[str, Any]:
-    """What terms train next to the adapter, as it begins: term -> its tree."""
+    """What terms train next to the adapter, as it begins: term -> its tree.
+
+    Raises:
+      UserError: two phases have a term of one name with a head, which would be one head.
+    """
     heads = [
         (term.name, term.objective.head)
         for phase in phases.values()
         for term in phase.terms
         if term.objective.head
     ]
+    names = [name for name, _ in heads]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise UserError(
+            f"objectives: {twice!r} trains a head in both phases, and they could not be told apart; "
+            "give one function another name"
+        )
     return {
         name: head(spec, jax.random.fold_in(key, number))
         for number, (name, head) in enumerate(heads)

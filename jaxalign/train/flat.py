@@ -27,15 +27,22 @@ def warning(config: Config, metrics: Mapping[str, Any]) -> str | None:
     """
     if DEVIATION not in metrics:  # another objective
         return None
-    deviation, temperature = float(metrics[DEVIATION]), config.align.temperature
+    align, further = config.align, dict[str, Any]()
+    if align.objective != "contrastive":  # a further term may have options of its own
+        named = (one for one in config.objectives if one.phase == "align")
+        further = next((one.options for one in named if one.objective == "contrastive"), further)
+    deviation = float(metrics[DEVIATION])
+    layer, temperature = (further.get(k, getattr(align, k)) for k in ("layer", "temperature"))
     if not deviation < FLAT * temperature:
         return None
-    if config.align.states == "raw":
+    if further:
+        way_out = "give the term other options (objectives)"
+    elif align.states == "raw":
         way_out = "set align.states=standardised (or align.pooling=mean_rest, or both)"
     else:
         way_out = "lower align.temperature, or choose another align.layer"
     return (
-        f"warning: align: cosines of different sentences at layer {config.align.layer} deviate by "
-        f"only {deviation:.2g}, less than a tenth of align.temperature={temperature}: the loss is "
-        f"almost flat and aligns little; {way_out}"
+        f"warning: align: cosines of different sentences at layer {layer} deviate by only "
+        f"{deviation:.2g}, less than a tenth of {'' if further else 'align.'}temperature="
+        f"{temperature}: the loss is almost flat and aligns little; {way_out}"
     )

@@ -1,5 +1,6 @@
 """A comparison from its file to its report: nothing is trained twice, and it may move."""
 
+import contextlib
 import json
 import shutil
 from types import SimpleNamespace
@@ -201,6 +202,17 @@ class TestDone:
     def test_an_edited_system_is_not_reported_by_what_it_was(self, found, files, word, says):
         with pytest.raises(UserError, match=says):
             compare(read_study(files / "study.yaml", [word]), missing="skip")
+
+
+@pytest.mark.usefixtures("found")
+def test_states_of_a_merged_adapter_are_measured_again(files, monkeypatch):
+    monkeypatch.setattr("jaxalign.compare.measure.measure_corpora", None)
+    for words in ([], ["generate.adapter=merged"]):
+        study = read_study(files / "study.yaml", words)
+        assert shape(study, None, Bases())  # the base has no adapter
+        done = outcome(study, Trial("sft", 1))
+        with pytest.raises(TypeError) if words else contextlib.nullcontext():
+            assert shape(study, done, Bases())
 
 
 def test_a_stop_leaves_with_the_code_of_the_run(files, tmp_path, monkeypatch):

@@ -27,6 +27,7 @@ def test_mixture():
     assert mixture(counts, "uniform") == {"a": 0.5, "b": 0.5}
     assert mixture(counts, "temperature", 2.0) == {"a": 0.75, "b": 0.25}
     assert mixture(counts, "temperature", 1.0) == {"a": 0.9, "b": 0.1}
+    assert mixture(counts, "temperature", 1e-3) == {"a": 1.0, "b": 0.0}
 
 
 def test_apportion():

@@ -53,7 +53,46 @@ def test_rows_with_shared_ids(tmp_path):
         "".join(json.dumps({"lang": a, "id": i, "utterance": t}) + "\n" for a, i, t in rows)
     )
     (corpus,) = read_parallel(str(path))
-    assert corpus.sentences == {"de": ["eins", "zwei"], "en": ["one", "two"]}
+    assert corpus.sentences == {"de": ["zwei", "eins"], "en": ["two", "one"]}  # as they come
+    assert corpus.notes == (f"{path}: ids that not every language has were left out: 1 of 3.",)
+
+
+def test_ids_of_the_wanted_languages_are_shared(tmp_path):
+    """Whatever a third language lacks; the first rows are those of the file, 2 before 10."""
+    path = tmp_path / "all.jsonl"
+
+    def write(texts):
+        rows = [json.dumps({"id": i, "lang": name, "text": f"{name} {i}"}) for name, i in texts]
+        path.write_text("\n".join(rows) + "\n")
+
+    texts = [(name, i) for i in range(12) for name in ("en", "de")]
+    write([*texts, ("cy", 5), ("cy", 3)])
+    (corpus,) = read_parallel(str(path), ["de", "en"])
+    assert corpus.sentences["de"] == [f"de {i}" for i in range(12)] and not corpus.notes
+    (corpus,) = read_parallel(str(path), ["de", "en"], rows=3)
+    assert corpus.sentences["en"] == ["en 0", "en 1", "en 2"]
+    (corpus,) = read_parallel(str(path))
+    assert corpus.sentences["cy"] == ["cy 3", "cy 5"]
+    assert corpus.notes == (f"{path}: ids that not every language has were left out: 10 of 12.",)
+    write([*texts, ("cy", 99)])
+    with pytest.raises(UserError, match=r"all.jsonl: no id occurs in all of en, de, cy; name"):
+        read_parallel(str(path))
+    assert len(read_parallel(str(path), ["de", "en"])[0]) == 12
+
+
+def test_files_in_a_folder_are_read_or_named(tmp_path):
+    """A region in digits, and a script with a region; a split alone is no language."""
+    names = ("de", "de-st", "dev", "doc_ids", "en", "es-419", "sr-Latn", "zh-Hans-CN")
+    for name in (*names, "LICENSE"):
+        (tmp_path / f"{name}.txt").write_text("a\nb\n")
+    (tmp_path / "README.md").write_text("not text")
+    (tmp_path / "de-en.tsv").write_text("Hallo\tHello\n")
+    (corpus,) = read_parallel(str(tmp_path), pivot="es")
+    assert corpus.languages == ("de", "de-st", "en", "es-419", "sr-Latn", "zh-Hans-CN")
+    assert corpus.notes == (
+        f"{tmp_path}: not read, since the name is not that of a language: de-en.tsv, dev.txt, "
+        "doc_ids.txt.",
+    )
 
 
 def test_translation_rows(tmp_path):

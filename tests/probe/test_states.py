@@ -13,7 +13,7 @@ from jaxalign.probe import states as states_module
 from jaxalign.probe.auto import choose
 from jaxalign.probe.corpus import Parallel
 from jaxalign.probe.run import Probed, measure_corpora, probe
-from jaxalign.probe.states import pooled_states, store_states
+from jaxalign.probe.states import corpus_tokens, pooled_states, store_states, token_digest
 from tests.tiny import ASSETS, SPEC, lower_case
 
 TEXTS = ["Guten Morgen", "wake me up at nine am on friday please", "è", "where is the cinema"]
@@ -121,6 +121,28 @@ def test_states_of_another_tokenizer_are_refused(base, config, tmp_path):
         store()
 
 
+def test_states_of_a_merged_adapter_are_others(config, adapters, tmp_path):
+    """Those of the bare base are the same whatever is done with an adapter."""
+    corpora = [Parallel({"de": TEXTS, "en": TEXTS[::-1]}, "made")]
+
+    def measured(*systems):
+        return measure_corpora(open_base(config), corpora, systems, str(tmp_path / "a"))
+
+    worn = Probed("a", f"{adapters}/a1")
+    measured(Probed("base"), worn)
+    config.generate.adapter = "merged"
+    measured(Probed("base"))
+    with pytest.raises(UserError, match=r"made with generate\.adapter=unmerged, now it is merged"):
+        measured(worn)
+
+
+def test_the_order_of_sentences_is_part_of_the_tokens(config):
+    loaded = open_base(config)
+    corpora = [Parallel({"de": rows, "en": rows}, "made") for rows in (TEXTS, TEXTS[::-1])]
+    one, other = (token_digest(corpus_tokens(loaded, corpus)) for corpus in corpora)
+    assert one != other
+
+
 def test_probe_from_files(config, adapters, tmp_path):
     folder = tmp_path / "text"
     folder.mkdir()
@@ -161,6 +183,25 @@ def test_bilingual_corpora_fill_one_table(config, tmp_path):
     assert found[0, 1] == found[1, 2] == 1  # the same sentences
 
 
+def test_corpora_of_which_one_has_no_pivot(config, tmp_path):
+    """They have a control, and a language counts the sentences of all of them."""
+    corpora = [
+        Parallel({"de": TEXTS, "en": TEXTS}, "de-en", ("all.jsonl: 1 of 5 ids was left out.",)),
+        Parallel({"de": TEXTS[:3], "it": TEXTS[:3]}, "de-it"),
+    ]
+
+    def measured(corpora, folder):
+        return measure_corpora(
+            open_base(config), corpora, [Probed("base")], str(tmp_path / folder), pivot="en"
+        )
+
+    table, first = measured(corpora, "a"), measured(corpora[:1], "b")
+    assert table.sentences == {"de": 7, "en": 4, "it": 3}
+    assert table.notes == corpora[0].notes
+    np.testing.assert_array_equal(table.health["shuffled"], first.health["shuffled"])
+    assert np.isfinite(table.health["shuffled"]).all()
+
+
 def test_the_layer_is_chosen_from_the_pairs(config, tmp_path):
     lines = (ASSETS / "pairs_xsid.jsonl").read_text("utf-8").splitlines()[:400]
     (tmp_path / "pairs.jsonl").write_text("\n".join(lines) + "\n")
@@ -171,3 +212,25 @@ def test_the_layer_is_chosen_from_the_pairs(config, tmp_path):
     (tmp_path / "pairs.jsonl").write_text("\n".join(lines[:3]) + "\n")
     with pytest.raises(UserError, match="needs 32 pairs"):
         choose(open_base(config))
+
+
+def test_the_layer_is_chosen_from_the_pairs_that_are_trained(config, tmp_path):
+    """Neither from those of other languages nor from those that a transform leaves out."""
+    lines = (ASSETS / "pairs_xsid.jsonl").read_text("utf-8").splitlines()
+    german, turkish = ([x for x in lines if f'"{name}"' in x][:40] for name in ("de", "tr"))
+
+    def chosen(rows, languages=(), transforms=()):
+        (tmp_path / "pairs.jsonl").write_text("\n".join(rows) + "\n")
+        config.align.train = [str(tmp_path / "pairs.jsonl")]
+        config.align.languages, config.align.transforms = list(languages), list(transforms)
+        return choose(open_base(config))
+
+    expected = chosen(german)
+    assert chosen(german + turkish) != expected
+    assert chosen(german + turkish, ["en", "de"]) == expected
+    for rows, words in (
+        (german[:5] + turkish, {"languages": ["en", "de"]}),
+        (german, {"transforms": [{"name": "sample", "options": {"rows": 5}}]}),
+    ):
+        with pytest.raises(UserError, match=r"needs 32 pairs .*align\.transforms.* 5;"):
+            chosen(rows, **words)

@@ -11,6 +11,7 @@ import pytest
 from jaxalign.errors import UserError
 from jaxalign.objectives import FINAL, TOKENS, Loss, Needs, Tap, both_sides, declare
 from jaxalign.train import setup
+from jaxalign.train.design import heads_of
 from jaxalign.train.loop import train
 from jaxalign.train.phases import PHASES
 from jaxalign.train.phases.align import Align, retrieval
@@ -205,6 +206,13 @@ def test_a_wrong_name_is_wrong_in_a_phase_that_is_off_too(configure, word, messa
     """Else a baseline runs for hours before the system that it is compared with is refused."""
     with pytest.raises(UserError, match=message):
         setup.prepare(configure("align.weight=0", word))
+
+
+def test_heads_of_one_name_are_not_one_head(configure):
+    config = configure(f"objectives=[{{objective: '{own('headed')}', options: {{width: 3}}}}]")
+    phases = setup.prepare(config).phases
+    with pytest.raises(UserError, match=r"'headed' trains a head in both phases"):
+        heads_of(phases | {"align": phases["task"]}, None, jax.random.key(0))
 
 
 def grad_norm(states, batch):

@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 
 from jaxalign import base as bases
+from jaxalign.config import load
 from jaxalign.hf.load import load_params
 from jaxalign.hf.save import save_base
 from jaxalign.objectives import Tap
 from jaxalign.objectives.standards import Moments, Standards, standardise
 from jaxalign.sharding import make_mesh
 from jaxalign.train import setup, standards
+from jaxalign.train.flat import DEVIATION, warning
 from jaxalign.train.loop import train
 from tests.tiny import SPEC
 from tests.train.test_loop import lines
@@ -87,6 +89,16 @@ def test_a_massive_dimension_makes_the_raw_loss_flat(configure, massive, rows, t
     assert raw[0] == pytest.approx(np.log(8), abs=2e-3) and raw[-1] > 0.99 * np.log(8)
     mended, said = found["standardised"]
     assert mended[0] < 0.7 * np.log(8) and mended[-1] < mended[0] - 5e-4 and "flat" not in said
+
+
+def test_a_flat_loss_of_a_further_term_is_told_with_its_own_options():
+    term = (
+        "objectives=[{objective: contrastive, phase: align, options: {layer: 3, temperature: 2}}]"
+    )
+    config = load(None, ["align.objective=cka", term]).config
+    said = warning(config, {DEVIATION: 0.01})
+    assert "at layer 3 deviate" in said and "a tenth of temperature=2:" in said
+    assert warning(config, {DEVIATION: 0.3}) is None and warning(config, {}) is None
 
 
 def test_a_resumed_run_keeps_its_standards(configure, monkeypatch, tmp_path):
