@@ -161,7 +161,9 @@ def check_data(study: Study) -> None:
             check_groups(config.evaluate.groups)
             rehearse(kind_of(config), read_golds(config), config.evaluate.options)
     if texts := study.texts:
-        read_parallel(texts.parallel, texts.languages, texts.rows)
+        for corpus in read_parallel(texts.parallel, texts.languages, texts.rows):
+            for note in corpus.notes:
+                say(note)
 
 
 def common(outcomes: dict[str, list[Outcome]]) -> tuple[dict[str, list[Outcome]], list[str]]:

@@ -19,7 +19,7 @@ from jaxalign.objectives import FINAL
 from jaxalign.objectives.standards import Moments
 from jaxalign.probe.corpus import Parallel, read_parallel
 from jaxalign.probe.states import POOLINGS, corpus_tokens, pooled_states, token_digest
-from jaxalign.terminal import bars
+from jaxalign.terminal import bars, say
 
 LAST = "final"  # the word for the states after the final norm
 
@@ -85,6 +85,8 @@ def language_means(
     if layer != FINAL:
         check_tap(base.spec, layer, "--layer")
     corpus, system = read_text(parallel, languages, rows, pivot), base.bare()
+    for note in corpus.notes:
+        say(note)
     whole, means = Moments(base.spec.dim), []
     with bars() as bar:
         task = bar.add_task("states", total=len(corpus) * len(corpus.languages))
