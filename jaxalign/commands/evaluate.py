@@ -56,7 +56,9 @@ class Generate(Configured):
     adapter: str = option(
         "", "a PEFT folder or hub name (default: the base answers)", metavar="PATH"
     )
-    out: str = option("", "JSONL file to write (default OUTPUT/answers.jsonl; with --prompt none)")
+    out: str = option(
+        "", "JSONL file to write (default OUTPUT/answers.jsonl; prompts: answers are only printed)"
+    )
 
     def run(self) -> None:
         """Prints the answers to prompts, writes those to rows, or all where --out is given."""

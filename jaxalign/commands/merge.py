@@ -37,7 +37,9 @@ class Merge:
     transition: int = option(
         0, "blocks next to these that layer_swap makes the mean of both", metavar="N", lowest=0
     )
-    seed: int = option(1, "seed of what dare drops", lowest=0, highest=2**32 - 1)
+    seed: int | None = option(
+        None, "seed of what dare drops (default 1)", whole=True, lowest=0, highest=2**32 - 1
+    )
     base: str = option(
         "", "the adapters' base (default: as the first one names it)", metavar="MODEL"
     )
@@ -69,15 +71,17 @@ class Merge:
         if not self.search and (settings or self.grid or self.metric or self.data):
             raise UserError("--grid, --metric, --data and key=value belong to --search CONFIG")
         from jaxalign.config import load
+        from jaxalign.merge.check import check_read
 
+        if self.seed is not None:  # the seed of a recipe is a number even where nothing is drawn
+            check_read(self.method, "seed")
         config = load(self.search, settings).config if self.search else None
         begin()
         from jaxalign.merge.methods import Recipe
         from jaxalign.merge.run import merge, parse_numbers
 
-        recipe = Recipe(
-            self.method, self.rank, self.density, self.seed, self.blocks, self.transition
-        )
+        seed = 1 if self.seed is None else self.seed
+        recipe = Recipe(self.method, self.rank, self.density, seed, self.blocks, self.transition)
         if config:
             from jaxalign.merge.search import search
 

@@ -32,7 +32,9 @@ class Plan(Configured):
         False, "read the run's rows and tokenizer, and plan the batches that they make"
     )
     search: bool = option(False, "try meshes, remat, micro-batches and an int8 base")
-    tries: int = option(8, "candidates that --search compiles", metavar="N", lowest=1)
+    tries: int | None = option(
+        None, "candidates that --search compiles (default 8)", metavar="N", whole=True, lowest=1
+    )
     price: float | None = option(
         None, "price of a chip-hour in dollars", metavar="USD", number=True, lowest=0
     )
@@ -47,6 +49,13 @@ class Plan(Configured):
         config = self.load()
         if self.data and self.search:
             raise UserError("--search tries settings without rows; leave out --data or --search")
+        if self.search and self.price is not None:
+            raise UserError(
+                "--price: --search counts no cost; leave it out, and give it to a plan of the "
+                "settings that are found"
+            )
+        if self.tries is not None and not self.search:
+            raise UserError("--tries: only --search tries anything; add it, or leave out --tries")
         from jaxalign.plan.topology import parse
 
         place = parse(self.topology, self.slices)
@@ -67,7 +76,7 @@ class Plan(Configured):
         with progress.status(f"compiling for {place.name} (a large model: minutes a program)"):
             if self.search:
                 found = search(
-                    config, place, phases, self.tries,
+                    config, place, phases, self.tries or 8,
                     lambda text, number, of: progress.print(
                         f"{number}/{of} {text or 'as configured'}"
                     ),

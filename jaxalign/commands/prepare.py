@@ -58,34 +58,47 @@ class Clusters:
     )
     out: str = needed("the JSON file to write", "FILE")
     number: int = option(3, "clusters", lowest=1)
-    layer: str = option("final", LAYER)
-    pooling: str = option("mean", POOLING)
+    # Empty: not given. What is given needs a model.
+    layer: str = option("", f"{LAYER} (default final)")
+    pooling: str = option("", f"{POOLING} (default mean)")
     states_as: str = option(
-        "standardised",
-        "how means of states are compared: each dimension by its mean and deviation, or raw",
+        "",
+        "how means of states are compared: each dimension by its mean and deviation, or raw "
+        "(default standardised)",
         choices=("standardised", "raw"),
     )
     languages: str = option("", "keep only these languages, as in en,de,cy")
     rows: int = option(0, "use only the first N sentences (default all)", metavar="N", lowest=0)
-    pivot: str = option("en", "a language that must be there")
+    pivot: str = option("", "a language that must be there (default en)")
 
     def run(self) -> None:
         """Clusters, writes the file, prints the languages to train on."""
-        if bool(self.vectors) == bool(self.model and self.parallel):
+        if self.vectors:
+            self._check_alone()
+        elif not (self.model and self.parallel):
             raise UserError("give a MODEL with --parallel SOURCE, or --vectors FILE alone")
         config = None if self.vectors else _config(self.model or "", self.settings)
         begin()
         from jaxalign.prepare.run import clusters
 
-        clusters(config, self.parallel, self.out, number=self.number, vectors=self.vectors,
-                 states_as=self.states_as, **_given(self))  # fmt: skip
+        given = _given(self) | ({"states_as": self.states_as} if self.states_as else {})
+        clusters(config, self.parallel, self.out, number=self.number, vectors=self.vectors, **given)
+
+    def _check_alone(self) -> None:
+        """Refuses, next to vectors, what only a model and its sentences would read."""
+        words = [*filter(None, [self.model]), *self.settings]
+        for name in ("parallel", "layer", "pooling", "states_as", "rows", "pivot"):
+            if getattr(self, name):
+                words.append(f"--{name.replace('_', '-')}")
+        if words:
+            raise UserError(f"--vectors: no model is run over them; leave out {', '.join(words)}")
 
 
 def _given(options: Subspace | Clusters) -> dict[str, Any]:
-    """The states that both commands read."""
+    """The states that both commands read, as far as an option says something of them."""
     languages = [name for name in options.languages.split(",") if name]
     found = {name: getattr(options, name) for name in ("layer", "pooling", "rows", "pivot")}
-    return found | {"languages": languages}
+    return {name: value for name, value in found.items() if value} | {"languages": languages}
 
 
 def _config(model: str, settings: Sequence[str]) -> Config:

@@ -65,6 +65,29 @@ def task_stream(
     rendered = [tasks.render(config.task.kind, record) for record in records]
     directed = config.task.kind == "translation"
     examples = in_task_languages(rendered, config.task, directed, split)
+    left_out = len(rendered) - len(examples)
+    return stream_of(examples, config, tokenizer, split, ways, left_out, (found, len(records)))
+
+
+def stream_of(
+    examples: list[tasks.Example],
+    config: Config,
+    tokenizer: PreTrainedTokenizerBase,
+    split: str = "valid",
+    ways: int = 1,
+    left_out: int = 0,
+    made: tuple[int, int] = (0, 0),
+) -> TaskStream:
+    """The stream of rows that are rendered already; see `task_stream`.
+
+    Args:
+        left_out: rows in other languages, for the report.
+        made: rows before and behind transforms, for the report.
+
+    Raises:
+        UserError: rows of which no token of an answer is left.
+    """
+    directed = config.task.kind == "translation"
     limit = min(config.batch.max_length, tokenizer.model_max_length)
     encoded = encode_examples(
         examples, tokenizer, config.prompt.template, config.prompt.system, limit
@@ -81,8 +104,8 @@ def task_stream(
         rows,
         len(encoded),
         [r.whole > len(r.tokens) for r in rows],
-        len(rendered) - len(examples),
-        (found, len(records)),
+        left_out,
+        made,
     )
     size, pad_id = config.batch.size, tokenizer.pad_token_id
     lengths = [len(row.tokens) for row in rows]

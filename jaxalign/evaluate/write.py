@@ -1,5 +1,7 @@
 """`jaxalign generate`: answers to prompts (printed) or to rows of data (JSONL), nothing judged.
 
+Answers to prompts are written, too, where a file is named.
+
 write(config, 'runs/demo/adapter', prompts=['wake me up at nine'], data=[], out='')
 write(config, 'runs/demo/adapter', prompts=[], data=['test.de.jsonl'], out='answers.jsonl')
 """
@@ -17,6 +19,7 @@ from jaxalign.evaluate.answers import answer
 from jaxalign.evaluate.ask import answers
 from jaxalign.evaluate.entrants import Entrant
 from jaxalign.evaluate.gold import BLANK, kind_of, questions
+from jaxalign.evaluate.measure import Gold
 from jaxalign.evaluate.predictions import write_rows
 from jaxalign.evaluate.prepare import prepare, tell
 from jaxalign.multihost import is_main
@@ -54,12 +57,18 @@ def write(
     screen = console()
     if prompts:
         examples = [render(kind_of(config), _asked(config, text)) for text in prompts]
+        if out:
+            check_file(Path(out), "--out")
         base = open_base(config)
         asked = prepare(base, entrant, examples)
         tell(asked.notes, screen)
         texts = answers(asked.ask, base, asked.system(base))
         for text in texts if is_main() else ():
             say(text)
+        if out:
+            golds = [Gold(one, {}, str(number), one.language or "und", number)
+                     for number, one in enumerate(examples)]  # fmt: skip
+            _write(Path(out), golds, texts)
         return
     golds = questions(config, data)
     path = Path(out or f"{config.output}/answers.jsonl")
@@ -69,14 +78,19 @@ def write(
     asked = prepare(base, entrant, [gold.example for gold in golds], cache)
     tell(asked.notes, screen)
     texts = answer(asked.ask, asked.known, lambda: asked.system(base), base)
-    if is_main():
-        rows = (
-            {"id": gold.id, "language": gold.language, "question": gold.example.prompt,
-             "answer": text}
-            for gold, text in zip(golds, texts, strict=True)
-        )  # fmt: skip
-        write_rows(path, rows)
-        screen.print(visible(f"{len(texts)} answers; written: {path}"))
+    _write(path, golds, texts)
+
+
+def _write(path: Path, golds: Sequence[Gold], texts: Sequence[str]) -> None:
+    """The answers as JSONL, on the first process."""
+    if not is_main():
+        return
+    rows = (
+        {"id": gold.id, "language": gold.language, "question": gold.example.prompt, "answer": text}
+        for gold, text in zip(golds, texts, strict=True)
+    )
+    write_rows(path, rows)
+    console().print(visible(f"{len(texts)} answers; written: {path}"))
 
 
 def _asked(config: Config, text: str) -> Record:

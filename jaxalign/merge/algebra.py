@@ -63,7 +63,7 @@ def combine(parts: Sequence[Weighted], spec: ModelSpec, recipe: Recipe) -> Merge
     Args:
       parts: adapters over the base that `spec` describes.
       spec: the base.
-      recipe: method, rank, density, seed.
+      recipe: method, rank (None: the largest of the parts), density, seed.
 
     Raises:
       UserError: a recipe that cannot be followed with these adapters.
@@ -90,15 +90,13 @@ def whole_updates(
 ) -> dict[Cell, Callable[[], np.ndarray]]:
     """Module -> what makes its joined update [in, out] float32, cut to no rank.
 
-    For methods that work on whole updates, on their way into a base.
+    For methods that choose a rank, on their way into a base, which needs none.
 
     Raises:
       UserError: as `combine`.
-      ValueError: a method that works on factors; `combine` gives them.
     """
     method, parts = check(parts, spec, recipe)
-    if method.low:
-        raise ValueError(f"{recipe.method} works on factors")
+    recipe = dataclasses.replace(recipe, rank=None)
 
     def make(cell: Cell) -> np.ndarray:
         return method.whole(_pieces(parts, *cell), recipe)

@@ -75,13 +75,21 @@ def check_recipe(recipe: Recipe, weights: Sequence[tuple[str, float]]) -> Method
     return method
 
 
+def check_read(method: str, option: str) -> None:
+    """Refuses an option of the recipe that its method would ignore.
+
+    Raises:
+      UserError: it does not read it.
+    """
+    if method in METHODS and option not in METHODS[method].reads:
+        readers = ", ".join(name for name, one in METHODS.items() if option in one.reads)
+        raise UserError(f"--{option}: {method} has no use for it; it is read by {readers}")
+
+
 def _check_options(recipe: Recipe, method: Method) -> None:
     for option in ("rank", "density", "blocks", "transition"):
-        if getattr(recipe, option) not in (None, "", 0) and option not in method.reads:
-            readers = ", ".join(name for name, one in METHODS.items() if option in one.reads)
-            raise UserError(
-                f"--{option}: {recipe.method} has no use for it; it is read by {readers}"
-            )
+        if getattr(recipe, option) not in (None, "", 0):
+            check_read(recipe.method, option)
     if "density" in method.reads:
         if recipe.density is None:
             raise UserError(

@@ -73,8 +73,9 @@ def _concatenated(pieces: Pieces, recipe: Recipe) -> LowRank:
 
 
 def _truncated(pieces: Pieces, recipe: Recipe) -> LowRank:
-    assert recipe.rank is not None  # combine fills it in
     whole = _concatenated(pieces, recipe)
+    if recipe.rank is None:  # on its way into a base; for an adapter, combine fills it in
+        return whole
     return truncate_product(whole.a, whole.b, recipe.rank)
 
 
@@ -110,6 +111,9 @@ class Method:
 
     def whole(self, pieces: Pieces, recipe: Recipe) -> np.ndarray:
         """[in, out] float32: the joined update, before it is made low-rank."""
+        if self.low:
+            low = self.low(pieces, recipe)
+            return (low.a @ low.b).astype(np.float32)
         assert self.prune is not None and self.join is not None
         weighted = [np.float32(p.weight) * self.prune(p, recipe) for p in pieces]
         return self.join(weighted)

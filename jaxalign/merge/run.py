@@ -34,7 +34,14 @@ from jaxalign.merge.algebra import Merged, combine, whole_updates
 from jaxalign.merge.check import Cell, check
 from jaxalign.merge.facts import Part, merge_facts
 from jaxalign.merge.methods import METHODS, Recipe
-from jaxalign.merge.source import AdapterFolder, find_base, read_adapters, template_of, warn
+from jaxalign.merge.source import (
+    AdapterFolder,
+    find_base,
+    read_adapters,
+    template_of,
+    warn,
+    warn_templates,
+)
 from jaxalign.merge.tell import show
 from jaxalign.model.spec import ModelSpec
 from jaxalign.model.spec.tensors import TARGETS, sizes
@@ -71,6 +78,10 @@ def merge(
             f"--weights: {len(weights)} for {len(paths)} adapters; give one number for each, as in "
             f"{','.join(['1'] * len(paths))} for their sum"
         )
+    if base and into:
+        raise UserError(
+            f"--base: --into-base {into} is taken as the base of the adapters; leave out --base"
+        )
     check_out(out, paths, existing)
     opened = find_base(paths, into or base)
     sources, spec = read_adapters(paths, opened), opened.spec
@@ -78,6 +89,7 @@ def merge(
     check(parts, spec, recipe)
     screen = console()
     warn(sources, into or base, screen)
+    warn_templates(sources, weights, screen)
     if into:
         _into_base(sources, weights, opened, recipe, out)
         screen.print(f"{_sum_of(paths, weights)} by {recipe.method}, added to {into}: {out}")
@@ -114,7 +126,7 @@ def write_adapter(
 ) -> None:
     """The PEFT folder, with `merge.json` (how it was made), a card and what prompts need.
 
-    That is the tokenizer of the base and the first adapter's chat template.
+    That is the tokenizer of the base and the chat template of `template_of`.
     """
     how = record.recorded(merged, sources, weights, recipe)
     template = template_of(sources, weights, base.files)
@@ -153,7 +165,7 @@ def _into_base(
     spec, path = base.spec, base.path
     parts = [source.weighted(weight) for source, weight in zip(sources, weights, strict=True)]
     merged = None
-    if METHODS[recipe.method].low or recipe.rank is not None:
+    if recipe.rank is not None or "rank" not in METHODS[recipe.method].reads:
         merged = combine(parts, spec, recipe)
         tensors = merged_tensors(path, spec, merged.lora, merged.adapter)
     else:

@@ -1,6 +1,7 @@
 """Weights chosen by a validation score: every candidate is merged in memory and judged.
 
-The base is loaded once. Scores are those of the evaluation, or the task's loss on the same rows.
+The base is loaded once. Scores are those of the evaluation, or the task's loss on the same rows;
+each candidate is asked by the chat template that would be written with it.
 
     found = search(config, paths, Recipe('delta'), [[0, 0.25, 0.5, 0.75, 1]], 'runs/merged')
     found.candidates[found.best].weights       # runs/merged/adapter, search.json, search.png
@@ -20,13 +21,15 @@ from rich.table import Table
 
 from jaxalign.adapters.lora import Lora
 from jaxalign.base import Base, name_of, open_base
+from jaxalign.data.loader import TaskStream
 from jaxalign.data.sources import nearest
-from jaxalign.data.streams import task_stream
+from jaxalign.data.streams import stream_of
 from jaxalign.data.template import Prompts, prompts_by
 from jaxalign.errors import UserError
 from jaxalign.evaluate.ask import answers, ask
 from jaxalign.evaluate.comparable import ALL
 from jaxalign.evaluate.gold import Golds, kind_of, read_golds
+from jaxalign.evaluate.measure import Gold
 from jaxalign.evaluate.progress import Bar
 from jaxalign.evaluate.report import label
 from jaxalign.evaluate.run import score
@@ -39,7 +42,14 @@ from jaxalign.merge.grid import Mix, combinations
 from jaxalign.merge.methods import Recipe
 from jaxalign.merge.run import check_out, write_adapter
 from jaxalign.merge.scored import LOSS, Candidate, Scores, Search
-from jaxalign.merge.source import AdapterFolder, read_adapters, warn
+from jaxalign.merge.source import (
+    AdapterFolder,
+    read_adapters,
+    template_of,
+    warn,
+    warn_templates,
+    with_templates,
+)
 from jaxalign.merge.tell import show
 from jaxalign.multihost import barrier, is_main
 from jaxalign.settings import Config
@@ -97,21 +107,29 @@ def search(
     for weights in candidates:
         if any(weights):
             check(_weighed(sources, weights), base.spec, recipe)
-    prompts = _prompts(judged, base, sources)
-    if prompts.note:
-        screen.print(f"note: {prompts.note}", style="yellow")
     how = _Loss if metric == LOSS else _Answers
-    judge = how(base, judged, golds, prompts)
+    judges: dict[tuple[str, str], _Loss | _Answers] = {}  # one for all that are asked alike
+    judge_of: dict[Mix, _Loss | _Answers] = {}
+    for weights in candidates:
+        prompts = _prompts(judged, base, sources, weights)
+        asked = prompts.template, str(prompts.tokenizer.chat_template)
+        if asked not in judges:
+            judges[asked] = how(base, judged, golds, prompts)
+            if prompts.note:
+                screen.print(f"note: {prompts.note}", style="yellow")
+        judge_of[weights] = judges[asked]
     found: list[Candidate] = []
-    with Bar("candidates", len(candidates) * judge.rows, config.log.progress) as bar:
+    rows = sum(judge.rows for judge in judge_of.values())
+    with Bar("candidates", rows, config.log.progress) as bar:
         for weights in candidates:
             merged = _merged(sources, weights, base, recipe)
-            found.append(Candidate(weights, judge(merged, bar)))
+            found.append(Candidate(weights, judge_of[weights](merged, bar)))
     result = Search(_names(paths), recipe.method, metric, _groups(config, golds), found)
     barrier("searched")
     best = found[result.best].weights
     merged = _merged(sources, best, base, recipe)
     if merged:
+        warn_templates(sources, best, screen)
         write_adapter(merged, sources, best, base.opened, recipe, str(folder))
     if not is_main():
         return None
@@ -152,13 +170,14 @@ def _names(paths: Sequence[str]) -> list[str]:
     ]
 
 
-def _prompts(config: Config, base: Base, sources: Sequence[AdapterFolder]) -> Prompts:
-    """Candidates are asked as the merged adapter will be: by the first adapter's template."""
-    said = config.prompt.template
-    source = next((source for source in sources if source.template), None)
-    if source is None or kind_of(config) in UNASKED:
+def _prompts(config: Config, base: Base, sources: Sequence[AdapterFolder], weights: Mix) -> Prompts:
+    """A candidate is asked as its merged adapter will be: by the template written with that."""
+    if not any(weights) or kind_of(config) in UNASKED:
         return base.prompts
-    return prompts_by(base.tokenizer, said, source.template, source.path)
+    text = template_of(sources, weights, base.opened.files).text
+    taught = with_templates(sources, weights)
+    owner = taught[0].path if taught else "the merged adapter"
+    return prompts_by(base.tokenizer, config.prompt.template, text, owner)
 
 
 # Judging ------------------------------------------------------------------------------------------
@@ -193,17 +212,13 @@ class _Answers:
 
 
 class _Loss:
-    """The task's loss, by language: no text is generated."""
+    """The task's loss on the rows that `_Answers` asks, by language: no text is generated."""
 
     def __init__(self, base: Base, config: Config, golds: Golds, prompts: Prompts) -> None:
-        asked = dataclasses.replace(config.prompt, template=prompts.template)
-        config = dataclasses.replace(config, prompt=asked)
         self.base, self.config = base, config
         self.streams = {
-            language: task_stream(
-                _of_language(config, language), prompts.tokenizer, "valid", row_ways(base.mesh)
-            )
-            for language in golds
+            language: _stream(config, rows, prompts, row_ways(base.mesh))
+            for language, rows in golds.items()
         }
         self.rows = sum(len(stream.rows) for stream in self.streams.values())
         self.steps: dict[Lora | None, Any] = {}  # one program for all candidates of a shape
@@ -235,26 +250,37 @@ class _Loss:
         return {LOSS: means}
 
 
-def _of_language(config: Config, language: str) -> Config:
-    """Only the rows of one language; `und` are those that name none."""
-    languages = ["" if language == "und" else language]
-    return dataclasses.replace(config, task=dataclasses.replace(config.task, languages=languages))
+def _stream(config: Config, golds: Sequence[Gold], prompts: Prompts, ways: int) -> TaskStream:
+    """The rows of a language with their answers, as a training has them."""
+    how = dataclasses.replace(config.prompt, template=prompts.template)
+    task = dataclasses.replace(config.task, kind=kind_of(config))
+    asked = dataclasses.replace(config, prompt=how, task=task)
+    return stream_of([gold.example for gold in golds], asked, prompts.tokenizer, ways=ways)
 
 
 def _validation(config: Config, data: Sequence[str]) -> Config:
-    """The configuration whose evaluation and validation rows are those to judge by."""
+    """The configuration whose evaluation's rows are those to judge by."""
     rows = list(data) or config.task.valid
     if not rows:
         raise UserError("task.valid is empty; name the rows to choose weights by: --data FILE")
+    own = [one for one in config.task.transforms if "valid" in _splits(one)]
+    if own and not data and not config.evaluate.transforms:
+        raise UserError(
+            "task.transforms: a search reads the rows of task.valid through evaluate.transforms; "
+            "repeat there what they need, without splits"
+        )
     judged = dataclasses.replace(
         config.evaluate,
         data=rows,
         columns=config.evaluate.columns if data else config.task.columns,
         groups={},  # they may name languages that only the test has
     )
-    return dataclasses.replace(
-        config, evaluate=judged, task=dataclasses.replace(config.task, valid=rows)
-    )
+    return dataclasses.replace(config, evaluate=judged)
+
+
+def _splits(transform: Any) -> Sequence[str]:
+    """The splits that an entry of `task.transforms` names."""
+    return (transform.get("splits") or ()) if isinstance(transform, dict) else ()
 
 
 def _check_metric(config: Config, golds: Golds, metric: str) -> str:

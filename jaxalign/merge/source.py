@@ -85,7 +85,7 @@ def _named_base(path: str) -> str:
 
 
 def warn(sources: Sequence[AdapterFolder], given: str, console: Console) -> None:
-    """Says what makes a merge doubtful: other bases, other chat templates."""
+    """Says what makes a merge doubtful: other bases."""
     named = [(source.path, source.base) for source in sources if source.base]
     reference = (sources[0].path, sources[0].base) if not given else ("the command line", given)
     for path, base in named:
@@ -95,18 +95,31 @@ def warn(sources: Sequence[AdapterFolder], given: str, console: Console) -> None
                 "shapes agree, but an update learnt on one base means little on another",
                 style="yellow",
             )
-    templates = {source.template for source in sources if source.template}
-    if len(templates) > 1:
+
+
+def warn_templates(
+    sources: Sequence[AdapterFolder], weights: Sequence[float], console: Console
+) -> None:
+    """Says which chat template is written where the adapters that count come with several."""
+    taught = with_templates(sources, weights)
+    if len({source.template for source in taught}) > 1:
         console.print(
-            f"warning: the adapters come with different chat templates; {sources[0].path}'s is "
+            f"warning: the adapters come with different chat templates; {taught[0].path}'s is "
             "written",
             style="yellow",
         )
 
 
 def template_of(sources: Sequence[AdapterFolder], weights: Sequence[float], base: Path) -> Template:
-    """The template of the first adapter that counts, or else the base's; `warn` names others."""
+    """The template of the first adapter that counts and has one, or else the base's."""
     own = stored(base)
-    used = [source for source, weight in zip(sources, weights, strict=True) if weight]
-    text = next((source.template for source in used if source.template), own)
+    text = next((source.template for source in with_templates(sources, weights)), own)
     return Template(text, "none" if not text else "base" if text == own else "own")
+
+
+def with_templates(
+    sources: Sequence[AdapterFolder], weights: Sequence[float]
+) -> list[AdapterFolder]:
+    """The adapters that count and come with a template."""
+    pairs = zip(sources, weights, strict=True)
+    return [source for source, weight in pairs if weight and source.template]

@@ -148,13 +148,15 @@ def fronts(rated: list[tuple[float, float, Words]]) -> list[Words]:
 
 def candidates(config: Config, place: Place, spec: ModelSpec) -> Iterator[Words]:
     """Every combination of mesh, remat, micro-batch and base, as changes of the configuration;
-    none at all comes first.
+    none at all comes first. What is configured is among the values of each.
     """
     yield {}
-    bases = BASES if config.trainable == "lora" else ("none",)
+    remats = dict.fromkeys((config.model.remat, *REMATS))
+    rounded = BASES if config.trainable == "lora" else ()
+    bases = dict.fromkeys((config.model.quantize, *rounded))
     splits = [split(config, ways) if ways > 1 else {} for ways in SPLITS]
     meshes = list(_meshes(config, place, spec))
-    for mesh, remat, batch, base in itertools.product(meshes, REMATS, splits, bases):
+    for mesh, remat, batch, base in itertools.product(meshes, remats, splits, bases):
         if batch is None:
             continue
         words: Words = {**mesh, "model.remat": remat, **batch, "model.quantize": base}

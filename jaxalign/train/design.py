@@ -258,8 +258,8 @@ def heads_of(phases: Mapping[str, Phase], spec: ModelSpec, key: jax.Array) -> di
     names = [name for name, _ in heads]
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise UserError(
-            f"objectives: {twice!r} trains a head in both phases, and they could not be told apart; "
-            "give one function another name"
+            f"objectives: {twice!r} trains a head in both phases, which would be one head; give "
+            "one function another name"
         )
     return {
         name: head(spec, jax.random.fold_in(key, number))

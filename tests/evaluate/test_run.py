@@ -279,7 +279,7 @@ def test_write_answers_rows_and_prompts(judged, adapters, golds, tmp_path, capsy
     ]
     told = capsys.readouterr().out  # answers are printed as well
     assert written[0]["answer"].strip() in told and "2 answers; written: " in told
-    with pytest.raises(UserError, match="--out: .* is a folder"):
+    with pytest.raises(UserError, match=r"--out: .* is a folder"):
         write(judged("model.path=nowhere"), "", asked, [], str(tmp_path))
     with pytest.raises(UserError, match="does not say enough for translation"):
         write(judged("task.kind=translation"), "", ["hello"], [], "")

@@ -306,5 +306,3 @@ def test_swaps_that_cannot_be_made(parts, recipe, message):
 
 def test_every_method_says_what_it_is():
     assert all(method.says for method in METHODS.values())
-    with pytest.raises(ValueError, match="delta works on factors"):
-        whole_updates(BOTH, LLAMA, Recipe("delta"))

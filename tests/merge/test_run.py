@@ -145,6 +145,26 @@ def test_whole_updates_into_the_base_and_their_dice_are_on_the_card(folders, tmp
     assert 'from_pretrained("out"' in card and "apply_chat_template" in card
 
 
+@pytest.mark.parametrize("rank", [None, 4])
+def test_svd_into_the_base_is_cut_by_a_rank_only(folders, tmp_path, rank):
+    words = [folders["plain"], folders["upper"], "--weights", "0.6,-0.4"]
+    into = ["--into-base", tmp_path / "model"]
+    run(*words, *into, "--out", tmp_path / "exact")
+    cut = ["--rank", rank] if rank else []
+    run(*words, *into, *cut, "--method", "svd", "--out", tmp_path / "svd")
+    exact, ours, plain = (
+        load_file(tmp_path / name / "model.safetensors") for name in ("exact", "svd", "model")
+    )
+    worst = 0.0
+    for name, tensor in exact.items():
+        scale = np.abs(tensor - plain[name]).max() or 1
+        worst = max(worst, np.abs(ours[name] - tensor).max() / scale)
+    assert worst > 0.1 if rank else worst < 1e-5
+    card = (tmp_path / "svd" / "README.md").read_text().replace("| weight | rank |", "")
+    assert ("| rank | 4 |\n| left out by the rank |" in card) == bool(rank)
+    assert ("| rank |" in card) == bool(rank)
+
+
 @pytest.fixture
 def hub(folders, tmp_path, monkeypatch):
     """The base as `lab/base` on the hub; what was asked for, one folder with just that each."""
@@ -215,6 +235,18 @@ def test_doubts_are_told(folders, tmp_path, capsys):
     assert (tmp_path / "out" / "chat_template.jinja").read_text() == "a"
 
 
+def test_the_template_that_is_written_is_named(folders, tmp_path, capsys):
+    (folders["upper"] / "chat_template.jinja").write_text("b")
+    (folders["equal"] / "chat_template.jinja").write_text("c")
+    three = folders["plain"], folders["upper"], folders["equal"]  # the first has none
+    for weights, written, named in [("1,1,1", "b", "upper"), ("1,0,1", "c", "")]:
+        run(*three, "--weights", weights, "--out", tmp_path / "out", "--force")
+        told = " ".join(capsys.readouterr().out.split())
+        assert (tmp_path / "out" / "chat_template.jinja").read_text() == written
+        assert ("different chat templates" in told) == bool(named)
+        assert not named or f"different chat templates; {folders[named]}'s is written" in told
+
+
 def test_force_replaces(folders, tmp_path, capsys):
     out = tmp_path / "out"
     run(folders["plain"], "--out", out)
@@ -271,6 +303,10 @@ def test_an_adapter_for_another_base(folders, tmp_path, capsys):
         (["--weights", "1,1", "--method", "svd", "--rank", "9"], "the exact sum has rank 7"),
         (["--weights", "1,1", "--method", "avrage"], "--method: 'avrage'"),
         (["--weights", "1,1", "--base", "nowhere/at/all"], "nowhere/at/all"),
+        (["--weights", "1,1", "--base", "a/b", "--into-base", "c/d"], "--base: --into-base c/d is"),
+        (["--weights", "1,1", "--seed", "1"], "--seed: delta has no use for it; it is read by"),
+        (["--search", "x.yaml", "--method", "ties", "--density", "0.5", "--seed", "7"],
+         "--seed: ties has no use for it"),
         (["--weights", "1,1", "--grid", "0,1"], "belong to --search CONFIG"),
         (["--weights", "1,1", "align.layer=2"], "belong to --search CONFIG"),
         (["--weights", "1,1", "--search", "x.yaml"], "leave out --weights, --base and --into-base"),

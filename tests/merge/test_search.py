@@ -11,6 +11,7 @@ from jaxalign import base as bases
 from jaxalign.base import open_base
 from jaxalign.cli import main
 from jaxalign.errors import UserError
+from jaxalign.evaluate.gold import read_golds
 from jaxalign.evaluate.run import Entrant, evaluate, score
 from jaxalign.hf.peft import load_peft
 from jaxalign.merge import search as searching
@@ -19,6 +20,7 @@ from jaxalign.merge.grid import combinations, free
 from jaxalign.merge.methods import Recipe
 from jaxalign.merge.run import merge
 from jaxalign.merge.search import Candidate, Search, search
+from tests.data.conftest import CHATML_TEMPLATE
 from tests.evaluate.conftest import rows_of
 from tests.tiny import SPEC
 
@@ -125,6 +127,80 @@ def test_candidates_write_what_their_merged_adapters_write(
     assert "slot F1, % by weights (delta)" in told and "0.4" in told and "mine (1)" in told
 
 
+@pytest.fixture
+def templated(paths, tmp_path):
+    """The adapters, each with a chat template of its own."""
+    for name, path in zip("ab", paths, strict=True):
+        shutil.copytree(path, tmp_path / name)
+        text = CHATML_TEMPLATE.replace("<|im_start|>", f"<|im_start|>{name} ")
+        (tmp_path / name / "chat_template.jinja").write_text(text)
+    return [str(tmp_path / "a"), str(tmp_path / "b")]
+
+
+@pytest.mark.parametrize("metric", ["", "loss"])
+def test_candidates_are_asked_by_the_template_that_is_written(
+    validated, templated, tmp_path, monkeypatch, capsys, metric
+):
+    """That of the first adapter whose weight is not 0, whatever stands before it."""
+    begun = {}
+
+    def noted(self, merged, bar, judge):
+        if metric:
+            row = self.streams["en"].rows[0]
+            begun[len(begun)] = row.tokens[: row.prompt].tolist()
+        else:
+            begun[len(begun)] = self.questions.prompts[-9]  # the first of nine English ones
+        return judge(self, merged, bar)
+
+    for how in (searching._Answers, searching._Loss):
+        judge = how.__call__
+        patch = lambda self, merged, bar, judge=judge: noted(self, merged, bar, judge)  # noqa: E731
+        monkeypatch.setattr(how, "__call__", patch)
+    config, folder = validated("generate.max_new_tokens=2"), tmp_path / "out" / "adapter"
+    found = search(config, templated, Recipe(), [[0, 1], [1]], str(tmp_path / "out"),
+                   metric=metric)  # fmt: skip
+    base = open_base(config)
+    example = [read_golds(validated("evaluate.groups={}"))["en"][0].example]
+    asked = {
+        weights: base.encode(example, base.prompts_of(path))[0][0]
+        for weights, path in {(0, 1): templated[1], (1, 1): templated[0]}.items()
+    }
+    assert asked[0, 1] != asked[1, 1]
+    weights = [one.weights for one in found.candidates]
+    assert dict(zip(weights, begun.values(), strict=True)) == asked
+    best = weights[found.best]
+    assert base.encode(example, base.prompts_of(str(folder)))[0][0] == asked[best]
+    told = " ".join(capsys.readouterr().out.split())
+    for path in templated:
+        assert told.count(f"note: {path} is prompted with the chat template in its folder") == 1
+
+
+def test_the_loss_is_that_of_the_rows_that_are_answered(validated, golds, paths, tmp_path):
+    rows = rows_of(golds / "test.de.jsonl")
+    few, renamed = tmp_path / "few.jsonl", tmp_path / "renamed.jsonl"
+    few.write_text("".join(json.dumps(row) + "\n" for row in rows[:2]))
+    spoken = [{**row, "said": row["utterance"], "utterance": "-"} for row in rows[:2]]
+    renamed.write_text("".join(json.dumps(row) + "\n" for row in spoken))
+
+    def losses(*words, data=(), out="out"):
+        found = search(validated(*words), paths[:1], Recipe(), [[1]], str(tmp_path / out),
+                       metric="loss", data=data, existing="replace")  # fmt: skip
+        return found.candidates[0].scores["loss"]
+
+    expected = losses(data=[str(few)])
+    assert list(expected) == ["de"]
+    assert losses("evaluate.rows=2", "evaluate.languages=[de]") == expected
+    columns = "evaluate.columns={utterance: said}"
+    assert losses(columns, data=[str(renamed)]) == expected
+    first = "evaluate.transforms=[{name: 'tests.merge.test_search:first_two'}]"
+    assert losses(first, data=[f"{golds}/test.de.jsonl"]) == expected
+
+
+def first_two(records, options, seed):
+    """A transform."""
+    return records[:2]
+
+
 @pytest.mark.parametrize(("metric", "best"), [("loss", 1), ("bleu", 0)])
 def test_best_is_the_mean_over_languages(metric, best):
     scores = [{"de": 3.0, "en": 2.0, "cy": 1.0}, {"de": 1.0, "en": 2.0, "cy": 1.5},
@@ -216,6 +292,16 @@ def test_command(validated, golds, paths, tmp_path, capsys):
         (["task.valid=[]"], {}, "task.valid is empty"),
         ([], {"metric": "slot_f2"}, "--metric: 'slot_f2' "),
         ([], {"data": ["nowhere.jsonl"]}, "nowhere.jsonl"),
+        (
+            ["task.transforms=[{name: swap, splits: [train, valid]}]"],
+            {},
+            "task.transforms: a search reads the rows of task.valid through evaluate.transforms",
+        ),
+        (
+            ["batch.max_length=5", "batch.buckets=[]"],
+            {"metric": "loss"},
+            "in all 7 rows the prompt alone fills the 5 tokens allowed, nothing is left",
+        ),
     ],
 )
 def test_searches_that_cannot_be(validated, paths, tmp_path, words, options, message):

@@ -67,6 +67,8 @@ def test_a_search_tells_what_to_set(tmp_path, capsys):
         (("--topology", "h100:8", "--phases", "tusk"), "'tusk' is not among task, align"),
         (("--topology", "h100:7"), "batch.size: 32 rows cannot be divided among 7 devices"),
         (("--topology", "h100:8", "model.path=no/such"), "without a download these are known"),
+        (("--topology", "h100:8", "--tries", "8"), "--tries: only --search tries anything"),
+        (("--topology", "h100:8", "--search", "--price", "2"), "--price: --search counts no cost"),
         (("--topology", "h100:8", "align.weight=0", "task.weight=0"), "nothing would be trained"),
         (("--topology", "h100:8", "--phases", "align", "align.weight=0"), "none of --phases"),
     ],

@@ -1,6 +1,7 @@
 """Which candidates are tried, and how they are ordered; nothing is compiled."""
 
 import dataclasses
+from collections import Counter
 
 import pytest
 
@@ -78,6 +79,23 @@ def test_candidates_keep_rows_heads_and_the_rows_of_an_update():
         assert rows == 32
     assert any("model.quantize" in words for words in all_)
     assert {words.get("model.remat", "names") for words in all_} == {"names", "full", "none"}
+
+
+@pytest.mark.parametrize(
+    ("word", "values"),
+    [
+        ("model.quantize=nf4", {"nf4", "none", "int8"}),
+        ("model.quantize=int8", {"int8", "none"}),
+        ("model.remat=dots", {"dots", "full", "names", "none"}),
+    ],
+)
+def test_what_is_configured_is_combined_with_everything_else(word, values):
+    given, (key, configured) = config("align.weight=0", word), word.split("=")
+    all_ = list(candidates(given, PLACE, find_spec(given)))
+    counts = Counter(words.get(key, configured) for words in all_)
+    assert set(counts) == values and len(set(counts.values())) == 1, counts
+    chosen = [one.get(key, configured) for one in promising(given, PLACE, ("task",), 8)]
+    assert key != "model.quantize" or set(chosen) == values
 
 
 def test_rows_are_split_over_tokens_only_where_there_are_too_few():

@@ -146,6 +146,18 @@ def test_clusters_of_a_base_and_of_a_file(base, tmp_path, one_device, capsys):
     ]  # fmt: skip
     assert main([*given, "--languages", "a,z"]) == 2
     assert "has no vector of 'z'; it has: a, b, c" in capsys.readouterr().err
+    for words, named in [  # the vectors are clustered as they are
+        (["--pooling", "last", "--layer", "final"], "--layer, --pooling"),
+        (["--states-as", "standardised"], "--states-as"),
+        (["--rows", "3", "--pivot", "en"], "--rows, --pivot"),
+        ([base, "model.dtype=float32"], f"{base}, model.dtype=float32"),
+        (["--parallel", "nowhere"], "--parallel"),
+        ([base, "--parallel", "nowhere"], f"{base}, --parallel"),
+    ]:
+        assert main([*given, *words]) == 2, words
+        assert f"--vectors: no model is run over them; leave out {named}\n" in (
+            capsys.readouterr().err
+        )
     assert main(["prepare", "clusters", base, "--out", str(out)]) == 2
     assert main(["prepare", "clusters", base, "--parallel", f"{ASSETS}/pairs_dev.jsonl",
                  "--out", str(out), "--layer", "9"]) == 2  # fmt: skip
