@@ -59,7 +59,8 @@ def _check_seeds(same: Sequence[Entrant]) -> None:
     """Runs of one name are averaged: only where somebody gave all of them this name."""
     first, *others = same
     for other in others:
-        if first.guessed or other.guessed or first.kind != other.kind:
+        bare = {first.kind, other.kind} & {"base", "few_shot"}
+        if first.guessed or other.guessed or bare:
             both = " and ".join(one.source or f"the {one.kind}" for one in (first, other))
             kind = other.kind if other.source else first.kind
             raise UserError(
