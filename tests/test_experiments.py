@@ -88,6 +88,7 @@ TABLES = (
     "sweep_32",
     "slots",
     "merged_cpu",
+    "merged_seeds_cpu",
     "seeds_cpu",
     "slots_seeds",
     "ner_cpu",
