@@ -12,7 +12,6 @@ train(config, base=base)                      # the same weights
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -372,18 +371,6 @@ def open_base(config: Config, held: str = "") -> Base:
 def open_files(path: str, revision: str | None = None) -> Opened:
     """The base in this folder or of this hub name, for commands that turn files into files."""
     return Opened(ModelConfig(path=path, revision=revision))
-
-
-# Parts of a path that do not tell one system from another.
-UNNAMED = ("adapter", "predictions.jsonl", "/", ".", "..")
-
-
-def name_of(path: str) -> str:
-    """What to call a system that was given by its path alone: runs/sft/adapter is `sft`, and so is
-    runs/sft/predictions.jsonl."""
-    parts = [part for part in Path(path).parts if part not in UNNAMED]
-    # What is behind the dot of a folder is a part of its name: lr0.001.
-    return re.sub(r"\.(jsonl|json|txt)$", "", parts[-1]) if parts else path
 
 
 def decoding_of(config: Config) -> Decoding:

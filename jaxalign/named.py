@@ -49,8 +49,8 @@ def find(name: str, table: Mapping[str, Callable], what: str) -> Callable[..., A
 def code_digest(name: str) -> str:
     """SHA-256 of the module that holds the function of a `package.module:function` path.
 
-    Comments and layout do not count, nor does what the module imports. '' of a name of a table,
-    and of a module whose source cannot be read.
+    It covers neither comments and layout nor the modules that this one imports. A name of a table
+    has the digest '', and so has a module whose source cannot be read.
 
     Raises:
       UserError: a path that leads to no function.

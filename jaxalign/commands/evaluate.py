@@ -31,7 +31,7 @@ class Evaluate(Configured):
         config = self.load()
         out = check_local(self.out or f"{config.output}/evaluation", "--out")
         begin()
-        from jaxalign.base import name_of
+        from jaxalign.evaluate.entrants import name_of
         from jaxalign.evaluate.run import Entrant, evaluate
 
         bare = [Entrant("base", kind="base")] if self.base else []

@@ -68,7 +68,7 @@ class Probe:
         given = self.settings if named else [f"model.path={self.model}", *self.settings]
         config = load(self.model if named else None, given).config
         begin()
-        from jaxalign.base import name_of
+        from jaxalign.evaluate.entrants import name_of
         from jaxalign.multihost import is_main
         from jaxalign.probe.heap import keep_freed_memory
         from jaxalign.probe.report import show, write

@@ -6,9 +6,11 @@ folder_names(entrants)                          # ['base', 'sft_1', 'sft_2']
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from jaxalign.checksums import SUMS
 from jaxalign.errors import UserError
@@ -19,6 +21,10 @@ LONGEST = 100  # bytes of a name: a file's may have 255, with what is put behind
 TAKEN = {*FILES, PICTURE, SUMS}
 
 
+# Parts of a path that do not tell one system from another.
+UNNAMED = ("adapter", "predictions.jsonl", "/", ".", "..")
+
+
 @dataclass(frozen=True)
 class Entrant:
     """One set of answers: a base's, an adapter's, or a file's."""
@@ -27,6 +33,14 @@ class Entrant:
     source: str = ""  # adapter folder or hub name, or a file of predictions; empty: the bare base
     kind: str = "adapter"  # base | few_shot | adapter | predictions
     guessed: bool = False  # whether its name was taken from its path
+
+
+def name_of(path: str) -> str:
+    """What to call a system that was given by its path alone: runs/sft/adapter is `sft`, and so is
+    runs/sft/predictions.jsonl."""
+    parts = [part for part in Path(path).parts if part not in UNNAMED]
+    # What is behind the dot of a folder is a part of its name: lr0.001.
+    return re.sub(r"\.(jsonl|json|txt)$", "", parts[-1]) if parts else path
 
 
 def folder_names(entrants: Sequence[Entrant]) -> list[str]:

@@ -32,8 +32,9 @@ from jaxalign.model.spec.tensors import parameter_count
 from jaxalign.objectives import FINAL
 from jaxalign.settings import AlignConfig, Config, TaskConfig
 from jaxalign.settings.data import UNASKED
-from jaxalign.train.phases import PHASES, active_phases, facts_of
-from jaxalign.train.schedule import turns
+from jaxalign.settings.together import compared
+from jaxalign.train.phases import PHASES, facts_of
+from jaxalign.train.phases.align import reads
 
 CODE = re.compile(r"[a-z]{2,3}")
 KINDS = {
@@ -199,15 +200,13 @@ def _looks(config: Config) -> Looks:
         term = facts.terms(replace(config, objectives=[]))[0].objective
     except UserError:
         return Looks()
-    taps = {tap for needs in term.needs.values() for tap in needs.taps}
+    layers = {tap.layer for needs in term.needs.values() for tap in needs.taps}
     taken = term.function.keywords.keys() - config.align.options.keys()
     if term.needs == facts.needs(config):  # of an objective without a mark, too
         taken |= {"pooling", "form"}
-    forms = {"pooling": {tap.pool for tap in taps}, "form": {tap.states for tap in taps}}
     offered = facts.offers(config).items()
-    # An objective may take how states are pooled and have no use for it.
-    read = (name for name, value in offered if name in taken and value in forms.get(name, {value}))
-    return Looks(frozenset(read), tuple(sorted({tap.layer for tap in taps})))
+    read = (name for name, value in offered if name in taken and reads(term, name, value))
+    return Looks(frozenset(read), tuple(sorted(layers)))
 
 
 def _alignment(config: Config, looks: Looks) -> dict[str, Any]:
@@ -226,13 +225,8 @@ def _alignment(config: Config, looks: Looks) -> dict[str, Any]:
 
 def _negatives(config: Config) -> str:
     """The candidates of a pair: of its group, of the micro-batch, or of all in an update."""
-    align, batch = config.align, config.batch
+    align, pairs = config.align, max(compared(config))
     cached = align.rule == "cached"
-    pairs = batch.pairs
-    if cached:
-        active = active_phases(config)
-        both = (turns(align.every, n, batch.accumulate, active) for n in range(len(active)))
-        pairs *= max(len(found.get("align", ())) for found in both)
     if align.negatives == "group" and (align.group < pairs or not cached):
         return f"{min(align.group, pairs)} consecutive pairs"
     return "all pairs of the update" if cached else "the micro-batch"

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from jaxalign.adapters.lora import Lora
 from jaxalign.adapters.peft_config import vllm_limits, vllm_rank
-from jaxalign.base import name_of
+from jaxalign.evaluate.entrants import name_of
 from jaxalign.hf.card import Facts, Merge, base_facts
 from jaxalign.merge.algebra import Merged
 from jaxalign.merge.methods import METHODS, Recipe

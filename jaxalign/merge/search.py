@@ -20,7 +20,7 @@ import jax
 from rich.table import Table
 
 from jaxalign.adapters.lora import Lora
-from jaxalign.base import Base, name_of, open_base
+from jaxalign.base import Base, open_base
 from jaxalign.data.loader import TaskStream
 from jaxalign.data.sources import nearest
 from jaxalign.data.streams import stream_of
@@ -28,6 +28,7 @@ from jaxalign.data.template import Prompts, prompts_by
 from jaxalign.errors import UserError
 from jaxalign.evaluate.ask import answers, ask
 from jaxalign.evaluate.comparable import ALL
+from jaxalign.evaluate.entrants import name_of
 from jaxalign.evaluate.gold import Golds, kind_of, read_golds
 from jaxalign.evaluate.measure import Gold
 from jaxalign.evaluate.progress import Bar

@@ -150,7 +150,7 @@ def join(
         pivoted={name: lay(name, "pivoted", 1) for name in first.pivoted}
         | {name: spread(name) for name in ASKED if name in asked[0]},
         health={
-            # A corpus without the pivot has no control; what the others found is told.
+            # A corpus without the pivot has no control: the mean is over the others.
             name: mean_of(np.stack([part.health[name] for part in parts]), 0, weights)
             for name in HEALTH
         },

@@ -20,7 +20,7 @@ def check_together(config: Config) -> None:
       UserError: naming the key and the way out.
     """
     batch, every = config.batch, config.align.every
-    for pairs in _compared(config):
+    for pairs in compared(config):
         # Fewer pairs than a group are one group.
         whole = pairs < config.align.group or not pairs % config.align.group
         if config.align.weight > 0 and _grouped(config) and not whole:
@@ -95,12 +95,12 @@ def check_together(config: Config) -> None:
 
 def least_pairs(config: Config) -> int:
     """How many pairs there must be so that one loss meets none of them twice."""
-    most = max(_compared(config))
+    most = max(compared(config))
     most = min(most, config.align.group) if _grouped(config) else most
     return max(most, config.batch.pairs)
 
 
-def _compared(config: Config) -> list[int]:
+def compared(config: Config) -> list[int]:
     """The numbers of pairs of which one loss can be."""
     batch, numbers = config.batch, {1}
     if config.align.rule == "cached":  # the pairs of an update are one batch

@@ -5,9 +5,10 @@ import json
 import numpy as np
 import pytest
 
-from jaxalign.base import System, name_of, open_base
+from jaxalign.base import System, open_base
 from jaxalign.errors import UserError
 from jaxalign.evaluate import run as running
+from jaxalign.evaluate.entrants import name_of
 from jaxalign.evaluate.gold import read_golds, solved_examples, with_shots
 from jaxalign.evaluate.run import Entrant, evaluate
 from jaxalign.evaluate.write import write

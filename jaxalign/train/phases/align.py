@@ -14,7 +14,7 @@ from jaxalign.data.loader import Stream
 from jaxalign.data.streams import pair_stream
 from jaxalign.errors import UserError
 from jaxalign.model.spec import ModelSpec, check_tap
-from jaxalign.objectives import Needs, Tap, both_sides
+from jaxalign.objectives import Needs, Objective, Tap, both_sides
 from jaxalign.objectives.contrastive import similarities
 from jaxalign.settings import AUTO, Config
 from jaxalign.train import flat
@@ -70,18 +70,11 @@ class Align(Facts):
     def unread(self, config: Config) -> Iterator[str]:
         """Settings of the contrastive loss where other terms stand in its place."""
         terms = self.terms(config)
-        options = [term.objective.function.keywords for term in terms]
-        taps = [
-            tap for term in terms for side in term.objective.needs.values() for tap in side.taps
-        ]
         plain = self.offers(type(config)())
         for name, value in self.offers(config).items():
             if name == "layer" or value == plain[name]:  # retrieval is measured at the layer
                 continue
-            read = any(name in one for one in options)
-            if name in IN_TAPS:  # a term may take it and have no use for it
-                read = any(getattr(tap, IN_TAPS[name]) == value for tap in taps)
-            if not read:
+            if not any(reads(term.objective, name, value) for term in terms):
                 key = "states" if name == "form" else name
                 yield f"align.{key}={value} is not read by {', '.join(one.name for one in terms)}"
 
@@ -119,6 +112,17 @@ class Align(Facts):
             )
         check_tap(spec, config.align.layer)
         super().check(config, spec, full)
+
+
+def reads(objective: Objective, name: str, value: Any) -> bool:
+    """Whether a bound objective reads this value of an offered setting.
+
+    An objective may take how states are pooled and have no use for it: its taps say.
+    """
+    if name not in IN_TAPS:
+        return name in objective.function.keywords
+    taps = (tap for side in objective.needs.values() for tap in side.taps)
+    return any(getattr(tap, IN_TAPS[name]) == value for tap in taps)
 
 
 def retrieval(stream: Any, states: list[tuple[Any, dict]], tap: Tap) -> float:

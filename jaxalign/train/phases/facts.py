@@ -32,7 +32,7 @@ from jaxalign.train.phases.build import (
 )
 from jaxalign.train.phases.measured import check_width, opened
 
-# What the log has of each phase, beside its terms by their names.
+# The log has these numbers of each phase; its terms stand there under their own names.
 LOGGED = ("loss", "micro_losses", "grad_norm", "plain_cosine", "tokens_per_second")
 
 
