@@ -117,10 +117,10 @@ resource_name() {
 }
 
 # Reads the words after `--` into WORDS and finds their configuration file, if any: CONFIG, its
-# place in WORDS CONFIG_AT.
+# place in WORDS CONFIG_AT, and what it goes on from (`read_files`).
 read_words() {
     WORDS=("$@")
-    CONFIG="" CONFIG_AT=""
+    CONFIG="" CONFIG_AT="" FILES=() FILES_IN=""
     ((${#WORDS[@]})) || die "nothing to run: end with -- train CONFIG.yaml key=value ..."
     case ${WORDS[0]} in
         train | evaluate | generate | probe | merge | export | import | plan | data | config | demo | compare | prepare) ;;
@@ -140,11 +140,37 @@ read_words() {
             [[ $CONFIG ]] || die "${WORDS[0]} needs a configuration file (.yaml)"
             ;;
     esac
-    [[ -z $CONFIG || -f $CONFIG ]] || die "$CONFIG: no such file"
+    [[ -z $CONFIG ]] || read_files
     local output
     output="$(yaml_output)"
     [[ $output != *://* ]] || has_output || check_remote "$output"
 }
+
+# Fills FILES with CONFIG and the files that it goes on from (`extends`; `base` of a comparison),
+# themselves included, and FILES_IN with the folder that holds them all.
+read_files() {
+    local place file other
+    [[ -f $CONFIG ]] || die "$CONFIG: no such file"
+    FILES=("$(absolute "$CONFIG")")
+    FILES_IN=$(dirname "${FILES[0]}")
+    for ((place = 0; place < ${#FILES[@]}; place++)); do
+        file=${FILES[place]}
+        while read -r other; do
+            [[ $other == /* ]] || other=$(dirname "$file")/$other
+            [[ -f $other ]] || die "$file goes on from $other: no such file"
+            other=$(absolute "$other")
+            among "$other" "${FILES[@]}" || FILES+=("$other")
+        done < <(sed 's/#.*//' "$file" |
+            grep -oE "(^|[ {,])(extends|base):[[:space:]]*[\"']?[^[:space:],}\"']+\.ya?ml" |
+            sed "s/^.*:[[:space:]]*[\"']*//")
+        while [[ $file != "${FILES_IN%/}"/* ]]; do FILES_IN=$(dirname "$FILES_IN"); done
+    done
+}
+
+absolute() { printf '%s/%s' "$(cd "$(dirname "$1")" && pwd -P)" "$(basename "$1")"; }
+
+# $1, of FILES, as seen from FILES_IN.
+within() { printf '%s' "${1#"${FILES_IN%/}/"}"; }
 
 # A training writes to gs:// by itself; whatever else is refused by jaxalign, but on machines that
 # cost money.
@@ -167,10 +193,16 @@ has_output() {
     return 1
 }
 
-# `output` as the configuration file has it, without quotes and comment; empty where it has none.
+# `output` as the configuration has it, without quotes and comment; empty where it has none. A
+# comparison has its own; a file that goes on from another one has the other's where it names none.
 yaml_output() {
-    [[ $CONFIG ]] || return 0
-    sed -n "s/^output:[[:space:]]*[\"']\{0,1\}\([^\"'#[:space:]]*\).*/\1/p" "$CONFIG" | tail -n 1
+    local file found=""
+    for file in "${FILES[@]}"; do
+        found=$(sed -n "s/^output:[[:space:]]*[\"']\{0,1\}\([^\"'#[:space:]]*\).*/\1/p" "$file" |
+            tail -n 1)
+        [[ ! $found && ${WORDS[0]} != compare ]] || break
+    done
+    printf '%s' "$found"
 }
 
 # Machines come and go, so results belong on the bucket: puts them there where the words and the

@@ -22,7 +22,8 @@ from typing import IO, Any
 from jaxalign.data.languages import language_name, split_direction
 from jaxalign.errors import UserError, brief, first_line
 
-LANGUAGE = re.compile(r"[a-z]{2,3}([-_][A-Za-z]{2,4})?")
+# de | de-st | pt-BR | es-419 | deu_Latn | zh-Hans-CN
+LANGUAGE = re.compile(r"[a-z]{2,3}([-_]([A-Za-z]{2,4}|[0-9]{3})){0,2}")
 PAIR_FIELDS = ("text0", "text1", "lang0", "lang1")
 # First rows of XX-YY.tsv that name its columns, and what a name of a column looks like.
 HEADINGS = (("source", "target"), ("src", "tgt"), ("text_parallel_0", "text_parallel_1"))

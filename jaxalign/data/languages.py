@@ -119,7 +119,7 @@ def resource_class(language: str) -> int | None:
     None for what is not in the list; a variety ('de-st') is not its standard language.
     """
     first, *rest = re.split("[-_]", language)
-    # Regions and scripts have capitals, languages and varieties have none.
-    parts = [base_language(first), *(part for part in rest if part == part.lower())]
+    # Regions and scripts have capitals or digits, languages and varieties have neither.
+    parts = [base_language(first), *(part for part in rest if part.islower())]
     found = [CLASS_OF.get(part) for part in parts]
     return None if None in found else min(number for number in found if number)

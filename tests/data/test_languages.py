@@ -79,6 +79,7 @@ def test_resource_classes():
     assert resource_class("cy") == resource_class("cym_Latn") == 1
     assert resource_class("zh-TW") == resource_class("zho_Hant") == 5
     assert resource_class("en-cy") == resource_class("cy-en") == 1
+    assert resource_class("es-419") == 5 and resource_class("es-419-cy") == 1
     assert resource_class("tl-PH") == resource_class("fil") == 3
     assert resource_class("de-st") is None
     assert resource_class("tlh") is None

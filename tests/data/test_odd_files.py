@@ -128,6 +128,8 @@ PAIR = "Hallo Welt.\tHello world.\n"
         ("de-en.tsv", "Nein.\tNo.\n", 2),
         ("pt-BR-en.tsv", "", 1),
         ("en-pt-BR.tsv", "", 1),
+        ("es-419-en.tsv", "", 1),
+        ("en-zh-Hans-CN.tsv", "", 1),
         ("deu_Latn-eng_Latn.tsv", "deu_Latn\teng_Latn\n", 1),
     ],
 )
@@ -137,7 +139,8 @@ def test_headers_of_pair_files(tmp_path, name, first, rows):
     assert len(found) == rows
     assert found[-1]["text0"] == "Hallo Welt."
     assert f"{found[0]['lang0']}-{found[0]['lang1']}.tsv" == name
-    assert {found[0]["lang0"], found[0]["lang1"]} <= {"de", "en", "pt-BR", "deu_Latn", "eng_Latn"}
+    known = {"de", "en", "pt-BR", "es-419", "zh-Hans-CN", "deu_Latn", "eng_Latn"}
+    assert {found[0]["lang0"], found[0]["lang1"]} <= known
 
 
 @pytest.mark.parametrize("first", ["German\tEnglish", "sentence_de\tsentence_en", "text_0\ttext_1"])

@@ -208,3 +208,19 @@ def work(tmp_path):
     folder.mkdir()
     (folder / "own.yaml").write_text("output: runs/own\n\ntask:\n  train: [/mnt/bucket/a.jsonl]\n")
     return folder
+
+
+@pytest.fixture
+def companions(work):
+    """A comparison and all that it goes on from, with a file that nobody names."""
+    (work / "studies").mkdir()
+    texts = {
+        "studies/study.yaml": "base: '../base.yaml'  # not: spare.yaml\noutput: runs/study\n"
+        "systems:\n  sft: {align.weight: 0}\n  mine: {extends: ../method.yaml, seed: 2}\n",
+        "base.yaml": "output: /nfs/own\n",
+        "method.yaml": "extends: base.yaml\n",
+    }
+    for name, text in texts.items():
+        (work / name).write_text(text)
+    (work / "spare.yaml").write_text("seed: 3\n")
+    return set(texts)

@@ -23,7 +23,7 @@ def test_the_whole_manifest(stand_ins, work):
         "apiVersion": "v1",
         "kind": "ConfigMap",
         "metadata": {"name": "align"},
-        "data": {"config.yaml": (work / "own.yaml").read_text()},
+        "data": {"0.yaml": (work / "own.yaml").read_text()},
     }
     pods = {
         "restartPolicy": "Never",
@@ -44,7 +44,7 @@ def test_the_whole_manifest(stand_ins, work):
                 "image": "r.dev/p/j:1",
                 "args": [
                     "train",
-                    "/etc/jaxalign/config.yaml",
+                    "/etc/jaxalign/own.yaml",
                     "prompt.system=it's: {all} #1",
                     "output=/mnt/bucket/align",
                 ],
@@ -62,7 +62,13 @@ def test_the_whole_manifest(stand_ins, work):
             }
         ],
         "volumes": [
-            {"name": "configuration", "configMap": {"name": "align"}},
+            {
+                "name": "configuration",
+                "configMap": {
+                    "name": "align",
+                    "items": [{"key": "0.yaml", "path": "own.yaml"}],
+                },
+            },
             {
                 "name": "bucket",
                 "csi": {
@@ -162,7 +168,17 @@ def test_a_configuration_keeps_every_line(stand_ins, work):
     text = "  \n\n# first\noutput: runs/x\nprompt:\n  system: |\n    one\n\n    two\n"
     (work / "own.yaml").write_text(text)
     configuration, _ = rendered(stand_ins, work, *RUN, *WORDS)
-    assert configuration["data"]["config.yaml"].strip("\n ") == text.strip("\n ")
+    assert configuration["data"]["0.yaml"].strip("\n ") == text.strip("\n ")
+
+
+def test_the_files_that_a_configuration_goes_on_from(stand_ins, work, companions):
+    words = ("--", "compare", "studies/study.yaml")
+    configuration, jobset = rendered(stand_ins, work, *RUN, *words)
+    pod = jobset["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]
+    assert pod["containers"][0]["args"][:2] == ["compare", "/etc/jaxalign/studies/study.yaml"]
+    items = pod["volumes"][0]["configMap"]["items"]
+    found = {item["path"]: configuration["data"][item["key"]] for item in items}
+    assert found == {name: (work / name).read_text() for name in companions}
 
 
 def test_run_applies_the_manifest(stand_ins, work):

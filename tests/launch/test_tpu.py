@@ -254,6 +254,23 @@ def test_mistakes_are_one_sentence_and_code_2(stand_ins, work, words, says):
     assert stand_ins.calls() == []
 
 
+def test_the_files_that_a_configuration_goes_on_from_travel(stand_ins, work, companions):
+    home = stand_ins.folder / "workers" / "0"
+    home.mkdir()
+    stand_ins.run("tpu", "run", *RUN, "--", "compare", "studies/study.yaml", cwd=work)
+    with tarfile.open(home / "bundle.tar.gz") as bundle:
+        names = {name for name in bundle.getnames() if name.startswith("./run/")}
+    assert names == {f"./run/{name}" for name in companions}
+    done = stand_ins.run("tpu", "run", *RUN, "--dry-run", "--", "train", "method.yaml", cwd=work)
+    assert "tpu_worker start v5e train run/method.yaml" in done.stdout
+    # It inherits the output, too.
+    assert "output=" not in done.stdout
+    (work / "base.yaml").unlink()
+    done = stand_ins.run("tpu", "run", *RUN, "--", "train", "method.yaml", cwd=work)
+    assert done.returncode == 2 and "method.yaml goes on from" in done.stderr
+    assert "base.yaml: no such file" in done.stderr
+
+
 def test_outputs_that_need_no_bucket(stand_ins, work):
     for words in (
         (*BASE, "--accelerator", "v6e-16", *WORDS, "output=/nfs/own"),

@@ -90,8 +90,14 @@ def test_an_objective_gets_what_it_asked_for(configure):
     assert phase.tokens(2, 10) == 40
 
 
-def test_packed_rows_are_not_compared_by_their_spans(configure):
-    words = "batch.pack=segments", "batch.share_prefix=off", f"task.objective={own('curious')}"
+@declare(lambda pool, **_: {"text": Needs((Tap(1, pool),))})
+def pooled(states, batch, *, pool): ...
+
+
+@pytest.mark.parametrize("pool", ["mean", "last", "first", "prompt", "predicts_answer"])
+def test_packed_rows_have_no_vectors_of_their_own(configure, pool):
+    objective = f"task.objective={own('pooled')}", f"task.options={{pool: {pool}}}"
+    words = "batch.pack=segments", "batch.share_prefix=off", *objective
     run = setup.prepare(configure(*words, "align.weight=0", "task.valid=[]"))
     assert run.train["task"].layout is None
     with pytest.raises(UserError, match=r"batch\.pack: segments puts several rows"):

@@ -121,10 +121,10 @@ class Rows(Laid):
 
     def weights(self, pooling: str) -> jax.Array:
         """See `Laid`."""
-        if self.packed and pooling in ROLE_OF | PREDICTED:
+        if self.packed:
             raise UserError(
-                "batch.pack: segments puts several rows into a sequence, and an objective compares "
-                "the prompts and answers of rows; set batch.pack=auto"
+                "batch.pack: segments puts several rows into a sequence, and an objective reads "
+                "one vector of each; set batch.pack=auto"
             )
         if pooling in ROLE_OF:
             return pooling_weights(self._joined("roles") == ROLE_OF[pooling], "mean")
