@@ -11,11 +11,14 @@ import ast
 import difflib
 import importlib
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from jaxalign.checksums import text_digest
 from jaxalign.errors import UserError, brief, first_line
+
+INSTALLED = ("site-packages", "dist-packages")  # folders in which strangers are neighbours
 
 
 def find(name: str, table: Mapping[str, Callable], what: str) -> Callable[..., Any]:
@@ -47,10 +50,11 @@ def find(name: str, table: Mapping[str, Callable], what: str) -> Callable[..., A
 
 
 def code_digest(name: str) -> str:
-    """SHA-256 of the module that holds the function of a `package.module:function` path.
+    """SHA-256 of the code behind a `package.module:function` path, without comments and layout.
 
-    It covers neither comments and layout nor the modules that this one imports. A name of a table
-    has the digest '', and so has a module whose source cannot be read.
+    It covers the module that holds the function and what this one imports from beside it: modules
+    in the same folder, or of the same installed package. A name of a table has the digest '', and
+    so has a module whose source cannot be read.
 
     Raises:
       UserError: a path that leads to no function.
@@ -59,7 +63,44 @@ def code_digest(name: str) -> str:
         return ""
     function = inspect.unwrap(find(name, {}, "function"))
     try:
-        with open(inspect.getsourcefile(function) or "", "rb") as file:
-            return text_digest(ast.dump(ast.parse(file.read())))
+        file = Path(inspect.getsourcefile(function) or "")
+        first, *others = _dumps(file, function.__module__.split("."))
     except (OSError, TypeError, SyntaxError, ValueError):  # written in C, or edited just now
         return ""
+    return text_digest("".join([first, *sorted(others)]))
+
+
+def _dumps(file: Path, module: list[str]) -> list[str]:
+    """The syntax tree of this file, then of what it imports from beside it, each as text."""
+    package = file.name == "__init__.py"
+    if (file.parent if package else file.with_suffix("")).parts[-len(module) :] != (*module,):
+        module, package = [file.stem], False  # its module calls itself otherwise
+    root = file.parents[len(module) - 1 + package]
+    found, waiting = dict[Path, str](), [file]
+    while waiting:
+        if (one := waiting.pop()) in found:
+            continue
+        tree = ast.parse(one.read_bytes())
+        found[one] = ast.dump(tree)
+        for name in _imported(tree, one.relative_to(root).parent.parts):
+            if name[0] != __package__ and (root.name not in INSTALLED or name[0] == module[0]):
+                waiting += _sources(root, name)
+    return [*found.values()]
+
+
+def _imported(tree: ast.AST, package: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
+    """The dotted names that may be modules; relative ones count from the package."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (tuple(alias.name.split(".")) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            start = package[: len(package) + 1 - node.level] if node.level else ()
+            base = (*start, *(node.module.split(".") if node.module else ()))
+            yield from ((*base, alias.name) for alias in node.names)
+
+
+def _sources(root: Path, name: tuple[str, ...]) -> list[Path]:
+    """The files that an import of this name would read: packages on the way, and the module."""
+    ways = [root.joinpath(*name[:n]) for n in range(1, len(name) + 1)]
+    return [file for way in ways for file in (way / "__init__.py", way.with_name(way.name + ".py"))
+            if file.is_file()]  # fmt: skip

@@ -61,6 +61,7 @@ def contrastive(
     group: Count = 32,
     detach: Literal["none", "source", "target"] = "none",
     view: Literal["pairs", "text"] = "pairs",
+    duplicates: Literal["keep", "mask"] = "keep",
 ) -> Loss:
     """InfoNCE between pooled sources and targets of one layer.
 
@@ -73,21 +74,26 @@ def contrastive(
         is what one device of the original sees; `global`: of the whole micro-batch.
       detach: the side through which no gradient flows: none, source, target.
       view: `pairs`, or `text`: prompt and answer of a task row, each pooled over its tokens.
+      duplicates: candidates whose pair has the source or the target of the anchor's, and which are
+        translations of it, too: `keep` (the paper's code) takes them for wrong ones, `mask` leaves
+        them out.
 
     Returns:
       Sum and count over pairs. Logs: `retrieval` (sources whose own target is nearer than every
-      candidate that is another sentence; a tie is not a hit), `cosine` of
-      the true pairs, `norm` of the states, `spread` (1 - |mean of unit vectors|^2: 0 when all
-      sentences have collapsed to one direction), `deviation` (standard deviation of the cosines
-      of sources with other pairs' targets: far below the temperature, the loss is flat).
+      candidate that is another sentence; a tie is not a hit), `duplicates` (pairs that have a copy
+      of their own target among the other candidates), `cosine` of the true pairs, `norm` of the
+      states, `spread` (1 - |mean of unit vectors|^2: 0 when all sentences have collapsed to one
+      direction), `deviation` (standard deviation of the cosines of sources with other pairs'
+      targets: far below the temperature, the loss is flat).
     """
     taps = _taps(view, layer, pooling, form)
     sides = (states.text,) * 2 if view == "text" else (states.source, states.target)
     source, target = (side.taps[tap] for side, tap in zip(sides, taps, strict=True))  # [B, D]
     if view == "text":
-        masks, targets = (batch.roles == USER, batch.roles == ANSWER), batch.tokens
+        masks = batch.roles == USER, batch.roles == ANSWER
+        texts = batch.tokens, batch.tokens
     else:
-        masks, targets = (batch.source_mask, batch.target_mask), batch.target
+        masks, texts = (batch.source_mask, batch.target_mask), (batch.source, batch.target)
     stop = jax.lax.stop_gradient
     source = stop(source) if detach == "source" else source
     target = stop(target) if detach == "target" else target
@@ -100,13 +106,15 @@ def contrastive(
         )
     fold = lambda x: x.reshape(-1, size, *x.shape[1:])  # noqa: E731  [B, ...] -> [G, g, ...]
     source, target, real = fold(source), fold(target), fold(real)
-    texts = fold(_digest(targets, masks[1]))  # [G, g]
-    others = texts[:, :, None] != texts[:, None, :]  # [G, g, g]: not copies of one sentence
+    digests = [fold(_digest(*side)) for side in zip(texts, masks, strict=True)]  # each [G, g]
+    # [G, g, g]: not copies of one sentence
+    differ, others = (one[:, :, None] != one[:, None, :] for one in digests)
+    wrong = differ & others if duplicates == "mask" else None
 
     cosine = similarities(source, target)  # [G, g, g]: row = source, column = target
-    losses, hits = _rank(cosine / temperature, real, others)
+    losses, hits = _rank(cosine / temperature, real, others, wrong)
     if direction == "symmetric":
-        back, _ = _rank(jnp.swapaxes(cosine, 1, 2) / temperature, real, others)
+        back, _ = _rank(jnp.swapaxes(cosine, 1, 2) / temperature, real, others, wrong)
         losses = (losses + back) / 2
     count = jnp.sum(real).astype(jnp.float32)
     add = lambda x: jnp.sum(jnp.where(real, x, 0.0))  # noqa: E731
@@ -117,6 +125,7 @@ def contrastive(
     centre = jnp.sum(both, axis=(0, 1)) / jnp.maximum(2 * count, 1.0)  # [D]
     logs = {
         "retrieval": add(hits),
+        "duplicates": add(jnp.sum(~others & real[:, None, :], axis=-1) > 1),
         "cosine": add(jnp.diagonal(cosine, axis1=1, axis2=2)),
         "norm": add(jnp.linalg.norm(source, axis=-1)),
         "spread": (1.0 - jnp.sum(centre * centre)) * count,
@@ -134,9 +143,15 @@ def _deviation(cosine: jax.Array, real: jax.Array) -> jax.Array:
     return jnp.sqrt(jnp.sum(there * (cosine - mean) ** 2) / number)
 
 
-def _rank(logits: jax.Array, real: jax.Array, others: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Negative log-likelihood of the diagonal, and whether it is above all others: both [G, g]."""
-    logits = jnp.where(real[:, None, :], logits, -jnp.inf)
+def _rank(
+    logits: jax.Array, real: jax.Array, others: jax.Array, wrong: jax.Array | None
+) -> tuple[jax.Array, jax.Array]:
+    """Negative log-likelihood of the diagonal among the `wrong` candidates (None: all), and whether
+    it is above all others: both [G, g]."""
+    there = real[:, None, :]
+    if wrong is not None:
+        there = there & (wrong | jnp.eye(wrong.shape[-1], dtype=bool))
+    logits = jnp.where(there, logits, -jnp.inf)
     right = jnp.diagonal(logits, axis1=1, axis2=2)
     right = jnp.where(real, right, 0.0)
     # A group of padding alone has no candidate: its normaliser is kept finite, then dropped.

@@ -1,40 +1,59 @@
-"""A warning where the alignment loss cannot align anything.
+"""Warnings where the alignment loss cannot align, or works against itself.
 
 Where any two sentences have nearly the same cosine, the softmax over candidates is uniform whatever
 the weights do: the loss stays at ln(candidates) and its gradient vanishes. Nothing fails, and
 nothing is learnt. Real LLMs with massive activations start like this.
 
-    warning(config, metrics)                         # a sentence, or None
+Where a micro-batch has a sentence several times, as in data of few pairs, or where one sentence has
+translations into many languages, the loss pushes a source away from copies of its own target.
+
+    [*warnings(config, metrics)]                     # sentences
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from jaxalign.settings import Config
 
 FLAT = 0.1  # cosines that deviate by less than this share of the temperature
-DEVIATION = "align/contrastive/deviation"
+MANY = 0.1  # share of pairs that meet a copy of their target
+DEVIATION, DUPLICATES = (f"align/contrastive/{log}" for log in ("deviation", "duplicates"))
 
 
-def warning(config: Config, metrics: Mapping[str, Any]) -> str | None:
-    """What to tell the user after the first alignment update; None where the loss is not flat.
+def warnings(config: Config, metrics: Mapping[str, Any]) -> Iterator[str]:
+    """What to tell the user after the first alignment update.
 
     Args:
       config: names the temperature and the form of the states.
       metrics: of that update; waits for the device.
     """
     if DEVIATION not in metrics:  # another objective
-        return None
+        return
     align, further = config.align, dict[str, Any]()
+    options: Mapping[str, Any] = align.options
     if align.objective != "contrastive":  # a further term may have options of its own
         named = (one for one in config.objectives if one.phase == "align")
         further = next((one.options for one in named if one.objective == "contrastive"), further)
-    deviation = float(metrics[DEVIATION])
+        options = further
+    if flat := _flat(config, float(metrics[DEVIATION]), further):
+        yield flat
+    copies = float(metrics[DUPLICATES])
+    if copies > MANY and options.get("duplicates") != "mask":
+        where = "the term's options" if further else "align.options"
+        yield (
+            f"warning: align: {copies:.0%} of the pairs meet a copy of their own target among the "
+            f"wrong candidates; add duplicates: mask to {where}, or give more pairs"
+        )
+
+
+def _flat(config: Config, deviation: float, further: Mapping[str, Any]) -> str:
+    """The sentence about a flat loss; '' where it is not."""
+    align = config.align
     layer, temperature = (further.get(k, getattr(align, k)) for k in ("layer", "temperature"))
     if not deviation < FLAT * temperature:
-        return None
+        return ""
     if further:
         way_out = "give the term other options (objectives)"
     elif align.states == "raw":

@@ -134,7 +134,7 @@ def _train(run: Run, title: str, judge: Judge | None, desk: Desk, watch: Watch) 
                 if step == start.step + 1:
                     _on_record(run, desk)
                 for name in work.keys() - looked:
-                    if sentence := facts_of(config, name).warning(config, metrics):
+                    for sentence in facts_of(config, name).warnings(config, metrics):
                         log.message(sentence)
                 looked |= work.keys()
                 if _due(step, config.train.cosine_every):

@@ -27,18 +27,19 @@ class Masks(NamedTuple):
     source_mask: np.ndarray
     target_mask: np.ndarray
     target: np.ndarray
+    source: np.ndarray
 
 
-def masks(real, empty: str = "both", texts=None) -> Masks:
-    """A batch whose pair i has tokens on both sides where real[i]; targets differ, or are texts."""
+def masks(real, empty: str = "both", texts=None, sources=None) -> Masks:
+    """A batch whose pair i has tokens on both sides where real[i]; texts differ, or are these."""
     real = np.asarray(real)
     one = np.stack([real, np.zeros_like(real)], axis=1)  # [B, 2]: one token and one padding
     full = np.ones_like(one)
-    texts = np.arange(len(real)) if texts is None else np.asarray(texts)
+    sides = [np.arange(len(real)) if one is None else np.asarray(one) for one in (texts, sources)]
     return Masks(
         one if empty in ("both", "source") else full,
         one if empty in ("both", "target") else full,
-        np.stack([texts, np.zeros_like(texts)], axis=1),
+        *(np.stack([side, np.zeros_like(side)], axis=1) for side in sides),
     )
 
 
@@ -158,6 +159,27 @@ def test_padded_pairs_are_neither_anchors_nor_candidates(direction, empty):
     for name, value in without.logs.items():
         np.testing.assert_allclose(loss.logs[name], value, rtol=1e-5, atol=1e-6, err_msg=name)
     assert loss.count == without.count == 4
+
+
+@pytest.mark.parametrize("direction", ["one_way", "symmetric"])
+def test_masked_duplicates_are_no_candidates(direction):
+    """Pairs 0 and 2 have one target, 3 and 4 one source; 5 is padding with the text of 1."""
+    both = vectors(13)
+    batch = masks([1, 1, 1, 1, 1, 0], texts=[0, 1, 0, 3, 4, 1], sources=[0, 1, 2, 3, 3, 1])
+    same = {(0, 2), (2, 0), (3, 4), (4, 3)}
+    total = 0.0
+    for anchors, candidates in (both, both[::-1])[: 1 + (direction == "symmetric")]:
+        for i in range(5):
+            near = [math.exp(cosine(anchors[i], candidates[j]) / TAU) for j in range(5)]
+            total -= math.log(near[i] / sum(near[j] for j in range(5) if (i, j) not in same))
+    total /= 1 + (direction == "symmetric")
+    loss, gradient = evaluate(both, batch, direction=direction, duplicates="mask")
+    np.testing.assert_allclose(loss.sum, total, rtol=1e-5)
+    kept, other = evaluate(both, batch, direction=direction)
+    assert kept.sum > loss.sum and np.abs(other - gradient).max() > 1e-3
+    assert loss.logs["duplicates"] == kept.logs["duplicates"] == 2
+    alone, _ = evaluate(both[:, :1], duplicates="mask")
+    assert (alone.sum, alone.logs["duplicates"]) == (0, 0)
 
 
 @pytest.mark.parametrize("padding", ["numbers", "zeros"])

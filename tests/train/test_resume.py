@@ -17,6 +17,7 @@ from jaxalign.data import streams
 from jaxalign.errors import UserError
 from jaxalign.hf.save import save_base
 from jaxalign.model.decoder import Decoder
+from jaxalign.named import code_digest
 from jaxalign.train import loop, record
 from jaxalign.train.loop import train
 from jaxalign.train.phases import task
@@ -367,6 +368,40 @@ def test_code_of_ones_own_is_compared(configure, tmp_path, monkeypatch):
     for steps in (1, 2):
         with pytest.raises(UserError, match=r"other lines in the code of task\.objective than are"):
             train(changed(config, f"train.steps={steps}"))
+
+
+def test_what_ones_own_code_imports_from_beside_it_is_compared(tmp_path, monkeypatch):
+    own = "import numpy\nimport jaxalign.named\nfrom . import near\ndef mine(): return near\n"
+    far = "import mine_too.losses as again\nimport besides\nx = 1\n"
+    near = "from .more import *\nfrom .more.far import x\n"
+
+    def digest(files):
+        for name, text in files.items():
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / name).write_text(text, "utf-8")
+        return code_digest("mine_too.losses:mine")
+
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "besides.py").write_text("y = 1\n", "utf-8")
+    digests = [
+        digest({"mine_too/losses.py": own, "mine_too/near.py": near, "mine_too/more/far.py": far}),
+        digest({"mine_too/near.py": near + "# A note.\n", "unrelated.py": "z = 1\n"}),
+        digest({"mine_too/more/far.py": far.replace("1", "2")}),
+        digest({"besides.py": "y = 2\n"}),
+        digest({"mine_too/more/__init__.py": "every = 1\n"}),
+    ]
+    assert digests[0] == digests[1] and len({*digests}) == 4 and all(digests)
+
+
+def test_an_installed_module_is_compared_without_its_neighbours(tmp_path, monkeypatch):
+    folder = tmp_path / "site-packages"
+    folder.mkdir()
+    (folder / "mine_alone.py").write_text("import stranger\ndef mine(): return 1\n", "utf-8")
+    (folder / "stranger.py").write_text("x = 1\n", "utf-8")
+    monkeypatch.syspath_prepend(str(folder))
+    before = code_digest("mine_alone:mine")
+    (folder / "stranger.py").write_text("x = 2\n", "utf-8")
+    assert before and code_digest("mine_alone:mine") == before
 
 
 def test_an_edited_transform_is_compared_by_its_rows(configure, tmp_path, monkeypatch):

@@ -15,7 +15,7 @@ from jaxalign.objectives import Tap
 from jaxalign.objectives.standards import Moments, Standards, standardise
 from jaxalign.sharding import make_mesh
 from jaxalign.train import setup, standards
-from jaxalign.train.flat import DEVIATION, warning
+from jaxalign.train.flat import DEVIATION, DUPLICATES, warnings
 from jaxalign.train.loop import train
 from tests.tiny import SPEC
 from tests.train.test_loop import lines
@@ -96,9 +96,9 @@ def test_a_flat_loss_of_a_further_term_is_told_with_its_own_options():
         "objectives=[{objective: contrastive, phase: align, options: {layer: 3, temperature: 2}}]"
     )
     config = load(None, ["align.objective=cka", term]).config
-    said = warning(config, {DEVIATION: 0.01})
+    (said,) = warnings(config, {DEVIATION: 0.01, DUPLICATES: 0.0})
     assert "at layer 3 deviate" in said and "a tenth of temperature=2:" in said
-    assert warning(config, {DEVIATION: 0.3}) is None and warning(config, {}) is None
+    assert [*warnings(config, {DEVIATION: 0.3, DUPLICATES: 0.0})] == [*warnings(config, {})] == []
 
 
 def test_a_resumed_run_keeps_its_standards(configure, monkeypatch, tmp_path):
@@ -129,3 +129,25 @@ def test_eight_devices_measure_what_one_does(configure, monkeypatch):
         assert run.frozen.standards[TAP].mean.sharding.is_fully_replicated
     np.testing.assert_allclose(found[0].mean, found[1].mean, rtol=2e-5, atol=1e-6)
     np.testing.assert_allclose(found[0].scale, found[1].scale, rtol=2e-5)
+
+
+def test_copies_among_the_candidates_are_told(configure, rows, tmp_path, capsys):
+    """Few pairs, or a sentence with translations into several languages."""
+    texts = [f"message number {n} from me" for n in range(8)]
+    pairs = [{"text0": f"{word} {text}", "text1": text} for text in texts for word in ("oui", "ja")]
+    file = tmp_path / "many.jsonl"
+    file.write_text("".join(json.dumps(pair) + "\n" for pair in pairs), "utf-8")
+    words = ("task.weight=0", "align.valid=[]", "train.steps=1", "batch.accumulate=1",
+             f"align.train=[{file}]", "train.eval_every=0", "align.states=standardised",
+             "batch.pairs=16")  # fmt: skip
+    said = {}
+    for way in ("keep", "mask"):
+        options = f"align.options={{duplicates: {way}}}"
+        config = configure(*words, options, f"output={tmp_path / way}")
+        train(config)
+        (line,) = lines(config, "train")
+        assert line["align/contrastive/duplicates"] == 1
+        said[way] = capsys.readouterr().out
+    sentence = "100% of the pairs meet a copy of their own target among the wrong candidates"
+    assert f"warning: align: {sentence}; add duplicates: mask to align.options" in said["keep"]
+    assert "copy of their own" not in said["mask"]

@@ -82,9 +82,9 @@ class Align(Facts):
         """`eval/retrieval`: the share of sources whose target is the nearest of all."""
         return {"eval/retrieval": retrieval(stream, states, self.tap(config))}
 
-    def warning(self, config: Config, metrics: Mapping[str, Any]) -> str | None:
-        """A flat loss."""
-        return flat.warning(config, metrics)
+    def warnings(self, config: Config, metrics: Mapping[str, Any]) -> Iterator[str]:
+        """A flat loss, and copies among the candidates."""
+        return flat.warnings(config, metrics)
 
     def unmoved(self, config: Config) -> str:
         """Embeddings are frozen, and a pair alone has no negatives."""

@@ -93,9 +93,9 @@ class Facts(abc.ABC):
         """
         return {}
 
-    def warning(self, config: Config, metrics: Mapping[str, Any]) -> str | None:
-        """A sentence after the first update, where the loss cannot do its work."""
-        return None
+    def warnings(self, config: Config, metrics: Mapping[str, Any]) -> Iterator[str]:
+        """Sentences after the first update, where the loss cannot do its work."""
+        yield from ()
 
     def unmoved(self, config: Config) -> str:
         """Why a first gradient is zero."""
