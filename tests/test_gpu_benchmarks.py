@@ -32,6 +32,7 @@ def rehearse(tmp_path, *words):
 
 
 @pytest.mark.torch
+@pytest.mark.slow
 def test_a_rehearsal_writes_rows_and_a_table(tmp_path):
     found, printed = rehearse(tmp_path, "--quick", "--only", "peers")
     (part,) = found["parts"].values()

@@ -27,6 +27,14 @@ SPEC = ModelSpec(
 )  # fmt: skip
 
 
+def few(every, *quick):
+    """Parameters of a test, all but these slow: one or two of a kind are enough for every day."""
+    slow = lambda one: pytest.param(  # noqa: E731
+        *(one if isinstance(one, tuple) else (one,)), marks=pytest.mark.slow
+    )
+    return [one if one in quick else slow(one) for one in every]
+
+
 @pytest.fixture(scope="session")
 def base(tmp_path_factory):
     """A folder in Hugging Face layout: random weights, working tokenizer."""

@@ -19,8 +19,8 @@ from tests.model.test_virtual import WORDS, P, of_words
     ("kind", "name", "method"),
     [
         ("prefix", "gemma3", "greedy"),
-        ("prompt", "gemma3", "greedy"),
-        ("prompt", "llama", "beam"),
+        pytest.param("prompt", "gemma3", "greedy", marks=pytest.mark.slow),
+        pytest.param("prompt", "llama", "beam", marks=pytest.mark.slow),
     ],
 )
 def test_words_in_front(prompts, started, kind, name, method):  # noqa: F811

@@ -26,7 +26,7 @@ from jaxalign.train import setup
 from jaxalign.train.loop import train
 from tests.adapters.variants import VARIANTS, random_tree
 from tests.hf.conftest import LLAMA
-from tests.tiny import OPTIMISED, base, configure, rows
+from tests.tiny import OPTIMISED, base, configure, few, rows
 
 __all__ = ["base", "configure", "rows"]
 
@@ -146,8 +146,8 @@ def test_bytes(small, kind, most):
 @pytest.mark.parametrize(
     ("kind", "name", "remat"),
     [
-        ("int8", "lora", "none"),
-        ("int4", "lora", "dots"),
+        pytest.param("int8", "lora", "none", marks=pytest.mark.slow),
+        pytest.param("int4", "lora", "dots", marks=pytest.mark.slow),
         ("nf4", "dora_patterns", "full"),
     ],
 )
@@ -227,7 +227,8 @@ def test_nothing_wide_is_kept(small, remat):
 
 
 @pytest.mark.parametrize(
-    ("kind", "mesh"), [("int8", (1, 8, 1)), ("int4", (1, 2, 4)), ("nf4", (2, 2, 2))]
+    ("kind", "mesh"),
+    few([("int8", (1, 8, 1)), ("int4", (1, 2, 4)), ("nf4", (2, 2, 2))], ("nf4", (2, 2, 2))),
 )
 def test_split_over_a_mesh(small, folder, kind, mesh):
     adapter = VARIANTS["dora"]

@@ -81,8 +81,8 @@ def test_words_in_front(kind, name):
     ("kind", "name", "layout"),
     [
         ("prefix", "windows", "local"),
-        ("prefix", "llama", "packed"),
-        ("prompt", "windows", "local"),
+        pytest.param("prefix", "llama", "packed", marks=pytest.mark.slow),
+        pytest.param("prompt", "windows", "local", marks=pytest.mark.slow),
         ("prompt", "windows", "stem"),
         ("prompt", "llama", "packed"),
     ],

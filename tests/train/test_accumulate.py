@@ -46,6 +46,7 @@ def test_each_padded_to_its_own_length(prepare):
             equal(jax.device_get(found), jax.device_get(wanted), 1e-6)
 
 
+@pytest.mark.slow
 def test_of_one_length_they_are_stacked_and_dropout_is_the_same_either_way(prepare):
     run = prepare("lora.dropout=0.2", "batch.buckets=[128]")
     key = jax.random.key(3)

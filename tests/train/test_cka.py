@@ -23,6 +23,7 @@ def test_a_fresh_adapter_has_not_drifted(configure):
     assert all(float(jnp.abs(leaf).max()) < 1e-4 for leaf in jax.tree.leaves(gradient))
 
 
+@pytest.mark.slow
 def test_a_run_with_both_terms(configure):
     """CKA in every update, drift in every second."""
     config = configure(

@@ -19,6 +19,7 @@ from jaxalign.train import setup
 from jaxalign.train.loop import _work, train
 from jaxalign.train.phases.build import lost_rows
 from jaxalign.train.standards import settle
+from tests.tiny import few
 from tests.train.test_loop import lines
 
 SYSTEM = "prompt.system='Answer with the intent and the slots of what the user says.'"
@@ -114,7 +115,7 @@ WORDS = {
 }
 
 
-@pytest.mark.parametrize("case", WORDS)
+@pytest.mark.parametrize("case", few(WORDS, "standardised", "all that an objective may see"))
 def test_what_is_trained_is_that_of_padded_rows(configure, one_device, case):
     words = [*FREE, *WORDS[case], "lora.dropout=0"]
     expected, padded = gradients(configure(*words, *LAYOUTS["padded"]))
@@ -139,7 +140,7 @@ def test_prompts_that_depend_on_the_text_have_padded_rows(configure, one_device)
 MESHES = {"8x1": (8, 1, 1, 1), "2x2x2": (2, 2, 2, 1), "1x1x4": (1, 1, 4, 1)}
 
 
-@pytest.mark.parametrize("mesh", MESHES)
+@pytest.mark.parametrize("mesh", few(MESHES, "2x2x2"))
 def test_devices_have_a_stem_each(configure, monkeypatch, mesh):
     words = [*FREE, "lora.dropout=0", "batch.size=16", "batch.pairs=16"]
     make = lambda *shape: make_mesh(*shape, devices=jax.devices()[: int(np.prod(shape))])  # noqa: E731
@@ -256,6 +257,7 @@ def test_a_bare_off_is_the_word(configure):
     assert configure("batch.share_prefix=off").batch.share_prefix == "off"
 
 
+@pytest.mark.slow
 def test_a_resumed_run_is_the_uninterrupted_one(configure, one_device, tmp_path):
     """With dropout, whose masks follow from the step alone."""
     words = [*FREE, "checkpoint.every=2", "lora.dropout=0.1", "train.eval_every=0"]

@@ -99,6 +99,7 @@ def test_layouts_and_devices_give_one_gradient(with_file, measured, monkeypatch)
     assert_equal(spread, padded)
 
 
+@pytest.mark.slow
 def test_a_run_resumes_by_what_is_in_the_file(with_file, measured, tmp_path):
     config = with_file(measured, "checkpoint.every=1")
     train(config)

@@ -22,6 +22,7 @@ from jaxalign.train.loop import train
 from jaxalign.train.resume import check_settings
 from jaxalign.train.stop import Request
 from jaxalign.train.watch import Watch
+from tests.tiny import few
 
 
 @pytest.fixture(autouse=True)
@@ -91,7 +92,7 @@ def test_either_objective_alone(configure, off):
     assert result.metrics[f"eval/{on}_loss"] > 0
 
 
-@pytest.mark.parametrize("every", ["microbatch", "step", "joint"])
+@pytest.mark.parametrize("every", few(("microbatch", "step", "joint"), "microbatch"))
 def test_turns_decide_which_losses_are_logged(configure, every):
     config = configure(f"align.every={every}", "train.cosine_every=2", "train.steps=4")
     train(config)
@@ -106,8 +107,8 @@ def test_turns_decide_which_losses_are_logged(configure, every):
     "extra",
     [
         (),
-        ("batch.accumulate=1",),
-        ("batch.pack=segments",),
+        pytest.param(("batch.accumulate=1",), marks=pytest.mark.slow),
+        pytest.param(("batch.pack=segments",), marks=pytest.mark.slow),
         pytest.param(
             ("adapter.kind=prefix", "batch.buckets=[]", "batch.max_length=256"),
             marks=pytest.mark.slow,

@@ -17,7 +17,7 @@ from jaxalign.train.phases import PHASES
 from jaxalign.train.phases.build import Inner, phase_loss
 from jaxalign.train.rules import RULES
 from jaxalign.train.rules.meta import halves
-from tests.tiny import ASSETS
+from tests.tiny import ASSETS, few
 from tests.train.test_loop import Killed, assert_equal, kill_after, lines, use_devices, weights
 from tests.train.test_rules import relative, warm
 
@@ -93,7 +93,7 @@ def test_halves_are_the_same_rows_in_both_layouts_on_any_mesh(configure):
     assert found[0] == found[1] == found[2]
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", few(LAYOUTS, "end to end"))
 def test_maml_is_the_slope_of_the_loss_after_the_steps(configure, layout):
     run, phase, trained, stack, key = prepared(configure, "maml", *LAYOUTS[layout])
     support, query = halves(jax.tree.map(lambda x: jnp.asarray(x[0]), stack))
@@ -140,6 +140,7 @@ def test_first_order_rules_are_what_they_are_called(configure):
     assert relative(found, way) < 1e-4  # θ - φ is small against θ
 
 
+@pytest.mark.slow
 def test_without_a_rate_nothing_looks_ahead(configure):
     words = (*LAYOUTS["padded"], "lora.dropout=0", "task.inner_rate=0")
     run, phase, trained, stack, _ = prepared(configure, "maml", *words)
@@ -174,6 +175,7 @@ def test_blocks_that_are_not_trained_take_no_step(configure):
     assert relative(found, wanted) < 1e-5
 
 
+@pytest.mark.slow
 def test_a_resumed_run_is_the_uninterrupted_one(configure, tmp_path, monkeypatch):
     words = (*META, "task.rule=maml", "lora.dropout=0.1", "train.steps=4", "train.eval_every=2",
              "checkpoint.every=2", "train.cosine_every=4", "batch.buckets=[64]",

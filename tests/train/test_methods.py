@@ -25,8 +25,6 @@ DRAWN = {  # transforms that draw and are in no file: settings over `linguamap`
     "cross_lingual_answer": ("intent", f"{{name: cross_lingual_answer, {SPLITS}}}"),
 }
 METHODS = [*sorted(file.stem for file in FOLDER.glob("*.yaml")), *DRAWN]
-QUICK = ("lens",)  # a reference pass and a file that is not a setting
-RESUMED = [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in METHODS]
 FIRST = {"alignx_2": "alignx_1", "xsgd_task": "xsgd_align"}  # stages that go on from another
 TINY = ("model.remat=none", "batch.size=16", "batch.pairs=16", "train.steps=4",
         "train.eval_every=2", "train.eval_batches=1", "train.log_every=1", "checkpoint.every=2",
@@ -64,7 +62,8 @@ def method(base, tmp_path, measured):
     return build
 
 
-@pytest.mark.parametrize("name", RESUMED)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", METHODS)
 def test_resuming_is_bitwise_exact(method, tmp_path, monkeypatch, name):
     use_devices(monkeypatch, 1)
     whole = method(name)

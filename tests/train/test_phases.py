@@ -129,6 +129,7 @@ def mixed(states, batch):
     return Loss(jnp.sum(raw) + jnp.sum(even), jnp.ones(()), {})
 
 
+@pytest.mark.slow
 def test_raw_and_standardised_taps_side_by_side(configure):
     config = configure(f"align.objective={own('mixed')}", "train.steps=2", *QUIET)
     train(config)

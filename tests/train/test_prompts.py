@@ -20,7 +20,7 @@ from jaxalign.train.design import adapter_of
 from jaxalign.train.loop import train
 from jaxalign.train.phases import facts_of
 from jaxalign.train.phases.build import phase_loss
-from tests.tiny import ASSETS
+from tests.tiny import ASSETS, few
 from tests.train.test_loop import (
     Killed,
     assert_equal,
@@ -129,7 +129,7 @@ def beside(states, batch):
     return Loss(sum(jnp.sum(one[BESIDE]) for one in seen), jnp.ones(()), {})
 
 
-@pytest.mark.parametrize("teacher", ["base", "start", "online"])
+@pytest.mark.parametrize("teacher", few(("base", "start", "online"), "base"))
 def test_a_term_beside_it_changes_nothing_for_the_student(configure, first, teacher):
     """The frozen base also runs for the student's states; its answers are not the student's."""
     found = []
@@ -169,6 +169,7 @@ def test_teachers(configure, first):
     assert shapes[0].shape == ()
 
 
+@pytest.mark.slow
 def test_a_resumed_run_has_its_teacher(configure, first, tmp_path, monkeypatch):
     """Bit for bit, by the weights that it began with; by others it does not go on."""
     words = (*WORDS, BOTH, first(0.03), "align.options.teacher=start", "train.steps=4",

@@ -15,6 +15,7 @@ from jaxalign.train.phases import PHASES
 from jaxalign.train.phases.build import terms_loss
 from jaxalign.train.rules import RULES
 from jaxalign.train.state import TrainState
+from tests.tiny import few
 from tests.train.test_loop import lines
 
 MICRO = 3
@@ -34,7 +35,7 @@ def warm(trained):
     )
 
 
-@pytest.mark.parametrize("drops", [False, True])
+@pytest.mark.parametrize("drops", few((False, True), True))
 def test_cached_is_one_large_batch(configure, drops):
     words = ("align.negatives=global", "align.rule=cached", f"lora.dropout={0.1 * drops}")
     run = setup.prepare(configure(*words, "mesh.fsdp=1", "mesh.data=8"))
@@ -63,6 +64,7 @@ def test_cached_is_one_large_batch(configure, drops):
     assert metrics["micro_losses"].shape == (MICRO,)
 
 
+@pytest.mark.slow
 def test_a_cached_run_sees_more_negatives(configure):
     """The loss of one batch of 16 is nearer ln 16 than that of two batches of 8 is."""
     found = {}

@@ -101,6 +101,7 @@ def test_a_flat_loss_of_a_further_term_is_told_with_its_own_options():
     assert [*warnings(config, {DEVIATION: 0.3, DUPLICATES: 0.0})] == [*warnings(config, {})] == []
 
 
+@pytest.mark.slow
 def test_a_resumed_run_keeps_its_standards(configure, monkeypatch, tmp_path):
     words = ["align.states=standardised", "task.weight=0", "train.eval_every=0", "align.valid=[]"]
     whole = train(configure(*words, f"output={tmp_path / 'whole'}"))

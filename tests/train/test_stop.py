@@ -15,6 +15,7 @@ from jaxalign.train.finish import Result
 from jaxalign.train.loop import train
 from jaxalign.train.stop import Request, stop_signal
 from jaxalign.train.stored import Place, local_places, read_meta
+from tests.tiny import few
 from tests.train.test_loop import assert_equal, lines, use_devices, weights
 from tests.train.test_resume import FAST
 
@@ -47,7 +48,10 @@ def at_batch(monkeypatch, number, action):
 
 @pytest.mark.parametrize(
     ("number", "stopped", "code"),
-    [(signal.SIGINT, "interrupt", 130), (signal.SIGTERM, "signal", 143)],
+    few(
+        [(signal.SIGINT, "interrupt", 130), (signal.SIGTERM, "signal", 143)],
+        (signal.SIGTERM, "signal", 143),
+    ),
 )
 def test_either_signal_saves_and_the_same_command_goes_on(
     configure, monkeypatch, number, stopped, code, capfd

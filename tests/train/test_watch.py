@@ -128,6 +128,7 @@ def test_updates_of_one_phase_are_timed_where_their_ends_were_seen(now):
     assert found.take() == [] and not found.in_flight
 
 
+@pytest.mark.slow
 def test_phases_are_told_apart_by_turns_of_steps(configure, monkeypatch):
     chip = dataclasses.replace(chips.CHIPS["v5e"], flops=1e12)
     monkeypatch.setattr(metrics, "of_kind", lambda kind: chip)
