@@ -21,7 +21,7 @@ FLAGS = (
     "--xla_llvm_disable_expensive_passes=true",
     "--xla_cpu_use_fusion_emitters=false",
 )
-# Tracing makes millions of small objects that live on: a tenth of the time went into looking at them.
+# Tracing makes millions of small objects that live on; looking at them took a tenth of the time.
 gc.set_threshold(200_000, 50, 100)
 MAPS = 25_000  # more are not taken to the next module
 # XLA takes the last of two: what is asked for outside wins.
