@@ -11,6 +11,7 @@ from jaxalign.errors import UserError
 from jaxalign.settings import AUTO, Config, abouts, check, flatten
 from jaxalign.settings.together import unread
 from jaxalign.train.phases.align import ALIGN
+from jaxalign.train.phases.prompts import PROMPTS
 from jaxalign.train.same import differences
 
 BOUNDS = {key: about.bounds for key, about in abouts() if not key.startswith("objectives.")}
@@ -144,7 +145,7 @@ def test_what_nothing_reads_is_told():
         "objectives[0] (cka) is not trained: align.weight is 0; to train it alone, name it as "
         "align.objective"
     )
-    assert layers == "lora.layers=1 is not read: a prefix stands in front of every block"
+    assert layers == "lora.layers=1 is not read: adapter.kind=prefix"
     assert not [*unread(load(None, words[:1]).config), *unread(Config())]
     told = {
         words: [*unread(load(None, words.split()).config)]
@@ -152,6 +153,10 @@ def test_what_nothing_reads_is_told():
             "optim.combine=pcgrad align.every=step", "optim.combine=pcgrad batch.accumulate=1",
             "optim.combine=task_first align.weight=0", "trainable=full lora.layers=3",
             "optim.combine=pcgrad align.every=joint", "optim.combine=pcgrad",
+            "adapter.pool_size=4 adapter.num_virtual_tokens=2",
+            "adapter.kind=pool lora.r=4 lora.alpha=8", "task.sampling_temperature=3",
+            "align.sampling=temperature align.sampling_temperature=3",
+            "task.inner_steps=3 task.rule=maml", "task.inner_steps=3", "align.pivot=de",
         )
     }  # fmt: skip
     alone = "is not read: an update holds one phase alone (align.every={}); set align.every=joint"
@@ -159,9 +164,19 @@ def test_what_nothing_reads_is_told():
         [f"optim.combine=pcgrad {alone.format('step')}"],
         [f"optim.combine=pcgrad {alone.format('microbatch')}"],
         ["optim.combine=task_first is not read: align.weight is 0"],
-        ["lora.layers=3 is not read: trainable=full trains every block"],
+        ["lora.layers=3 is not read: trainable=full trains the base itself"],
         [],
         [],
+        [
+            "adapter.num_virtual_tokens=2 is not read: adapter.kind=lora",
+            "adapter.pool_size=4 is not read: adapter.kind=lora",
+        ],
+        ["lora.r=4, lora.alpha=8.0 are not read: adapter.kind=pool"],
+        ["task.sampling_temperature=3.0 is not read: task.sampling=proportional"],
+        [],
+        [],
+        ["task.inner_steps=3 is not read: task.rule=mean"],
+        ["align.pivot=de is not read: align.rows=pairs"],
     ]
     words = ["align.states=standardised", "align.temperature=0.2", "align.pooling=last"]
     told = {
@@ -178,6 +193,12 @@ def test_what_nothing_reads_is_told():
         "align.pooling=last is not read by cka",
         "align.states=standardised is not read by cka",
         temperature,
+    ]
+    prompts = ["align.rows=prompts", "align.objective=distil", "align.layer=2", *words]
+    assert [*PROMPTS.unread(load(None, prompts).config)] == [
+        "align.pooling=last is not read by distil",
+        "align.states=standardised is not read by distil",
+        "align.temperature=0.2 is not read by distil",
     ]
     full = refusal(None, "adapter.start=runs/a/adapter", "trainable=full")
     assert full.startswith("adapter.start: trainable=full begins from the base and would not read")

@@ -78,6 +78,7 @@ def cka(
 @declare(
     lambda layer, **_: {"source": Needs((Tap(layer, TOKENS),), reference=(Tap(layer, TOKENS),))},
     settings="layer",
+    group=1,
 )
 def drift(states: States, batch: Any, *, layer: int) -> Loss:
     """Mean squared distance of the sources' states from those of the base without the adapter.

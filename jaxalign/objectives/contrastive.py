@@ -47,6 +47,7 @@ def _needs(view: str, layer: int, pooling: str, form: str, **_: Any) -> dict[str
 @declare(
     _needs,
     settings="layer pooling form temperature direction negatives group detach",
+    group=lambda negatives, group, **_: 0 if negatives == "global" else group,
 )
 def contrastive(
     states: States,

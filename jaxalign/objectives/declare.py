@@ -36,6 +36,7 @@ class Declared:
 
     needs: Callable[..., Mapping[str, Needs]] | None = None  # (**options) -> side -> Needs
     settings: frozenset[str] = frozenset()
+    group: Callable[..., int] = lambda **_: 0  # (**options) -> `Objective.group`
     head: Callable[..., Any] | None = None  # (spec, key, **options) -> a tree of float32 arrays
 
 
@@ -47,12 +48,14 @@ class Objective:
     needs: Mapping[str, Needs]
     head: Callable[..., Any] | None = field(default=None)  # (spec, key) -> tree
     measured: Mapping[str, Subspace] = field(default_factory=dict)  # options: {file: x.npz}
+    group: int = 0  # consecutive rows that its loss compares; 1: each alone; 0: the whole batch
 
 
 def declare(
     needs: Callable[..., Mapping[str, Needs]],
     *,
     settings: str = "",
+    group: int | Callable[..., int] = 0,
     head: Callable[..., Any] | None = None,
 ) -> Callable[[Function], Function]:
     """Marks an objective.
@@ -60,12 +63,16 @@ def declare(
     Args:
       needs: (**options) -> side -> Needs.
       settings: options, separated by blanks, that take the phase's setting of the same name.
+      group: how many consecutive rows the loss compares with each other, or (**options) -> that
+        number. 1: the loss of a row depends on that row alone; 0: on the whole batch. Smaller
+        micro-batches leave groups whole (`jaxalign plan`).
       head: (spec, key, **options) -> arrays trained next to the adapter; the function receives
         them as `head`. They are kept in checkpoints and not exported.
     """
 
     def mark(function: Function) -> Function:
-        function.declared = Declared(needs, frozenset(settings.split()), head)  # type: ignore[attr-defined]
+        of = group if callable(group) else lambda **_: group
+        function.declared = Declared(needs, frozenset(settings.split()), of, head)  # type: ignore[attr-defined]
         return function
 
     return mark
@@ -119,6 +126,7 @@ def bind(
         otherwise if declared.needs is None else declared.needs(**every),
         partial(declared.head, **every) if declared.head else None,
         {option: one for option, one in given.items() if isinstance(one, Subspace)},
+        declared.group(**every),
     )
 
 

@@ -45,7 +45,7 @@ def _needs(teacher: str, **_: Any) -> dict[str, Needs]:
     return {"student": Needs(answers="trained"), "teacher": Needs(answers=TEACHERS[teacher])}
 
 
-@declare(_needs)
+@declare(_needs, group=1)
 def distil(
     states: States,
     batch: Any,

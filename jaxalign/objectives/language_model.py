@@ -22,7 +22,7 @@ from jaxalign.sharding import constrain
 IGNORE = -100
 
 
-@declare(lambda view, **_: {view: Needs(answers="trained")})
+@declare(lambda view, **_: {view: Needs(answers="trained")}, group=1)
 def language_model(
     states: States, batch: Any, *, view: str = "text", label_smoothing: Share = 0.0
 ) -> Loss:

@@ -54,7 +54,7 @@ def _needs(subspace: Subspace, **_: Any) -> dict[str, Needs]:
     return {"source": Needs((LAST,), reference=(LAST,)), "target": Needs((LAST, MEAN), (MEAN,))}
 
 
-@declare(_needs)
+@declare(_needs, group=1)
 def lens(
     states: States,
     batch: Any,

@@ -15,6 +15,7 @@ from jaxalign.errors import UserError
 from jaxalign.plan.run import Plan, find_spec, plan_run
 from jaxalign.settings import Config, check
 from jaxalign.train.phases import active_phases, facts_of
+from jaxalign.train.schedule import turns
 
 Words = dict[str, Any]  # key -> value
 LIGHTER: dict[str, tuple[str, ...]] = {
@@ -68,7 +69,19 @@ def split(config: Config, ways: int) -> Words | None:
         if (own := facts_of(config, name).divided(config, ways)) is None:
             return None
         words |= own
-    return words
+    return words if _rows(changed(config, words)) == _rows(config) else None
+
+
+def _rows(config: Config) -> list[dict[str, int]]:
+    """The rows of each phase in the first updates, after which they repeat."""
+    phases = {name: facts_of(config, name).rows(config) for name in active_phases(config)}
+    return [
+        {name: len(micro) * phases[name] for name, micro in served.items()}
+        for served in (
+            turns(config.align.every, update, config.batch.accumulate, [*phases])
+            for update in range(len(phases))
+        )
+    ]
 
 
 def advise(plan: Plan) -> list[Advice]:

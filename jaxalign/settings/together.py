@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from jaxalign.errors import UserError
 from jaxalign.settings.data import AUTO
@@ -127,14 +128,58 @@ def unread(config: Config) -> Iterator[str]:
                 f"objectives[{number}] ({extra.objective}) is not trained: {phase}.weight is 0; to "
                 f"train it alone, name it as {phase}.objective"
             )
-    kind, layers = config.adapter.kind, config.lora.layers
-    if layers != type(config.lora)().layers:
-        if config.trainable == "full":
-            yield f"lora.layers={layers} is not read: trainable=full trains every block"
-        elif kind != "lora":
-            yield f"lora.layers={layers} is not read: a {kind} stands in front of every block"
+    for keys, why in UNREAD.items():
+        changed = [f"{key}={value}" for key, value in _changed(config, keys)]
+        if changed and (reason := why(config)):
+            verb = "is" if len(changed) == 1 else "are"
+            yield f"{', '.join(changed)} {verb} not read: {reason}"
     if config.optim.combine != "weighted" and (alone := _one_phase(config)):
         yield f"optim.combine={config.optim.combine} is not read: {alone}"
+
+
+def _no_lora(config: Config) -> str:
+    if config.trainable == "full":
+        return "trainable=full trains the base itself"
+    return "" if config.adapter.kind == "lora" else f"adapter.kind={config.adapter.kind}"
+
+
+def _no_vectors(config: Config) -> str:
+    if config.trainable == "full":
+        return "trainable=full trains the base itself"
+    return "adapter.kind=lora" if config.adapter.kind == "lora" else ""
+
+
+def _no_pool(config: Config) -> str:
+    return "" if config.adapter.kind == "pool" else f"adapter.kind={config.adapter.kind}"
+
+
+def _no_temperature(part: str, config: Config) -> str:
+    sampling = getattr(config, part).sampling
+    return "" if sampling == "temperature" else f"{part}.sampling={sampling}"
+
+
+# Settings, separated by blanks -> why nothing reads them; '' where something does.
+UNREAD: dict[str, Callable[[Config], str]] = {
+    "lora.r lora.alpha lora.dropout lora.targets lora.layers lora.scaling lora.variant lora.ranks "
+    "lora.alphas": _no_lora,
+    "adapter.num_virtual_tokens": _no_vectors,
+    "adapter.pool_size adapter.temperature": _no_pool,
+    "task.sampling_temperature": partial(_no_temperature, "task"),
+    "align.sampling_temperature": partial(_no_temperature, "align"),
+    "task.inner_rate task.inner_steps": lambda config: (
+        "" if config.task.halved else f"task.rule={config.task.rule}"
+    ),
+    "align.pivot": lambda config: "align.rows=pairs" if config.align.rows == "pairs" else "",
+}
+
+
+def _changed(config: Config, keys: str) -> Iterator[tuple[str, Any]]:
+    """(key, value) of those that are not at their defaults."""
+    for key in keys.split():
+        part, _, name = key.partition(".")
+        group = getattr(config, part)
+        if (value := getattr(group, name)) != getattr(type(group)(), name):
+            yield key, value
 
 
 def _one_phase(config: Config) -> str:

@@ -62,15 +62,27 @@ def test_words_become_settings():
         changed(before, {"trainable": "full", "model.quantize": "int8"})
 
 
+SPLIT = {"batch.accumulate": 2, "batch.size": 16, "batch.pairs": 64}
+
+
 @pytest.mark.parametrize(
     ("settings", "ways", "wanted"),
     [
-        ((), 2, {"batch.accumulate": 2, "batch.size": 16, "batch.pairs": 64}),
+        ((), 2, SPLIT),
         ((), 4, {"batch.accumulate": 4, "batch.size": 8, "batch.pairs": 32}),
         ((), 8, None),  # 16 pairs are less than a group: other negatives
         (("align.weight=0",), 8, {"batch.accumulate": 8, "batch.size": 4}),
         (("task.weight=0",), 4, {"batch.accumulate": 4, "batch.pairs": 32}),
         (("align.negatives=global",), 2, None),
+        (("objectives=[{objective: cka, phase: align}]",), 2, None),
+        (("objectives=[{objective: drift, phase: align}]",), 2, SPLIT),
+        (("align.objective=cka",), 2, None),
+        (("objectives=[{objective: language_matching, phase: task}]",), 2, None),
+        # By turns of micro-batches an odd number of them serves other rows in each update.
+        (("align.every=microbatch",), 2, None),
+        (("align.every=microbatch", "batch.accumulate=3"), 2, None),
+        (("align.every=microbatch", "batch.accumulate=2"), 2, SPLIT | {"batch.accumulate": 4}),
+        (("align.every=step",), 2, SPLIT),
         (("batch.size=31", "align.weight=0"), 2, None),
     ],
 )

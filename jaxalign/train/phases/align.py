@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -18,6 +18,7 @@ from jaxalign.objectives import Needs, Objective, Tap, both_sides
 from jaxalign.objectives.contrastive import similarities
 from jaxalign.settings import AUTO, Config
 from jaxalign.train import flat
+from jaxalign.train.phases.build import Term
 from jaxalign.train.phases.facts import Facts
 
 IN_TAPS = {"pooling": "pool", "form": "states"}  # options that say how a term's taps are read
@@ -55,28 +56,11 @@ class Align(Facts):
 
     def offers(self, config: Config) -> dict[str, Any]:
         """What the contrastive loss takes, and others under these names."""
-        align = config.align
-        return {
-            "layer": align.layer,
-            "pooling": align.pooling,
-            "form": align.states,
-            "temperature": align.temperature,
-            "direction": align.direction,
-            "negatives": align.negatives,
-            "group": align.group,
-            "detach": align.detach,
-        }
+        return offered(config)
 
     def unread(self, config: Config) -> Iterator[str]:
         """Settings of the contrastive loss where other terms stand in its place."""
-        terms = self.terms(config)
-        plain = self.offers(type(config)())
-        for name, value in self.offers(config).items():
-            if name == "layer" or value == plain[name]:  # retrieval is measured at the layer
-                continue
-            if not any(reads(term.objective, name, value) for term in terms):
-                key = "states" if name == "form" else name
-                yield f"align.{key}={value} is not read by {', '.join(one.name for one in terms)}"
+        return unread(config, self.terms(config))
 
     def measure(self, config: Config, stream: Stream, states: list) -> dict[str, float]:
         """`eval/retrieval`: the share of sources whose target is the nearest of all."""
@@ -96,13 +80,6 @@ class Align(Facts):
             "more"
         )
 
-    def divided(self, config: Config, ways: int) -> dict[str, Any] | None:
-        """Pairs are each other's negatives, so their groups must stay whole."""
-        align, pairs = config.align, config.batch.pairs
-        alone = align.negatives == "global" or align.objective != "contrastive"
-        words = super().divided(config, ways)
-        return None if alone or pairs // ways % align.group else words
-
     def check(self, config: Config, spec: ModelSpec, full: bool) -> None:
         """Also the layer that validation looks at."""
         if config.align.layer == AUTO:
@@ -112,6 +89,32 @@ class Align(Facts):
             )
         check_tap(spec, config.align.layer)
         super().check(config, spec, full)
+
+
+def offered(config: Config) -> dict[str, Any]:
+    """Options of objectives -> what the settings of the phase say."""
+    align = config.align
+    return {
+        "layer": align.layer,
+        "pooling": align.pooling,
+        "form": align.states,
+        "temperature": align.temperature,
+        "direction": align.direction,
+        "negatives": align.negatives,
+        "group": align.group,
+        "detach": align.detach,
+    }
+
+
+def unread(config: Config, terms: Sequence[Term]) -> Iterator[str]:
+    """Sentences about these settings where they are no defaults and no term reads them."""
+    plain = offered(type(config)())
+    for name, value in offered(config).items():
+        if name == "layer" or value == plain[name]:  # retrieval is measured at the layer
+            continue
+        if not any(reads(term.objective, name, value) for term in terms):
+            key = "states" if name == "form" else name
+            yield f"align.{key}={value} is not read by {', '.join(one.name for one in terms)}"
 
 
 def reads(objective: Objective, name: str, value: Any) -> bool:

@@ -105,9 +105,12 @@ class Facts(abc.ABC):
         )
 
     def divided(self, config: Config, ways: int) -> dict[str, Any] | None:
-        """Settings for micro-batches of 1/ways the rows, or None where that is another run."""
-        rows = self.rows(config)
-        return None if rows % ways else {self.rows_key: rows // ways}
+        """Settings for micro-batches of 1/ways the rows, or None where that is another run: rows
+        that a term compares would part."""
+        rows, rest = divmod(self.rows(config), ways)
+        groups = (term.objective.group for term in self.terms(config))
+        whole = not rest and all(group and rows % group == 0 for group in groups)
+        return {self.rows_key: rows} if whole else None
 
     def shares(self, config: Config) -> int:
         """Into how many equal parts the rows of a micro-batch fall on each device."""

@@ -5,6 +5,7 @@ It is the phase `align` where `align.rows=prompts`.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from jaxalign.data.batch import PromptBatch
@@ -12,6 +13,7 @@ from jaxalign.data.loader import Stream
 from jaxalign.data.streams import prompt_stream
 from jaxalign.objectives import Needs
 from jaxalign.settings import Config
+from jaxalign.train.phases.align import unread
 from jaxalign.train.phases.facts import Facts
 
 
@@ -38,6 +40,10 @@ class Prompts(Facts):
     def offers(self, config: Config) -> dict[str, Any]:
         """The aligned layer, for terms that look at it behind both prompts."""
         return {"layer": config.align.layer}
+
+    def unread(self, config: Config) -> Iterator[str]:
+        """Settings of sentence pairs; the temperature of `distil` is one of its options."""
+        return unread(config, self.terms(config))
 
 
 PROMPTS = Prompts()
