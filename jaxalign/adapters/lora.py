@@ -77,11 +77,15 @@ class Lora(Ranks, Adapter):
     def cleared(self, trained: Mapping[str, Any], spec: ModelSpec) -> dict:
         """A NumPy tree with zeros where nothing is adapted, as a PEFT folder has it."""
 
-        def clear(target: str, leaf: np.ndarray) -> np.ndarray:
-            adapted = [self.rank_of(target, block + 1) > 0 for block in range(spec.layers)]
-            return np.where(np.reshape(adapted, (-1, *(1,) * (leaf.ndim - 1))), leaf, 0)
+        def clear(target: str, name: str, leaf: np.ndarray) -> np.ndarray:
+            kept = self._within(target, spec)  # [L, R]; a [L, ..., R], b [L, R, ...], m [L, ...]
+            shape = (*kept.shape, *(1,) * (leaf.ndim - 2))
+            if name == "m":
+                kept, shape = kept[:, :1], (spec.layers, *(1,) * (leaf.ndim - 1))
+            kept = kept.reshape(shape)
+            return np.where(np.moveaxis(kept, 1, -1) if name == "a" else kept, leaf, 0)
 
-        blocks = each(trained["blocks"], lambda name, f: {k: clear(name, f[k]) for k in f})
+        blocks = each(trained["blocks"], lambda t, f: {k: clear(t, k, f[k]) for k in f})
         return {"blocks": blocks}
 
     # --- in a pass ------------------------------------------------------------------------------
@@ -269,10 +273,14 @@ class Lora(Ranks, Adapter):
         shape = (spec.layers, *fan_in, self.r)
         a = jax.random.uniform(key, shape, jnp.float32, -bound, bound)
         if self.parts:
-            ranks = np.array([self.rank_of(target, block + 1) for block in range(spec.layers)])
-            within = (np.arange(self.r) < ranks[:, None]).astype(np.float32)  # [L, R]
-            a = a * within.reshape(-1, *(1,) * len(fan_in), self.r)
+            within = self._within(target, spec).reshape(-1, *(1,) * len(fan_in), self.r)
+            a = jnp.where(within, a, 0.0)
         return {"a": a, "b": jnp.zeros((spec.layers, self.r, *fan_out), jnp.float32)}
+
+    def _within(self, target: str, spec: ModelSpec) -> np.ndarray:
+        """[L, R] bool: the ranks that a projection has in each block."""
+        ranks = [self.rank_of(target, block + 1) for block in range(spec.layers)]
+        return np.arange(self.r) < np.array(ranks)[:, None]
 
     def _seen(self, params: Any, stacks: dict) -> dict:
         """What the blocks read of the stacked factors."""

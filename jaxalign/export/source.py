@@ -31,6 +31,7 @@ from jaxalign.sharding import path_name
 from jaxalign.terminal import say
 from jaxalign.train.design import adapter_of
 from jaxalign.train.record import FILE
+from jaxalign.train.same import began_from
 from jaxalign.train.stored import local_places
 
 CONFIG_FILE = "adapter_config.json"
@@ -139,6 +140,11 @@ def _of_checkpoint(saved: Saved, base: str) -> Source:
     spec, path = _spec(opened, saved.run), opened.path
     if holds_weights(opened.files) and opened.fingerprint != saved.meta["base"]:
         raise _another_base(saved, path)
+    if (known := saved.meta.get("began_from")) and known != (now := began_from(config)) and now:
+        raise UserError(
+            f"{saved.run} began from another adapter than {config.adapter.start} holds now, and "
+            "its ranks and alphas are those of that one; put it back"
+        )
     adapter = trained_adapter(config, spec)
     _check_shapes(saved, adapter, spec, path)
     return Source(

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxalign.errors import UserError
 from jaxalign.evaluate.comparable import ALL
 from jaxalign.merge.grid import Mix, free
 
@@ -44,9 +45,19 @@ class Search:
 
     @property
     def best(self) -> int:
-        """The candidate with the best mean over all languages; the first of equals."""
-        values = [self.of_group(candidate, ALL) for candidate in self.candidates]
-        return int(np.argmin(values) if self.metric == LOSS else np.argmax(values))
+        """The candidate with the best mean over all languages; the first of equals.
+
+        Raises:
+          UserError: no candidate has a finite one.
+        """
+        values = np.array([self.of_group(candidate, ALL) for candidate in self.candidates])
+        if not np.isfinite(values).any():
+            raise UserError(
+                f"--search: {self.metric} is finite with none of the weights; choose smaller ones "
+                "(--grid)"
+            )
+        values = np.where(np.isfinite(values), -values if self.metric == LOSS else values, -np.inf)
+        return int(np.argmax(values))
 
     @property
     def free(self) -> list[int]:

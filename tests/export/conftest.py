@@ -17,6 +17,7 @@ from jaxalign.hf.files import read_json, write_json
 from jaxalign.hf.load import fingerprint, load_params, load_spec
 from jaxalign.hf.save import save_base
 from jaxalign.train.checkpoint import Checkpoints
+from jaxalign.train.same import began_from
 from jaxalign.train.state import TrainState
 from tests.data.conftest import LLAMA_TEMPLATE, build, build_tokenizer, jsonl
 from tests.tiny import ASSETS, SPEC, base, configure, rows
@@ -76,6 +77,7 @@ def write_run(config, step=4, seed=0, kind="checkpoints", trained=None):
         "step": step,
         "base": fingerprint(config.model.path),
         "model": config.model.path,
+        "began_from": began_from(config),
         "progress": {"best": None, "waited": 0, "metrics": {}},
         "config": dataclasses.asdict(config),
     }

@@ -11,6 +11,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from jaxalign.errors import UserError
 from jaxalign.export.request import Request
 from jaxalign.export.run import default_out, export, parse_size
 from jaxalign.export.source import adapter_of, open_source
@@ -64,6 +65,21 @@ def test_a_trained_run_exports_what_it_wrote_itself(configure, capsys):
     other = export(Request(config.output, step="latest", out=f"{config.output}/other"))
     if result.best_step != result.step:
         assert (other / "adapter_model.safetensors").read_bytes() != written
+
+
+def test_ranks_are_those_of_the_adapter_that_the_run_began_from(run, configure, tmp_path):
+    """Alphas of single projections are no setting of the run: they are read of that folder."""
+    first, _ = run("lora.alphas={v: 3}", f"output={tmp_path}/first")
+    start = export(Request(first, out=str(tmp_path / "start")))
+    out, _ = run(f"adapter.start={start}", f"output={tmp_path}/out")
+    folder = export(Request(out))
+    pattern = read_json(start / "adapter_config.json")["alpha_pattern"]
+    assert pattern and read_json(folder / "adapter_config.json")["alpha_pattern"] == pattern
+    other, _ = run("lora.alphas={v: 5}", f"output={tmp_path}/other")
+    shutil.rmtree(start)
+    export(Request(other, out=str(start)))
+    with pytest.raises(UserError, match=r"began from another adapter than .* holds now"):
+        export(Request(out, out=str(tmp_path / "again")))
 
 
 def test_steps(run, configure, told):

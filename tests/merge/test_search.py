@@ -213,6 +213,17 @@ def test_best_is_the_mean_over_languages(metric, best):
     assert found.as_json()["best"] == best
 
 
+@pytest.mark.parametrize("metric", ["loss", "bleu"])
+def test_what_is_not_finite_is_never_best(metric):
+    scores = [float("nan"), 2.0, float("inf"), 2.0]
+    found = [Candidate((n,), {metric: {"de": value}}) for n, value in enumerate(scores)]
+    search = Search(["a"], "delta", metric, {"all": ["de"]}, found)
+    assert search.best == 1
+    search = dataclasses.replace(search, candidates=[found[0], found[2]])
+    with pytest.raises(UserError, match=f"--search: {metric} is finite with none of the weights"):
+        search.best  # noqa: B018
+
+
 @pytest.mark.parametrize("pack", ["none", "flatten"])
 def test_loss_is_the_tasks_validation_loss(validated, paths, tmp_path, pack):
     """Against the log probabilities of the answers, row by row, from the model's logits."""
