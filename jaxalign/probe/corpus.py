@@ -55,14 +55,21 @@ class Parallel:
     def __len__(self) -> int:
         return len(next(iter(self.sentences.values())))
 
-    def same(self, pivot: str) -> np.ndarray:
-        """[N] int: equal numbers where the pivot's sentences (or the first language's) are equal.
-
-        Translations of one sentence cannot be distinguished, so finding either is finding it.
-        """
-        texts = self.sentences.get(pivot) or self.sentences[self.languages[0]]
+    def same(self, language: str) -> np.ndarray:
+        """[N] int: equal numbers where the sentences of this language are equal."""
         numbers: dict[str, int] = {}  # an array of texts would be as wide as the longest of them
+        texts = self.sentences[language]
         return np.array([numbers.setdefault(text, len(numbers)) for text in texts], np.int32)
+
+    def told_by(self, pivot: str) -> tuple[str, ...]:
+        """The languages whose texts say which sentences say the same: one for all, or each.
+
+        Of several languages it is the pivot: what translates one sentence says the same. Of two, or
+        without it, each tells its own: a sentence of either may have several translations, and
+        finding any of them is finding one.
+        """
+        several = pivot in self.sentences and len(self.sentences) > 2
+        return (pivot,) if several else self.languages
 
 
 def read_parallel(

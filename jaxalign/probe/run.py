@@ -7,6 +7,7 @@ choose_layer(table)                # Choice(layer=14, score=0.83, ...)
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -207,13 +208,20 @@ def _asked(
     report: Callable[[int], None],
 ) -> dict[str, dict[str, np.ndarray]]:
     """Score -> language -> [L+1], of what was asked for beyond the states."""
-    found: dict[str, dict[str, np.ndarray]] = {}
+    sums: dict[tuple[str, str], np.ndarray] = {}  # by score and language, over the corpora
+    counts: Counter[tuple[str, str]] = Counter()
     for corpus in corpora:
         if neurons and pivot in corpus.sentences:
-            for score, rows in measure_neurons(
-                base, weights, corpus, pivot, neurons, batch, report
-            ).items():
-                found.setdefault(score, {}).update(rows)
+            size = min(neurons, len(corpus))
+            measured = measure_neurons(base, weights, corpus, pivot, neurons, batch, report)
+            for score, rows in measured.items():
+                for language, course in rows.items():
+                    place = (score, language)
+                    sums[place] = sums.get(place, 0) + size * course
+                    counts[place] += size
+    found: dict[str, dict[str, np.ndarray]] = {}
+    for (score, language), total in sums.items():
+        found.setdefault(score, {})[language] = total / counts[score, language]
     if items:
         found |= measure_items(base, weights, items, pivot, batch, report)
     return found
