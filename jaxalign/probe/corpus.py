@@ -122,6 +122,19 @@ def read_parallel(
 
 def _shared(texts: Texts, name: str, rows: int, notes: tuple[str, ...]) -> Parallel:
     """The first sentences that all of these languages have."""
+    shared, left = shared_ids(texts, name)
+    shared = shared[: rows or None]
+    return Parallel({a: [one[i] for i in shared] for a, one in texts.items()}, name, notes + left)
+
+
+def shared_ids(
+    texts: Mapping[str, Mapping[Any, Any]], name: str
+) -> tuple[list[Any], tuple[str, ...]]:
+    """What all of these languages have, in the order of the first, and a note on what is left out.
+
+    Raises:
+      UserError: they share none.
+    """
     everything = set().union(*texts.values())
     shared = [i for i in next(iter(texts.values())) if all(i in one for one in texts.values())]
     if not shared:
@@ -129,11 +142,10 @@ def _shared(texts: Texts, name: str, rows: int, notes: tuple[str, ...]) -> Paral
             f"{name}: no id occurs in all of {', '.join(texts)}; name languages that share ids "
             "with --languages"
         )
-    if lost := len(everything) - len(shared):
-        ids = f"{lost:,} of {len(everything):,}"
-        notes += (f"{name}: ids that not every language has were left out: {ids}.",)
-    shared = shared[: rows or None]
-    return Parallel({a: [one[i] for i in shared] for a, one in texts.items()}, name, notes)
+    lost = len(everything) - len(shared)
+    ids = f"{lost:,} of {len(everything):,}"
+    note = f"{name}: ids that not every language has were left out: {ids}."
+    return shared, (note,) if lost else ()
 
 
 def _folder(folder: Path) -> tuple[dict[str, Texts], tuple[str, ...]]:

@@ -18,7 +18,7 @@ from jaxalign.data.languages import find_language
 from jaxalign.hf.peft import weights_digest
 from jaxalign.probe.choice import Choice, as_json, choose_layer
 from jaxalign.probe.corpus import Parallel, read_parallel
-from jaxalign.probe.items import Items, measure_items, read_items
+from jaxalign.probe.items import Items, measure_items, read_items, readable
 from jaxalign.probe.measure import join, measure
 from jaxalign.probe.neurons import measure_neurons
 from jaxalign.probe.pool import pool_note
@@ -103,6 +103,7 @@ def measure_corpora(
     forms = ("raw", *(form for form in states_as if form != "raw"))
     check(base, corpora, systems, out, poolings=poolings, pivot=pivot, dtype=dtype, forms=forms,
           width=width, neurons=neurons, items=items)  # fmt: skip
+    items = readable(base, items) if items else None
     config = base.config
     parts = []
     asked: list[dict[str, dict[str, np.ndarray]]] = []  # of each system: score -> language -> [L+1]
@@ -116,7 +117,7 @@ def measure_corpora(
 
         stored = []
         notes = [*(note for corpus in corpora for note in corpus.notes),
-                 *cut_sentences(base, corpora)]  # fmt: skip
+                 *cut_sentences(base, corpora), *(items.notes if items else ())]  # fmt: skip
         for system in systems:
             weights = base.wear(system.adapter) if system.adapter else base.bare()
             stored.append(
