@@ -74,7 +74,9 @@ def states(
     dtype: str = "float32",
     batch_size: int = 32,
 ) -> dict[int, np.ndarray]:
-    """Pooled hidden states of texts.
+    """Pooled hidden states of texts; of a long one those of its first 512 tokens.
+
+    One line counts the texts that were cut.
 
     Args:
       model: a folder in Hugging Face layout or a hub name.
@@ -97,9 +99,12 @@ def states(
     multihost.settle_platform()
     from jaxalign.base import open_base
     from jaxalign.config import load
-    from jaxalign.probe.states import pooled_states
+    from jaxalign.probe.states import cut_note, pooled_states
+    from jaxalign.terminal import say
 
     base = open_base(load(None, [f"model.path={model}", f"model.dtype={dtype}"]).config)
+    for note in cut_note(base, texts, "texts"):
+        say(note)
     system = base.wear(adapter) if adapter else base.bare()
     found = pooled_states(base, system, texts, (pooling,), layers, batch_size)[pooling]
     return dict(zip(layers, found, strict=True))

@@ -18,7 +18,13 @@ from jaxalign.model.spec import check_tap
 from jaxalign.objectives import FINAL
 from jaxalign.objectives.standards import Moments
 from jaxalign.probe.corpus import Parallel, read_parallel
-from jaxalign.probe.states import POOLINGS, corpus_tokens, pooled_states, token_digest
+from jaxalign.probe.states import (
+    POOLINGS,
+    corpus_tokens,
+    cut_sentences,
+    pooled_states,
+    token_digest,
+)
 from jaxalign.terminal import bars, say
 
 LAST = "final"  # the word for the states after the final norm
@@ -85,7 +91,7 @@ def language_means(
     if layer != FINAL:
         check_tap(base.spec, layer, "--layer")
     corpus, system = read_text(parallel, languages, rows, pivot), base.bare()
-    for note in corpus.notes:
+    for note in (*corpus.notes, *cut_sentences(base, [corpus])):
         say(note)
     whole, means = Moments(base.spec.dim), []
     with bars() as bar:

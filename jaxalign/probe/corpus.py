@@ -55,14 +55,21 @@ class Parallel:
     def __len__(self) -> int:
         return len(next(iter(self.sentences.values())))
 
-    def same(self, pivot: str) -> np.ndarray:
-        """[N] int: equal numbers where the pivot's sentences (or the first language's) are equal.
-
-        Translations of one sentence cannot be distinguished, so finding either is finding it.
-        """
-        texts = self.sentences.get(pivot) or self.sentences[self.languages[0]]
+    def same(self, language: str) -> np.ndarray:
+        """[N] int: equal numbers where the sentences of this language are equal."""
         numbers: dict[str, int] = {}  # an array of texts would be as wide as the longest of them
+        texts = self.sentences[language]
         return np.array([numbers.setdefault(text, len(numbers)) for text in texts], np.int32)
+
+    def told_by(self, pivot: str) -> tuple[str, ...]:
+        """The languages whose texts say which sentences say the same: one for all, or each.
+
+        Of several languages it is the pivot: what translates one sentence says the same. Of two, or
+        without it, each tells its own: a sentence of either may have several translations, and
+        finding any of them is finding one.
+        """
+        several = pivot in self.sentences and len(self.sentences) > 2
+        return (pivot,) if several else self.languages
 
 
 def read_parallel(
@@ -115,6 +122,19 @@ def read_parallel(
 
 def _shared(texts: Texts, name: str, rows: int, notes: tuple[str, ...]) -> Parallel:
     """The first sentences that all of these languages have."""
+    shared, left = shared_ids(texts, name)
+    shared = shared[: rows or None]
+    return Parallel({a: [one[i] for i in shared] for a, one in texts.items()}, name, notes + left)
+
+
+def shared_ids(
+    texts: Mapping[str, Mapping[Any, Any]], name: str
+) -> tuple[list[Any], tuple[str, ...]]:
+    """What all of these languages have, in the order of the first, and a note on what is left out.
+
+    Raises:
+      UserError: they share none.
+    """
     everything = set().union(*texts.values())
     shared = [i for i in next(iter(texts.values())) if all(i in one for one in texts.values())]
     if not shared:
@@ -122,11 +142,10 @@ def _shared(texts: Texts, name: str, rows: int, notes: tuple[str, ...]) -> Paral
             f"{name}: no id occurs in all of {', '.join(texts)}; name languages that share ids "
             "with --languages"
         )
-    if lost := len(everything) - len(shared):
-        ids = f"{lost:,} of {len(everything):,}"
-        notes += (f"{name}: ids that not every language has were left out: {ids}.",)
-    shared = shared[: rows or None]
-    return Parallel({a: [one[i] for i in shared] for a, one in texts.items()}, name, notes)
+    lost = len(everything) - len(shared)
+    ids = f"{lost:,} of {len(everything):,}"
+    note = f"{name}: ids that not every language has were left out: {ids}."
+    return shared, (note,) if lost else ()
 
 
 def _folder(folder: Path) -> tuple[dict[str, Texts], tuple[str, ...]]:

@@ -11,7 +11,7 @@ on: rows of `id`, `lang`, `premise` and `options`, the same ids in every languag
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -19,15 +19,24 @@ from jaxalign.base import Base, System
 from jaxalign.data import sources
 from jaxalign.data.languages import find_language
 from jaxalign.errors import UserError
+from jaxalign.probe.corpus import shared_ids
 from jaxalign.probe.dali import dali
-from jaxalign.probe.states import pooled_states
+from jaxalign.probe.states import lengths_of, pooled_states
 
 VARIANTS = {"dali": "plain", "dali_strong": "strong"}
-Items = dict[str, list[list[str]]]  # language -> items -> texts of premise and option
+
+
+class Items(dict[str, list[list[str]]]):
+    """Language -> items -> texts of premise and option; `notes` say what was left out."""
+
+    def __init__(self, texts: Mapping[str, list[list[str]]], notes: tuple[str, ...] = ()) -> None:
+        """`notes` are sentences for the report."""
+        super().__init__(texts)
+        self.notes = notes
 
 
 def read_items(source: str, languages: Sequence[str]) -> Items:
-    """The items that all probed languages have, in one order.
+    """The items that all probed languages have, in one order; a note counts the others.
 
     Args:
       source: file, glob or dataset of rows `{"id", "lang", "premise", "options": [...]}`.
@@ -67,9 +76,8 @@ def read_items(source: str, languages: Sequence[str]) -> Items:
             f"{source}: items of {', '.join(found) or 'none'} of the probed languages "
             f"({', '.join(languages)}); give them in two or more"
         )
-    shared = sorted(set.intersection(*(set(items) for items in found.values())))
-    if not shared:
-        raise UserError(f"{source}: no id occurs in all of {', '.join(found)}")
+    shared, notes = shared_ids(found, source)
+    shared = sorted(shared)
     counts = {len(items[shared[0]]) for items in found.values()}
     for name in shared:
         counts |= {len(items[name]) for items in found.values()}
@@ -78,7 +86,31 @@ def read_items(source: str, languages: Sequence[str]) -> Items:
                 f"{source}: item {name!r} has {sorted(counts)} options; all items need the same "
                 "number in every language"
             )
-    return {language: [items[name] for name in shared] for language, items in found.items()}
+    return Items({a: [items[name] for name in shared] for a, items in found.items()}, notes)
+
+
+def readable(base: Base, items: Items) -> Items:
+    """The items that the base reads whole in every language; a note counts the others.
+
+    The option is the end of a text: without it, all options of an item would be the same.
+
+    Raises:
+      UserError: it reads none of them.
+    """
+    most = base.spec.max_position
+    long: set[int] = set()
+    for rows in items.values():
+        owners = [number for number, options in enumerate(rows) for _ in options]
+        lengths = lengths_of(base, [text for options in rows for text in options])
+        long |= {owner for owner, n in zip(owners, lengths, strict=True) if n > most}
+    if not long:
+        return items
+    number = len(next(iter(items.values())))
+    what = f"of {number:,} items {len(long):,} are longer than the {most:,} tokens of the model"
+    if len(long) == number:
+        raise UserError(f"--items: {what}; give shorter ones")
+    kept = {a: [one for n, one in enumerate(rows) if n not in long] for a, rows in items.items()}
+    return Items(kept, (*items.notes, f"{what.capitalize()} and were left out."))
 
 
 def check_pivot(items: Items, pivot: str) -> None:
@@ -103,7 +135,8 @@ def measure_items(
 ) -> dict[str, dict[str, np.ndarray]]:
     """DALI and its strong form of every language with the pivot, at every layer.
 
-    The state of premise + option is that of its last token, as in the paper.
+    The state of premise + option is that of its last token, as in the paper. The model reads as
+    many tokens as it has places for; `readable` leaves out longer items.
 
     Returns:
       dali and dali_strong -> language -> [L+1]: share of items that are aligned.
@@ -115,7 +148,9 @@ def measure_items(
     states = {}
     for language, rows in items.items():
         texts = [text for options in rows for text in options]
-        found = pooled_states(base, system, texts, ("last",), None, batch_size, report)["last"]
+        found = pooled_states(
+            base, system, texts, ("last",), None, batch_size, report, longest=base.spec.max_position
+        )["last"]
         states[language] = found.reshape(len(found), len(rows), -1, found.shape[-1])
     shares: dict[str, dict[str, np.ndarray]] = {}
     for name, variant in VARIANTS.items():

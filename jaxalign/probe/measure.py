@@ -60,7 +60,8 @@ def measure(
       UserError: a state is not finite.
     """
     layers, languages = stored[0][0].shape[:2]
-    names, same = corpus.languages, corpus.same(pivot)
+    names = corpus.languages
+    same = np.stack([corpus.same(name) for name in corpus.told_by(pivot)])  # [1, N] or [G, N]
     at = names.index(pivot) if pivot in names else None
     shape = (len(stored), len(poolings), layers)
     scores = [keyed(score, form) for form in forms for score in SCORES]
@@ -110,10 +111,10 @@ def join(
     asked: Sequence[dict[str, dict[str, np.ndarray]]],
     notes: tuple[str, ...] = (),
 ) -> Table:
-    """One table of all corpora: a direction is measured in one of them.
+    """One table of all corpora.
 
-    Its `sentences` are those of all corpora that a language is in; `health` is the mean over the
-    corpora that have it, by their sentences.
+    Its `sentences` are those of all corpora that a language is in; every number is the mean over
+    the corpora that have it, by their sentences.
     """
     languages = tuple(sorted({name for part in parts for name in part.languages}))
     places = [[languages.index(name) for name in part.languages] for part in parts]
@@ -121,12 +122,14 @@ def join(
 
     def lay(name: str, kind: str, axes: int) -> np.ndarray:
         values = getattr(first, kind)[name]
-        whole = np.full((*values.shape[:3], *[len(languages)] * axes), np.nan)
-        for part, at in zip(parts, places, strict=True):
+        total = np.zeros((*values.shape[:3], *[len(languages)] * axes))
+        number = np.zeros_like(total)
+        for part, at, corpus in zip(parts, places, corpora, strict=True):
             new = getattr(part, kind)[name]
             index = (..., np.array(at)[:, None], at) if axes == 2 else (..., at)
-            whole[index] = np.where(np.isnan(new), whole[index], new)
-        return whole
+            total[index] += np.nan_to_num(new) * len(corpus)
+            number[index] += ~np.isnan(new) * len(corpus)
+        return np.where(number > 0, total / np.maximum(number, 1), np.nan)
 
     def spread(score: str) -> np.ndarray:
         """[S, P, L+1, G]: what was asked for has one pooling of its own, repeated for all."""

@@ -104,9 +104,9 @@ def _check_text(corpus: Parallel, pivot: str) -> None:
         raise UserError(
             f"{corpus.name}: one sentence has no other to be distinguished from; give at least 2"
         )
-    if corpus.same(pivot).max() == 0:
-        language = pivot if pivot in corpus.sentences else corpus.languages[0]
-        raise UserError(
-            f"{corpus.name}: all {len(corpus)} sentences of {language} are the same, so that every "
-            "sentence would find its translation; give sentences that differ"
-        )
+    for language in corpus.told_by(pivot):
+        if corpus.same(language).max() == 0:
+            raise UserError(
+                f"{corpus.name}: all {len(corpus)} sentences of {language} are the same, so that "
+                "every sentence would find its translation; give sentences that differ"
+            )

@@ -62,8 +62,8 @@ def retrieval(
     Args:
       states: [G, N, D] of one layer.
       scores: which of the four.
-      groups: [N] integers; sentences with equal numbers say the same, and finding any of them is
-        finding the translation. None: all sentences differ.
+      groups: integers, [N] or [1, N] of all languages, or [G, N]; sentences with equal numbers say
+        the same: what translates one translates the other. None: all sentences differ.
       csls_neighbours: k of CSLS.
       margin_neighbours: k of the margin.
       width: None computes every cosine in full. A number keeps that many principal directions for
@@ -84,25 +84,27 @@ def retrieval(
         raise UserError("retrieval needs at least 2 languages")
     if min(csls_neighbours, margin_neighbours) < 1:
         raise UserError("a neighbourhood holds at least 1 sentence")
-    if groups is not None:
-        groups = np.unique(np.asarray(groups), return_inverse=True)[1].astype(np.int32)
-        if groups.shape != (number,):
-            raise UserError(f"groups must hold {number} numbers, not shape {groups.shape}")
+    groups = np.atleast_2d(np.arange(number) if groups is None else groups)
+    if groups.shape not in ((1, number), (languages, number)):
+        raise UserError(
+            f"groups must hold {number} numbers, or as many for each of {languages} languages, "
+            f"not shape {groups.shape}"
+        )
+    said = [jnp.asarray(np.unique(row, return_inverse=True)[1], jnp.int32) for row in groups]
     if width is not None and width < 1:
         raise UserError(f"width must be at least 1, not {width}")
     vectors = unit_vectors(states)
     width = full if width is None else width
     small = compress(vectors, width).coordinates if width < full else vectors
-    same = jnp.eye(number, dtype=bool)
-    if groups is not None:
-        same = jnp.asarray(groups[:, None] == groups[None, :])
     near = {"csls": min(csls_neighbours, number), "margin": min(margin_neighbours, number)}
-    pair = partial(_pair, same=same, scores=tuple(scores), near=near)
+    pair = partial(_pair, scores=tuple(scores), near=near)
+    alike = _translations(said[0], said[0])
     shares = {score: np.full((languages, languages), np.nan) for score in scores}
     waiting = []  # Results are fetched a row late, so that the accelerator never idles.
     for a, b in combinations(range(languages), 2):
         exact = (vectors[a], vectors[b]) if width < full else None
-        waiting.append((a, b, pair(small[a], small[b], exact)))
+        same = alike if len(said) == 1 else _translations(said[a], said[b])
+        waiting.append((a, b, pair(small[a], small[b], exact, same)))
         if len(waiting) > 8:
             _note(shares, number, *waiting.pop(0))
     for one in waiting:
@@ -121,8 +123,8 @@ def _pair(
     x: jax.Array,  # [N, W] float32, one language
     y: jax.Array,  # [N, W]
     exact: tuple[jax.Array, jax.Array] | None,  # [N, D] twice: full vectors behind x and y
-    *,
     same: jax.Array,  # [N, N] bool: finding this one is finding the translation
+    *,
     scores: tuple[str, ...],
     near: dict[str, int],  # neighbours of CSLS and of the margin
 ) -> list[jax.Array]:
@@ -140,6 +142,13 @@ def _pair(
             values = cosine if k is None else _SCORED[score](cosine, rows[k], columns[k])
             found.append(_hits(values, same))
     return found
+
+
+@jax.jit
+def _translations(x: jax.Array, y: jax.Array) -> jax.Array:
+    """[N, N] bool: whether a sentence of x [N] int is anywhere beside one of y [N] int."""
+    beside = jnp.zeros((len(x), len(y)), bool).at[x, y].set(True)
+    return beside[x][:, y]
 
 
 @partial(jax.jit, static_argnames="sizes")

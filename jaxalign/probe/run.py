@@ -7,6 +7,7 @@ choose_layer(table)                # Choice(layer=14, score=0.83, ...)
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from jaxalign.data.languages import find_language
 from jaxalign.hf.peft import weights_digest
 from jaxalign.probe.choice import Choice, as_json, choose_layer
 from jaxalign.probe.corpus import Parallel, read_parallel
-from jaxalign.probe.items import Items, measure_items, read_items
+from jaxalign.probe.items import Items, measure_items, read_items, readable
 from jaxalign.probe.measure import join, measure
 from jaxalign.probe.neurons import measure_neurons
 from jaxalign.probe.pool import pool_note
@@ -102,6 +103,7 @@ def measure_corpora(
     forms = ("raw", *(form for form in states_as if form != "raw"))
     check(base, corpora, systems, out, poolings=poolings, pivot=pivot, dtype=dtype, forms=forms,
           width=width, neurons=neurons, items=items)  # fmt: skip
+    items = readable(base, items) if items else None
     config = base.config
     parts = []
     asked: list[dict[str, dict[str, np.ndarray]]] = []  # of each system: score -> language -> [L+1]
@@ -115,7 +117,7 @@ def measure_corpora(
 
         stored = []
         notes = [*(note for corpus in corpora for note in corpus.notes),
-                 *cut_sentences(base, corpora)]  # fmt: skip
+                 *cut_sentences(base, corpora), *(items.notes if items else ())]  # fmt: skip
         for system in systems:
             weights = base.wear(system.adapter) if system.adapter else base.bare()
             stored.append(
@@ -207,13 +209,20 @@ def _asked(
     report: Callable[[int], None],
 ) -> dict[str, dict[str, np.ndarray]]:
     """Score -> language -> [L+1], of what was asked for beyond the states."""
-    found: dict[str, dict[str, np.ndarray]] = {}
+    sums: dict[tuple[str, str], np.ndarray] = {}  # by score and language, over the corpora
+    counts: Counter[tuple[str, str]] = Counter()
     for corpus in corpora:
         if neurons and pivot in corpus.sentences:
-            for score, rows in measure_neurons(
-                base, weights, corpus, pivot, neurons, batch, report
-            ).items():
-                found.setdefault(score, {}).update(rows)
+            size = min(neurons, len(corpus))
+            measured = measure_neurons(base, weights, corpus, pivot, neurons, batch, report)
+            for score, rows in measured.items():
+                for language, course in rows.items():
+                    place = (score, language)
+                    sums[place] = sums.get(place, 0) + size * course
+                    counts[place] += size
+    found: dict[str, dict[str, np.ndarray]] = {}
+    for (score, language), total in sums.items():
+        found.setdefault(score, {})[language] = total / counts[score, language]
     if items:
         found |= measure_items(base, weights, items, pivot, batch, report)
     return found

@@ -37,7 +37,7 @@ from jaxalign.probe.corpus import Parallel
 from jaxalign.sharding import constrain
 
 POOLINGS = ("mean", "mean_rest", "last", "position", "first")
-LONGEST = 512  # tokens of a sentence; longer ones are cut and counted
+LONGEST = 512  # tokens of a sentence, if no more are asked for; longer ones are cut and counted
 
 
 def pooled_states(
@@ -50,6 +50,7 @@ def pooled_states(
     report: Callable[[int], None] | None = None,
     buckets: Sequence[int] = (),
     what: str = "states",
+    longest: int = 0,
 ) -> dict[str, np.ndarray]:
     """Vectors of every text at every layer asked for.
 
@@ -65,6 +66,7 @@ def pooled_states(
       buckets: padded lengths; empty: chosen from these texts.
       what: `states`, or `neurons`: the activations of the gates in the feed-forward network of
         these blocks (layer 0 has none; None: all blocks).
+      longest: tokens that are read of a text; 0: as many as of a sentence.
 
     Returns:
       Pooling -> [layers, texts, D] float32, or [layers, texts, F] of neurons.
@@ -84,9 +86,7 @@ def pooled_states(
             check_tap(base.spec, tap, "layer")
     if neurons and 0 in taps:
         raise UserError("layer 0 is the embeddings, which have no neurons; give 1 or more")
-    ids, _ = encode_texts(
-        texts, base.tokenizer, min(LONGEST, base.spec.max_position), control="text"
-    )
+    ids, _ = encode_texts(texts, base.tokenizer, longest or _most(base), control="text")
     shape = (len(taps), len(texts), base.spec.ffn if neurons else base.spec.dim)
     found = {name: np.empty(shape, np.float32) for name in poolings}
     waiting: list[tuple[list[int], jax.Array]] = []
@@ -170,9 +170,8 @@ def store_states(
 
 def corpus_tokens(base: Base, corpus: Parallel) -> dict[str, list[np.ndarray]]:
     """Language -> token ids of its sentences, as `pooled_states` reads them."""
-    most = min(LONGEST, base.spec.max_position)
     return {
-        language: encode_texts(texts, base.tokenizer, most, control="text")[0]
+        language: encode_texts(texts, base.tokenizer, _most(base), control="text")[0]
         for language, texts in corpus.sentences.items()
     }
 
@@ -191,14 +190,27 @@ def token_digest(ids: Mapping[str, Sequence[np.ndarray]]) -> str:
 
 
 def cut_sentences(base: Base, corpora: Sequence[Parallel]) -> tuple[str, ...]:
-    """A note for the report if sentences are longer than what is read of them; empty if none is."""
-    most = min(LONGEST, base.spec.max_position)
-    texts = [text for corpus in corpora for rows in corpus.sentences.values() for text in rows]
-    lengths = encode_texts(texts, base.tokenizer, control="text")[1]
-    long = sum(length > most for length in lengths)
+    """`cut_note` of all sentences."""
+    return cut_note(base, [x for one in corpora for rows in one.sentences.values() for x in rows])
+
+
+def cut_note(base: Base, texts: Sequence[str], what: str = "sentences") -> tuple[str, ...]:
+    """A note if texts are longer than what is read of them; empty if none is."""
+    long = sum(length > _most(base) for length in lengths_of(base, texts))
     if not long:
         return ()
-    return (f"Of {len(texts):,} sentences {long:,} are longer than {most} tokens and were cut.",)
+    return (
+        f"Of {len(texts):,} {what} {long:,} are longer than {_most(base)} tokens and were cut.",
+    )
+
+
+def lengths_of(base: Base, texts: Sequence[str]) -> list[int]:
+    """Tokens of each text, as `pooled_states` reads them, before any cut."""
+    return encode_texts(texts, base.tokenizer, control="text")[1]
+
+
+def _most(base: Base) -> int:
+    return min(LONGEST, base.spec.max_position)
 
 
 @partial(jax.jit, static_argnums=(0, 5, 6, 7))
@@ -235,14 +247,19 @@ def _pooled(
 def _batches(
     ids: Sequence[np.ndarray], size: int, buckets: Sequence[int]
 ) -> Iterator[tuple[list[int], np.ndarray, np.ndarray]]:
-    """(text numbers, tokens [B, T], mask [B, T]): texts of similar length together."""
+    """(text numbers, tokens [B, T], mask [B, T]): texts of similar length together.
+
+    B is `size`, and less for texts of more than LONGEST tokens: where there is no kernel, attention
+    holds T x T scores of each of them.
+    """
     order = sorted(range(len(ids)), key=lambda i: -len(ids[i]))
     buckets = buckets or choose_buckets([len(row) for row in ids], size)
-    for first in range(0, len(order), size):
-        rows = order[first : first + size]
-        width = next(b for b in sorted(buckets) if b >= len(ids[rows[0]]))
-        tokens = np.zeros((size, width), np.int32)
-        mask = np.zeros((size, width), np.int32)
+    while order:
+        width = next(b for b in sorted(buckets) if b >= len(ids[order[0]]))
+        fit = max(size * LONGEST**2 // max(width, LONGEST) ** 2, 1)
+        rows, order = order[:fit], order[fit:]
+        tokens = np.zeros((fit, width), np.int32)
+        mask = np.zeros((fit, width), np.int32)
         for place, row in enumerate(rows):
             tokens[place, : len(ids[row])] = ids[row]
             mask[place, : len(ids[row])] = 1

@@ -120,7 +120,9 @@ def test_a_window_is_the_proportional_cut_of_the_translation():
 def test_pairs_and_rows_with_ids_are_parallel_too():
     pairs = read_all([str(ASSETS / "pairs_xsid.jsonl")])
     found = run(pairs, "code_switch", languages=["en", "da", "tr"])
-    assert len(found) == len({row.fields["text1"] for row in pairs})  # one for each English text
+    times = Counter((row.fields["text1"], row.fields["lang0"]) for row in pairs)
+    most = {text: max(n for (one, _), n in times.items() if one == text) for text, _ in times}
+    assert len(found) == sum(most.values())  # an English text as often as a language has it
     rows = read_all([str(ASSETS / f"dev.{name}.jsonl") for name in ("de", "en")])
     found = run(rows, "code_switch", languages=["de"])
     assert [row.fields["text"] for row in found] == [row.fields["utterance"] for row in rows[:79]]
@@ -129,6 +131,24 @@ def test_pairs_and_rows_with_ids_are_parallel_too():
         for n in range(2)
     ]
     assert len(run(twice, "code_switch", languages=["de"])) == 2  # two German texts, none is lost
+
+
+def test_sentences_of_documents_that_are_pairs_are_not_lost():
+    """Sentences come again, within a document and in others, in every language's pairs."""
+    documents = {
+        "a": ["Good morning.", "Yes.", "It rains."],
+        "b": ["Who is there?", "Yes.", "Come in.", "Yes.", "Yes."],
+    }
+    pairs = [
+        Record({"text0": f"{name} {text}", "text1": text, "lang0": name, "lang1": "en", "doc": doc},
+               f"{name}:{doc}")
+        for name in ("de", "fr") for doc, texts in documents.items() for text in texts
+    ]  # fmt: skip
+    found = run(pairs, "code_switch", rate=0)
+    assert [row.fields["text"].split("\n") for row in found] == list(documents.values())
+    found = run(pairs, "code_switch", languages=["fr"])  # none is left in English
+    assert {name for row in found for name in row.fields["languages"]} == {"fr"}
+    assert [row.fields["text"].count("\n") for row in found] == [2, 4]
 
 
 @pytest.mark.parametrize(
@@ -351,6 +371,18 @@ def test_mixup_puts_each_part_into_another_language():
         assert [n for n, name in enumerate(row.fields["languages"]) if name != "en"] == places
     with pytest.raises(UserError, match="5 parts of this row would be in different languages; 4"):
         run(rows, "mixup", languages=FIVE[:4])
+
+
+def test_mixup_of_choices_in_another_order_is_refused():
+    listed = {"en": ["Cardiff", "Bangor", "Newport"], "de": ["Bangor", "Newport", "Cardiff"]}
+    rows = [
+        Record({"id": "1", "lang": name, "question": "?", "choices": texts, "answer": "Cardiff"},
+               f"{name}.jsonl:1")
+        for name, texts in listed.items()
+    ]  # fmt: skip
+    says = r"de\.jsonl:1: choice 2 .* right in 'de', but choice 0 in 'en' \(en\.jsonl:1\)"
+    with pytest.raises(UserError, match=says):
+        run(rows, "mixup", what="right")
 
 
 def test_letters():

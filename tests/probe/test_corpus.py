@@ -108,6 +108,15 @@ def test_equal_sentences_are_one():
     assert same[0] == same[2] != same[1]
 
 
+def test_which_texts_say_what_is_equal():
+    """Of pairs both sides do, whatever their names and order; of several languages the pivot."""
+    texts = ["a", "b"]
+    pair = Parallel({"fr": texts, "en": texts}, "")
+    assert pair.told_by("en") == pair.told_by("") == ("en", "fr")
+    several = Parallel({"fr": texts, "en": texts, "de": texts}, "")
+    assert several.told_by("en") == ("en",) and several.told_by("") == ("de", "en", "fr")
+
+
 @pytest.mark.parametrize(
     ("files", "words", "message"),
     [

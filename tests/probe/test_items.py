@@ -7,10 +7,11 @@ import pytest
 
 from jaxalign.base import open_base
 from jaxalign.errors import UserError
+from jaxalign.probe import states as states_module
 from jaxalign.probe.corpus import Parallel
 from jaxalign.probe.items import measure_items, read_items
 from jaxalign.probe.neurons import measure_neurons
-from jaxalign.probe.run import Probed, probe
+from jaxalign.probe.run import Probed, measure_corpora, probe
 
 ITEMS = {
     "en": [("it is cold", ["i put on a coat", "i go swimming"]), ("it rains", ["wet", "dry"])],
@@ -81,6 +82,48 @@ def test_dali_of_every_layer_is_that_of_transformers_states(config, base, tmp_pa
         wrong = np.maximum(cosine[..., 0, 1], cosine[..., 1, 0])
         np.testing.assert_array_equal(found["dali"][language], (right > wrong).mean(axis=-1))
     assert set(found["dali_strong"]) == {"de", "it"}
+
+
+def test_long_items_are_read_to_their_options(config, tmp_path, monkeypatch):
+    """Options stand behind the premise: cut as sentences are, all would have one state."""
+    items = read_items(
+        written(tmp_path, rows({"de": ITEMS["en"], "en": ITEMS["en"]})), ["de", "en"]
+    )
+    loaded, shapes, real = open_base(config), [], states_module._batches
+
+    def batches(*args):
+        for batch in real(*args):
+            shapes.append(batch[1].shape)
+            yield batch
+
+    monkeypatch.setattr(states_module, "LONGEST", 4)
+    monkeypatch.setattr(states_module, "_batches", batches)
+    found = measure_items(loaded, loaded.bare(), items, "en", batch_size=8)
+    np.testing.assert_array_equal(found["dali"]["de"], 1)  # the very same texts
+    assert all(rows == max(8 * 4**2 // width**2, 1) for rows, width in shapes)  # scores of 4 tokens
+
+
+def test_items_that_are_left_out_are_told(config, tmp_path):
+    loaded, corpus = open_base(config), Parallel(TEXTS, "four sentences")
+    content = [row for row in rows() if row["lang"] != "it"]
+
+    def measured(more, folder):
+        items = read_items(written(tmp_path, more), ["de", "en"])
+        out = str(tmp_path / folder)
+        return measure_corpora(loaded, [corpus], [Probed("base")], out, items=items)
+
+    long = {"premise": "wake me up " * 300, "options": ["a", "b"]}
+    lost = [{"id": "8", "lang": lang, **long} for lang in ("de", "en")]
+    alone = {"id": "9", "lang": "de", "premise": "nur hier", "options": ["a", "b"]}
+    table, short = measured([*content, *lost, alone], "a"), measured(content, "b")
+    assert short.notes == ()
+    assert table.notes == (
+        f"{tmp_path / 'items.jsonl'}: ids that not every language has were left out: 1 of 4.",
+        "Of 3 items 1 are longer than the 512 tokens of the model and were left out.",
+    )
+    np.testing.assert_array_equal(table.pivoted["dali"], short.pivoted["dali"])
+    with pytest.raises(UserError, match=r"--items: of 1 items 1 are longer than the 512 tokens"):
+        measured(lost, "c")
 
 
 def test_neurons_are_the_gates_of_transformers(config, base):

@@ -3,8 +3,10 @@
 import json
 import re
 
+import numpy as np
 import pytest
 
+import jaxalign
 from jaxalign import base as base_module
 from jaxalign import cli
 from jaxalign.errors import UserError
@@ -145,3 +147,17 @@ def test_long_sentences_are_counted(config, tmp_path, monkeypatch):
     (note,) = table.notes
     assert re.findall(r"\d+", note) == ["6", "1", "8"]
     assert table.forms == ("raw",) and set(table.pairs) == {"cosine", "csls", "margin"}
+
+
+def test_long_texts_are_counted_wherever_states_are_taken(base, text, tmp_path, capsys):
+    long = "wake me up " * 300
+    (text / "de.txt").write_text("\n".join([*["es regnet", long] * 6]) + "\n", "utf-8")
+    found = jaxalign.states(base, ["rain", long, long + "at nine"], [1])[1]
+    assert "Of 3 texts 2 are longer than 512 tokens and were cut." in capsys.readouterr().out
+    np.testing.assert_array_equal(found[1], found[2])
+    jaxalign.states(base, ["rain"], [1])
+    assert "cut" not in capsys.readouterr().out
+    words = ["--parallel", str(text), "--out", str(tmp_path / "s.npz"), "--layer", "1"]
+    assert cli.main(["prepare", "subspace", base, *words, "model.dtype=float32"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "Of 60 sentences 6 are longer than 512 tokens and were cut." in said

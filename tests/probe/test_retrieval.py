@@ -37,6 +37,24 @@ def test_groups_count_duplicates_as_found():
     np.testing.assert_allclose(gained, 2 / states.shape[1], atol=1e-6)
 
 
+def test_either_side_may_have_several_translations():
+    """Of pairs: a text that comes again has one state, and whatever stands beside it is right."""
+    groups = np.array([[0, 0, 1, 2, 3], [0, 1, 1, 2, 2]])  # a-x, a-y, b-y, c-z, d-z
+    meaning = np.random.default_rng(0).normal(size=(3, 16))[[0, 0, 0, 1, 1]]
+    rows = np.random.default_rng(1).normal(size=(2, 5, 16))
+    states = np.stack([meaning + 0.1 * rows[g, row] for g, row in enumerate(groups)])
+    states = states.astype(np.float32)
+    for sides, told in ((states, groups), (states[::-1], groups[::-1])):
+        found = retrieval(sides, groups=told)["cosine"]
+        pairs = set(zip(*told.tolist(), strict=True))
+        near = plain.cosines(*sides)
+        there = zip(told[0], told[1][near.argmax(1)], strict=True)
+        back = zip(told[0][near.argmax(0)], told[1], strict=True)
+        hits = [[pair in pairs for pair in way] for way in (there, back)]
+        np.testing.assert_allclose([found[0, 1], found[1, 0]], np.mean(hits, axis=1), atol=1e-6)
+    assert retrieval(states, groups=groups[:1])["cosine"][0, 1] < found[1, 0]  # one side alone
+
+
 @pytest.mark.parametrize("kind", [np.float16, ml_dtypes.bfloat16])
 def test_stored_types_and_lists(kind, tmp_path):
     states = plain.realistic().astype(kind)

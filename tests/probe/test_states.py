@@ -202,6 +202,48 @@ def test_corpora_of_which_one_has_no_pivot(config, tmp_path):
     assert np.isfinite(table.health["shuffled"]).all()
 
 
+def test_a_name_of_a_language_does_not_say_which_texts_are_copies(config, tmp_path):
+    """Three sources of each target: any of them is right, be their language before or behind it."""
+    lines = (ASSETS / "train.en.jsonl").read_text("utf-8").splitlines()
+    texts = list(dict.fromkeys(json.loads(line)["utterance"] for line in lines))[:20]
+
+    def chosen(code):
+        rows = [
+            {"text0": f"{text}{end}", "text1": text, "lang0": code, "lang1": "en"}
+            for text in texts for end in (" !", " ?", " .")
+        ]  # fmt: skip
+        (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
+        config.align.train = [str(tmp_path / "pairs.jsonl")]
+        return choose(open_base(config))
+
+    assert chosen("de") == chosen("fr")
+    assert chosen("de").score > 0.9  # by the first language alone at most half are found
+
+
+def test_pairs_of_both_directions_are_all_counted(config, tmp_path):
+    """Numbers of the two corpora together, whichever comes first."""
+    wrong = [f"{text} and something else" for text in reversed(TEXTS[:3])]
+    corpora = [
+        Parallel({"de": TEXTS, "en": TEXTS}, "de-en"),
+        Parallel({"de": TEXTS[:3], "en": wrong}, "en-de"),
+    ]
+
+    def measured(corpora, folder):
+        return measure_corpora(
+            open_base(config), corpora, [Probed("base")], str(tmp_path / folder), neurons=4
+        )
+
+    both, turned = measured(corpora, "a"), measured(corpora[::-1], "b")
+    alone = [measured(corpora[n : n + 1], f"c{n}") for n in (0, 1)]
+    assert both.sentences == {"de": 7, "en": 7}
+    for kind, name in (("pairs", "margin"), ("pivoted", "mexa"), ("pivoted", "cka"),
+                       ("pivoted", "nasca")):  # fmt: skip
+        one, other, found, again = (getattr(t, kind)[name] for t in (*alone, both, turned))
+        np.testing.assert_allclose(found, (4 * one + 3 * other) / 7, rtol=1e-6)
+        np.testing.assert_allclose(again, found, rtol=1e-6)
+        assert not np.allclose(one, other, equal_nan=True)
+
+
 def test_the_layer_is_chosen_from_the_pairs(config, tmp_path):
     lines = (ASSETS / "pairs_xsid.jsonl").read_text("utf-8").splitlines()[:400]
     (tmp_path / "pairs.jsonl").write_text("\n".join(lines) + "\n")

@@ -100,7 +100,8 @@ def mixup(records: Sequence[Record], options: Mapping[str, Any], seed: int) -> l
     """A row for each item that has all languages, its parts in different ones.
 
     Raises:
-        UserError: rows that are not of kind `choice` or not parallel, more parts than languages.
+        UserError: rows that are not of kind `choice` or not parallel, more parts than languages,
+            an item whose right choice is not at one place in all languages.
     """
     chosen = read(Mixup, options)
     known = by_item(records)
@@ -124,6 +125,13 @@ def mixup(records: Sequence[Record], options: Mapping[str, Any], seed: int) -> l
                 f"{own.origin}: {len(moved)} parts of this row would be in different languages; "
                 f"{len(order)} languages are given, and each needs as many choices"
             )
+        for name, (_, *listed) in parts.items():
+            if (other := right_choice(rows[name], listed)) != right:
+                raise UserError(
+                    f"{rows[name].origin}: choice {other} (counted from 0) is right in {name!r}, "
+                    f"but choice {right} in {chosen.pivot!r} ({own.origin}); list the choices of "
+                    "an item in one order in all languages"
+                )
         spoken = [chosen.pivot] * count
         for place, name in zip(moved, order, strict=False):
             spoken[place] = name

@@ -9,6 +9,7 @@ items(records, pivot="en")[0].texts           # {'en': 'Hello', 'de': 'Hallo'}
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,6 +22,7 @@ from jaxalign.errors import UserError, brief
 
 TEXTS = ("utterance", "utt", "question", "text")
 ROW = "row"  # of one language, which belongs together with others by its id
+PAIR = "pair"  # belongs together with others by its text in the pivot language
 
 
 @dataclass
@@ -36,16 +38,17 @@ class Item:
 def items(records: Sequence[Record], pivot: str) -> list[Item]:
     """The sentences of these rows, in the order in which they first come.
 
-    Rows with a `lang` belong together by their `id`, pairs by their text in the pivot language;
-    where one language has several, such as two German pairs of one English text, each is a
-    sentence of its own.
+    Rows with a `lang` belong together by their `id`, pairs of one `doc` by their text in the pivot
+    language. A pair is put to a sentence that lacks its other language; where all have it, such as
+    a second German pair of one English text, or the same pair again, it is a sentence of its own.
 
     Raises:
         UserError: a row of none of these forms, or without what it belongs together by, or a
             second one of an `id` in a language, with another text.
     """
-    found: dict[Any, list[Item]] = {}
+    found: dict[Any, Item] = {}
     first: dict[tuple[str, str], tuple[str, str]] = {}  # id, language -> origin, text
+    times: Counter[Any] = Counter()  # that a language has come of a pair's text in the pivot
     for record in records:
         key, texts = _read(record, pivot)
         if key[0] == ROW:
@@ -54,15 +57,15 @@ def items(records: Sequence[Record], pivot: str) -> list[Item]:
             origin, said = first.setdefault((key[1], language), (record.origin, text))
             if said != text:
                 raise second(record.origin, key[1], language, origin)
-        group = found.setdefault(key, [])
-        for item in group:
-            # What both have must agree: the pivot's text of two pairs does.
-            if all(item.texts.get(name, text) == text for name, text in texts.items()):
-                item.texts |= texts
-                break
-        else:
-            group.append(Item(record.origin, _named(record, "id"), _named(record, "doc"), texts))
-    return [item for group in found.values() for item in group]
+        elif key[0] == PAIR:
+            # The n-th pair of one language says the same as the n-th of another.
+            came = (key, *sorted(texts))
+            key, times[came] = (*key, times[came]), times[came] + 1
+        item = found.setdefault(
+            key, Item(record.origin, _named(record, "id"), _named(record, "doc"))
+        )
+        item.texts |= texts
+    return list(found.values())
 
 
 def by_item(records: Sequence[Record]) -> dict[str, dict[str, Record]]:
@@ -141,7 +144,7 @@ def check_known(wanted: Sequence[str], have: Sequence[str]) -> None:
             )
 
 
-def _read(record: Record, pivot: str) -> tuple[tuple[str, Any], dict[str, str]]:
+def _read(record: Record, pivot: str) -> tuple[tuple[Any, ...], dict[str, str]]:
     """What a row belongs together by, and its texts by language."""
     fields = record.fields
     if "texts" in fields:
@@ -151,7 +154,7 @@ def _read(record: Record, pivot: str) -> tuple[tuple[str, Any], dict[str, str]]:
         if not pair.source_language or not pair.target_language:
             raise UserError(f"{record.origin}: this pair does not name its two languages")
         texts = {pair.source_language: pair.source, pair.target_language: pair.target}
-        return ("pair", texts.get(pivot, id(record))), texts
+        return (PAIR, _named(record, "doc"), texts.get(pivot, id(record))), texts
     return (ROW, item_of(record)), {spoken(record): text_of(record, *TEXTS)}
 
 
