@@ -32,6 +32,8 @@ BLANK: dict[str, dict[str, object]] = {
     "choice": {"answer": 0},
 }
 
+COPIED = ("slots", "intent_slots", "ner")  # kinds whose answers are words of the row's text
+
 
 def kind_of(config: Config) -> str:
     """The kind of task that is judged.
@@ -52,8 +54,9 @@ def read_golds(config: Config, rows: int = 0) -> Golds:
     """The rows of `evaluate.data` by language, at most `rows` (or `evaluate.rows`) of each.
 
     Raises:
-      UserError: no data, or a file that is named twice; a row that cannot be rendered; a language
-        that is asked for (in `evaluate.languages` or `evaluate.groups`) and has no rows.
+      UserError: no data, or a file that is named twice; a row that cannot be rendered, or copies
+        words in another language than its own; a language that is asked for (in
+        `evaluate.languages` or `evaluate.groups`) and has no rows.
     """
     settings, kind = config.evaluate, kind_of(config)
     if not settings.data:
@@ -66,6 +69,7 @@ def read_golds(config: Config, rows: int = 0) -> Golds:
     seen = set()
     for number, record in enumerate(_records(config, settings.data, settings.columns)):
         example = render(kind, record)
+        _check_copied(kind, example)
         language = example.language or "und"
         seen.add(language)
         if settings.languages and language not in settings.languages:
@@ -143,6 +147,16 @@ def with_shots(golds: Golds, shots: tuple[tuple[str, str], ...]) -> Golds:
         language: [dataclasses.replace(gold, example=shown(gold.example)) for gold in rows]
         for language, rows in golds.items()
     }
+
+
+def _check_copied(kind: str, example: Example) -> None:
+    """Refuses a row whose answer cannot be found in it."""
+    if example.answered_in and kind in COPIED:
+        raise UserError(
+            f"{example.origin}: answers of kind {kind} copy words of the row's own text, but "
+            f"evaluate.transforms asks for this one in {example.answered_in!r}; remove "
+            "cross_lingual_answer, or judge a kind that copies nothing, as in evaluate.kind=intent"
+        )
 
 
 def _check_languages(config: Config, seen: set[str]) -> None:

@@ -9,8 +9,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from jaxalign.data.annotated import ANNOTATED
+from jaxalign.data.fields import text_of
 from jaxalign.data.languages import CHINESE, base_language
-from jaxalign.data.sources import Record
 from jaxalign.data.tasks import Span, slot_spans
 from jaxalign.errors import UserError
 from jaxalign.evaluate.measure import Gold
@@ -36,13 +36,18 @@ def tag_command(gold: Gold, rules: str = "paper") -> Tagged:
     by_character = is_by_character(gold)
     annotated = gold.fields.get("annot_utt")
     if annotated is None or gold.fields.get("slots") is not None:
-        return _tag_places(gold.example.prompt, places_of(gold)[0], by_character, rules)
+        return _tag_places(command_of(gold), places_of(gold)[0], by_character, rules)
     if rules == "mended":
         command, places = _unbracket(annotated)
         return _tag_places(command, places, by_character, rules)
     if by_character:
         return _tag_characters(annotated.split())
-    return Tagged(gold.example.prompt.split(), _label_words(annotated.split()))
+    return Tagged(command_of(gold).split(), _label_words(annotated.split()))
+
+
+def command_of(gold: Gold) -> str:
+    """The row's own text, in which words are searched: its prompt may hold another row's, too."""
+    return text_of(gold.record, "utterance", "utt")
 
 
 def is_by_character(gold: Gold) -> bool:
@@ -112,7 +117,7 @@ def places_of(gold: Gold) -> tuple[list[tuple[int, int, str]], int]:
     given = gold.fields.get("char_spans")
     if given is not None:
         return _given_places(gold, given, spans), 0
-    command, places, at = gold.example.prompt, [], 0
+    command, places, at = command_of(gold), [], 0
     for label, words in spans:
         start = command.find(words, at)
         start = command.find(words) if start < 0 else start
@@ -124,7 +129,7 @@ def places_of(gold: Gold) -> tuple[list[tuple[int, int, str]], int]:
 
 def _given_places(gold: Gold, given: Any, spans: Sequence[Span]) -> list[tuple[int, int, str]]:
     """The places that a row itself names, at which its slots' words must stand."""
-    command, places = gold.example.prompt, []
+    command, places = command_of(gold), []
     pairs = given if isinstance(given, list) else []
     for pair, (label, words) in zip(pairs, spans, strict=False):
         whole = isinstance(pair, list) and len(pair) == 2 and all(type(n) is int for n in pair)
@@ -158,4 +163,4 @@ def _tag_places(
 
 def gold_spans(gold: Gold) -> list[Span]:
     """(type, words) of the row's slots."""
-    return slot_spans(Record(dict(gold.fields), gold.example.origin))
+    return slot_spans(gold.record)

@@ -180,6 +180,26 @@ def test_shots_are_turns_before_the_question(judged):
     assert solved_examples(config) == solved_examples(config)
 
 
+@pytest.mark.parametrize(
+    ("kind", "field"), [("slots", "utterance"), ("intent_slots", "utterance"), ("ner", "text")]
+)
+def test_copied_words_are_not_asked_in_another_language(judged, tmp_path, kind, field):
+    rows = [
+        {"id": "1", "lang": language, field: words, "intent": "x", "slots": [["time", words]],
+         "entities": [["PER", words]]}
+        for language, words in (("en", "nine"), ("de", "neun"))
+    ]  # fmt: skip
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = f"evaluate.data=[{tmp_path}/rows.jsonl]"
+    asks = "evaluate.transforms=[{name: cross_lingual_answer, options: {rate: 1}}]"
+    if kind != "ner":
+        assert read_golds(judged("task.kind=intent", data, asks))
+    config = judged(f"task.kind={kind}", data, asks)
+    with pytest.raises(UserError, match=rf"rows\.jsonl:1: answers of kind {kind} copy words"):
+        evaluate(config, [Entrant("base", kind="base")], str(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
 def test_long_prompts(judged, golds):
     config = judged("generate.max_new_tokens=480")
     base = open_base(config)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from seqeval.metrics import classification_report, f1_score
 
-from jaxalign.data.sources import Record
+from jaxalign.data.sources import Companion, Record
 from jaxalign.data.tasks import render
 from jaxalign.errors import UserError
 from jaxalign.evaluate.measure import Gold
@@ -251,6 +251,33 @@ def test_a_slot_called_intent_stays_a_slot():
     row = gold(utterance="do it", slots=[["intent", "do"]])
     found = score_slots([row], ["intent: do"])
     assert found["slot_f1"].value == 100 and len(found.measures) == 5
+
+
+@pytest.mark.parametrize("order", ["own", "pivot"])
+@pytest.mark.parametrize("form", ["prompt", "answers"])
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"utterance": "spiel jazz um neun", "slots": [["x", "jazz"], ["time", "neun"]]},
+        {"utterance": "spiel jazz um neun", "slots": [["time", "neun"]], "char_spans": [[14, 18]]},
+        {"utt": "spiel jazz um neun", "annot_utt": "spiel [x : jazz] um [time : neun]"},
+    ],
+)
+def test_words_are_searched_in_the_rows_own_text(row, form, order):
+    """A prompt may hold the text of another language, in which the same words stand, too."""
+    english = {"lang": "en", "utterance": "play jazz at nine", "slots": []}
+    fields = {"lang": "de", **row}
+    companion = Companion(Record(english, "data.jsonl:2"), form, order)
+    both = render("slots", Record(fields, "data.jsonl:1", companion))
+    assert "play jazz at nine" in both.prompt
+    alone, fused = gold("de", **fields), Gold(both, fields, "0", "de")
+    answers = [alone.example.answer, "x: jazz", "time: nine"]
+    want, found = (score_slots([one] * 3, answers) for one in (alone, fused))
+    for ours, theirs in zip(found.measures, want.measures, strict=True):
+        assert ours.parts.tolist() == theirs.parts.tolist()
+    assert found.counts == want.counts
+    assert want["slot_f1"].parts[0, 0] == want["slot_f1"].parts[0, 2] > 0
+    assert want["copied"].parts.tolist()[1:] == [[1, 1], [0, 1]]
 
 
 def test_mistakes():
