@@ -5,8 +5,10 @@ tag_command(gold)                    # Tagged(tokens=['wake', 'me', 'at', 'nine'
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
+from unicodedata import category
 
 from jaxalign.data.annotated import ANNOTATED
 from jaxalign.data.fields import text_of
@@ -30,8 +32,8 @@ def tag_command(gold: Gold, rules: str = "paper") -> Tagged:
     """The tokens of a command and their labels, 'Other' outside of slots.
 
     MASSIVE rows (`utt`, `annot_utt`) are read as the paper's code does. Other rows get them from
-    `char_spans`, or from searching the words from left to right; there a token also ends where a
-    slot begins or ends.
+    `char_spans`, or from searching the words from left to right, first those that are no part of
+    other words; there a token also ends where a slot begins or ends.
     """
     by_character = is_by_character(gold)
     annotated = gold.fields.get("annot_utt")
@@ -119,12 +121,28 @@ def places_of(gold: Gold) -> tuple[list[tuple[int, int, str]], int]:
         return _given_places(gold, given, spans), 0
     command, places, at = command_of(gold), [], 0
     for label, words in spans:
-        start = command.find(words, at)
-        start = command.find(words) if start < 0 else start
-        if words and start >= 0:
+        starts = _starts(command, words, is_by_character(gold))
+        if starts:
+            start = next((start for start in starts if start >= at), starts[0])
             at = start + len(words)
             places.append((start, at, label))
     return sorted(places), len(spans) - len(places)
+
+
+def _starts(command: str, words: str, by_character: bool) -> list[int]:
+    """Where the words begin; those within other words, as '1' in '10', only if there are no others.
+
+    Of a language that is compared by character all: nothing there says where a word ends.
+    """
+    every = [m.start() for m in re.finditer(f"(?={re.escape(words)})", command)] if words else []
+    whole = [at for at in every if not _within(command, at, at + len(words))]
+    return every if by_character else whole or every
+
+
+def _within(command: str, *places: int) -> bool:
+    """Whether one of these places has letters or digits, or marks of them, on both of its sides."""
+    sides = (command[at - 1 : at + 1] for at in places if 0 < at < len(command))
+    return any(all(one.isalnum() or category(one)[0] == "M" for one in side) for side in sides)
 
 
 def _given_places(gold: Gold, given: Any, spans: Sequence[Span]) -> list[tuple[int, int, str]]:

@@ -280,6 +280,29 @@ def test_words_are_searched_in_the_rows_own_text(row, form, order):
     assert want["copied"].parts.tolist()[1:] == [[1, 1], [0, 1]]
 
 
+@pytest.mark.parametrize(
+    ("utterance", "slots", "labels"),
+    [
+        ("in 10 minutes set 1", [["num", "1"]], "Other Other Other Other num"),
+        ("what is on at noon", [["prep", "at"]], "Other Other Other prep Other"),
+        # Behind the slot before it, if it stands there as a word.
+        ("1 or 1 in 10", [["a", "1"], ["b", "1"]], "a Other b Other Other"),
+        # Words that stand nowhere alone are found as before.
+        ("set 10am", [["num", "10"]], "Other num Other"),
+        ("कला कल", [["day", "कल"]], "Other day"),
+        ("pay $5, not US$5", [["money", "$5"]], "Other money Other Other Other"),
+    ],
+)
+def test_gold_words_are_words_of_the_command(utterance, slots, labels):
+    row = gold(utterance=utterance, slots=slots)
+    assert " ".join(tag_command(row).labels) == labels
+
+
+def test_chinese_has_no_ends_of_words():
+    row = gold("zh", utterance="播放歌曲 歌", slots=[["song", "歌"]])
+    assert tag_command(row).labels == ["Other", "Other", "song", "Other", "Other"]
+
+
 def test_mistakes():
     with pytest.raises(UserError, match="rules must be one of paper, mended"):
         score_slots([wake()], [RIGHT], rules="papre")
