@@ -12,6 +12,7 @@ import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
+from jaxalign.base import open_base
 from jaxalign.data import sources
 from jaxalign.data.streams import in_task_languages
 from jaxalign.data.tasks import Example, render
@@ -64,11 +65,11 @@ def read_golds(config: Config, rows: int = 0) -> Golds:
             "evaluate.data is empty; name files to judge by, as in evaluate.data=[test.*.jsonl]"
         )
     sources.check_once(settings.data, "evaluate.data")
-    most = rows or settings.rows
+    most, ends = rows or settings.rows, _ends(config) if kind == "rows" else ()
     golds: Golds = {}
     seen = set()
     for number, record in enumerate(_records(config, settings.data, settings.columns)):
-        example = render(kind, record)
+        example = dataclasses.replace(render(kind, record), ends=ends)
         _check_copied(kind, example)
         language = example.language or "und"
         seen.add(language)
@@ -79,6 +80,15 @@ def read_golds(config: Config, rows: int = 0) -> Golds:
             found.append(_gold(record, example, number, len(found)))
     _check_languages(config, seen)
     return golds
+
+
+def _ends(config: Config) -> tuple[str, ...]:
+    """The tokens that end an answer of `model.path`, as text; () where no model is named."""
+    if not config.model.path:
+        return ()
+    base = open_base(config)
+    texts = (base.tokenizer.decode([token]) for token in base.stops(base.prompts))
+    return tuple(filter(None, texts))
 
 
 def questions(config: Config, data: Sequence[str]) -> list[Gold]:

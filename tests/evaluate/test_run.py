@@ -200,6 +200,21 @@ def test_copied_words_are_not_asked_in_another_language(judged, tmp_path, kind, 
     assert not (tmp_path / "out").exists()
 
 
+def test_finished_rows_end_where_answers_end(judged, tmp_path):
+    """Their text ends with the end token, which no answer holds."""
+    row = {"lang": "en", "prefix": "Who?\nAnswer:", "text": " Goethe<|im_end|>"}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
+    config = judged("task.kind=rows", f"evaluate.data=[{tmp_path}/rows.jsonl]")
+    golds = read_golds(config)
+    for answer, right in ((" Goethe", 100), ("Goethe<|im_end|>\n", 100), ("Goethe!", 0), ("", 0)):
+        assert running.score(config, golds, {"en": [answer]})["en"]["exact_match"].value == right
+    # What is written down is the row's own text, by which the answers of a file are compared.
+    assert golds["en"][0].example.answer == row["text"]
+    config.model.path = ""
+    found = running.score(config, read_golds(config), {"en": ["Goethe<|im_end|>"]})
+    assert found["en"]["exact_match"].value == 100
+
+
 def test_long_prompts(judged, golds):
     config = judged("generate.max_new_tokens=480")
     base = open_base(config)
