@@ -22,6 +22,9 @@ from jaxalign.evaluate.measure import Gold
 from jaxalign.settings import Config
 
 Golds = dict[str, list[Gold]]  # language -> its rows, in the order of the data
+# Solved prompts and answers by what they stand before: a direction of translations, or ANY row.
+Shots = dict[str, tuple[tuple[str, str], ...]]
+ANY = ""
 # What a row without an answer is rendered with, where only the question is wanted.
 BLANK: dict[str, dict[str, object]] = {
     "rows": {"text": "-"},
@@ -32,7 +35,6 @@ BLANK: dict[str, dict[str, object]] = {
     "ner": {"entities": []},
     "choice": {"answer": 0},
 }
-
 COPIED = ("slots", "intent_slots", "ner")  # kinds whose answers are words of the row's text
 
 
@@ -126,11 +128,11 @@ def _fill(kind: str, fields: Mapping[str, object]) -> dict[str, object]:
     return dict(fields) if solved else BLANK[kind] | dict(fields)
 
 
-def solved_examples(config: Config) -> tuple[tuple[str, str], ...]:
+def solved_examples(config: Config) -> Shots:
     """`evaluate.shots` prompts with their answers from `task.train`, drawn by `config.seed`.
 
     They are in `task.languages`, as the rows of a training are: others would show the base what no
-    trained system has seen.
+    trained system has seen. Of translations each direction has its own.
 
     Raises:
       UserError: no training rows to draw from, or finished rows, which hold no turns.
@@ -140,23 +142,47 @@ def solved_examples(config: Config) -> tuple[tuple[str, str], ...]:
         raise UserError("evaluate.shots: the solved rows come from task.train, which is empty")
     records = _records(config, config.task.train, config.task.columns)
     rendered = [render(kind, record) for record in records]
-    examples = in_task_languages(rendered, config.task, kind == "translation")
-    chosen = random.Random(config.seed).sample(examples, min(config.evaluate.shots, len(examples)))
-    if any(example.finished for example in chosen):
-        raise UserError("evaluate.shots: finished rows (kind rows) cannot stand before a prompt")
-    return tuple((example.prompt, example.answer) for example in chosen)
+    directed = kind == "translation"
+    groups: dict[str, list[Example]] = {}
+    for example in in_task_languages(rendered, config.task, directed):
+        groups.setdefault(example.language if directed else ANY, []).append(example)
+    found = {}
+    for direction, examples in groups.items():
+        number = min(config.evaluate.shots, len(examples))
+        chosen = random.Random(config.seed).sample(examples, number)
+        for example in chosen:
+            _check_turns(example)
+        found[direction] = tuple((example.prompt, example.answer) for example in chosen)
+    return found
 
 
-def with_shots(golds: Golds, shots: tuple[tuple[str, str], ...]) -> Golds:
-    """The same rows, each asked behind the solved ones."""
+def with_shots(golds: Golds, shots: Shots) -> Golds:
+    """The same rows, each asked behind the solved ones.
 
-    def shown(example: Example) -> Example:
-        return dataclasses.replace(example, shots=shots)
+    Raises:
+      UserError: finished rows, which hold no turns; a direction without solved rows.
+    """
 
-    return {
-        language: [dataclasses.replace(gold, example=shown(gold.example)) for gold in rows]
-        for language, rows in golds.items()
-    }
+    def shown(gold: Gold) -> Gold:
+        _check_turns(gold.example)
+        solved = shots.get(gold.language, shots.get(ANY))
+        if solved is None:
+            raise UserError(
+                f"evaluate.shots: no row of task.train in task.languages translates "
+                f"{gold.language} (they have: {', '.join(shots)}); add some, leave the direction "
+                "out with evaluate.languages, or set evaluate.shots=0"
+            )
+        return dataclasses.replace(gold, example=dataclasses.replace(gold.example, shots=solved))
+
+    return {language: [shown(gold) for gold in rows] for language, rows in golds.items()}
+
+
+def _check_turns(example: Example) -> None:
+    if example.finished:
+        raise UserError(
+            f"{example.origin}: evaluate.shots shows solved rows as turns of a conversation, and a "
+            "finished row has no turns; set evaluate.shots=0"
+        )
 
 
 def _check_copied(kind: str, example: Example) -> None:

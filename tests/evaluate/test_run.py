@@ -151,15 +151,16 @@ def test_a_file_that_two_sources_name_is_refused(judged, golds):
         "twice; leave one of them out"
     )
     # To train on rows twice may be meant.
-    assert len(solved_examples(judged("evaluate.shots=99", f"task.train=[{other},{other}]"))) == 18
+    config = judged("evaluate.shots=99", f"task.train=[{other},{other}]")
+    assert len(solved_examples(config)[""]) == 18
 
 
 def test_shots_are_in_the_languages_of_the_task(judged, golds):
     train = f"task.train=[{golds}/test.*.jsonl]"
     german = {row["utterance"] for row in rows_of(golds / "test.de.jsonl")}
-    found = solved_examples(judged("evaluate.shots=16", train, "task.languages=[de]"))
+    found = solved_examples(judged("evaluate.shots=16", train, "task.languages=[de]"))[""]
     assert {question for question, _ in found} == german and len(found) == 7
-    assert len(solved_examples(judged("evaluate.shots=16", train))) == 16
+    assert len(solved_examples(judged("evaluate.shots=16", train))[""]) == 16
     with pytest.raises(UserError, match=r"task\.languages: no row of task\.train is in cy"):
         solved_examples(judged("evaluate.shots=2", train, "task.languages=[cy]"))
 
@@ -172,12 +173,54 @@ def test_shots_are_turns_before_the_question(judged):
     (plain,), _ = base.encode([golds["de"][0].example])
     (prompt,), _ = base.encode([shown["de"][0].example])
     text = base.tokenizer.decode(prompt)
-    for question, answer in solved_examples(config):
+    for question, answer in solved_examples(config)[""]:
         assert question in text and answer in text
     assert text.count("<|im_start|>user") == 3 and text.count("<|im_start|>assistant") == 3
     assert base.tokenizer.decode(plain).split("<|im_start|>user")[-1] == text.split(
         "<|im_start|>user")[-1]  # fmt: skip
     assert solved_examples(config) == solved_examples(config)
+
+
+def test_shots_of_translations_are_of_the_rows_direction(judged, tmp_path):
+    def file(name, *directions):
+        rows = [
+            {"src": f"{a} {i}", "tgt": f"{b} {i}", "src_lang": a, "tgt_lang": b}
+            for a, b in directions
+            for i in range(5)
+        ]
+        (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+        return tmp_path / name
+
+    train = file("train.jsonl", ("fr", "en"), ("en", "de"), ("de", "en"))
+    words = ["task.kind=translation", f"task.train=[{train}]", "evaluate.shots=3"]
+    test = file("test.jsonl", ("de", "en"), ("fr", "en"))
+    config = judged(*words, f"evaluate.data=[{test}]")
+    shown = with_shots(read_golds(config), solved_examples(config))
+    for direction, rows in shown.items():
+        source, target = direction.split("-")
+        for gold in rows:
+            assert len(gold.example.shots) == 3
+            assert all(
+                question.startswith(source) and answer.startswith(target)
+                for question, answer in gold.example.shots
+            )
+    config = judged(*words, f"evaluate.data=[{file('other.jsonl', ('es', 'en'))}]")
+    with pytest.raises(UserError, match=r"translates es-en \(they have: fr-en, en-de, de-en\)"):
+        with_shots(read_golds(config), solved_examples(config))
+
+
+def test_finished_questions_take_no_shots(judged, tmp_path):
+    """They have no turns; their solved rows were left out without a word."""
+    row = {"lang": "en", "choices": ["yes", "no"], "answer": 0}
+    for name, field in (("asked", "question"), ("finished", "prefix")):
+        lines = [json.dumps({**row, field: f"q{i}"}) + "\n" for i in range(3)]
+        (tmp_path / f"{name}.jsonl").write_text("".join(lines), "utf-8")
+    words = ["task.kind=choice", f"task.train=[{tmp_path}/asked.jsonl]", "evaluate.shots=2"]
+    config = judged(*words, f"evaluate.data=[{tmp_path}/asked.jsonl]")
+    assert with_shots(read_golds(config), solved_examples(config))["en"][0].example.shots
+    config = judged(*words, f"evaluate.data=[{tmp_path}/finished.jsonl]")
+    with pytest.raises(UserError, match=r"finished\.jsonl:1: .*finished row.*evaluate\.shots=0"):
+        with_shots(read_golds(config), solved_examples(config))
 
 
 @pytest.mark.parametrize(
