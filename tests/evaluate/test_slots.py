@@ -303,6 +303,37 @@ def test_chinese_has_no_ends_of_words():
     assert tag_command(row).labels == ["Other", "Other", "song", "Other", "Other"]
 
 
+def test_only_the_first_part_can_be_the_intent():
+    row = wake(kind="intent_slots", intent="alarm/set")
+    spans = [["datetime", "at nine"], ["reminder/todo", "gas"]]
+    named = {"intent": "alarm/set", "slots": spans}
+    # Behind another part `intent` is a type like the others.
+    late = {"intent": "", "slots": [["intent", "alarm/set"]]}
+    answers = {
+        f" intent :  alarm/set ; {RIGHT}": named,
+        "intent: alarm/set; None": {"intent": "alarm/set", "slots": []},
+        f"Sure thing; intent: alarm/set; {RIGHT}": {**late, "slots": late["slots"] + spans},
+        "nonsense; intent: alarm/set": late,
+        "; intent: alarm/set": late,
+    }
+    found = score_intent_slots([row] * 5, list(answers))
+    assert list(found.read) == list(answers.values())
+    assert found.counts["no_intent"] == 3
+    alone = score_intent([row] * 5, list(answers))
+    for scored in (found, alone):
+        assert scored["intent_accuracy"].parts[:, 0].tolist() == [1, 1, 0, 0, 0]
+
+
+def test_a_row_without_slots_is_right_where_nothing_is_tagged():
+    """As in the paper's code; docs/evaluate.md says so."""
+    row = gold(utterance="hello there", slots=[])
+    answers = ["None", "", "@@@", "place: Berlin", "place: there"]
+    found = score_slots([row] * 5, answers)
+    assert found["exact_match"].parts[:, 0].tolist() == [1, 1, 1, 1, 0]
+    assert found["slot_f1"].parts[:, 1].tolist() == [0, 0, 0, 0, 1]
+    assert found["span_f1"].parts[:, 1].tolist() == [0, 0, 0, 1, 1]
+
+
 def test_mistakes():
     with pytest.raises(UserError, match="rules must be one of paper, mended"):
         score_slots([wake()], [RIGHT], rules="papre")
