@@ -24,6 +24,7 @@ class Example:
     choices: tuple[str, ...] = ()  # the answers among which the right one is, if that is asked
     answered_in: str = ""  # the language of the answer, if it is not that of the row
     judged: str = ""  # what stands before the part of an answer that is judged; empty: all is
+    ends: tuple[str, ...] = ()  # texts with which an answer is over, as a finished row writes them
 
     @property
     def finished(self) -> bool:
@@ -37,6 +38,8 @@ class Example:
 
     def read(self, answer: str) -> str:
         """The part of an answer that is judged; empty where it never came to it."""
+        for end in self.ends:
+            answer = answer.partition(end)[0]
         if not self.judged:
             return answer
         return answer.rpartition(self.judged)[2] if self.judged in answer else ""

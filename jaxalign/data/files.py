@@ -91,7 +91,7 @@ def read_files(pattern: str) -> Iterator[Row]:
         )
     for path in paths:
         suffixes = [s for s in Path(path).suffixes[-2:] if s != ".gz"]
-        suffix = suffixes[-1] if suffixes else ""
+        suffix = suffixes[-1].lower() if suffixes else ""
         if suffix not in READERS or Path(path).is_dir():
             raise UserError(
                 f"{path}: unknown file type {suffix or Path(path).name!r}; known are "
@@ -257,7 +257,7 @@ def _pair_languages(path: str) -> dict[str, str]:
     name = Path(path).name.removesuffix(".gz")
     stem, _, suffix = name.rpartition(".")
     languages = split_direction(stem)
-    if suffix != "tsv" or not all(map(LANGUAGE.fullmatch, languages)):
+    if suffix.lower() != "tsv" or not all(map(LANGUAGE.fullmatch, languages)):
         return {}
     return dict(zip(PAIR_FIELDS[2:], languages, strict=True))
 
@@ -306,6 +306,7 @@ def _timeless(batch: Any) -> Any:
 
 READERS: dict[str, Callable[[str], Iterator[Row]]] = {
     ".jsonl": _jsonl,
+    ".ndjson": _jsonl,
     ".json": _json,
     ".csv": _csv,
     ".tsv": _tsv,

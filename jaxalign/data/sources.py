@@ -1,7 +1,7 @@
 """Files, hub datasets and TFDS as one list of records, each knowing where it came from.
 
-A source is a path or glob (.jsonl .json .csv .tsv .parquet, also with .gz where it is text),
-`hf:NAME[:SUBSET]@SPLIT` for `datasets` (hub name or local folder), or
+A source is a path or glob (.jsonl .ndjson .json .csv .tsv .parquet, also with .gz where it is
+text), `hf:NAME[:SUBSET]@SPLIT` for `datasets` (hub name or local folder), or
 `tfds:NAME[/CONFIG]@SPLIT[?data_dir=FOLDER]` for TensorFlow Datasets, read without TensorFlow.
 
     records = read("data/train.*.jsonl", columns={"text": "sentence"})

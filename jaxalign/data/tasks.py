@@ -266,12 +266,14 @@ def _parts(answer: str) -> list[str]:
 def parse_intent_slots(answer: str) -> Command:
     """The intent, which must be the first part, and the slots behind it.
 
-    Only the first part can be the intent, so a slot type that is called `intent` stays a slot.
+    Only the first part, well-formed or not, can be the intent, so a slot type that is called
+    `intent` stays a slot.
     """
-    spans = parse_slots(answer)
-    if spans and spans[0][0] == INTENT:
-        return Command(spans[0][1], spans[1:])
-    return Command("", spans)
+    first, _, slots = answer.strip().partition("; ")
+    kind, colon, name = first.partition(": ")
+    if colon and kind.strip() == INTENT:
+        return Command(name.strip(), parse_slots(slots))
+    return Command("", parse_slots(answer))
 
 
 def parse_entities(answer: str) -> list[Span]:

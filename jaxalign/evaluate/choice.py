@@ -1,7 +1,7 @@
 """Multiple choice: what a model was found to think of each choice, and whether that is right.
 
-An answer is a choice's text, or what `ask.py` weighs: {"scores": [...], "tokens": [...]}, the
-log-probability of each choice and how many tokens it has.
+An answer is a choice's text, blanks around both aside, or what `ask.py` weighs: the log-probability
+of each choice and how many tokens it has, {"scores": [...], "tokens": [...]}.
 
     found = score_choice(golds, ['{"scores": [-3.1, -1.2], "tokens": [2, 4]}', "Cardiff"])
     found["accuracy"].value, found["accuracy_norm"].value
@@ -95,8 +95,9 @@ def _accuracy(name: str, golds: Sequence[Gold], chosen: Sequence[int]) -> Measur
 
 def _read(gold: Gold, answer: str, norm: str) -> Weighed:
     choices = gold.example.choices
-    if answer.strip() in choices:
-        at = choices.index(answer.strip())
+    bare = [choice.strip() for choice in choices]
+    if answer.strip() in bare:
+        at = bare.index(answer.strip())
         return Weighed(at, at)
     try:
         said = json.loads(answer)

@@ -81,7 +81,7 @@ class Comparison:
     absent: dict[str, list[str]]  # languages that a group names and no system was measured in
     rows: dict[str, int]  # language -> rows
     measures: dict[str, Comparisons]  # the first is the main score
-    counts: dict[str, dict[str, float]]  # system -> 'ill_formed' -> rows, mean over seeds
+    counts: dict[str, dict[str, float]]  # system -> 'ill_formed' -> number, mean over seeds
     draws: int
     seed: int
     confidence: int = CONFIDENCE

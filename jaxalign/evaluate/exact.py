@@ -1,5 +1,7 @@
 """Finished rows: an answer is right when it is the reference, blanks around both aside.
 
+The reference is the row's text up to its end token (`Example.ends`), where answers end, too.
+
 found = score_rows(golds, ["yes", "no "])
 found["exact_match"].value
 """
@@ -14,7 +16,7 @@ from jaxalign.evaluate.measure import Gold, Measure, Scored, share
 
 
 def score_rows(golds: Sequence[Gold], answers: Sequence[str]) -> Scored:
-    """exact_match; counts: empty. End tokens of the reference are the row's own affair."""
+    """exact_match; counts: empty."""
     read = tuple(answer.strip() for answer in answers)
     hits = [
         (gold.example.reference.strip() == answer, 1)

@@ -12,6 +12,7 @@ import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
+from jaxalign.base import open_base
 from jaxalign.data import sources
 from jaxalign.data.streams import in_task_languages
 from jaxalign.data.tasks import Example, render
@@ -21,6 +22,9 @@ from jaxalign.evaluate.measure import Gold
 from jaxalign.settings import Config
 
 Golds = dict[str, list[Gold]]  # language -> its rows, in the order of the data
+# Solved prompts and answers by what they stand before: a direction of translations, or ANY row.
+Shots = dict[str, tuple[tuple[str, str], ...]]
+ANY = ""
 # What a row without an answer is rendered with, where only the question is wanted.
 BLANK: dict[str, dict[str, object]] = {
     "rows": {"text": "-"},
@@ -31,6 +35,7 @@ BLANK: dict[str, dict[str, object]] = {
     "ner": {"entities": []},
     "choice": {"answer": 0},
 }
+COPIED = ("slots", "intent_slots", "ner")  # kinds whose answers are words of the row's text
 
 
 def kind_of(config: Config) -> str:
@@ -52,8 +57,9 @@ def read_golds(config: Config, rows: int = 0) -> Golds:
     """The rows of `evaluate.data` by language, at most `rows` (or `evaluate.rows`) of each.
 
     Raises:
-      UserError: no data, or a file that is named twice; a row that cannot be rendered; a language
-        that is asked for (in `evaluate.languages` or `evaluate.groups`) and has no rows.
+      UserError: no data, or a file that is named twice; a row that cannot be rendered, or copies
+        words in another language than its own; a language that is asked for (in
+        `evaluate.languages` or `evaluate.groups`) and has no rows.
     """
     settings, kind = config.evaluate, kind_of(config)
     if not settings.data:
@@ -61,11 +67,12 @@ def read_golds(config: Config, rows: int = 0) -> Golds:
             "evaluate.data is empty; name files to judge by, as in evaluate.data=[test.*.jsonl]"
         )
     sources.check_once(settings.data, "evaluate.data")
-    most = rows or settings.rows
+    most, ends = rows or settings.rows, _ends(config) if kind == "rows" else ()
     golds: Golds = {}
     seen = set()
     for number, record in enumerate(_records(config, settings.data, settings.columns)):
-        example = render(kind, record)
+        example = dataclasses.replace(render(kind, record), ends=ends)
+        _check_copied(kind, example)
         language = example.language or "und"
         seen.add(language)
         if settings.languages and language not in settings.languages:
@@ -75,6 +82,15 @@ def read_golds(config: Config, rows: int = 0) -> Golds:
             found.append(_gold(record, example, number, len(found)))
     _check_languages(config, seen)
     return golds
+
+
+def _ends(config: Config) -> tuple[str, ...]:
+    """The tokens that end an answer of `model.path`, as text; () where no model is named."""
+    if not config.model.path:
+        return ()
+    base = open_base(config)
+    texts = (base.tokenizer.decode([token]) for token in base.stops(base.prompts))
+    return tuple(filter(None, texts))
 
 
 def questions(config: Config, data: Sequence[str]) -> list[Gold]:
@@ -112,11 +128,11 @@ def _fill(kind: str, fields: Mapping[str, object]) -> dict[str, object]:
     return dict(fields) if solved else BLANK[kind] | dict(fields)
 
 
-def solved_examples(config: Config) -> tuple[tuple[str, str], ...]:
+def solved_examples(config: Config) -> Shots:
     """`evaluate.shots` prompts with their answers from `task.train`, drawn by `config.seed`.
 
     They are in `task.languages`, as the rows of a training are: others would show the base what no
-    trained system has seen.
+    trained system has seen. Of translations each direction has its own.
 
     Raises:
       UserError: no training rows to draw from, or finished rows, which hold no turns.
@@ -126,23 +142,57 @@ def solved_examples(config: Config) -> tuple[tuple[str, str], ...]:
         raise UserError("evaluate.shots: the solved rows come from task.train, which is empty")
     records = _records(config, config.task.train, config.task.columns)
     rendered = [render(kind, record) for record in records]
-    examples = in_task_languages(rendered, config.task, kind == "translation")
-    chosen = random.Random(config.seed).sample(examples, min(config.evaluate.shots, len(examples)))
-    if any(example.finished for example in chosen):
-        raise UserError("evaluate.shots: finished rows (kind rows) cannot stand before a prompt")
-    return tuple((example.prompt, example.answer) for example in chosen)
+    directed = kind == "translation"
+    groups: dict[str, list[Example]] = {}
+    for example in in_task_languages(rendered, config.task, directed):
+        groups.setdefault(example.language if directed else ANY, []).append(example)
+    found = {}
+    for direction, examples in groups.items():
+        number = min(config.evaluate.shots, len(examples))
+        chosen = random.Random(config.seed).sample(examples, number)
+        for example in chosen:
+            _check_turns(example)
+        found[direction] = tuple((example.prompt, example.answer) for example in chosen)
+    return found
 
 
-def with_shots(golds: Golds, shots: tuple[tuple[str, str], ...]) -> Golds:
-    """The same rows, each asked behind the solved ones."""
+def with_shots(golds: Golds, shots: Shots) -> Golds:
+    """The same rows, each asked behind the solved ones.
 
-    def shown(example: Example) -> Example:
-        return dataclasses.replace(example, shots=shots)
+    Raises:
+      UserError: finished rows, which hold no turns; a direction without solved rows.
+    """
 
-    return {
-        language: [dataclasses.replace(gold, example=shown(gold.example)) for gold in rows]
-        for language, rows in golds.items()
-    }
+    def shown(gold: Gold) -> Gold:
+        _check_turns(gold.example)
+        solved = shots.get(gold.language, shots.get(ANY))
+        if solved is None:
+            raise UserError(
+                f"evaluate.shots: no row of task.train in task.languages translates "
+                f"{gold.language} (they have: {', '.join(shots)}); add some, leave the direction "
+                "out with evaluate.languages, or set evaluate.shots=0"
+            )
+        return dataclasses.replace(gold, example=dataclasses.replace(gold.example, shots=solved))
+
+    return {language: [shown(gold) for gold in rows] for language, rows in golds.items()}
+
+
+def _check_turns(example: Example) -> None:
+    if example.finished:
+        raise UserError(
+            f"{example.origin}: evaluate.shots shows solved rows as turns of a conversation, and a "
+            "finished row has no turns; set evaluate.shots=0"
+        )
+
+
+def _check_copied(kind: str, example: Example) -> None:
+    """Refuses a row whose answer cannot be found in it."""
+    if example.answered_in and kind in COPIED:
+        raise UserError(
+            f"{example.origin}: answers of kind {kind} copy words of the row's own text, but "
+            f"evaluate.transforms asks for this one in {example.answered_in!r}; remove "
+            "cross_lingual_answer, or judge a kind that copies nothing, as in evaluate.kind=intent"
+        )
 
 
 def _check_languages(config: Config, seen: set[str]) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxalign.data.sources import Record
 from jaxalign.data.tasks import Example
 
 
@@ -29,6 +30,11 @@ class Gold:
     id: str  # the row's own id, or its number; equal ids in two languages are translations
     language: str  # 'de'; of a translation the direction, 'de-en'
     number: int = 0  # of the row in the data, all languages counted together
+
+    @property
+    def record(self) -> Record:
+        """The row of the data and its place, as tasks read it."""
+        return Record(dict(self.fields), self.example.origin)
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 
-from jaxalign.data.sources import Record
 from jaxalign.data.tasks import Span, entity_spans, parse_entities
 from jaxalign.evaluate.measure import Gold, Measure, Scored, f1, share
 from jaxalign.evaluate.slots import count_types, type_scores
@@ -36,7 +35,7 @@ def score_ner(golds: Sequence[Gold], answers: Sequence[str]) -> Scored:
     Raises:
         UserError: a row without entities.
     """
-    gold = [_bag(entity_spans(Record(dict(row.fields), row.example.origin))) for row in golds]
+    gold = [_bag(entity_spans(row.record)) for row in golds]
     kind = [parse_entities(answer) for answer in answers]
     strict = [parse_strict(answer) for answer in answers]
     paper = [parse_paper(answer) for answer in answers]

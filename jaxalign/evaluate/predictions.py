@@ -19,6 +19,7 @@ from jaxalign.evaluate.measure import Gold, Scored
 from jaxalign.paths import whole_file
 
 PREDICTIONS_FILE = "predictions.jsonl"
+JSON_LINES = (".jsonl", ".ndjson")
 # What a prediction may say of the row that it answers, and what the data says; None: nothing.
 SAID: dict[str, Callable[[Gold], Any]] = {
     "language": lambda gold: gold.example.language or None,
@@ -36,8 +37,8 @@ def read_predictions(file: str, golds: Golds) -> dict[str, list[str]]:
     compared with the data (`SAID`): ids may be those of other rows, such as numbers.
 
     Raises:
-      UserError: an empty file, another number of answers than rows, an unknown language or id, an
-        answer to another row.
+      UserError: an empty file, one of JSON lines that is called otherwise, another number of
+        answers than rows, an unknown language or id, an answer to another row.
     """
     path = Path(file)
     if not path.is_file():
@@ -51,13 +52,18 @@ def read_predictions(file: str, golds: Golds) -> dict[str, list[str]]:
         raise UserError(f"{file} cannot be read ({error.strerror})") from error
     if not text.strip():
         raise UserError(f"{file} is empty; it should hold one answer for each row")
-    if path.suffix == ".jsonl":
+    if path.suffix.lower() in JSON_LINES:
         with reading(file, "rows of JSON"):
             records = sources.read(file)
         if all({"language", "id"} <= record.fields.keys() for record in records):
             return _by_name(file, records, golds)
     else:
         lines = text.removesuffix("\n").split("\n")
+        if all(_answers(line) for line in lines if line.strip()):
+            raise UserError(
+                f"{file} holds rows of JSON with 'answer', but its name says plain text, of which "
+                f"each line is an answer; call it {path.with_suffix('.jsonl').name}"
+            )
         records = [
             sources.Record({"answer": line}, f"{file}:{number}")
             for number, line in enumerate(lines, 1)
@@ -68,6 +74,15 @@ def read_predictions(file: str, golds: Golds) -> dict[str, list[str]]:
 def in_order(golds: Golds) -> list[Gold]:
     """The rows of all languages in the order of the data."""
     return sorted((gold for rows in golds.values() for gold in rows), key=lambda gold: gold.number)
+
+
+def _answers(line: str) -> bool:
+    """Whether a line is a JSON object with an answer in it."""
+    try:
+        found = json.loads(line)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(found, dict) and "answer" in found
 
 
 def _answer(record: sources.Record) -> str:

@@ -237,7 +237,7 @@ def markdown(comparison: Comparison, title: str) -> str:
         if others:
             parts.append(markdown_table(*_tallies(comparison, measure), left=2))
     if any(comparison.counts.values()):
-        parts += ["## Counts (rows, mean over seeds)", markdown_table(*count_table(comparison))]
+        parts += ["## Counts (mean over seeds)", markdown_table(*count_table(comparison))]
     return "\n\n".join([*parts, *(_cell(note) for note in notes(comparison))])
 
 
@@ -254,9 +254,9 @@ def _tallies(comparison: Comparison, measure: str) -> tuple[list[str], list[list
 
 
 def count_table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
-    """Head and rows of how many answers were empty, ill-formed, ..."""
+    """Head and rows of how many answers were empty, how many parts of them ill-formed, ..."""
     names = dict.fromkeys(name for found in comparison.counts.values() for name in found)
-    rows = f"of {sum(comparison.rows.values())} rows"
+    rows = f"in {sum(comparison.rows.values())} rows"
     return [rows, *comparison.systems], [
         [
             name.replace("_", " "),

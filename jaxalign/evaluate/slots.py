@@ -42,6 +42,7 @@ from jaxalign.evaluate.tags import (
     OUTSIDE,
     Tagged,
     characters,
+    command_of,
     gold_spans,
     is_by_character,
     places_of,
@@ -195,7 +196,7 @@ def _score(golds: Sequence[Gold], texts: Sequence[str], rules: str) -> Scored:
         right, answered = _folded(gold_spans(gold)), _folded(said)
         spans.append(_overlap(right, answered))
         kinds.append(_overlap(_kinds(right), _kinds(answered)))
-        copied.append(_copied(gold.example.prompt.casefold(), answered))
+        copied.append(_copied(command_of(gold).casefold(), answered))
         read.append([list(span) for span in said])
         places += len(command.labels)
     slot_f1 = Measure("slot_f1", np.array(tags, float), f1)

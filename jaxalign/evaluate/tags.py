@@ -5,12 +5,14 @@ tag_command(gold)                    # Tagged(tokens=['wake', 'me', 'at', 'nine'
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
+from unicodedata import category
 
 from jaxalign.data.annotated import ANNOTATED
+from jaxalign.data.fields import text_of
 from jaxalign.data.languages import CHINESE, base_language
-from jaxalign.data.sources import Record
 from jaxalign.data.tasks import Span, slot_spans
 from jaxalign.errors import UserError
 from jaxalign.evaluate.measure import Gold
@@ -30,19 +32,24 @@ def tag_command(gold: Gold, rules: str = "paper") -> Tagged:
     """The tokens of a command and their labels, 'Other' outside of slots.
 
     MASSIVE rows (`utt`, `annot_utt`) are read as the paper's code does. Other rows get them from
-    `char_spans`, or from searching the words from left to right; there a token also ends where a
-    slot begins or ends.
+    `char_spans`, or from searching the words from left to right, first those that are no part of
+    other words; there a token also ends where a slot begins or ends.
     """
     by_character = is_by_character(gold)
     annotated = gold.fields.get("annot_utt")
     if annotated is None or gold.fields.get("slots") is not None:
-        return _tag_places(gold.example.prompt, places_of(gold)[0], by_character, rules)
+        return _tag_places(command_of(gold), places_of(gold)[0], by_character, rules)
     if rules == "mended":
         command, places = _unbracket(annotated)
         return _tag_places(command, places, by_character, rules)
     if by_character:
         return _tag_characters(annotated.split())
-    return Tagged(gold.example.prompt.split(), _label_words(annotated.split()))
+    return Tagged(command_of(gold).split(), _label_words(annotated.split()))
+
+
+def command_of(gold: Gold) -> str:
+    """The row's own text, in which words are searched: its prompt may hold another row's, too."""
+    return text_of(gold.record, "utterance", "utt")
 
 
 def is_by_character(gold: Gold) -> bool:
@@ -112,19 +119,35 @@ def places_of(gold: Gold) -> tuple[list[tuple[int, int, str]], int]:
     given = gold.fields.get("char_spans")
     if given is not None:
         return _given_places(gold, given, spans), 0
-    command, places, at = gold.example.prompt, [], 0
+    command, places, at = command_of(gold), [], 0
     for label, words in spans:
-        start = command.find(words, at)
-        start = command.find(words) if start < 0 else start
-        if words and start >= 0:
+        starts = _starts(command, words, is_by_character(gold))
+        if starts:
+            start = next((start for start in starts if start >= at), starts[0])
             at = start + len(words)
             places.append((start, at, label))
     return sorted(places), len(spans) - len(places)
 
 
+def _starts(command: str, words: str, by_character: bool) -> list[int]:
+    """Where the words begin; those within other words, as '1' in '10', only if there are no others.
+
+    Of a language that is compared by character all: nothing there says where a word ends.
+    """
+    every = [m.start() for m in re.finditer(f"(?={re.escape(words)})", command)] if words else []
+    whole = [at for at in every if not _within(command, at, at + len(words))]
+    return every if by_character else whole or every
+
+
+def _within(command: str, *places: int) -> bool:
+    """Whether one of these places has letters or digits, or marks of them, on both of its sides."""
+    sides = (command[at - 1 : at + 1] for at in places if 0 < at < len(command))
+    return any(all(one.isalnum() or category(one)[0] == "M" for one in side) for side in sides)
+
+
 def _given_places(gold: Gold, given: Any, spans: Sequence[Span]) -> list[tuple[int, int, str]]:
     """The places that a row itself names, at which its slots' words must stand."""
-    command, places = gold.example.prompt, []
+    command, places = command_of(gold), []
     pairs = given if isinstance(given, list) else []
     for pair, (label, words) in zip(pairs, spans, strict=False):
         whole = isinstance(pair, list) and len(pair) == 2 and all(type(n) is int for n in pair)
@@ -158,4 +181,4 @@ def _tag_places(
 
 def gold_spans(gold: Gold) -> list[Span]:
     """(type, words) of the row's slots."""
-    return slot_spans(Record(dict(gold.fields), gold.example.origin))
+    return slot_spans(gold.record)

@@ -50,6 +50,16 @@ def test_tables(tmp_path):
     assert fields(read(str(tmp_path / "a.tsv"))) == [{"text": 'said "no', "lang": "en"}]
 
 
+def test_names_of_files(tmp_path):
+    """JSON lines have two names, and capitals change no type of file."""
+    for name in ("a.ndjson", "b.NDJSON", "c.JSONL"):
+        (tmp_path / name).write_text('{"text": "x"}\n', "utf-8")
+        assert fields(read(str(tmp_path / name))) == [{"text": "x"}]
+    (tmp_path / "de-en.TSV").write_text("Ja.\tYes.\n", "utf-8")
+    (record,) = read(str(tmp_path / "de-en.TSV"))
+    assert record.fields == {"text0": "Ja.", "text1": "Yes.", "lang0": "de", "lang1": "en"}
+
+
 def test_headerless_pair_file(tmp_path):
     (tmp_path / "de-en.tsv").write_text('Ja.\tYes.\n"Nein\tNo.\n', "utf-8")
     (tmp_path / "pt-BR-en.tsv").write_text("text0\ttext1\nSim.\tYes.\n", "utf-8")

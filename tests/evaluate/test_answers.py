@@ -264,6 +264,28 @@ def test_a_row_has_one_id_for_generate_and_for_evaluate(judged, tmp_path):
     ]
 
 
+@pytest.mark.parametrize("name", ["p.JSONL", "p.ndjson", "p.NDJSON"])
+def test_names_of_json_lines(mixed, tmp_path, name):
+    right = {language: [gold.example.answer for gold in part] for language, part in mixed.items()}
+    lines = [json.dumps({"answer": gold.example.answer}) + "\n" for gold in in_order(mixed)]
+    (tmp_path / name).write_text("".join(lines))
+    assert read_predictions(str(tmp_path / name), mixed) == right
+
+
+@pytest.mark.parametrize("name", ["p.txt", "p.json", "p"])
+def test_json_lines_by_another_name_are_told(mixed, tmp_path, name):
+    """Each line would count as an answer that is wrong."""
+    rows = [json.dumps({"answer": gold.example.answer}) for gold in in_order(mixed)]
+    (tmp_path / name).write_text("\n".join(rows) + "\n\n")
+    with pytest.raises(UserError, match=rf"{name} holds rows of JSON .*p\.jsonl"):
+        read_predictions(str(tmp_path / name), mixed)
+    # One line that is none makes them texts, and so do objects that are answers themselves.
+    for lines in (["text", *rows[1:]], [json.dumps({"Results": []})] * len(rows)):
+        (tmp_path / name).write_text("\n".join(lines) + "\n")
+        found = read_predictions(str(tmp_path / name), mixed)
+        assert sorted(text for part in found.values() for text in part) == sorted(lines)
+
+
 def test_lines_end_as_windows_writes_them(judged, tmp_path):
     golds = read_golds(judged())
     (tmp_path / "p.txt").write_bytes(b"\xef\xbb\xbf" + b"a\r\n" * 16)

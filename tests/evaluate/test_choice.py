@@ -195,6 +195,14 @@ def test_answers_of_others_are_read_too():
     assert score_choice(rows[:1], ['{"scores": [NaN, 1, 2], "tokens": [1, 1, 1]}']).read == ("",)
 
 
+def test_blanks_around_a_choice_are_no_part_of_it():
+    """Behind a `prefix` choices begin with a blank, and written answers are stripped."""
+    rows = [gold(" yes", " no\n", answer=1)] * 4
+    found = score_choice(rows, [" no\n", "no", " no", "yes"])
+    assert found["accuracy"].parts[:, 0].tolist() == [1, 1, 1, 0]
+    assert found.read == (" no\n", " no\n", " no\n", " yes")
+
+
 def test_one_sentence(choosing, judged):
     for words, says in (
         (["evaluate.options.score=labels"], "'labels' should be one of label, prefix_sum"),

@@ -89,6 +89,8 @@ def test_markdown_tables_parse():
     assert main[-1][0] == "**mean of all (4)**"
     assert tallies[2] == ["a|b_1 & 50%", "languages", "4", "0", "0", "0.125"]
     assert tallies[3][:5] == ["a|b_1 & 50%", "rows", "48", "0", "112"]
+    # Parts of answers, not rows of the data.
+    assert "## Counts (mean over seeds)" in text and counts[0][0] == "in 160 rows"
     assert counts[2] == ["ill formed", "4", "4", "4"]
     assert bleu[2][3] == "8.2 ± 1.1"
     assert "macro means" in text

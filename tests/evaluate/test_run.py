@@ -151,15 +151,16 @@ def test_a_file_that_two_sources_name_is_refused(judged, golds):
         "twice; leave one of them out"
     )
     # To train on rows twice may be meant.
-    assert len(solved_examples(judged("evaluate.shots=99", f"task.train=[{other},{other}]"))) == 18
+    config = judged("evaluate.shots=99", f"task.train=[{other},{other}]")
+    assert len(solved_examples(config)[""]) == 18
 
 
 def test_shots_are_in_the_languages_of_the_task(judged, golds):
     train = f"task.train=[{golds}/test.*.jsonl]"
     german = {row["utterance"] for row in rows_of(golds / "test.de.jsonl")}
-    found = solved_examples(judged("evaluate.shots=16", train, "task.languages=[de]"))
+    found = solved_examples(judged("evaluate.shots=16", train, "task.languages=[de]"))[""]
     assert {question for question, _ in found} == german and len(found) == 7
-    assert len(solved_examples(judged("evaluate.shots=16", train))) == 16
+    assert len(solved_examples(judged("evaluate.shots=16", train))[""]) == 16
     with pytest.raises(UserError, match=r"task\.languages: no row of task\.train is in cy"):
         solved_examples(judged("evaluate.shots=2", train, "task.languages=[cy]"))
 
@@ -172,12 +173,89 @@ def test_shots_are_turns_before_the_question(judged):
     (plain,), _ = base.encode([golds["de"][0].example])
     (prompt,), _ = base.encode([shown["de"][0].example])
     text = base.tokenizer.decode(prompt)
-    for question, answer in solved_examples(config):
+    for question, answer in solved_examples(config)[""]:
         assert question in text and answer in text
     assert text.count("<|im_start|>user") == 3 and text.count("<|im_start|>assistant") == 3
     assert base.tokenizer.decode(plain).split("<|im_start|>user")[-1] == text.split(
         "<|im_start|>user")[-1]  # fmt: skip
     assert solved_examples(config) == solved_examples(config)
+
+
+def test_shots_of_translations_are_of_the_rows_direction(judged, tmp_path):
+    def file(name, *directions):
+        rows = [
+            {"src": f"{a} {i}", "tgt": f"{b} {i}", "src_lang": a, "tgt_lang": b}
+            for a, b in directions
+            for i in range(5)
+        ]
+        (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+        return tmp_path / name
+
+    train = file("train.jsonl", ("fr", "en"), ("en", "de"), ("de", "en"))
+    words = ["task.kind=translation", f"task.train=[{train}]", "evaluate.shots=3"]
+    test = file("test.jsonl", ("de", "en"), ("fr", "en"))
+    config = judged(*words, f"evaluate.data=[{test}]")
+    shown = with_shots(read_golds(config), solved_examples(config))
+    for direction, rows in shown.items():
+        source, target = direction.split("-")
+        for gold in rows:
+            assert len(gold.example.shots) == 3
+            assert all(
+                question.startswith(source) and answer.startswith(target)
+                for question, answer in gold.example.shots
+            )
+    config = judged(*words, f"evaluate.data=[{file('other.jsonl', ('es', 'en'))}]")
+    with pytest.raises(UserError, match=r"translates es-en \(they have: fr-en, en-de, de-en\)"):
+        with_shots(read_golds(config), solved_examples(config))
+
+
+def test_finished_questions_take_no_shots(judged, tmp_path):
+    """They have no turns; their solved rows were left out without a word."""
+    row = {"lang": "en", "choices": ["yes", "no"], "answer": 0}
+    for name, field in (("asked", "question"), ("finished", "prefix")):
+        lines = [json.dumps({**row, field: f"q{i}"}) + "\n" for i in range(3)]
+        (tmp_path / f"{name}.jsonl").write_text("".join(lines), "utf-8")
+    words = ["task.kind=choice", f"task.train=[{tmp_path}/asked.jsonl]", "evaluate.shots=2"]
+    config = judged(*words, f"evaluate.data=[{tmp_path}/asked.jsonl]")
+    assert with_shots(read_golds(config), solved_examples(config))["en"][0].example.shots
+    config = judged(*words, f"evaluate.data=[{tmp_path}/finished.jsonl]")
+    with pytest.raises(UserError, match=r"finished\.jsonl:1: .*finished row.*evaluate\.shots=0"):
+        with_shots(read_golds(config), solved_examples(config))
+
+
+@pytest.mark.parametrize(
+    ("kind", "field"), [("slots", "utterance"), ("intent_slots", "utterance"), ("ner", "text")]
+)
+def test_copied_words_are_not_asked_in_another_language(judged, tmp_path, kind, field):
+    rows = [
+        {"id": "1", "lang": language, field: words, "intent": "x", "slots": [["time", words]],
+         "entities": [["PER", words]]}
+        for language, words in (("en", "nine"), ("de", "neun"))
+    ]  # fmt: skip
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = f"evaluate.data=[{tmp_path}/rows.jsonl]"
+    asks = "evaluate.transforms=[{name: cross_lingual_answer, options: {rate: 1}}]"
+    if kind != "ner":
+        assert read_golds(judged("task.kind=intent", data, asks))
+    config = judged(f"task.kind={kind}", data, asks)
+    with pytest.raises(UserError, match=rf"rows\.jsonl:1: answers of kind {kind} copy words"):
+        evaluate(config, [Entrant("base", kind="base")], str(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_finished_rows_end_where_answers_end(judged, tmp_path):
+    """Their text ends with the end token, which no answer holds."""
+    row = {"lang": "en", "prefix": "Who?\nAnswer:", "text": " Goethe<|im_end|>"}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
+    config = judged("task.kind=rows", f"evaluate.data=[{tmp_path}/rows.jsonl]")
+    golds = read_golds(config)
+    for answer, right in ((" Goethe", 100), ("Goethe<|im_end|>\n", 100), ("Goethe!", 0), ("", 0)):
+        assert running.score(config, golds, {"en": [answer]})["en"]["exact_match"].value == right
+    # What is written down is the row's own text, by which the answers of a file are compared.
+    assert golds["en"][0].example.answer == row["text"]
+    config.model.path = ""
+    found = running.score(config, read_golds(config), {"en": ["Goethe<|im_end|>"]})
+    assert found["en"]["exact_match"].value == 100
 
 
 def test_long_prompts(judged, golds):

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from seqeval.metrics import classification_report, f1_score
 
-from jaxalign.data.sources import Record
+from jaxalign.data.sources import Companion, Record
 from jaxalign.data.tasks import render
 from jaxalign.errors import UserError
 from jaxalign.evaluate.measure import Gold
@@ -251,6 +251,87 @@ def test_a_slot_called_intent_stays_a_slot():
     row = gold(utterance="do it", slots=[["intent", "do"]])
     found = score_slots([row], ["intent: do"])
     assert found["slot_f1"].value == 100 and len(found.measures) == 5
+
+
+@pytest.mark.parametrize("order", ["own", "pivot"])
+@pytest.mark.parametrize("form", ["prompt", "answers"])
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"utterance": "spiel jazz um neun", "slots": [["x", "jazz"], ["time", "neun"]]},
+        {"utterance": "spiel jazz um neun", "slots": [["time", "neun"]], "char_spans": [[14, 18]]},
+        {"utt": "spiel jazz um neun", "annot_utt": "spiel [x : jazz] um [time : neun]"},
+    ],
+)
+def test_words_are_searched_in_the_rows_own_text(row, form, order):
+    """A prompt may hold the text of another language, in which the same words stand, too."""
+    english = {"lang": "en", "utterance": "play jazz at nine", "slots": []}
+    fields = {"lang": "de", **row}
+    companion = Companion(Record(english, "data.jsonl:2"), form, order)
+    both = render("slots", Record(fields, "data.jsonl:1", companion))
+    assert "play jazz at nine" in both.prompt
+    alone, fused = gold("de", **fields), Gold(both, fields, "0", "de")
+    answers = [alone.example.answer, "x: jazz", "time: nine"]
+    want, found = (score_slots([one] * 3, answers) for one in (alone, fused))
+    for ours, theirs in zip(found.measures, want.measures, strict=True):
+        assert ours.parts.tolist() == theirs.parts.tolist()
+    assert found.counts == want.counts
+    assert want["slot_f1"].parts[0, 0] == want["slot_f1"].parts[0, 2] > 0
+    assert want["copied"].parts.tolist()[1:] == [[1, 1], [0, 1]]
+
+
+@pytest.mark.parametrize(
+    ("utterance", "slots", "labels"),
+    [
+        ("in 10 minutes set 1", [["num", "1"]], "Other Other Other Other num"),
+        ("what is on at noon", [["prep", "at"]], "Other Other Other prep Other"),
+        # Behind the slot before it, if it stands there as a word.
+        ("1 or 1 in 10", [["a", "1"], ["b", "1"]], "a Other b Other Other"),
+        # Words that stand nowhere alone are found as before.
+        ("set 10am", [["num", "10"]], "Other num Other"),
+        ("कला कल", [["day", "कल"]], "Other day"),
+        ("pay $5, not US$5", [["money", "$5"]], "Other money Other Other Other"),
+    ],
+)
+def test_gold_words_are_words_of_the_command(utterance, slots, labels):
+    row = gold(utterance=utterance, slots=slots)
+    assert " ".join(tag_command(row).labels) == labels
+
+
+def test_chinese_has_no_ends_of_words():
+    row = gold("zh", utterance="播放歌曲 歌", slots=[["song", "歌"]])
+    assert tag_command(row).labels == ["Other", "Other", "song", "Other", "Other"]
+
+
+def test_only_the_first_part_can_be_the_intent():
+    row = wake(kind="intent_slots", intent="alarm/set")
+    spans = [["datetime", "at nine"], ["reminder/todo", "gas"]]
+    named = {"intent": "alarm/set", "slots": spans}
+    # Behind another part `intent` is a type like the others.
+    late = {"intent": "", "slots": [["intent", "alarm/set"]]}
+    answers = {
+        f" intent :  alarm/set ; {RIGHT}": named,
+        "intent: alarm/set; None": {"intent": "alarm/set", "slots": []},
+        f"Sure thing; intent: alarm/set; {RIGHT}": {**late, "slots": late["slots"] + spans},
+        "nonsense; intent: alarm/set": late,
+        "; intent: alarm/set": late,
+    }
+    found = score_intent_slots([row] * 5, list(answers))
+    assert list(found.read) == list(answers.values())
+    assert found.counts["no_intent"] == 3
+    alone = score_intent([row] * 5, list(answers))
+    for scored in (found, alone):
+        assert scored["intent_accuracy"].parts[:, 0].tolist() == [1, 1, 0, 0, 0]
+
+
+def test_a_row_without_slots_is_right_where_nothing_is_tagged():
+    """As in the paper's code; docs/evaluate.md says so."""
+    row = gold(utterance="hello there", slots=[])
+    answers = ["None", "", "@@@", "place: Berlin", "place: there"]
+    found = score_slots([row] * 5, answers)
+    assert found["exact_match"].parts[:, 0].tolist() == [1, 1, 1, 1, 0]
+    assert found["slot_f1"].parts[:, 1].tolist() == [0, 0, 0, 0, 1]
+    assert found["span_f1"].parts[:, 1].tolist() == [0, 0, 0, 1, 1]
 
 
 def test_mistakes():
