@@ -7,10 +7,12 @@ import pytest
 
 from jaxalign.base import System, open_base
 from jaxalign.errors import UserError
+from jaxalign.evaluate import comparable
 from jaxalign.evaluate import run as running
+from jaxalign.evaluate.compare import compare
 from jaxalign.evaluate.entrants import name_of
-from jaxalign.evaluate.gold import read_golds, solved_examples, with_shots
-from jaxalign.evaluate.run import Entrant, evaluate
+from jaxalign.evaluate.gold import questions, read_golds, solved_examples, with_shots
+from jaxalign.evaluate.run import Entrant, evaluate, score
 from jaxalign.evaluate.write import write
 from jaxalign.generate import run as generation
 from jaxalign.hf.peft import weights_digest
@@ -198,6 +200,55 @@ def test_long_prompts(judged, golds):
 def test_rows_per_language_and_only_some_languages(judged):
     golds = read_golds(judged("evaluate.rows=3", "evaluate.languages=[de]"))
     assert {language: len(rows) for language, rows in golds.items()} == {"de": 3}
+
+
+def test_rows_are_known_by_what_they_hold(judged, golds, tmp_path):
+    """Other rows under equal ids are others; prompts that a transform makes are not."""
+    data = f"evaluate.data=[{tmp_path}/test.*.jsonl]"
+    for file in golds.glob("test.*.jsonl"):
+        rows = rows_of(file)
+        for row in rows:
+            row["utterance"] += "!" if row is rows[1] else ""
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        (tmp_path / file.name).write_text(text, "utf-8")
+    silent = {language: [""] * len(rows) for language, rows in read_golds(judged()).items()}
+    fused = "evaluate.transforms=[{name: bilingual_prompt, options: {form: answers}}]"
+    own, other, same = (
+        score(config, read_golds(config), silent)
+        for config in (judged(), judged(data), judged(fused))
+    )
+    compare([comparable.System("a", [own]), comparable.System("b", [same])], {}, draws=5)
+    with pytest.raises(UserError, match="b: the rows of de are not those of a"):
+        compare([comparable.System("a", [own]), comparable.System("b", [other])], {}, draws=5)
+
+
+def test_answers_are_written_for_the_rows_that_are_judged(judged, golds):
+    config = judged("evaluate.rows=3", "evaluate.languages=[de]")
+    (judged_rows,) = read_golds(config).values()
+    assert questions(config, config.evaluate.data) == judged_rows
+    with pytest.raises(UserError, match=r"evaluate\.languages: no row of .*test\.en\.jsonl is in"):
+        questions(config, [f"{golds}/test.en.jsonl"])
+    # Groups of an evaluation say nothing of other data.
+    config = judged("evaluate.groups={low: [cy]}")
+    assert len(questions(config, [f"{golds}/test.en.jsonl"])) == 9
+
+
+def test_columns_of_the_training_are_not_those_of_an_evaluation(judged, adapters, tmp_path, capsys):
+    def told(*words: str) -> list[bool]:
+        config = judged("evaluate.rows=1", *words)
+        found = []
+        for work in (
+            lambda: evaluate(config, [Entrant("base", kind="base")], str(tmp_path / "e")),
+            lambda: write(config, "", [], [], str(tmp_path / "w" / "answers.jsonl")),
+        ):
+            work()
+            text = capsys.readouterr()
+            found.append("set evaluate.columns" in " ".join((text.out + text.err).split()))
+        return found
+
+    renamed = "task.columns={utterance: better}"
+    assert told(renamed) == [True, True]
+    assert told() == told(renamed, "evaluate.columns={utterance: utterance}") == [False, False]
 
 
 @pytest.mark.parametrize(
