@@ -1,5 +1,6 @@
 """Systems answer, are scored and compared; a run that dies goes on; bad input is told."""
 
+import contextlib
 import json
 
 import numpy as np
@@ -9,9 +10,12 @@ from jaxalign.base import System, open_base
 from jaxalign.errors import UserError
 from jaxalign.evaluate import comparable
 from jaxalign.evaluate import run as running
+from jaxalign.evaluate.answers import Answers
+from jaxalign.evaluate.ask import ask
 from jaxalign.evaluate.compare import compare
 from jaxalign.evaluate.entrants import name_of
 from jaxalign.evaluate.gold import questions, read_golds, solved_examples, with_shots
+from jaxalign.evaluate.prepare import identity, prepare
 from jaxalign.evaluate.run import Entrant, evaluate, score
 from jaxalign.evaluate.write import write
 from jaxalign.generate import run as generation
@@ -231,6 +235,41 @@ def test_answers_are_written_for_the_rows_that_are_judged(judged, golds):
     # Groups of an evaluation say nothing of other data.
     config = judged("evaluate.groups={low: [cy]}")
     assert len(questions(config, [f"{golds}/test.en.jsonl"])) == 9
+
+
+def test_a_row_draws_one_answer_wherever_it_stands(judged, tmp_path):
+    base = [Entrant("base", kind="base")]
+
+    def drawn(folder: str, *words: str) -> dict[tuple[str, str], str]:
+        config = judged("generate.method=sample", "generate.temperature=30", "generate.batch=1",
+                        "generate.max_new_tokens=4", *words)  # fmt: skip
+        evaluate(config, base, str(tmp_path / folder))
+        found = rows_of(tmp_path / folder / "base" / "predictions.jsonl")
+        return {(row["language"], row["id"]): row["answer"] for row in found}
+
+    few, grown = drawn("grown", "evaluate.rows=1"), drawn("grown", "evaluate.rows=3")
+    whole = drawn("whole", "evaluate.rows=3")
+    assert whole == grown and few.items() <= whole.items() and len(set(whole.values())) == 6
+    assert drawn("part", "evaluate.rows=3", "evaluate.languages=[en]").items() <= whole.items()
+    config = judged("generate.method=sample", "generate.temperature=30", "generate.batch=1",
+                    "generate.max_new_tokens=4", "evaluate.rows=2")  # fmt: skip
+    write(config, "", [], [], str(tmp_path / "answers.jsonl"))
+    written = {(row["language"], row["id"]): row["answer"]
+               for row in rows_of(tmp_path / "answers.jsonl")}  # fmt: skip
+    assert written.items() <= whole.items() and len(written) == 4
+
+
+def test_answers_that_were_drawn_by_place_are_refused(judged, tmp_path):
+    """They would be mixed with others; answers that are not drawn stay."""
+    for method, kept in (("sample", False), ("greedy", True), ("beam", True)):
+        base = open_base(judged(f"generate.method={method}"))
+        (rows, *_) = read_golds(base.config).values()
+        file = tmp_path / method / "answers.jsonl"
+        entrant, examples = Entrant("base", kind="base"), [gold.example for gold in rows]
+        made = identity(base, entrant, base.prompts, ask(base, examples)[0])
+        Answers(file, {name: value for name, value in made.items() if name != "drawn_by"})
+        with contextlib.nullcontext() if kept else pytest.raises(UserError, match="drawn_by=None"):
+            prepare(base, entrant, examples, file)
 
 
 def test_columns_of_the_training_are_not_those_of_an_evaluation(judged, adapters, tmp_path, capsys):
