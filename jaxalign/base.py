@@ -67,6 +67,7 @@ class System:
         decoding: Decoding,
         batch_size: int,
         rows: Collection[int] | None = None,
+        numbers: Sequence[int] | None = None,
     ) -> Iterator[tuple[list[int], list[list[int]]]]:
         """Row numbers and answers, batch by batch; see `jaxalign.generate.answer_chunks`."""
         with jax.set_mesh(self.mesh):
@@ -78,6 +79,7 @@ class System:
                 decoding,
                 stop_ids=self.stops,
                 batch_size=batch_size,
+                numbers=numbers,
                 share_prefix=self.share_prefix,
                 rows=rows,
             )

@@ -44,7 +44,7 @@ from jaxalign.compare.trial import (
     train,
 )
 from jaxalign.errors import UserError
-from jaxalign.evaluate.comparable import System, check_groups
+from jaxalign.evaluate.comparable import System, check_groups, check_rows, same_languages
 from jaxalign.evaluate.compare import Comparison
 from jaxalign.evaluate.compare import compare as compared
 from jaxalign.evaluate.draw import draw as draw_gains
@@ -84,17 +84,14 @@ def compare(study: Study, missing: str = "train", only: Sequence[str] = ()) -> r
             "of them, and compare the adapters with jaxalign evaluate"
         )
     _check_names(study, only)
-    check_data(study)
+    check_data(study, only)
     with shared_programs():
         return _compare(study, missing, only)
 
 
 def _compare(study: Study, missing: str, only: Sequence[str]) -> report.Found:
     bases, started = Bases(), time.monotonic()
-    names = [
-        name for name in study.systems
-        if not only or name in only or name == study.names[0] or _serves(study, name, only)
-    ]  # fmt: skip
+    names = _taking_part(study, only)
     if missing == "train":
         with claim(study, "prepared", wait=True):
             for name in names:
@@ -149,17 +146,38 @@ def _to_do(study: Study, trials: Sequence[Trial], missing: str) -> list[Trial]:
     return found
 
 
-def check_data(study: Study) -> None:
+def check_data(study: Study, only: Sequence[str] = ()) -> None:
     """Reads what systems are measured on, before any is trained.
 
+    Each system has settings of its own, so the data may be others; equal ones are read once.
+
     Raises:
-      UserError: data of an evaluation or parallel text that cannot be used.
+      UserError: data of an evaluation or parallel text that cannot be used; systems that would not
+        answer the same rows.
     """
-    for words in study.evaluations.values():
-        for more in ((), study.choice.words) if len(study.choice.candidates) > 1 else ((),):
-            config = study.base.config([*words, *more])
-            check_groups(config.evaluate.groups)
-            rehearse(kind_of(config), read_golds(config), config.evaluate.options)
+    known: dict[str, dict[str, Scored]] = {}
+
+    def rows_of(name: str, words: Sequence[str]) -> dict[str, Scored]:
+        config = study.systems[name][-1].config(words)
+        read_from = repr((config.evaluate, kind_of(config), config.seed))
+        if read_from not in known:
+            golds = read_golds(config)
+            rehearse(kind_of(config), golds, config.evaluate.options)
+            known[read_from] = {lang: Scored((), ()).of(rows) for lang, rows in golds.items()}
+        return known[read_from]
+
+    names = _taking_part(study, only)
+    for evaluation, words in study.evaluations.items():
+        check_groups(study.base.config(words).evaluate.groups)
+        systems = [System(name, [rows_of(name, words)]) for name in names]
+        try:
+            check_rows(systems, same_languages(systems))
+        except UserError as error:
+            raise UserError(f"{study.file}: evaluations.{evaluation}: {error}") from error
+    if len(study.choice.candidates) > 1:  # each system is judged by itself
+        first = next(iter(study.evaluations.values()))
+        for name in names:
+            rows_of(name, [*first, *study.choice.words])
     if texts := study.texts:
         for corpus in read_parallel(texts.parallel, texts.languages, texts.rows):
             for note in corpus.notes:
@@ -195,6 +213,14 @@ def _check_names(study: Study, only: Sequence[str]) -> None:
         if name not in study.names:
             raise UserError(f"--only: {name!r} is not a system of {study.file}; it has "
                             f"{', '.join(study.names)}")  # fmt: skip
+
+
+def _taking_part(study: Study, only: Sequence[str]) -> list[str]:
+    """The systems that are trained: those that are asked for, their parts and the baseline."""
+    return [
+        name for name in study.systems
+        if not only or name in only or name == study.names[0] or _serves(study, name, only)
+    ]  # fmt: skip
 
 
 def _serves(study: Study, name: str, only: Sequence[str]) -> bool:

@@ -11,10 +11,8 @@ as the torn line of a run that died, is not an answer and is written again.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,7 +22,7 @@ import numpy as np
 from jaxalign.base import Base, System
 from jaxalign.checksums import seal, seal_holds
 from jaxalign.errors import UserError
-from jaxalign.evaluate.ask import Ask
+from jaxalign.evaluate.ask import Ask, keys_of
 from jaxalign.evaluate.progress import Bar
 from jaxalign.generate import lay_out
 from jaxalign.multihost import from_main
@@ -78,17 +76,6 @@ def made_by(path: Path) -> dict[str, Any]:
     with path.open(encoding="utf-8", errors="replace") as file:
         found = _object(file.readline()).get("made_by")
     return found if isinstance(found, dict) else {}
-
-
-def keys_of(prompts: Sequence[Sequence[int]]) -> list[str]:
-    """A name for each prompt: a digest of its tokens, and its number among equal ones."""
-    seen: Counter[str] = Counter()
-    keys = []
-    for prompt in prompts:
-        digest = hashlib.sha256(np.asarray(prompt, "<i4").tobytes()).hexdigest()[:20]
-        keys.append(f"{digest}-{seen[digest]}")
-        seen[digest] += 1
-    return keys
 
 
 class Answers:

@@ -11,12 +11,17 @@ scorer reads, whether a model wrote them or not.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
+from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import numpy as np
+
 from jaxalign.base import Base, System, decoding_of
+from jaxalign.checksums import text_digest
 from jaxalign.data.beginnings import beginnings, encode_choices
 from jaxalign.data.chat import encode_texts
 from jaxalign.data.example import Example
@@ -81,6 +86,8 @@ class Written:
         # About prompts, which are compared themselves, or about speed.
         for name in ("long", "batch", "share_prefix"):
             settings.pop(name)
+        if settings["method"] == "sample":  # older answers were drawn by a row's place
+            settings["drawn_by"] = "prompt"
         return settings
 
     def chunks(
@@ -88,8 +95,10 @@ class Written:
     ) -> Iterator[Chunk]:
         """See `System.chunks`."""
         config = base.config
+        # What a row draws follows from its key: known answers are those of a run without them.
+        numbers = [int(text_digest(key)[:8], 16) for key in keys_of(self.prompts)]
         for some, ids in system.chunks(
-            self.prompts, decoding_of(config), config.generate.batch, rows
+            self.prompts, decoding_of(config), config.generate.batch, rows, numbers
         ):
             yield some, base.decode(ids), sum(map(len, ids))
 
@@ -166,6 +175,17 @@ class Weighed:
 
 
 ASKS: dict[str, type[Written] | type[Weighed]] = {"choice": Weighed}
+
+
+def keys_of(prompts: Sequence[Sequence[int]]) -> list[str]:
+    """A name for each prompt: a digest of its tokens, and its number among equal ones."""
+    seen: Counter[str] = Counter()
+    keys = []
+    for prompt in prompts:
+        digest = hashlib.sha256(np.asarray(prompt, "<i4").tobytes()).hexdigest()[:20]
+        keys.append(f"{digest}-{seen[digest]}")
+        seen[digest] += 1
+    return keys
 
 
 def ask(

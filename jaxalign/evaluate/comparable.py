@@ -2,6 +2,7 @@
 
 languages = same_languages(systems)                   # ['en', 'de', 'sw']
 rows = same_rows(systems, languages)                  # {'en': 250, ...}
+check_rows(systems, languages)                        # the same before anything is measured
 measured = same_measures(systems, languages)          # {'slot_f1': ['en', 'de', 'sw'], ...}
 members, absent = members_of({'aligned': ['de']}, languages)
 """
@@ -51,7 +52,7 @@ def same_languages(systems: Sequence[System]) -> list[str]:
         missing = [language for language in languages if language not in run]
         if missing:
             raise UserError(
-                f"{where} was not measured in {', '.join(missing)}, but others were; evaluate it "
+                f"{where} has no rows in {', '.join(missing)}, but others have; evaluate it "
                 "there, or leave these languages out of every system"
             )
     return languages
@@ -73,16 +74,28 @@ def same_rows(systems: Sequence[System], languages: Sequence[str]) -> dict[str, 
                         f"{where}: {language} has {len(measure.parts)} rows, but {first} has "
                         f"{rows[language]}; evaluate all systems on the same rows"
                     )
-        for language in languages:
-            if run[language].ids != systems[0].runs[0][language].ids:
-                raise UserError(
-                    f"{where}: the rows of {language} are not those of {first}; evaluate all "
-                    "systems on the same rows, in one order"
-                )
+    check_rows(systems, languages)
     empty = [language for language in languages if not rows[language]]
     if empty:
         raise UserError(f"{', '.join(empty)}: no rows to score; leave out languages without data")
     return rows
+
+
+def check_rows(systems: Sequence[System], languages: Sequence[str]) -> None:
+    """Compares the ids of rows and what they hold; nothing need be measured.
+
+    Raises:
+      UserError: other rows, or another order, in one of the runs.
+    """
+    first, run = next(each_run(systems))
+    asked = {language: (run[language].ids, run[language].contents) for language in languages}
+    for where, run in each_run(systems):
+        for language in languages:
+            if (run[language].ids, run[language].contents) != asked[language]:
+                raise UserError(
+                    f"{where}: the rows of {language} are not those of {first}; evaluate all "
+                    "systems on the same rows, in one order"
+                )
 
 
 def same_measures(systems: Sequence[System], languages: Sequence[str]) -> dict[str, list[str]]:

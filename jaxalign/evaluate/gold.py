@@ -8,11 +8,13 @@ with_shots(golds, solved_examples(config))     # the same questions behind solve
 from __future__ import annotations
 
 import dataclasses
+import json
 import random
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from jaxalign.base import open_base
+from jaxalign.checksums import text_digest
 from jaxalign.data import sources
 from jaxalign.data.streams import in_task_languages
 from jaxalign.data.tasks import Example, render
@@ -61,26 +63,20 @@ def read_golds(config: Config, rows: int = 0) -> Golds:
         words in another language than its own; a language that is asked for (in
         `evaluate.languages` or `evaluate.groups`) and has no rows.
     """
-    settings, kind = config.evaluate, kind_of(config)
+    settings = config.evaluate
     if not settings.data:
         raise UserError(
             "evaluate.data is empty; name files to judge by, as in evaluate.data=[test.*.jsonl]"
         )
     sources.check_once(settings.data, "evaluate.data")
-    most, ends = rows or settings.rows, _ends(config) if kind == "rows" else ()
-    golds: Golds = {}
-    seen = set()
-    for number, record in enumerate(_records(config, settings.data, settings.columns)):
-        example = dataclasses.replace(render(kind, record), ends=ends)
-        _check_copied(kind, example)
-        language = example.language or "und"
-        seen.add(language)
-        if settings.languages and language not in settings.languages:
-            continue
-        found = golds.setdefault(language, [])
-        if not most or len(found) < most:
-            found.append(_gold(record, example, number, len(found)))
-    _check_languages(config, seen)
+    kind, golds = kind_of(config), Golds()
+    ends = _ends(config) if kind == "rows" else ()
+    for gold in _asked(config, settings.data, "evaluate.data", rows or settings.rows):
+        _check_copied(kind, gold.example)
+        example = dataclasses.replace(gold.example, ends=ends)
+        golds.setdefault(gold.language, []).append(dataclasses.replace(gold, example=example))
+    for name, part in settings.groups.items() if not settings.languages else ():
+        _check_languages(f"evaluate.groups.{name}", part, golds, "evaluate.data")
     return golds
 
 
@@ -94,38 +90,79 @@ def _ends(config: Config) -> tuple[str, ...]:
 
 
 def questions(config: Config, data: Sequence[str]) -> list[Gold]:
-    """The rows of `data` in their order, with or without answers, for writing answers only."""
-    kind = kind_of(config)
+    """The rows of `data` in their order, with or without answers, for writing answers only.
+
+    They are at most `evaluate.rows` of each language, in `evaluate.languages`.
+
+    Raises:
+      UserError: a row that cannot be rendered, a language of `evaluate.languages` without rows.
+    """
+    return _asked(config, data, ", ".join(data), config.evaluate.rows, _unsolved)
+
+
+def columns_note(config: Config) -> str:
+    """A sentence where training renames columns and evaluation does not; else nothing."""
+    if not config.task.columns or config.evaluate.columns:
+        return ""
+    return (
+        "task.columns is for training rows only: the rows that are asked here are read by their "
+        "own column names; set evaluate.columns if theirs are to be renamed, too"
+    )
+
+
+def _asked(
+    config: Config,
+    data: Sequence[str],
+    named: str,
+    most: int,
+    given: Callable[[str, sources.Record], sources.Record] = lambda kind, record: record,
+) -> list[Gold]:
+    """The rows of `data`, at most so many of each language, in the languages that are asked for.
+
+    Args:
+      named: how a sentence calls the data.
+      most: 0: all.
+      given: of the kind and a record, what is rendered.
+    """
+    kind, wanted = kind_of(config), config.evaluate.languages
+    records = sources.read_all(data, config.evaluate.columns)
+    contents = {record.origin: _content(record) for record in records}
     golds = []
     seen: Counter[str] = Counter()
-    for number, record in enumerate(_records(config, data, config.evaluate.columns)):
-        given = {name: value for name, value in record.fields.items() if value is not None}
-        unsolved = dataclasses.replace(record, fields=_fill(kind, given))
-        example = render(kind, unsolved)
-        golds.append(_gold(record, example, number, seen[example.language]))
-        seen[example.language] += 1
+    for number, record in enumerate(_transformed(config, records)):
+        example = render(kind, given(kind, record))
+        language = example.language or "und"
+        place = seen[language]
+        seen[language] += 1
+        if (wanted and language not in wanted) or (most and place >= most):
+            continue
+        own = record.fields.get("id")
+        name = str(place if own is None else own)
+        content = contents.get(record.origin) or _content(record)
+        golds.append(Gold(example, record.fields, name, language, number, content))
+    _check_languages("evaluate.languages", wanted, seen, named)
     return golds
 
 
-def _gold(record: sources.Record, example: Example, number: int, place: int) -> Gold:
-    """A row of the data; without an `id` it goes by its `place` among those of its language."""
-    given = record.fields.get("id")
-    name = str(place if given is None else given)
-    return Gold(example, record.fields, name, example.language or "und", number)
+def _content(record: sources.Record) -> str:
+    """A digest of a row; of what is not JSON, and so neither asked nor an answer, the place alone.
+
+    Taken before transforms: systems may ask the same row in other ways.
+    """
+    return text_digest(json.dumps(record.fields, sort_keys=True, default=lambda value: None))
 
 
-def _records(
-    config: Config, data: Sequence[str], columns: Mapping[str, str]
-) -> list[sources.Record]:
+def _transformed(config: Config, records: list[sources.Record]) -> list[sources.Record]:
     """The rows after `evaluate.transforms`."""
-    records = sources.read_all(data, columns)
     transforms = config.evaluate.transforms
     return transformed(records, transforms, "evaluate.transforms", "data", config.seed)
 
 
-def _fill(kind: str, fields: Mapping[str, object]) -> dict[str, object]:
+def _unsolved(kind: str, record: sources.Record) -> sources.Record:
+    """The row with an answer that it may lack."""
+    fields = {name: value for name, value in record.fields.items() if value is not None}
     solved = {"target", "annot_utt", "translation"} & fields.keys()
-    return dict(fields) if solved else BLANK[kind] | dict(fields)
+    return dataclasses.replace(record, fields=fields if solved else BLANK[kind] | fields)
 
 
 def solved_examples(config: Config) -> Shots:
@@ -140,7 +177,7 @@ def solved_examples(config: Config) -> Shots:
     kind = kind_of(config)
     if not config.task.train:
         raise UserError("evaluate.shots: the solved rows come from task.train, which is empty")
-    records = _records(config, config.task.train, config.task.columns)
+    records = _transformed(config, sources.read_all(config.task.train, config.task.columns))
     rendered = [render(kind, record) for record in records]
     directed = kind == "translation"
     groups: dict[str, list[Example]] = {}
@@ -195,16 +232,10 @@ def _check_copied(kind: str, example: Example) -> None:
         )
 
 
-def _check_languages(config: Config, seen: set[str]) -> None:
-    groups = config.evaluate.groups
-    wanted = [("evaluate.languages", config.evaluate.languages)]
-    if not config.evaluate.languages:
-        wanted += [(f"evaluate.groups.{name}", part) for name, part in groups.items()]
-    have = ", ".join(sorted(seen))
-    for key, languages in wanted:
-        for language in languages:
-            if language not in seen:
-                raise UserError(
-                    f"{key}: no row of evaluate.data is in {language!r} (it has: {have})"
-                    f"{sources.nearest(language, seen)}"
-                )
+def _check_languages(key: str, wanted: Sequence[str], have: Collection[str], named: str) -> None:
+    for language in wanted:
+        if language not in have:
+            raise UserError(
+                f"{key}: no row of {named} is in {language!r} (it has: {', '.join(sorted(have))})"
+                f"{sources.nearest(language, have)}"
+            )

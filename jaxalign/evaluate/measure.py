@@ -11,8 +11,8 @@ only adds up other rows, and a language can be judged in parts.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -30,6 +30,7 @@ class Gold:
     id: str  # the row's own id, or its number; equal ids in two languages are translations
     language: str  # 'de'; of a translation the direction, 'de-en'
     number: int = 0  # of the row in the data, all languages counted together
+    content: str = ""  # digest of the row as the data has it, whatever transforms make of it
 
     @property
     def record(self) -> Record:
@@ -61,9 +62,16 @@ class Scored:
     details: Mapping[str, Any] = field(default_factory=dict)  # scores of each slot type, signature
     ids: tuple[str, ...] = ()  # of the rows; equal ids in two languages are translations
     unmeasured: tuple[str, ...] = ()  # measures that say nothing of this language, and are missing
+    contents: tuple[str, ...] = ()  # of the rows, digests: equal ids may be of other rows
 
     def __getitem__(self, name: str) -> Measure:
         return next(measure for measure in self.measures if measure.name == name)
+
+    def of(self, rows: Sequence[Gold]) -> Scored:
+        """The same, with what tells these rows from others."""
+        return replace(
+            self, ids=tuple(row.id for row in rows), contents=tuple(row.content for row in rows)
+        )
 
 
 def share(sums: np.ndarray) -> np.ndarray:

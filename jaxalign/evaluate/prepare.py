@@ -86,8 +86,8 @@ def prepare(
 
 
 def tell(notes: Sequence[str], console: Console) -> None:
-    """Prints sentences that are not errors."""
-    for note in notes:
+    """Prints sentences that are not errors; empty ones say nothing."""
+    for note in filter(None, notes):
         console.print(f"note: {visible(note)}", style="yellow", soft_wrap=True)
 
 

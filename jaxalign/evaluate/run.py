@@ -9,7 +9,6 @@ Entrants of one name are seeds of one system. The first name is what the others 
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -25,7 +24,14 @@ from jaxalign.evaluate.compare import Comparison, compare
 from jaxalign.evaluate.draw import draw
 from jaxalign.evaluate.entrants import Entrant as Entrant
 from jaxalign.evaluate.entrants import folder_names
-from jaxalign.evaluate.gold import Golds, kind_of, read_golds, solved_examples, with_shots
+from jaxalign.evaluate.gold import (
+    Golds,
+    columns_note,
+    kind_of,
+    read_golds,
+    solved_examples,
+    with_shots,
+)
 from jaxalign.evaluate.measure import Gold, Scored
 from jaxalign.evaluate.predictions import read_predictions, write_predictions
 from jaxalign.evaluate.prepare import ANSWERS_FILE, Asked, prepare, tell
@@ -55,6 +61,7 @@ def evaluate(config: Config, entrants: Sequence[Entrant], out: str) -> Compariso
     Raises:
       UserError: anything in the settings, the data, an adapter or a file that cannot work.
     """
+    tell([columns_note(config)], console())
     found = scored(config, entrants, out)
     if not is_main():
         return None
@@ -125,10 +132,7 @@ def score(config: Config, golds: Golds, texts: Texts) -> dict[str, Scored]:
     """Each language's answers judged by the scorer of the task's kind."""
     scorer = SCORERS[kind_of(config)]
     return {
-        language: dataclasses.replace(
-            scorer(rows, _judged(rows, texts[language]), **config.evaluate.options),
-            ids=tuple(gold.id for gold in rows),
-        )
+        language: scorer(rows, _judged(rows, texts[language]), **config.evaluate.options).of(rows)
         for language, rows in golds.items()
     }
 

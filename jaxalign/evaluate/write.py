@@ -18,7 +18,7 @@ from jaxalign.errors import UserError
 from jaxalign.evaluate.answers import answer
 from jaxalign.evaluate.ask import answers
 from jaxalign.evaluate.entrants import Entrant
-from jaxalign.evaluate.gold import BLANK, kind_of, questions
+from jaxalign.evaluate.gold import BLANK, columns_note, kind_of, questions
 from jaxalign.evaluate.measure import Gold
 from jaxalign.evaluate.predictions import write_rows
 from jaxalign.evaluate.prepare import prepare, tell
@@ -71,6 +71,7 @@ def write(
             _write(Path(out), golds, texts)
         return
     golds = questions(config, data)
+    tell([columns_note(config)], screen)
     path = Path(out or f"{config.output}/answers.jsonl")
     check_file(path, "--out")
     base = open_base(config)

@@ -235,6 +235,36 @@ def test_data_is_read_before_anything_is_trained(files, tmp_path, monkeypatch, c
     assert "--only: 'lens' is not a system" in capsys.readouterr().err
 
 
+def test_other_rows_are_found_before_anything_is_trained(files, tmp_path, monkeypatch, capsys):
+    """Ids and numbers of rows agree: what the rows say does not."""
+    monkeypatch.setattr("jaxalign.train", None)
+    lines = (ASSETS / "dev.de.jsonl").read_text("utf-8").splitlines()[:12]
+    rows = [{name: value for name, value in json.loads(line).items() if name != "id"}
+            for line in lines]  # fmt: skip
+    for name, some in {"a": rows[:6], "b": rows[6:], "copy": rows[:6]}.items():
+        text = "".join(json.dumps(row) + "\n" for row in some)
+        (tmp_path / f"{name}.jsonl").write_text(text, "utf-8")
+    study = tmp_path / "study.yaml"
+
+    def write(one: str, two: str) -> None:
+        study.write_text(f"""
+base: {files}/base.yaml
+output: {tmp_path}/out
+systems:
+  one: {{evaluate: {{data: ["{tmp_path}/{one}.jsonl"], groups: {{}}}}}}
+  two: {{evaluate: {{data: ["{tmp_path}/{two}.jsonl"], groups: {{}}}}}}
+""")
+
+    write("a", "b")
+    assert main(["compare", str(study)]) == 2
+    told = " ".join(capsys.readouterr().err.split())
+    assert "evaluations.task: two: the rows of de are not those of one; evaluate all" in told
+    write("a", "copy")  # files may have other names
+    run.check_data(read_study(study))
+    write("a", "b")
+    run.check_data(read_study(study), only=["one"])
+
+
 def test_what_a_system_reads_is_measured_once(files, tmp_path, monkeypatch):
     text = (files / "study.yaml").read_text()
     given = f'{{subspace: {{parallel: "{files}/dev.*.jsonl"}}}}'

@@ -325,7 +325,8 @@ def test_parts_share_no_item():
     valid = run(rows, "part", share=0.8, rest=True)
     one, other = ({row.fields["id"] for row in part} for part in (train, valid))
     assert not one & other and len(one | other) == 79 and len(train) + len(valid) == len(rows)
-    assert 50 < len(one) < 75 and one != {r.fields["id"] for r in run(rows, "part", 2, share=0.8)}
+    assert 50 < len(one) < 75 and train == run(rows, "part", seed=2, share=0.8)
+    assert one != {row.fields["id"] for row in run(rows, "part", share=0.8, cut=2)}
 
 
 # Choices ------------------------------------------------------------------------------------------

@@ -78,7 +78,7 @@ class Made:
     def decode(self, answers): return [bytes(a).decode() for a in answers]
     def stops(self, how): return (2,)
     def bare(self): return self
-    def chunks(self, prompts, decoding, batch, rows):
+    def chunks(self, prompts, decoding, batch, rows, numbers):
         for group in chunks([len(p) for p in prompts], batch):
             if not set(rows).isdisjoint(group):
                 time.sleep(0.004)

@@ -1,5 +1,6 @@
 """Systems answer, are scored and compared; a run that dies goes on; bad input is told."""
 
+import contextlib
 import json
 
 import numpy as np
@@ -7,10 +8,15 @@ import pytest
 
 from jaxalign.base import System, open_base
 from jaxalign.errors import UserError
+from jaxalign.evaluate import comparable
 from jaxalign.evaluate import run as running
+from jaxalign.evaluate.answers import Answers
+from jaxalign.evaluate.ask import ask
+from jaxalign.evaluate.compare import compare
 from jaxalign.evaluate.entrants import name_of
-from jaxalign.evaluate.gold import read_golds, solved_examples, with_shots
-from jaxalign.evaluate.run import Entrant, evaluate
+from jaxalign.evaluate.gold import questions, read_golds, solved_examples, with_shots
+from jaxalign.evaluate.prepare import identity, prepare
+from jaxalign.evaluate.run import Entrant, evaluate, score
 from jaxalign.evaluate.write import write
 from jaxalign.generate import run as generation
 from jaxalign.hf.peft import weights_digest
@@ -276,6 +282,90 @@ def test_long_prompts(judged, golds):
 def test_rows_per_language_and_only_some_languages(judged):
     golds = read_golds(judged("evaluate.rows=3", "evaluate.languages=[de]"))
     assert {language: len(rows) for language, rows in golds.items()} == {"de": 3}
+
+
+def test_rows_are_known_by_what_they_hold(judged, golds, tmp_path):
+    """Other rows under equal ids are others; prompts that a transform makes are not."""
+    data = f"evaluate.data=[{tmp_path}/test.*.jsonl]"
+    for file in golds.glob("test.*.jsonl"):
+        rows = rows_of(file)
+        for row in rows:
+            row["utterance"] += "!" if row is rows[1] else ""
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        (tmp_path / file.name).write_text(text, "utf-8")
+    silent = {language: [""] * len(rows) for language, rows in read_golds(judged()).items()}
+    fused = "evaluate.transforms=[{name: bilingual_prompt, options: {form: answers}}]"
+    own, other, same = (
+        score(config, read_golds(config), silent)
+        for config in (judged(), judged(data), judged(fused))
+    )
+    compare([comparable.System("a", [own]), comparable.System("b", [same])], {}, draws=5)
+    with pytest.raises(UserError, match="b: the rows of de are not those of a"):
+        compare([comparable.System("a", [own]), comparable.System("b", [other])], {}, draws=5)
+
+
+def test_answers_are_written_for_the_rows_that_are_judged(judged, golds):
+    config = judged("evaluate.rows=3", "evaluate.languages=[de]")
+    (judged_rows,) = read_golds(config).values()
+    assert questions(config, config.evaluate.data) == judged_rows
+    with pytest.raises(UserError, match=r"evaluate\.languages: no row of .*test\.en\.jsonl is in"):
+        questions(config, [f"{golds}/test.en.jsonl"])
+    # Groups of an evaluation say nothing of other data.
+    config = judged("evaluate.groups={low: [cy]}")
+    assert len(questions(config, [f"{golds}/test.en.jsonl"])) == 9
+
+
+def test_a_row_draws_one_answer_wherever_it_stands(judged, tmp_path):
+    base = [Entrant("base", kind="base")]
+
+    def drawn(folder: str, *words: str) -> dict[tuple[str, str], str]:
+        config = judged("generate.method=sample", "generate.temperature=30", "generate.batch=1",
+                        "generate.max_new_tokens=4", *words)  # fmt: skip
+        evaluate(config, base, str(tmp_path / folder))
+        found = rows_of(tmp_path / folder / "base" / "predictions.jsonl")
+        return {(row["language"], row["id"]): row["answer"] for row in found}
+
+    few, grown = drawn("grown", "evaluate.rows=1"), drawn("grown", "evaluate.rows=3")
+    whole = drawn("whole", "evaluate.rows=3")
+    assert whole == grown and few.items() <= whole.items() and len(set(whole.values())) == 6
+    assert drawn("part", "evaluate.rows=3", "evaluate.languages=[en]").items() <= whole.items()
+    config = judged("generate.method=sample", "generate.temperature=30", "generate.batch=1",
+                    "generate.max_new_tokens=4", "evaluate.rows=2")  # fmt: skip
+    write(config, "", [], [], str(tmp_path / "answers.jsonl"))
+    written = {(row["language"], row["id"]): row["answer"]
+               for row in rows_of(tmp_path / "answers.jsonl")}  # fmt: skip
+    assert written.items() <= whole.items() and len(written) == 4
+
+
+def test_answers_that_were_drawn_by_place_are_refused(judged, tmp_path):
+    """They would be mixed with others; answers that are not drawn stay."""
+    for method, kept in (("sample", False), ("greedy", True), ("beam", True)):
+        base = open_base(judged(f"generate.method={method}"))
+        (rows, *_) = read_golds(base.config).values()
+        file = tmp_path / method / "answers.jsonl"
+        entrant, examples = Entrant("base", kind="base"), [gold.example for gold in rows]
+        made = identity(base, entrant, base.prompts, ask(base, examples)[0])
+        Answers(file, {name: value for name, value in made.items() if name != "drawn_by"})
+        with contextlib.nullcontext() if kept else pytest.raises(UserError, match="drawn_by=None"):
+            prepare(base, entrant, examples, file)
+
+
+def test_columns_of_the_training_are_not_those_of_an_evaluation(judged, adapters, tmp_path, capsys):
+    def told(*words: str) -> list[bool]:
+        config = judged("evaluate.rows=1", *words)
+        found = []
+        for work in (
+            lambda: evaluate(config, [Entrant("base", kind="base")], str(tmp_path / "e")),
+            lambda: write(config, "", [], [], str(tmp_path / "w" / "answers.jsonl")),
+        ):
+            work()
+            text = capsys.readouterr()
+            found.append("set evaluate.columns" in " ".join((text.out + text.err).split()))
+        return found
+
+    renamed = "task.columns={utterance: better}"
+    assert told(renamed) == [True, True]
+    assert told() == told(renamed, "evaluate.columns={utterance: utterance}") == [False, False]
 
 
 @pytest.mark.parametrize(

@@ -72,16 +72,18 @@ class Part:
     of: str = setting("id", "rows with the same value of this field stay together")
     share: float = setting(0.5, "of the values", above=0, below=1)
     rest: bool = setting(False, "the other rows")
+    cut: int = setting(1, "another number cuts elsewhere", lowest=0)  # 1: where runs of seed 1 cut
 
 
 def part(records: Sequence[Record], options: Mapping[str, Any], seed: int) -> list[Record]:
-    """The rows of a share of the items, or the rest of them; which ones depends on the seed and on
-    each row's `of`, so that translations of one item are on one side.
+    """The rows of a share of the items, or the rest of them; which ones depends on `cut` and on
+    each row's `of`, so that translations of one item are on one side. It does not depend on the
+    seed: what one run was trained on, no other one with these options is judged by.
     """
     chosen = read(Part, options)
 
     def inside(record: Record) -> bool:
-        name = f"{seed}:{_field(record, chosen.of, 'of')}".encode("utf-8", "replace")
+        name = f"{chosen.cut}:{_field(record, chosen.of, 'of')}".encode("utf-8", "replace")
         place = int.from_bytes(hashlib.sha256(name).digest()[:8], "big") / 2**64
         return (place < chosen.share) != chosen.rest
 
