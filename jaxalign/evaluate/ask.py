@@ -16,7 +16,7 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from jaxalign.base import Base, System, decoding_of
+from jaxalign.base import Base, decoding_of
 from jaxalign.data.beginnings import beginnings, encode_choices
 from jaxalign.data.chat import encode_texts
 from jaxalign.data.example import Example
@@ -24,6 +24,7 @@ from jaxalign.data.template import Prompts
 from jaxalign.evaluate.choice import check_words
 from jaxalign.evaluate.gold import kind_of
 from jaxalign.frozen.projection import Attached
+from jaxalign.generate import System
 
 Chunk = tuple[list[int], list[str], int]  # row numbers, their texts, tokens that were written
 

@@ -24,7 +24,7 @@ from jaxalign.base import Base
 from jaxalign.config import to_yaml
 from jaxalign.data.loader import Counted, prefetch
 from jaxalign.multihost import is_main
-from jaxalign.paths import Desk
+from jaxalign.paths import RECORD, Desk
 from jaxalign.settings import Config, flatten
 from jaxalign.settings.together import unread
 from jaxalign.sharding import put_batch, rows_here
@@ -248,7 +248,7 @@ def _on_record(run: Run, desk: Desk) -> None:
     """Writes the settings, once something is trained with them."""
     if is_main():
         Path(desk.folder, "config.yaml").write_text(to_yaml(run.config), "utf-8")
-        desk.remove(record.FILE)  # of when the run was shorter
+        desk.remove(RECORD)  # of when the run was shorter
 
 
 def _judged_at(run: Run, judge: Judge | None, step: int) -> bool:

@@ -24,8 +24,6 @@ from jaxalign.base import Base, open_base
 from jaxalign.checksums import text_digest
 from jaxalign.data.loader import Stream
 from jaxalign.errors import UserError
-from jaxalign.hf.peft import load_peft
-from jaxalign.model.spec import ModelSpec
 from jaxalign.multihost import agree, is_main
 from jaxalign.objectives import Loss
 from jaxalign.objectives.subspace import Subspace
@@ -93,7 +91,7 @@ def prepare(config: Config, scores: Collection[str] | None = (), base: Base | No
     inputs = inputs_of(config, base) if is_main() else {}
     mesh, spec = base.mesh, base.spec
     check_fit(config, spec, mesh)
-    adapter, start = _adapter(config, spec)
+    adapter, start = _adapter(config, base)
     base.opened.check_vocabulary()
     phases, tokenizer = {name: facts_of(config, name) for name in active}, base.tokenizer
     ways = row_ways(mesh)
@@ -171,12 +169,12 @@ def _digests(
     return {"the settings": text_digest(repr(shared))} | rows
 
 
-def _adapter(config: Config, spec: ModelSpec) -> tuple[Adapter | None, Any]:
+def _adapter(config: Config, base: Base) -> tuple[Adapter | None, Any]:
     """What is trained next to the base, and the weights to start from, if any."""
-    wanted = adapter_of(config, spec)
+    wanted = adapter_of(config, base.spec)
     if wanted is None or not config.adapter.start:
         return wanted, None
-    trained, found = load_peft(config.adapter.start, spec)
+    trained, found = base.opened.adapter(config.adapter.start)
     return wanted.following(found, config.adapter.start), trained
 
 

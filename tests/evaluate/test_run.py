@@ -5,13 +5,14 @@ import json
 import numpy as np
 import pytest
 
-from jaxalign.base import System, open_base
+from jaxalign.base import open_base
 from jaxalign.errors import UserError
 from jaxalign.evaluate import run as running
 from jaxalign.evaluate.entrants import name_of
 from jaxalign.evaluate.gold import read_golds, solved_examples, with_shots
 from jaxalign.evaluate.run import Entrant, evaluate
 from jaxalign.evaluate.write import write
+from jaxalign.generate import System
 from jaxalign.generate import run as generation
 from jaxalign.hf.peft import weights_digest
 from tests.evaluate.conftest import rows_of
