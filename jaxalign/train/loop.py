@@ -59,7 +59,7 @@ def train(
       title: of the progress bar.
       judge: looked up at every validation for more `eval/...` values, such as scores of what the
         model writes; every process calls it. Its attribute `scores`, if it has one, names those
-        of which more is better.
+        of which more is better, and `rows` is the digest of the rows by which it judges.
       base: the base of this configuration, where it is opened already.
 
     Raises:
@@ -72,7 +72,8 @@ def train(
     ):
         if done := record.over(config, desk):
             return done
-        run = prepare(config, getattr(judge, "scores", None) if judge else (), base)
+        scores = getattr(judge, "scores", None) if judge else ()
+        run = prepare(config, scores, base, getattr(judge, "rows", ""))
         with jax.set_mesh(run.mesh):
             return _train(run, title, judge, desk, watch)
 

@@ -48,6 +48,7 @@ class Run(Design):
     total: int  # updates
     aim: Aim | None  # what chooses the best checkpoint; None where nothing is measured
     inputs: dict[str, str]  # digests of what it reads, from before it was read
+    sample: str = ""  # digest of the rows by which a judge of answers judges; empty: there is none
     # Called between the parts of long work (validation, answers); raises where the run should stop.
     look_up: Callable[[], None] = lambda: None
 
@@ -70,13 +71,19 @@ class Run(Design):
         return placed(self.state, self.shardings)
 
 
-def prepare(config: Config, scores: Collection[str] | None = (), base: Base | None = None) -> Run:
+def prepare(
+    config: Config,
+    scores: Collection[str] | None = (),
+    base: Base | None = None,
+    sample: str = "",
+) -> Run:
     """Reads data and model and builds the jitted step.
 
     Args:
       config: the run.
       scores: what a judge of answers measures besides; None: not known beforehand.
       base: the base of this configuration, where it is opened already.
+      sample: digest of the rows by which a judge of answers judges.
 
     Raises:
       UserError: anything in the configuration, the data or the checkpoint that cannot work.
@@ -138,6 +145,7 @@ def prepare(config: Config, scores: Collection[str] | None = (), base: Base | No
         total=total,
         aim=aim,
         inputs=inputs,
+        sample=sample,
     )
 
 
