@@ -24,9 +24,10 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxalign.adapters import Adapter
-from jaxalign.data.chat import encode_prompts, load_tokenizer
+from jaxalign.data.chat import encode_prompts
 from jaxalign.data.tasks import Example
 from jaxalign.data.template import Prompts, prompts_of
+from jaxalign.data.tokenizer import check_tokens, load_tokenizer
 from jaxalign.errors import UserError
 from jaxalign.frozen.projection import Attached
 from jaxalign.generate import Decoding, System, stop_ids
@@ -130,11 +131,12 @@ class Opened:
           fetch: as of `check_weights`.
 
         Raises:
-          UserError: as `load_peft` and `check_weights`.
+          UserError: as `load_peft`, `check_weights` and `check_tokens`.
         """
         folder = locate(path)
         found = load_peft(folder, self.spec)
         self.check_weights(folder, fetch)
+        self.check_tokens(folder)
         return found
 
     def check_weights(self, adapter: Path, fetch: bool = False) -> None:
@@ -150,6 +152,17 @@ class Opened:
         had = trained_on(adapter)
         if had and (fetch or holds_weights(self.files)) and self.fingerprint != had:
             raise another_base(str(adapter), self.path, named_base(adapter))
+
+    def check_tokens(self, adapter: Path) -> None:
+        """Whether the tokenizer knows the tokens of the one that an adapter may come with.
+
+        Args:
+          adapter: its folder.
+
+        Raises:
+          UserError: one that is not known.
+        """
+        check_tokens(adapter, self.files, self.path, lambda: self.tokenizer)
 
     def check_vocabulary(self) -> None:
         """Whether the model has an embedding for each token of its tokenizer.
