@@ -12,7 +12,7 @@ train(config, base=base)                      # the same weights
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -24,87 +24,20 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxalign.adapters import Adapter
-from jaxalign.data.chat import encode_prompts, load_tokenizer
+from jaxalign.data.chat import encode_prompts
 from jaxalign.data.tasks import Example
 from jaxalign.data.template import Prompts, prompts_of
+from jaxalign.data.tokenizer import check_tokens, load_tokenizer
 from jaxalign.errors import UserError
 from jaxalign.frozen.projection import Attached
-from jaxalign.generate import Decoding, answer_chunks, stop_ids, weigh_chunks
-from jaxalign.hf.find import locate, small_files
+from jaxalign.generate import Decoding, System, stop_ids
+from jaxalign.hf.find import holds_weights, locate, small_files
 from jaxalign.hf.load import abstract_params, fingerprint, load_params, load_spec
-from jaxalign.hf.peft import load_peft
+from jaxalign.hf.peft import load_peft, named_base, trained_on
 from jaxalign.model.decoder import Decoder
 from jaxalign.model.spec import ModelSpec
 from jaxalign.settings import Config, MeshConfig, ModelConfig
 from jaxalign.sharding import make_mesh, shard_tree
-
-
-@dataclass(frozen=True)
-class System:
-    """A base with or without an adapter, ready to write."""
-
-    decoder: Decoder
-    params: Any
-    lora: Any
-    mesh: Mesh
-    stops: tuple[int, ...]
-    prompts: Prompts  # how it is asked
-    share_prefix: bool = True  # whether what all prompts share is computed once
-
-    def write(
-        self, prompts: Sequence[Sequence[int]], decoding: Decoding, batch_size: int
-    ) -> list[list[int]]:
-        """New token ids of each prompt; see `jaxalign.generate.generate`."""
-        answers: list[list[int]] = [[] for _ in prompts]
-        for rows, found in self.chunks(prompts, decoding, batch_size):
-            for row, ids in zip(rows, found, strict=True):
-                answers[row] = ids
-        return answers
-
-    def chunks(
-        self,
-        prompts: Sequence[Sequence[int]],
-        decoding: Decoding,
-        batch_size: int,
-        rows: Collection[int] | None = None,
-        numbers: Sequence[int] | None = None,
-    ) -> Iterator[tuple[list[int], list[list[int]]]]:
-        """Row numbers and answers, batch by batch; see `jaxalign.generate.answer_chunks`."""
-        with jax.set_mesh(self.mesh):
-            yield from answer_chunks(
-                self.decoder,
-                self.params,
-                self.lora,
-                prompts,
-                decoding,
-                stop_ids=self.stops,
-                batch_size=batch_size,
-                numbers=numbers,
-                share_prefix=self.share_prefix,
-                rows=rows,
-            )
-
-    def weigh(
-        self,
-        prompts: Sequence[Sequence[int]],
-        choices: Sequence[Sequence[Sequence[int]]],
-        how: str,
-        batch_size: int,
-        rows: Collection[int] | None = None,
-    ) -> Iterator[tuple[list[int], list[list[float]]]]:
-        """Row numbers and log-probabilities of choices; see `jaxalign.generate.weigh_chunks`."""
-        with jax.set_mesh(self.mesh):
-            yield from weigh_chunks(
-                self.decoder,
-                self.params,
-                self.lora,
-                prompts,
-                choices,
-                how,
-                batch_size=batch_size,
-                share_prefix=self.share_prefix,
-                rows=rows,
-            )
 
 
 @dataclass
@@ -190,6 +123,47 @@ class Opened:
         weights, self._weights = self.weights(dtype), None
         return weights
 
+    def adapter(self, path: str | Path, fetch: bool = False) -> tuple[dict[str, Any], Adapter]:
+        """A PEFT folder's tree and what it is, of an adapter that belongs to this base.
+
+        Args:
+          path: folder or hub name.
+          fetch: as of `check_weights`.
+
+        Raises:
+          UserError: as `load_peft`, `check_weights` and `check_tokens`.
+        """
+        folder = locate(path)
+        found = load_peft(folder, self.spec)
+        self.check_weights(folder, fetch)
+        self.check_tokens(folder)
+        return found
+
+    def check_weights(self, adapter: Path, fetch: bool = False) -> None:
+        """Compares the weights with those that an adapter's run has had, where its record says so.
+
+        Args:
+          adapter: its folder.
+          fetch: whether weights that are not here are fetched for it; else they are not compared.
+
+        Raises:
+          UserError: they are others.
+        """
+        had = trained_on(adapter)
+        if had and (fetch or holds_weights(self.files)) and self.fingerprint != had:
+            raise another_base(str(adapter), self.path, named_base(adapter))
+
+    def check_tokens(self, adapter: Path) -> None:
+        """Whether the tokenizer knows the tokens of the one that an adapter may come with.
+
+        Args:
+          adapter: its folder.
+
+        Raises:
+          UserError: one that is not known.
+        """
+        check_tokens(adapter, self.files, self.path, lambda: self.tokenizer)
+
     def check_vocabulary(self) -> None:
         """Whether the model has an embedding for each token of its tokenizer.
 
@@ -266,7 +240,7 @@ class Base:
           UserError: the folder holds no adapter for this base, or a template that cannot be used.
         """
         prompts = self.prompts_of(adapter)
-        return self.attach(*load_peft(adapter, self.spec), prompts)
+        return self.attach(*self.opened.adapter(adapter, fetch=True), prompts)
 
     def attach(self, lora: Any, adapter: Adapter, prompts: Prompts | None = None) -> System:
         """The base with an adapter that is in memory, separate or merged into it as configured."""
@@ -353,6 +327,14 @@ class Base:
         by_input = decoder.adapter is not None and bool(lora) and decoder.adapter.by_input
         share = self.config.generate.share_prefix == "auto" and not by_input
         return System(decoder, params, lora, self.mesh, self.stops(prompts), prompts, share)
+
+
+def another_base(what: str, path: str, named: str) -> UserError:
+    """The sentence where `what` was trained on other weights than the base at `path` has."""
+    return UserError(
+        f"{what} was trained on another base than {path} (it was {named}, with other weights); "
+        "give that base by --base MODEL or as model.path"
+    )
 
 
 def open_base(config: Config, held: str = "") -> Base:

@@ -27,12 +27,13 @@ from jaxalign.lock import only_run
 from jaxalign.multihost import is_main, text_from_main
 from jaxalign.terminal import complain
 
+RECORD = "result.json"  # of a run that is over
 # Whoever reads a folder looks for one of these first, so they come when the rest is there.
 LAST = (
     "adapter_config.json",
     "config.json",
     "model.safetensors.index.json",
-    "result.json",
+    RECORD,
 )
 CHUNK = 16 << 20  # bytes
 LONGEST = 200  # bytes of a file's name, which may get an ending; file systems take 255

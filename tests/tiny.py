@@ -1,12 +1,15 @@
 """A tiny model with a real byte-level tokenizer, and real rows of the shipped demo data."""
 
 import json
+import shutil
 from pathlib import Path
 
 import jax
 import pytest
 
+from jaxalign.checksums import seal
 from jaxalign.config import load
+from jaxalign.hf.load import fingerprint
 from jaxalign.hf.save import save_base
 from jaxalign.model.decoder import Decoder
 from jaxalign.model.spec import ModelSpec
@@ -51,6 +54,14 @@ def base(tmp_path_factory):
     params = Decoder(SPEC).init(jax.random.key(0))
     save_base(folder / "base", params, SPEC, tokenizer_from=tokenizer)
     return str(folder / "base")
+
+
+def of_run(adapter, folder, base_then):
+    """A copy of an adapter as a run left it in `folder`, with the record of its base."""
+    shutil.copytree(adapter, Path(folder, "adapter"))
+    record = {"inputs": {"model.path": fingerprint(base_then)}}
+    Path(folder, "result.json").write_text(json.dumps(seal(record)))
+    return f"{folder}/adapter"
 
 
 def lower_case(folder):

@@ -25,11 +25,11 @@ from jaxalign.errors import UserError
 from jaxalign.merge.methods import Recipe
 from jaxalign.merge.record import difference
 from jaxalign.merge.run import merge
+from jaxalign.paths import RECORD
 from jaxalign.prepare.run import is_of_other_text, subspace
 from jaxalign.settings import AUTO, Config
 from jaxalign.terminal import say
 from jaxalign.train.finish import ENDS
-from jaxalign.train.record import FILE
 from jaxalign.train.resume import check_length, check_settings
 from jaxalign.train.same import other_inputs
 
@@ -301,4 +301,4 @@ def _ends(rows: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
 
 def _record(config: Config) -> dict[str, Any]:
     """What a run that is over recorded; {} of one that is not."""
-    return read_sealed(Path(config.output, FILE))
+    return read_sealed(Path(config.output, RECORD))

@@ -5,7 +5,9 @@ tokenizer = load_tokenizer("meta-llama/Meta-Llama-3-8B-Instruct")
 
 from __future__ import annotations
 
+import filecmp
 import json
+from collections.abc import Callable
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +19,8 @@ from jaxalign.hf.find import TOKENIZER_FILES, small_files
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+FAST = "tokenizer.json"
+VOCABULARY = ("tokenizer.*", "vocab.*")  # those of a tokenizer's files without which there is none
 # The class that AutoTokenizer takes for a family whose tokenizer_config.json names it.
 CLASSES = {
     "llama": "PreTrainedTokenizerFast",
@@ -66,6 +70,58 @@ def tokenizer_digest(path: str, revision: str | None = None) -> str:
     return text_digest("".join(f"{digest}  {file.name}\n" for file, digest in digests))
 
 
+def check_tokens(
+    adapter: Path, base: Path, name: str, own: Callable[[], PreTrainedTokenizerBase]
+) -> None:
+    """Whether a base's tokenizer knows every token of an adapter's, where both have one.
+
+    An adapter's prompts are built by its chat template and cut by the base's tokenizer: a token
+    that only the adapter's knows would be cut into pieces.
+
+    Args:
+        adapter: its folder.
+        base: the base's folder.
+        name: what the base is called.
+        own: gives the base's tokenizer; it is asked where their files differ.
+
+    Raises:
+        UserError: a token is not known, or known by another number.
+    """
+    theirs, ours = _vocabulary_files(adapter), _vocabulary_files(base)
+    if not ours or all(
+        file.name in ours and filecmp.cmp(file, ours[file.name], shallow=False)
+        for file in theirs.values()
+    ):
+        return
+    known = own().get_vocab()
+    for token, number in _tokens(adapter).items():
+        if known.get(token) != number:
+            raise UserError(
+                f"{adapter}: its tokenizer has the token {brief(token)} as number {number}, the "
+                f"tokenizer of {name} has not; use a copy of that base's folder with the adapter's "
+                "tokenizer files as the base (model.path, --base), or remove these files from the "
+                "adapter's folder if its prompts need no such tokens"
+            )
+
+
+def _vocabulary_files(folder: Path) -> dict[str, Path]:
+    return {file.name: file for pattern in VOCABULARY for file in folder.glob(pattern)}
+
+
+def _tokens(folder: Path) -> dict[str, int]:
+    """Token -> number of a tokenizer; from its file, where that is quicker than loading it."""
+    file = folder / FAST
+    if not file.is_file():
+        return load_tokenizer(str(folder)).get_vocab()
+    check_sums(folder, [FAST])
+    with reading(str(file), "a tokenizer"):
+        content = json.loads(file.read_text("utf-8"))
+        pieces = content["model"]["vocab"]
+        if isinstance(pieces, list):  # [[piece, score], ...]
+            pieces = {piece: number for number, (piece, _) in enumerate(pieces)}
+        return pieces | {one["content"]: one["id"] for one in content.get("added_tokens") or []}
+
+
 def _class_for(folder: Path) -> Any:
     """The class of a folder's tokenizer, or AutoTokenizer, which finds it.
 
@@ -79,7 +135,7 @@ def _class_for(folder: Path) -> Any:
             for name in ("config.json", "tokenizer_config.json")
         )
         known = CLASSES[model["model_type"]]
-        plain = "auto_map" not in said and (folder / "tokenizer.json").is_file()
+        plain = "auto_map" not in said and (folder / FAST).is_file()
         if plain and said["tokenizer_class"] in (known, known.removesuffix("Fast")):
             return getattr(transformers, known)
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):

@@ -12,12 +12,13 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxalign.base import Base, System, decoding_of
+from jaxalign.base import Base, decoding_of
 from jaxalign.data.files import text_lines
 from jaxalign.data.sources import Record
 from jaxalign.data.tasks import render
 from jaxalign.evaluate.measure import Gold
 from jaxalign.evaluate.scorers import SCORERS
+from jaxalign.generate import System
 from jaxalign.probe.retrieval import retrieval as retrieve
 from jaxalign.probe.states import pooled_states
 

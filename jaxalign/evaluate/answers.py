@@ -19,12 +19,12 @@ from typing import Any
 
 import numpy as np
 
-from jaxalign.base import Base, System
+from jaxalign.base import Base
 from jaxalign.checksums import seal, seal_holds
 from jaxalign.errors import UserError
 from jaxalign.evaluate.ask import Ask, keys_of
 from jaxalign.evaluate.progress import Bar
-from jaxalign.generate import lay_out
+from jaxalign.generate import System, lay_out
 from jaxalign.multihost import from_main
 from jaxalign.terminal import console, visible
 

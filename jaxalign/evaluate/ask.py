@@ -20,7 +20,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from jaxalign.base import Base, System, decoding_of
+from jaxalign.base import Base, decoding_of
 from jaxalign.checksums import text_digest
 from jaxalign.data.beginnings import beginnings, encode_choices
 from jaxalign.data.chat import encode_texts
@@ -29,6 +29,7 @@ from jaxalign.data.template import Prompts
 from jaxalign.evaluate.choice import check_words
 from jaxalign.evaluate.gold import kind_of
 from jaxalign.frozen.projection import Attached
+from jaxalign.generate import System
 
 Chunk = tuple[list[int], list[str], int]  # row numbers, their texts, tokens that were written
 

@@ -16,8 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxalign.base import Base
+from jaxalign.checksums import text_digest
 from jaxalign.evaluate.ask import answers, ask
-from jaxalign.evaluate.gold import read_golds
+from jaxalign.evaluate.gold import Golds, read_golds
 from jaxalign.evaluate.measure import Scored
 from jaxalign.evaluate.run import score
 from jaxalign.evaluate.translation import COMET
@@ -33,7 +34,8 @@ def sample_judge(config: Config) -> Callable[[Any, Any], dict[str, float]] | Non
 
     Returns:
       A function of the run and its state: each measure's mean over the languages as
-      `eval/MEASURE`, each language's as `eval/MEASURE/LANGUAGE`. Its `scores` are these names.
+      `eval/MEASURE`, each language's as `eval/MEASURE/LANGUAGE`. Its `scores` are these names, its
+      `rows` the digest of what is asked and of the references.
 
     Raises:
       UserError: as `read_golds`.
@@ -64,7 +66,17 @@ def sample_judge(config: Config) -> Callable[[Any, Any], dict[str, float]] | Non
     if config.evaluate.options.get("comet"):
         names |= {f"eval/{COMET}", *(f"eval/{COMET}/{language}" for language in golds)}
     judge.scores = names  # type: ignore[attr-defined]
+    judge.rows = _digest(golds)  # type: ignore[attr-defined]
     return judge
+
+
+def _digest(golds: Golds) -> str:
+    """SHA-256 of the rows of each language in their order; their files' names do not matter."""
+    rows = [
+        (language, dataclasses.replace(gold.example, origin=""), sorted(gold.fields.items()))
+        for language in sorted(golds) for gold in golds[language]
+    ]  # fmt: skip
+    return text_digest(repr(rows))
 
 
 def _values(scored: dict[str, Scored]) -> dict[str, float]:

@@ -17,15 +17,16 @@ from typing import Any
 
 from rich.console import Console
 
-from jaxalign.base import Base, System
+from jaxalign.base import Base
 from jaxalign.data.tasks import Example
 from jaxalign.data.template import Prompts
 from jaxalign.evaluate.answers import Answers
 from jaxalign.evaluate.ask import Ask, ask
 from jaxalign.evaluate.entrants import Entrant
 from jaxalign.evaluate.gold import kind_of
+from jaxalign.generate import System
 from jaxalign.hf.find import locate, unpinned
-from jaxalign.hf.peft import load_peft, named_base, weights_digest
+from jaxalign.hf.peft import named_base, weights_digest
 from jaxalign.multihost import is_main
 from jaxalign.settings.data import UNASKED
 from jaxalign.terminal import visible
@@ -66,7 +67,7 @@ def prepare(
     """
     how, notes, adapter = base.prompts, [], None
     if entrant.kind == "adapter":
-        _, adapter = load_peft(entrant.source, base.spec)
+        _, adapter = base.opened.adapter(entrant.source)
         how = base.prompts_of(entrant.source)
         notes += [_other_base(base, entrant.source)]
         # Finished rows know no template.

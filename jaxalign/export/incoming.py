@@ -75,9 +75,11 @@ def import_adapter(path: str, base: str, out: str, existing: str = "refuse") -> 
     folder, opened = locate(path), open_files(base)
     where, spec = opened.files, opened.spec
     found = inspect(folder, path, base, spec)
+    opened.check_weights(folder)
     tokenizer = next((one for one in (folder, where) if any(one.glob("tokenizer*"))), None)
     if tokenizer:
         _check_vocabulary(path, tokenizer, spec)
+    opened.check_tokens(folder)
     must_stay = [Path.cwd(), Path.home(), folder, where]
     # continue.yaml is there to be edited.
     with whole_folder(Path(out), existing, keep=must_stay, sealed=["adapter"]) as new:

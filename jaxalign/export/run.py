@@ -90,6 +90,8 @@ def export(request: Request) -> Path:
             f"--format {request.format}: the {source.adapter.name} of {request.source} is not a "
             "change of weights and cannot be merged; use --format peft"
         )
+    if source.files and request.format != "peft":  # which gets the adapter's own tokenizer
+        source.opened.check_tokens(source.files)
     must_stay = [Path.cwd(), Path.home(), source.folder, *([source.files] if source.files else [])]
     if "://" not in request.source and Path(request.source).is_dir():
         must_stay.append(Path(request.source))

@@ -16,21 +16,19 @@ import jax
 import numpy as np
 
 from jaxalign.adapters import Adapter
-from jaxalign.base import Opened, open_files
-from jaxalign.checksums import read_sealed
+from jaxalign.base import Opened, another_base, open_files
 from jaxalign.config import saved
 from jaxalign.data.template import recorded
 from jaxalign.errors import UserError
 from jaxalign.export.checkpoint import Saved, find
 from jaxalign.hf.find import holds_weights, locate, unpinned
 from jaxalign.hf.load import abstract_params
-from jaxalign.hf.peft import load_peft, named_base
+from jaxalign.hf.peft import load_peft, named_base, trained_on
 from jaxalign.model.spec import ModelSpec
 from jaxalign.settings import Config
 from jaxalign.sharding import path_name
 from jaxalign.terminal import say
 from jaxalign.train.design import adapter_of
-from jaxalign.train.record import FILE
 from jaxalign.train.same import began_from
 from jaxalign.train.stored import local_places
 
@@ -83,7 +81,9 @@ def whole_base(source: Source) -> Path:
     """
     found = source.opened.fingerprint
     if source.saved and found != source.saved.meta["base"]:
-        raise _another_base(source.saved, source.base)
+        raise another_base(source.saved.run, source.base, source.saved.meta.get("model", ""))
+    if source.files:
+        source.opened.check_weights(source.files, fetch=True)
     return source.opened.whole
 
 
@@ -139,7 +139,7 @@ def _of_checkpoint(saved: Saved, base: str) -> Source:
     opened = open_files(base) if base else open_files(config.model.path, config.model.revision)
     spec, path = _spec(opened, saved.run), opened.path
     if holds_weights(opened.files) and opened.fingerprint != saved.meta["base"]:
-        raise _another_base(saved, path)
+        raise another_base(saved.run, path, saved.meta.get("model", ""))
     if (known := saved.meta.get("began_from")) and known != (now := began_from(config)) and now:
         raise UserError(
             f"{saved.run} began from another adapter than {config.adapter.start} holds now, and "
@@ -185,14 +185,8 @@ def _check_base(folder: Path, opened: Opened, named: str) -> None:
     Raises:
         UserError: it has other weights.
     """
-    trained_on = str(read_sealed(folder.parent / FILE).get("inputs", {}).get("model.path", ""))
-    if trained_on and folder.name == "adapter":
-        if holds_weights(opened.files) and opened.fingerprint != trained_on:
-            raise UserError(
-                f"{folder} was trained on another base than {opened.path} (it was {named}, with "
-                "other weights); give that base by --base MODEL"
-            )
-    elif named and opened.path not in (named, unpinned(named)[0]):
+    opened.check_weights(folder)
+    if not trained_on(folder) and named and opened.path not in (named, unpinned(named)[0]):
         say(
             f"warning: {folder} names {named} as its base, not {opened.path}; the shapes agree, "
             "but an update learnt on one base means little on another"
@@ -220,14 +214,6 @@ def read_adapter(folder: Path, spec: ModelSpec, base: str) -> tuple[dict[str, An
         if not named or named == base:
             raise
         raise UserError(f"{error} (it names {named} as its base, not {base})") from error
-
-
-def _another_base(saved: Saved, path: str) -> UserError:
-    named = saved.meta.get("model")
-    return UserError(
-        f"{saved.run} was trained on another base than {path} (it was {named}, with other "
-        "weights); give that base by --base MODEL"
-    )
 
 
 def _check_shapes(saved: Saved, adapter: Adapter | None, spec: ModelSpec, base: str) -> None:

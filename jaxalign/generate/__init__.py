@@ -14,8 +14,9 @@ from jaxalign.generate.decoding import Decoding
 from jaxalign.generate.run import answer_chunks, generate
 from jaxalign.generate.shapes import chunks, lay_out
 from jaxalign.generate.stops import stop_ids
+from jaxalign.generate.system import System
 
 __all__ = [
-    "Decoding", "answer_chunks", "chunks", "generate", "lay_out", "stop_ids", "weigh_chunks",
-    "weighed",
+    "Decoding", "System", "answer_chunks", "chunks", "generate", "lay_out", "stop_ids",
+    "weigh_chunks", "weighed",
 ]  # fmt: skip

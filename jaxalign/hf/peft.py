@@ -20,13 +20,14 @@ from safetensors.numpy import save_file
 
 from jaxalign.adapters import KINDS, Adapter, Lora
 from jaxalign.adapters.peft_config import check_kinds
-from jaxalign.checksums import check_sums
+from jaxalign.checksums import check_sums, read_sealed
 from jaxalign.errors import reading
 from jaxalign.hf.files import read_json, write_json
 from jaxalign.hf.find import locate, pinned
 from jaxalign.hf.save import METADATA, TOKENIZER_FILES, copy_files, to_host, writing
 from jaxalign.hf.tensors import DiskFile, StoredTensor, check_content, open_index, weights_in
 from jaxalign.model.spec import ModelSpec
+from jaxalign.paths import RECORD
 
 CONFIG_FILE = "adapter_config.json"
 STEM = "adapter_model"
@@ -111,6 +112,16 @@ def named_base(folder: Path) -> str:
     content = read_json(file)
     check_kinds(file, content)
     return pinned(content.get("base_model_name_or_path") or "", content.get("revision"))
+
+
+def trained_on(folder: Path) -> str:
+    """The fingerprint of the base that an adapter was trained on, by the record of its run.
+
+    Empty where there is no such record beside the folder.
+    """
+    folder = folder.absolute()
+    record = read_sealed(folder.parent / RECORD) if folder.name == "adapter" else {}
+    return str(record.get("inputs", {}).get("model.path", ""))
 
 
 def weights_digest(adapter: str) -> str:

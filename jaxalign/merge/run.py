@@ -36,6 +36,7 @@ from jaxalign.merge.facts import Part, merge_facts
 from jaxalign.merge.methods import METHODS, Recipe
 from jaxalign.merge.source import (
     AdapterFolder,
+    check_weights,
     find_base,
     read_adapters,
     template_of,
@@ -161,7 +162,7 @@ def _into_base(
     out: str,
 ) -> None:
     """Writes the base with the update added, tensor by tensor, in the dtype they are stored in."""
-    base.fingerprint  # noqa: B018  (complete and known, before anything is written)
+    check_weights(sources, base)  # before anything is written
     spec, path = base.spec, base.path
     parts = [source.weighted(weight) for source, weight in zip(sources, weights, strict=True)]
     merged = None

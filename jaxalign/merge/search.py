@@ -45,6 +45,7 @@ from jaxalign.merge.run import check_out, write_adapter
 from jaxalign.merge.scored import LOSS, Candidate, Scores, Search
 from jaxalign.merge.source import (
     AdapterFolder,
+    check_weights,
     read_adapters,
     template_of,
     warn,
@@ -108,6 +109,7 @@ def search(
     for weights in candidates:
         if any(weights):
             check(_weighed(sources, weights), base.spec, recipe)
+    check_weights(sources, base.opened)
     how = _Loss if metric == LOSS else _Answers
     judges: dict[tuple[str, str], _Loss | _Answers] = {}  # one for all that are asked alike
     judge_of: dict[Mix, _Loss | _Answers] = {}

@@ -19,7 +19,7 @@ from jaxalign.base import Opened, open_files
 from jaxalign.data.template import Template, belonging, stored
 from jaxalign.errors import UserError
 from jaxalign.hf.find import locate
-from jaxalign.hf.peft import load_peft, named_base
+from jaxalign.hf.peft import named_base
 from jaxalign.merge.methods import Weighted
 
 
@@ -67,13 +67,25 @@ def read_adapters(paths: Sequence[str], base: Opened) -> list[AdapterFolder]:
       base: its tokenizer is read where a template needs it.
 
     Raises:
-      UserError: one that is not for this base, incomplete, or not finite.
+      UserError: one that is not for this base, was trained on other weights, is incomplete, or not
+        finite.
     """
     return [_read(path, base) for path in paths]
 
 
+def check_weights(sources: Sequence[AdapterFolder], base: Opened) -> None:
+    """Compares the base's weights, which are fetched for it, with those that the adapters had.
+
+    Raises:
+      UserError: the weights are incomplete, or one of the adapters was trained on others.
+    """
+    base.fingerprint  # noqa: B018  (complete and known, also where no adapter has a record)
+    for source in sources:
+        base.check_weights(locate(source.path), fetch=True)
+
+
 def _read(path: str, base: Opened) -> AdapterFolder:
-    lora, adapter = load_peft(path, base.spec)
+    lora, adapter = base.adapter(path)
     if not isinstance(adapter, Lora):
         raise UserError(f"{path}: {adapter.name} cannot be merged, only LoRA adapters can")
     template = belonging(locate(path), lambda: base.tokenizer)

@@ -15,10 +15,11 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from jaxalign.base import Base, System
+from jaxalign.base import Base
 from jaxalign.data import sources
 from jaxalign.data.languages import find_language
 from jaxalign.errors import UserError
+from jaxalign.generate import System
 from jaxalign.probe.corpus import shared_ids
 from jaxalign.probe.dali import dali
 from jaxalign.probe.states import lengths_of, pooled_states

@@ -13,7 +13,8 @@ from collections.abc import Callable
 import jax.numpy as jnp
 import numpy as np
 
-from jaxalign.base import Base, System
+from jaxalign.base import Base
+from jaxalign.generate import System
 from jaxalign.probe.corpus import Parallel
 from jaxalign.probe.mexa import mexa
 from jaxalign.probe.states import pooled_states

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from jaxalign.adapters.pool import Pool
-from jaxalign.base import System
+from jaxalign.generate import System
 
 
 def entropies(pool: Pool, trained: Any, means: np.ndarray) -> np.ndarray:

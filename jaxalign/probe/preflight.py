@@ -12,7 +12,6 @@ from pathlib import Path
 
 from jaxalign.base import Base
 from jaxalign.errors import UserError
-from jaxalign.hf.peft import load_peft
 from jaxalign.paths import check_writable
 from jaxalign.probe.corpus import Parallel
 from jaxalign.probe.forms import FORMS
@@ -63,7 +62,7 @@ def check(
     check_writable(Path(out), "--out")
     for system in systems:
         if system.adapter:
-            load_peft(system.adapter, base.spec)
+            base.opened.adapter(system.adapter)
 
 
 def check_systems(systems: Sequence[Probed]) -> None:

@@ -13,8 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxalign.base import Base, System, open_base
+from jaxalign.base import Base, open_base
 from jaxalign.data.languages import find_language
+from jaxalign.generate import System
 from jaxalign.hf.peft import weights_digest
 from jaxalign.probe.choice import Choice, as_json, choose_layer
 from jaxalign.probe.corpus import Parallel, read_parallel

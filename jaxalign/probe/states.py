@@ -22,11 +22,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxalign.base import Base, System
+from jaxalign.base import Base
 from jaxalign.checksums import text_digest
 from jaxalign.data.chat import encode_texts
 from jaxalign.data.sampling import choose_buckets
 from jaxalign.errors import UserError
+from jaxalign.generate import System
 from jaxalign.model.decoder import Decoder
 from jaxalign.model.layers import pool
 from jaxalign.model.spec import check_tap

@@ -24,7 +24,7 @@ from jaxalign.base import Base
 from jaxalign.config import to_yaml
 from jaxalign.data.loader import Counted, prefetch
 from jaxalign.multihost import is_main
-from jaxalign.paths import Desk
+from jaxalign.paths import RECORD, Desk
 from jaxalign.settings import Config, flatten
 from jaxalign.settings.together import unread
 from jaxalign.sharding import put_batch, rows_here
@@ -59,7 +59,7 @@ def train(
       title: of the progress bar.
       judge: looked up at every validation for more `eval/...` values, such as scores of what the
         model writes; every process calls it. Its attribute `scores`, if it has one, names those
-        of which more is better.
+        of which more is better, and `rows` is the digest of the rows by which it judges.
       base: the base of this configuration, where it is opened already.
 
     Raises:
@@ -72,7 +72,8 @@ def train(
     ):
         if done := record.over(config, desk):
             return done
-        run = prepare(config, getattr(judge, "scores", None) if judge else (), base)
+        scores = getattr(judge, "scores", None) if judge else ()
+        run = prepare(config, scores, base, getattr(judge, "rows", ""))
         with jax.set_mesh(run.mesh):
             return _train(run, title, judge, desk, watch)
 
@@ -248,7 +249,7 @@ def _on_record(run: Run, desk: Desk) -> None:
     """Writes the settings, once something is trained with them."""
     if is_main():
         Path(desk.folder, "config.yaml").write_text(to_yaml(run.config), "utf-8")
-        desk.remove(record.FILE)  # of when the run was shorter
+        desk.remove(RECORD)  # of when the run was shorter
 
 
 def _judged_at(run: Run, judge: Judge | None, step: int) -> bool:

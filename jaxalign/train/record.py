@@ -14,15 +14,13 @@ from typing import Any
 from jaxalign.checksums import check_sums, seal, seal_holds
 from jaxalign.errors import UserError
 from jaxalign.multihost import is_main, text_from_main
-from jaxalign.paths import Desk, whole_file
+from jaxalign.paths import RECORD, Desk, whole_file
 from jaxalign.settings import Config
 from jaxalign.train.finish import Result, product
 from jaxalign.train.resume import Progress, Start, check_settings
 from jaxalign.train.same import other_inputs
 from jaxalign.train.setup import Run
 from jaxalign.train.stored import Damaged, local_places, read_meta
-
-FILE = "result.json"
 
 
 def over(config: Config, desk: Desk) -> Result | None:
@@ -61,7 +59,7 @@ def write(desk: Desk, run: Run, start: Start, progress: Progress, result: Result
         "inputs": run.inputs,
     }
     text = json.dumps(seal(content), indent=1, ensure_ascii=False)
-    with whole_file(Path(desk.folder, FILE)) as file:
+    with whole_file(Path(desk.folder, RECORD)) as file:
         file.write_text(text + "\n", "utf-8")
 
 
@@ -137,7 +135,7 @@ def _goes_on(config: Config, record: dict[str, Any]) -> bool:
 def _read(desk: Desk) -> dict[str, Any] | None:
     """The record; one that is damaged says nothing."""
     try:
-        content = json.loads(desk.read(FILE) or b"")
+        content = json.loads(desk.read(RECORD) or b"")
     except ValueError:
         return None
     return content if isinstance(content, dict) and seal_holds(content) else None

@@ -27,8 +27,11 @@ from jaxalign.train.state import TrainState
 COMPARED = {
     "options": "numbers in the file of {of}",
     "code": "lines in the code of {of}",
+    "sample": "rows of {of}",
     "packed": "packed sequences of {of}.train (mesh.seq, batch.* and prompt.* decide about them)",
 }
+
+JUDGES = ("valid", "sample")  # rows that may be others until something was judged by them
 
 
 @dataclass
@@ -164,7 +167,7 @@ def check_same(run: Run, meta: dict, data: dict[str, str] | None = None) -> None
     known = meta.get("data", {})
     for name, digest in (data or {}).items():
         part, of = name.split("/")
-        if known.get(name, digest) != digest and (judged or part != "valid"):
+        if known.get(name, digest) != digest and (judged or part not in JUDGES):
             what = COMPARED.get(part, "rows of {of}.{part}").format(of=of, part=part)
             raise UserError(
                 f"{output} was trained with other {what} than are there now; use those "

@@ -79,6 +79,7 @@ BY_CONTENT = ("task.valid", "align.valid")  # once rows are read, their digests 
 # Of task and align: what makes rows.
 FILES = ("train", "valid")
 MADE = ("columns", "languages", "transforms")
+SAMPLED = "evaluate.data"  # read by a run with evaluate.sample
 CODE = "code of "  # before a setting that names a function of one's own
 
 
@@ -126,6 +127,8 @@ def inputs_of(config: Config, base: Base | None = None) -> dict[str, str]:
         for name in FILES if getattr(config, part).weight else ():
             named = getattr(getattr(config, part), name)
             reads[f"{part}.{name}"] = partial(sources.digest_of, named)
+    if config.evaluate.sample:
+        reads[SAMPLED] = partial(sources.digest_of, config.evaluate.data)
     for key, name in (_objectives(config) | _transforms(config)).items():
         reads[CODE + key] = partial(code_digest, name)
     found = {}
@@ -155,6 +158,7 @@ def other_inputs(saved: dict[str, Any], now: Config, judged: bool) -> list[tuple
     keys = ["model.path", "tokenizer", "options"]
     for part in ("task", "align"):
         keys += [f"{part}.{name}" for name in (*FILES, *MADE) if getattr(now, part).weight]
+    keys += [SAMPLED] if now.evaluate.sample and judged else []
     keys += [key for key in new if key in old and key.startswith(CODE)]
     for key in keys:
         was, wanted = _named(then, key), _named(asked, key)
@@ -230,11 +234,14 @@ def began_from(config: Config) -> str:
 
 
 def digests(run: Any) -> dict[str, str]:
-    """Of a run's rows, `train/task`, `valid/align`, ..., files, `options/lens.subspace`, of how
-    rows are packed, `packed/task`, and of objectives of one's own, `code/align.objective`."""
+    """Of a run's rows, `train/task`, `valid/align`, ..., `sample/evaluate.data`, files,
+    `options/lens.subspace`, of how rows are packed, `packed/task`, and of objectives of one's own,
+    `code/align.objective`."""
     parts = {"train": run.train, "valid": run.valid}
     found = {f"options/{name}": one.digest for name, (_, one) in run.measured.items()}
     found |= {f"code/{key}": digest for key, digest in code_of(run.config).items()}
+    if run.sample:
+        found[f"sample/{SAMPLED}"] = run.sample
     for name, stream in run.train.items():
         if stream.packed:
             found[f"packed/{name}"] = text_digest(repr(stream.packed))

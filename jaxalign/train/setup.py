@@ -24,8 +24,6 @@ from jaxalign.base import Base, open_base
 from jaxalign.checksums import text_digest
 from jaxalign.data.loader import Stream
 from jaxalign.errors import UserError
-from jaxalign.hf.peft import load_peft
-from jaxalign.model.spec import ModelSpec
 from jaxalign.multihost import agree, is_main
 from jaxalign.objectives import Loss
 from jaxalign.objectives.subspace import Subspace
@@ -50,6 +48,7 @@ class Run(Design):
     total: int  # updates
     aim: Aim | None  # what chooses the best checkpoint; None where nothing is measured
     inputs: dict[str, str]  # digests of what it reads, from before it was read
+    sample: str = ""  # digest of the rows by which a judge of answers judges; empty: there is none
     # Called between the parts of long work (validation, answers); raises where the run should stop.
     look_up: Callable[[], None] = lambda: None
 
@@ -72,13 +71,19 @@ class Run(Design):
         return placed(self.state, self.shardings)
 
 
-def prepare(config: Config, scores: Collection[str] | None = (), base: Base | None = None) -> Run:
+def prepare(
+    config: Config,
+    scores: Collection[str] | None = (),
+    base: Base | None = None,
+    sample: str = "",
+) -> Run:
     """Reads data and model and builds the jitted step.
 
     Args:
       config: the run.
       scores: what a judge of answers measures besides; None: not known beforehand.
       base: the base of this configuration, where it is opened already.
+      sample: digest of the rows by which a judge of answers judges.
 
     Raises:
       UserError: anything in the configuration, the data or the checkpoint that cannot work.
@@ -93,7 +98,7 @@ def prepare(config: Config, scores: Collection[str] | None = (), base: Base | No
     inputs = inputs_of(config, base) if is_main() else {}
     mesh, spec = base.mesh, base.spec
     check_fit(config, spec, mesh)
-    adapter, start = _adapter(config, spec)
+    adapter, start = _adapter(config, base)
     base.opened.check_vocabulary()
     phases, tokenizer = {name: facts_of(config, name) for name in active}, base.tokenizer
     ways = row_ways(mesh)
@@ -140,6 +145,7 @@ def prepare(config: Config, scores: Collection[str] | None = (), base: Base | No
         total=total,
         aim=aim,
         inputs=inputs,
+        sample=sample,
     )
 
 
@@ -171,12 +177,12 @@ def _digests(
     return {"the settings": text_digest(repr(shared))} | rows
 
 
-def _adapter(config: Config, spec: ModelSpec) -> tuple[Adapter | None, Any]:
+def _adapter(config: Config, base: Base) -> tuple[Adapter | None, Any]:
     """What is trained next to the base, and the weights to start from, if any."""
-    wanted = adapter_of(config, spec)
+    wanted = adapter_of(config, base.spec)
     if wanted is None or not config.adapter.start:
         return wanted, None
-    trained, found = load_peft(config.adapter.start, spec)
+    trained, found = base.opened.adapter(config.adapter.start)
     return wanted.following(found, config.adapter.start), trained
 
 

@@ -36,6 +36,32 @@ def test_the_sample_chooses_the_best(configure, golds, monkeypatch, tmp_path):  
         assert row[f"eval/{measure}"] == pytest.approx(score, abs=1e-9)
 
 
+def test_other_rows_of_a_sample_that_judged_are_refused(configure, golds, monkeypatch, tmp_path):  # noqa: F811
+    """Scores of other rows would be compared with the best so far."""
+    use_devices(monkeypatch, 1)
+    lines_of = (golds / "test.en.jsonl").read_text().splitlines(True)
+    file, copy = tmp_path / "judged.jsonl", "".join(lines_of[:2])
+    words = (
+        "task.valid=[]", "align.weight=0", "align.valid=[]", "train.metric=eval/exact_match",
+        "train.goal=max", "train.eval_every=1", f"evaluate.data=[{file}]", "evaluate.sample=2",
+        "generate.max_new_tokens=2", "mesh.fsdp=1",
+    )  # fmt: skip
+
+    def run(steps, text):
+        file.write_text(text)
+        config = configure(*words, f"train.steps={steps}")
+        return train(config, judge=sample_judge(config))
+
+    run(1, copy)
+    assert run(1, copy).repeated
+    assert not run(1, copy + "".join(lines_of[2:3])).repeated  # a row that is not of the sample
+    other = "".join(lines_of[2:4])
+    for steps in (1, 2):  # to repeat it, to go on
+        with pytest.raises(UserError, match=r"trained with other rows of evaluate\.data than are"):
+            run(steps, other)
+    assert run(2, copy).step == 2
+
+
 def test_a_stop_does_not_wait_for_the_other_answers(configure, golds, monkeypatch):  # noqa: F811
     """A machine that goes away gives seconds: between two batches of answers the run looks up."""
     use_devices(monkeypatch, 1)

@@ -10,14 +10,17 @@ import pytest
 
 from jaxalign import base as bases
 from jaxalign.adapters.lora import Lora
+from jaxalign.base import open_base
 from jaxalign.errors import UserError
 from jaxalign.evaluate.entrants import Entrant, check_name, folder_names
 from jaxalign.evaluate.run import evaluate
 from jaxalign.evaluate.write import write
 from jaxalign.hf.peft import load_peft, save_peft
+from jaxalign.hf.save import save_base
+from jaxalign.model.decoder import Decoder
 from jaxalign.paths import whole_file
 from tests.evaluate.conftest import rows_of
-from tests.tiny import SPEC
+from tests.tiny import SPEC, of_run
 
 
 @pytest.fixture(autouse=True)
@@ -156,6 +159,21 @@ def test_an_adapter_of_a_base_of_another_name(judged, adapters, tmp_path, capsys
     evaluate(config, [Entrant("a", str(tmp_path / "other"))], str(tmp_path / "out"))
     told = " ".join(capsys.readouterr().out.split())
     assert f"{tmp_path}/other names some/other-base as its base, model.path is" in told
+
+
+def test_an_adapter_of_a_base_with_other_weights(judged, adapters, base, loads, tmp_path):
+    """The record of its run knows which weights it was trained on."""
+    config = judged("evaluate.rows=1", "evaluate.languages=[de]")
+    same = of_run(adapters / "a1", tmp_path / "same", base)
+    evaluate(config, [Entrant("a", same)], str(tmp_path / "out"))
+    save_base(tmp_path / "other", Decoder(SPEC).init(jax.random.key(7)), SPEC)
+    adapter = of_run(adapters / "a1", tmp_path / "run", tmp_path / "other")
+    loads.clear()
+    with pytest.raises(UserError, match=f"{adapter} was trained on another base than {base}"):
+        evaluate(config, [Entrant("a", adapter)], str(tmp_path / "out"))
+    assert not loads
+    with pytest.raises(UserError, match=r"give that base by --base MODEL or as model\.path"):
+        open_base(config).wear(adapter)
 
 
 @pytest.mark.parametrize("what", ["file", "inside a file", "system", "read-only"])

@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from jaxalign.base import System, open_base
+from jaxalign.base import open_base
 from jaxalign.errors import UserError
 from jaxalign.evaluate import comparable
 from jaxalign.evaluate import run as running
@@ -18,6 +18,7 @@ from jaxalign.evaluate.gold import questions, read_golds, solved_examples, with_
 from jaxalign.evaluate.prepare import identity, prepare
 from jaxalign.evaluate.run import Entrant, evaluate, score
 from jaxalign.evaluate.write import write
+from jaxalign.generate import System
 from jaxalign.generate import run as generation
 from jaxalign.hf.peft import weights_digest
 from tests.evaluate.conftest import rows_of

@@ -17,6 +17,7 @@ from jaxalign.merge.methods import METHODS
 from jaxalign.merge.tell import serving
 from tests.hf.conftest import LLAMA, random_params
 from tests.merge.conftest import KINDS, assert_same_updates, part, tree, weighted_sum
+from tests.tiny import of_run
 
 
 def refusal(capsys, *words) -> str:
@@ -211,6 +212,21 @@ def test_a_base_on_the_hub_is_fetched_where_its_weights_are_needed(folders, hub,
     assert fetched(hub)
     card = (tmp_path / "model_out" / "README.md").read_text()
     assert "base_model: lab/base\n" in card and "base_model_relation: finetune\n" in card
+
+
+def test_a_base_with_other_weights_than_in_training_is_refused(folders, tmp_path, capsys):
+    """By the record of the adapter's run, as `export` does."""
+    base = tmp_path / "model"
+    adapter = of_run(folders["plain"], tmp_path / "run", base)
+    run(adapter, "--into-base", base, "--out", tmp_path / "merged")
+    shutil.copytree(base, tmp_path / "copy")
+    shutil.rmtree(base)
+    save_base(base, random_params(LLAMA), LLAMA)  # another model by the same name
+    message = f"{adapter} was trained on another base than {base} (it was {base}, with other"
+    for words in ((adapter, "--into-base", base), (folders["upper"], adapter, "--weights=1,1")):
+        assert message in refusal(capsys, *words, "--out", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    run(adapter, "--into-base", tmp_path / "copy", "--out", tmp_path / "out")
 
 
 def test_a_stored_dtype_is_kept(folders, tmp_path):

@@ -22,7 +22,7 @@ from jaxalign.merge.run import merge
 from jaxalign.merge.search import Candidate, Search, search
 from tests.data.conftest import CHATML_TEMPLATE
 from tests.evaluate.conftest import rows_of
-from tests.tiny import SPEC
+from tests.tiny import SPEC, of_run
 
 pytestmark = pytest.mark.usefixtures("one_device")
 
@@ -87,6 +87,12 @@ def test_grids_that_cannot_be(grids, message):
 
 
 # --- the search ---------------------------------------------------------------------------------
+
+
+def test_adapters_of_another_base_are_refused(validated, paths, folders, tmp_path):
+    adapter = of_run(paths[0], tmp_path / "trained", folders["plain"].parent / "model")
+    with pytest.raises(UserError, match="adapter was trained on another base"):
+        search(validated(), [adapter, paths[1]], Recipe(), [[0.5]], str(tmp_path / "out"))
 
 
 def test_candidates_write_what_their_merged_adapters_write(

@@ -105,10 +105,10 @@ def test_other_settings_are_refused_before_anything_is_loaded(finished, monkeypa
             r"0\.01, now it is 0\.05; set them back, or choose another output")  # fmt: skip
     with pytest.raises(UserError, match=told):
         train(other)
-    (Path(finished.output) / record.FILE).unlink()  # a run in the middle is as strict
+    (Path(finished.output) / record.RECORD).unlink()  # a run in the middle is as strict
     with pytest.raises(UserError, match=told):
         train(other)
-    del before[record.FILE]
+    del before[record.RECORD]
     assert content(finished.output) == before
 
 
@@ -157,7 +157,7 @@ def test_an_early_stopped_run_stays_stopped(configure, monkeypatch):
         again = train(changed(config, *words))
         assert again.repeated and (again.stopped, again.step) == ("patience", 2)
     assert content(config.output) == before
-    (Path(config.output) / record.FILE).unlink()  # killed before it was written
+    (Path(config.output) / record.RECORD).unlink()  # killed before it was written
     assert train(config).step == 2
     result = train(changed(config, "train.patience=2"))
     assert (result.stopped, result.step, result.best_step) == ("patience", 3, 1)
@@ -207,8 +207,8 @@ def test_a_best_of_another_run_is_not_exported(finished, tmp_path):
     shutil.copytree(Path(other.output, "best"), Path(finished.output, "best"))
     store = loop.Checkpoints(finished.output, 2)
     run = loop.prepare(finished)
-    mine = json.loads(Path(finished.output, record.FILE).read_text())["run"]
-    theirs = json.loads(Path(other.output, record.FILE).read_text())["run"]
+    mine = json.loads(Path(finished.output, record.RECORD).read_text())["run"]
+    theirs = json.loads(Path(other.output, record.RECORD).read_text())["run"]
     assert mine != theirs
     shutil.rmtree(Path(finished.output, "checkpoints", "4"))
     with pytest.raises(UserError, match=r"best/4 belongs to another run"):
