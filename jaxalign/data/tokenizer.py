@@ -76,7 +76,8 @@ def check_tokens(
     """Whether a base's tokenizer knows every token of an adapter's, where both have one.
 
     An adapter's prompts are built by its chat template and cut by the base's tokenizer: a token
-    that only the adapter's knows would be cut into pieces.
+    that only the adapter's knows would be cut into pieces. Padding is no part of a prompt: a token
+    for it, which training scripts like to add, may be unknown.
 
     Args:
         adapter: its folder.
@@ -93,9 +94,9 @@ def check_tokens(
         for file in theirs.values()
     ):
         return
-    known = own().get_vocab()
+    known, padding = own().get_vocab(), _padding(adapter)
     for token, number in _tokens(adapter).items():
-        if known.get(token) != number:
+        if known.get(token) != number and token != padding:
             raise UserError(
                 f"{adapter}: its tokenizer has the token {brief(token)} as number {number}, the "
                 f"tokenizer of {name} has not; use a copy of that base's folder with the adapter's "
@@ -106,6 +107,16 @@ def check_tokens(
 
 def _vocabulary_files(folder: Path) -> dict[str, Path]:
     return {file.name: file for pattern in VOCABULARY for file in folder.glob(pattern)}
+
+
+def _padding(folder: Path) -> str:
+    """The token that a tokenizer's settings name for padding; empty where they name none."""
+    file = folder / "tokenizer_config.json"
+    if not file.is_file():
+        return ""
+    with reading(str(file), "a tokenizer's settings"):
+        found = json.loads(file.read_text("utf-8")).get("pad_token")
+    return str(found.get("content", "") if isinstance(found, dict) else found or "")
 
 
 def _tokens(folder: Path) -> dict[str, int]:

@@ -103,6 +103,20 @@ def test_a_tokenizer_that_was_saved_again(padded, tmp_path, monkeypatch):
     assert len(loaded) == 1  # the same bytes
 
 
+def test_a_token_for_padding_may_be_unknown(padded, tmp_path):
+    """Scripts that train adapters add one; no prompt has it."""
+    base, adapter = padded
+    own = load_tokenizer(str(base))
+    own.add_special_tokens({"pad_token": "[PAD]"})
+    own.save_pretrained(adapter)
+    assert "[PAD]" in (adapter / FILE).read_text("utf-8")
+    opened(base, tmp_path).opened.adapter(adapter)
+    own.add_tokens(["<|turn|>"])
+    own.save_pretrained(adapter)
+    with pytest.raises(UserError, match=r"has the token '<\|turn\|>'"):
+        opened(base, tmp_path).opened.adapter(adapter)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
