@@ -119,13 +119,6 @@ def test_two_spellings_that_differ(scaling, sentence):
     assert sentence in str(error.value)
 
 
-def test_two_thetas_that_differ():
-    config = in_transformers_5(QWEN25_7B)
-    with pytest.raises(UserError, match=r"rope_theta is 10000 at the top level and 1e\+06 within"):
-        ModelSpec.from_hf(config | {"rope_theta": 10000.0})
-    assert ModelSpec.from_hf(config | {"rope_theta": 1e6}) == ModelSpec.from_hf(config)
-
-
 @pytest.mark.parametrize("config", [LLAMA31_8B, QWEN25_7B], ids=["llama", "qwen2"])
 def test_round_trip(config):
     spec = ModelSpec.from_hf(config)

@@ -79,14 +79,7 @@ def rope_to_hf(scaling: RopeScaling | None) -> dict[str, Any] | None:
 def _read(config: Mapping[str, Any], facts: Mapping[str, Any]) -> tuple[float, RopeScaling | None]:
     """Theta and scaling of one spelling; what it does not say stands at the top level."""
     facts = table(facts, "full_attention") or facts
-    above = positive_or(config, "rope_theta", 10000.0)
-    theta = positive_or(facts, "rope_theta", above)
-    # Transformers 4 takes the one at the top level, 5 the other.
-    if theta != above and config.get("rope_theta") is not None:
-        raise UserError(
-            f"config.json: rope_theta is {above:g} at the top level and {theta:g} within; remove "
-            "the one that is wrong"
-        )
+    theta = positive_or(facts, "rope_theta", positive_or(config, "rope_theta", 10000.0))
     kind = _kind(facts, ROPES)
     whole = positive_or(config, "partial_rotary_factor", 1.0)
     partial = positive_or(facts, "partial_rotary_factor", whole)
