@@ -29,7 +29,7 @@ from jaxalign.settings import Config
 from jaxalign.sharding import path_name
 from jaxalign.terminal import say
 from jaxalign.train.design import adapter_of
-from jaxalign.train.same import began_from
+from jaxalign.train.same import same_start
 from jaxalign.train.stored import local_places
 
 CONFIG_FILE = "adapter_config.json"
@@ -140,7 +140,7 @@ def _of_checkpoint(saved: Saved, base: str) -> Source:
     spec, path = _spec(opened, saved.run), opened.path
     if holds_weights(opened.files) and opened.fingerprint != saved.meta["base"]:
         raise another_base(saved.run, path, saved.meta.get("model", ""))
-    if (known := saved.meta.get("began_from")) and known != (now := began_from(config)) and now:
+    if same_start(saved.meta, config) is False:
         raise UserError(
             f"{saved.run} began from another adapter than {config.adapter.start} holds now, and "
             "its ranks and alphas are those of that one; put it back"

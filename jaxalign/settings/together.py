@@ -137,20 +137,11 @@ def unread(config: Config) -> Iterator[str]:
         yield f"optim.combine={config.optim.combine} is not read: {alone}"
 
 
-def _no_lora(config: Config) -> str:
+def _other_adapter(kinds: str, config: Config) -> str:
+    kind = config.adapter.kind
     if config.trainable == "full":
         return "trainable=full trains the base itself"
-    return "" if config.adapter.kind == "lora" else f"adapter.kind={config.adapter.kind}"
-
-
-def _no_vectors(config: Config) -> str:
-    if config.trainable == "full":
-        return "trainable=full trains the base itself"
-    return "adapter.kind=lora" if config.adapter.kind == "lora" else ""
-
-
-def _no_pool(config: Config) -> str:
-    return "" if config.adapter.kind == "pool" else f"adapter.kind={config.adapter.kind}"
+    return "" if kind in kinds.split() else f"adapter.kind={kind}"
 
 
 def _no_temperature(part: str, config: Config) -> str:
@@ -161,9 +152,9 @@ def _no_temperature(part: str, config: Config) -> str:
 # Settings, separated by blanks -> why nothing reads them; '' where something does.
 UNREAD: dict[str, Callable[[Config], str]] = {
     "lora.r lora.alpha lora.dropout lora.targets lora.layers lora.scaling lora.variant lora.ranks "
-    "lora.alphas": _no_lora,
-    "adapter.num_virtual_tokens": _no_vectors,
-    "adapter.pool_size adapter.temperature": _no_pool,
+    "lora.alphas": partial(_other_adapter, "lora"),
+    "adapter.num_virtual_tokens": partial(_other_adapter, "prefix prompt pool"),
+    "adapter.pool_size adapter.temperature": partial(_other_adapter, "pool"),
     "task.sampling_temperature": partial(_no_temperature, "task"),
     "align.sampling_temperature": partial(_no_temperature, "align"),
     "task.inner_rate task.inner_steps": lambda config: (

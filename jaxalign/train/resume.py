@@ -18,7 +18,7 @@ from jaxalign.multihost import text_from_main
 from jaxalign.settings import Config
 from jaxalign.train import standards
 from jaxalign.train.checkpoint import Checkpoints
-from jaxalign.train.same import began_from, differences, digests
+from jaxalign.train.same import began_from, differences, digests, same_start
 from jaxalign.train.schedule import learning_rate, warmup_steps
 from jaxalign.train.setup import Run
 from jaxalign.train.state import TrainState
@@ -199,12 +199,13 @@ def check_settings(config: Config, saved: dict[str, Any], judged: bool) -> None:
       UserError: some that must not change are different.
     """
     found = differences(saved["config"], dataclasses.asdict(config), judged)
-    if (known := saved.get("began_from")) and (now := began_from(config)):
-        if known != now:
-            raise UserError(
-                f"{config.output} began from another adapter than {config.adapter.start} holds "
-                "now; name that one as adapter.start, or choose another output"
-            )
+    same = same_start(saved, config)
+    if same is False:
+        raise UserError(
+            f"{config.output} began from another adapter than {config.adapter.start} holds now; "
+            "name that one as adapter.start, or choose another output"
+        )
+    if same:
         found = [one for one in found if one[0] != "adapter.start"]  # its folder may move
     if found:
         was = "; ".join(f"with {key}={old}, now it is {new}" for key, old, new in found)

@@ -233,6 +233,16 @@ def began_from(config: Config) -> str:
         return ""
 
 
+def same_start(saved: dict[str, Any], config: Config) -> bool | None:
+    """Whether `adapter.start` holds the adapter that a run began from; None where it is not known.
+
+    Args:
+      saved: a checkpoint's meta or a run's record.
+    """
+    known, now = saved.get("began_from"), began_from(config)
+    return known == now if known and now else None
+
+
 def digests(run: Any) -> dict[str, str]:
     """Of a run's rows, `train/task`, `valid/align`, ..., `sample/evaluate.data`, files,
     `options/lens.subspace`, of how rows are packed, `packed/task`, and of objectives of one's own,

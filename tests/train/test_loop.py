@@ -17,7 +17,7 @@ from jaxalign.errors import UserError
 from jaxalign.hf.load import load_params
 from jaxalign.hf.peft import load_peft
 from jaxalign.paths import Desk
-from jaxalign.train import loop, resume, setup
+from jaxalign.train import loop, same, setup
 from jaxalign.train.loop import train
 from jaxalign.train.resume import check_settings
 from jaxalign.train.stop import Request
@@ -312,7 +312,7 @@ def test_resume_with_other_settings_or_base_is_refused(configure, base, tmp_path
 def test_the_adapter_that_a_run_began_from_may_move(configure, monkeypatch):
     """It is compared by content; where that is not known, by its name."""
     content = {"old": "a", "moved": "a", "other": "b", "gone": ""}
-    monkeypatch.setattr(resume, "began_from", lambda config: content[config.adapter.start])
+    monkeypatch.setattr(same, "began_from", lambda config: content[config.adapter.start])
     saved = {"config": dataclasses.asdict(configure("adapter.start=old")), "began_from": "a"}
 
     def check(start, saved=saved):
