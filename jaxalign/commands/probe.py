@@ -32,7 +32,7 @@ class Probe:
     )
     states_as: str = option(
         "raw,standardised",
-        "how states are compared: raw, standardised, all_but_top",
+        "how states are compared: raw, standardised, centred, trimmed, all_but_top",
         metavar="FORM,FORM",
     )
     languages: str = option("", "keep only these languages, as in en,de,cy")

@@ -27,6 +27,7 @@ import jax.numpy as jnp
 
 from jaxalign.objectives.declare import both_sides, declare
 from jaxalign.objectives.pooling import Pooling
+from jaxalign.objectives.standards import Form
 from jaxalign.objectives.states import TOKENS, Loss, Needs, States, Tap, View
 
 EPSILON = 1e-6  # of the released code
@@ -48,7 +49,7 @@ def cka(
     rows: Literal["tokens", "pooled"] = "tokens",
     estimator: Literal["biased", "debiased"] = "biased",
     pooling: Pooling = "mean",
-    form: Literal["raw", "standardised"] = "raw",
+    form: Form = "raw",
 ) -> Loss:
     """1 - linear CKA of sources and targets at one layer.
 
@@ -59,7 +60,7 @@ def cka(
       estimator: `biased`, as released, clamped to [0, 1]; `debiased`, clamped to [-1, 1], so that
         values below 0 still have a gradient; it needs 4 rows.
       pooling: of pooled rows; whole states have none.
-      form: of pooled rows, `raw` or `standardised`; whole states are raw.
+      form: of pooled rows, as `align.states`; whole states are raw.
 
     Returns:
       1 - CKA, counted once a batch; logs `cka`.

@@ -21,6 +21,7 @@ import jax.numpy as jnp
 from jaxalign.errors import UserError
 from jaxalign.objectives.declare import Count, Positive, both_sides, declare
 from jaxalign.objectives.pooling import Pooling
+from jaxalign.objectives.standards import Form
 from jaxalign.objectives.states import ANSWER, USER, Loss, Needs, States, Tap
 
 SMALLEST_NORM = 1e-8
@@ -55,7 +56,7 @@ def contrastive(
     *,
     layer: int,
     pooling: Pooling = "mean",
-    form: Literal["raw", "standardised"] = "raw",
+    form: Form = "raw",
     temperature: Positive = 0.1,
     direction: Literal["one_way", "symmetric"] = "one_way",
     negatives: Literal["group", "global"] = "group",
@@ -67,7 +68,7 @@ def contrastive(
     """InfoNCE between pooled sources and targets of one layer.
 
     Args:
-      states: pooled vectors [B, D] float32 of both sides at `layer`; `form`: raw or standardised.
+      states: pooled vectors [B, D] float32 of both sides at `layer`; `form`: as `align.states`.
       batch: `source_mask`, `target_mask` [B, T]; a pair with an empty side is padding and is
         neither an anchor nor a candidate.
       direction: one_way (source -> target) or symmetric (mean of both ways).

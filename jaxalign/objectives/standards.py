@@ -1,33 +1,40 @@
-"""States in which every dimension counts the same.
+"""States whose largest dimensions do not drown the others.
 
 In real LLMs a few dimensions of the residual stream are enormous (Sun et al. 2024, "Massive
 Activations in Large Language Models", arXiv 2402.17762): in Gemma 3 270M one of 640 carries 94 to
 98 % of the energy of a mean-pooled sentence, so that any two sentences have cosine 0.99 and a
-contrastive loss is flat. Subtracting each dimension's mean and dividing by its deviation, both
-over many sentences, lets the others be heard.
+contrastive loss is flat. `FORMS` are remedies, each from the mean and the deviation of every
+dimension over many sentences:
 
     moments = Moments(dim)
-    moments.add(number, mean, squares)               # of one batch, and so on
-    standardise(states, moments.standards())         # [..., D] float32
+    moments.add(number, mean, squares)                     # of one batch, and so on
+    standardise(states, moments.standards("centred"))      # [..., D] float32
+
+`standardised` states, in which every dimension counts the same, are the form to train with (Timkey
+& van Schijndel 2021, "All Bark and No Bite", arXiv 2109.04404). The others take it apart: `centred`
+subtracts the means alone, `trimmed` leaves out the few massive dimensions and nothing else.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+Form = Literal["raw", "standardised", "centred", "trimmed"]  # raw, and the names of FORMS
 # A variance below this share of the dimension's mean square is rounding: float32 has 24 bits.
 CONSTANT = 1e-12
+MASSIVE = 100.0  # times the median dimension's mean square: from here on a dimension is massive
 
 
 class Standards(NamedTuple):
-    """What standardises the states of one layer; constants, no gradient reaches them."""
+    """What brings the states of one layer into a form; constants, no gradient reaches them."""
 
-    mean: jax.Array | np.ndarray  # [D] float32
-    scale: jax.Array | np.ndarray  # [D] float32: 1 / deviation; 0 for a constant dimension
+    mean: jax.Array | np.ndarray  # [D] float32: subtracted
+    scale: jax.Array | np.ndarray  # [D] float32: multiplied with; 0 leaves a dimension out
 
     @classmethod
     def neutral(cls, dim: int) -> Standards:
@@ -67,13 +74,35 @@ class Moments:
         constant = variance <= CONSTANT * (variance + self.mean**2)
         return np.where(constant, 0.0, np.sqrt(variance))
 
-    def standards(self) -> Standards:
-        """What standardises states like these."""
-        deviation = self.deviation
-        scale = np.divide(1.0, deviation, out=np.zeros_like(deviation), where=deviation > 0)
-        return Standards(self.mean.astype(np.float32), scale.astype(np.float32))
+    def standards(self, form: str = "standardised") -> Standards:
+        """What brings states like these into a form of FORMS."""
+        mean, scale = FORMS[form](self)
+        return Standards(mean.astype(np.float32), scale.astype(np.float32))
 
 
 def standardise(states: jax.Array, standards: Standards) -> jax.Array:
     """`(states - mean) * scale` of states [..., D]."""
     return (states - jnp.asarray(standards.mean)) * jnp.asarray(standards.scale)
+
+
+def _standardised(found: Moments) -> tuple[np.ndarray, np.ndarray]:
+    deviation = found.deviation  # a constant dimension is left out
+    scale = np.divide(1.0, deviation, out=np.zeros_like(deviation), where=deviation > 0)
+    return found.mean, scale
+
+
+def _centred(found: Moments) -> tuple[np.ndarray, np.ndarray]:
+    return found.mean, np.ones_like(found.mean)
+
+
+def _trimmed(found: Moments) -> tuple[np.ndarray, np.ndarray]:
+    energy = found.mean**2 + found.squares / max(found.number, 1.0)
+    return np.zeros_like(found.mean), (energy < MASSIVE * np.median(energy)).astype(float)
+
+
+# The name of a form -> (mean, scale) of states with these moments.
+FORMS: dict[str, Callable[[Moments], tuple[np.ndarray, np.ndarray]]] = {
+    "standardised": _standardised,
+    "centred": _centred,
+    "trimmed": _trimmed,
+}

@@ -25,7 +25,7 @@ class Tap(NamedTuple):
     # A name of `pooling.POOLINGS`; `prompt`, `answer`: the mean over these tokens alone;
     # `predicts_prompt`, `predicts_answer`: over the tokens before each of them; TOKENS.
     pool: str = "mean"
-    states: str = "raw"  # or `standardised` (`objectives.standards`); pooled states only
+    states: str = "raw"  # or a form of `objectives.standards.FORMS`; pooled states only
 
 
 class Needs(NamedTuple):

@@ -52,8 +52,9 @@ def choose(base: Base) -> Choice:
             folder,
             poolings=(config.align.pooling,),
             pivot="",
+            states_as=tuple(dict.fromkeys(("standardised", config.align.states))),
         )
-    return choose_for_training(table, getattr(config.align, "states", "raw"))
+    return choose_for_training(table, config.align.states)
 
 
 def _corpora(config: Config) -> list[Parallel]:

@@ -37,7 +37,7 @@ class Choice:
 
     def sentence(self) -> str:
         """For the log of a run."""
-        of = "" if self.form == "raw" else " of standardised states"
+        of = "" if self.form == "raw" else f" of {self.form} states"
         return (
             f"align.layer=auto chose block {self.layer} of {self.layers} "
             f"({self.layer / self.layers:.0%} of the depth): parallel sentences find each other "

@@ -1,8 +1,9 @@
-"""States as they are compared: raw, standardised, or without their largest common directions.
+"""States as they are compared: raw, in a form of training, or without their main directions.
 
 A few dimensions of an LLM's states carry values hundreds of times larger than the rest (massive
 activations: Sun et al. 2024, arXiv 2402.17762), often the same ones in every sentence. The cosine
-of raw states then compares hardly anything else. Two remedies, both from the states alone:
+of raw states then compares hardly anything else. The remedies of `objectives.standards` and one
+more, all from the states alone:
 
     formed(states, "standardised")[2]        # [N, D]: every dimension minus its mean over all
                                              # sentences and languages, by its standard deviation
@@ -22,10 +23,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxalign.errors import UserError
+from jaxalign.objectives import standards
 from jaxalign.objectives.standards import Moments, Standards, standardise
 from jaxalign.probe.vectors import States, floats, shape_of
 
-FORMS = ("raw", "standardised", "all_but_top")
+FORMS = ("raw", *standards.FORMS, "all_but_top")
 SPARE, ROUNDS = 8, 6  # more directions than asked for, and rounds of the iteration that finds them
 
 
@@ -52,8 +54,9 @@ def formed(states: States, form: str, directions: int | None = None) -> States:
     Args:
       states: [G, N, D] of one layer.
       form: `raw`; `standardised`: every dimension has mean 0 and deviation 1 over all sentences of
-        all languages, a constant one is 0; `all_but_top`: minus the mean, and minus the projection
-        on the main directions of what is left (Mu & Viswanath 2018, arXiv 1702.01417).
+        all languages, a constant one is 0; `centred`: mean 0; `trimmed`: without the massive
+        dimensions; `all_but_top`: minus the mean, and minus the projection on the main directions
+        of what is left (Mu & Viswanath 2018, arXiv 1702.01417).
       directions: how many of `all_but_top`; None: D / 100 as the authors advise, at least 1.
 
     Raises:
@@ -65,10 +68,10 @@ def formed(states: States, form: str, directions: int | None = None) -> States:
     if form == "raw":
         return states
     found = statistics(states)
+    if form in standards.FORMS:
+        chosen = jax.tree.map(jnp.asarray, found.standards(form))
+        return Formed(shape, states, partial(_scaled, chosen))
     mean = jnp.asarray(found.mean, jnp.float32)
-    if form == "standardised":
-        standards = jax.tree.map(jnp.asarray, found.standards())
-        return Formed(shape, states, partial(_scaled, standards))
     number = max(1, round(shape[2] / 100)) if directions is None else directions
     if not 1 <= number < shape[2]:
         raise UserError(f"directions must be 1..{shape[2] - 1}, not {number}")
@@ -100,8 +103,8 @@ def _moments(x: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 @jax.jit
-def _scaled(standards: Standards, x: jax.Array) -> jax.Array:
-    return standardise(x, standards)
+def _scaled(chosen: Standards, x: jax.Array) -> jax.Array:
+    return standardise(x, chosen)
 
 
 @jax.jit

@@ -20,6 +20,7 @@ from jaxalign.data.languages import language_name, resource_class
 from jaxalign.errors import UserError
 from jaxalign.probe.choice import bests, choose_for_training, hidden
 from jaxalign.probe.collapse import MASSIVE
+from jaxalign.probe.forms import FORMS
 from jaxalign.probe.table import MAIN, Table, keyed, mean_of
 
 MISSING = "\u2013"
@@ -36,7 +37,7 @@ TITLES = {
     "dali": "DALI",
     "dali_strong": "DALI, strong",
 }
-FORM_TITLES = {"raw": "raw", "standardised": "standardised", "all_but_top": "all but the top"}
+FORM_TITLES = {form: form for form in FORMS} | {"all_but_top": "all but the top"}
 Groups = dict[str, tuple[str, ...]]
 
 

@@ -21,6 +21,7 @@ from jaxalign.probe.choice import as_json, bests, choose_layer
 from jaxalign.probe.draw import curves, difference, forms, health, heatmap, label, scatter
 from jaxalign.probe.page import page
 from jaxalign.probe.reading import (
+    FORM_TITLES,
     MISSING,
     TITLES,
     curve_of,
@@ -41,7 +42,7 @@ WEAKEST = 10  # languages in the terminal
 ROWS = 18  # layers in the terminal; deeper models show every second or third
 SHOWN = 5  # warnings of a system in the terminal
 COLUMNS = {MAIN: "margin", "cosine": "cosine", "mexa": "MEXA"}
-FORMS = {"raw": "raw", "standardised": "standard-\nised", "all_but_top": "all but\nthe top"}
+HEADS = FORM_TITLES | {"standardised": "standard-\nised", "all_but_top": "all but\nthe top"}
 
 
 def write(
@@ -192,7 +193,7 @@ def _course(table: Table, layer: int) -> Grid:
     systems = _systems(table)
     scores = COLUMNS if len(systems) < 3 else {MAIN: "margin"}  # 80 columns hold no more
     if len(systems) == 1:
-        scores = scores | {keyed(MAIN, form): FORMS[form] for form in table.forms[1:]}
+        scores = scores | {keyed(MAIN, form): HEADS[form] for form in table.forms[1:]}
     grid = _grid("Means by layer, %" + _left_out(table, systems))
     grid.add_column("layer", justify="right")
     grid.add_column("depth", justify="right")
@@ -224,7 +225,7 @@ def _bests(table: Table) -> Grid:
         found = bests(table, s, 0)
         name = table.systems[s] if len(table.systems) > 1 else ""
         for form in table.forms:
-            grid.add_column(Text(f"{name}\n{FORMS[form]}".strip()), justify="right")
+            grid.add_column(Text(f"{name}\n{HEADS[form]}".strip()), justify="right")
             columns.append(found.get(form, {}))
     for score in (MAIN, "csls", "cosine", "mexa"):
         cells = [

@@ -56,7 +56,7 @@ class Table:
     health: dict[str, np.ndarray]  # HEALTH -> [S, P, L+1]: means over languages
     warnings: dict[str, list[str]] = field(default_factory=dict)  # system -> sentences
     notes: tuple[str, ...] = ()
-    forms: tuple[str, ...] = ("raw",)  # of the states: raw, then standardised, all_but_top
+    forms: tuple[str, ...] = ("raw",)  # of the states: raw, then others of `forms.FORMS`
 
     @property
     def layers(self) -> int:

@@ -111,8 +111,9 @@ class AlignConfig:
     states: str = setting(
         "raw",
         "what the objective compares; `standardised`: every dimension by its mean and deviation "
-        "over a sample, so that massive activations do not drown the others",
-        choices=("raw", "standardised"),
+        "over a sample, so that massive activations do not drown the others; `centred`: by its "
+        "mean alone; `trimmed`: without the massive dimensions",
+        choices=("raw", "standardised", "centred", "trimmed"),
     )
     pooling: str = setting(
         "mean",

@@ -237,9 +237,9 @@ def design(
 def _standards(
     phases: Mapping[str, Phase], spec: ModelSpec, mesh: Mesh
 ) -> dict[Tap, Standards] | None:
-    """Shapes of what standardised taps need; `train.standards` measures the values."""
+    """Shapes of what taps in another form than raw need; `train.standards` measures the values."""
     vector = jax.ShapeDtypeStruct((spec.dim,), jnp.float32, sharding=replicated(mesh))
-    taps = (tap for phase in phases.values() for tap in phase.standardised)
+    taps = (tap for phase in phases.values() for tap in phase.formed)
     return {tap: Standards(vector, vector) for tap in taps} or None  # type: ignore[arg-type]
 
 

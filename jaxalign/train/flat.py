@@ -56,7 +56,7 @@ def _flat(config: Config, deviation: float, further: Mapping[str, Any]) -> str:
         return ""
     if further:
         way_out = "give the term other options (objectives)"
-    elif align.states == "raw":
+    elif align.states != "standardised":
         way_out = "set align.states=standardised (or align.pooling=mean_rest, or both)"
     else:
         way_out = "lower align.temperature, or choose another align.layer"

@@ -1,8 +1,9 @@
-"""Mean and deviation of standardised taps, measured once and kept with the run.
+"""What brings taps into the form of `align.states`, measured once and kept with the run.
 
-`align.states: standardised` needs them before the first update. They are those of the weights that
-the run starts from, over the first `SAMPLE` pairs in training order, both sides together, and stay
-constants: every host computes the same numbers, checkpoints carry them, a resumed run reads them.
+Every form but `raw` needs the mean and deviation of each dimension before the first update. They
+are those of the weights that the run starts from, over the first `SAMPLE` pairs in training order,
+both sides together, and stay constants: every host computes the same numbers, checkpoints carry
+them, a resumed run reads them.
 
     standards = measure(run)                         # {Tap(12, ...): Standards(mean, scale)}
     settle(run, meta=None)                           # run.frozen has them now, on every device
@@ -29,12 +30,12 @@ SAMPLE = 512  # pairs: 1,024 states know a dimension's deviation to about 2 %
 
 
 def measure(run: Run) -> dict[Tap, Standards]:
-    """The standards of each standardised tap, from a sample of the training rows."""
+    """The standards of each tap that is not raw, from a sample of the training rows."""
     found: dict[Tap, Standards] = {}
     for name, phase in run.phases.items():
-        if not phase.standardised:
+        if not phase.formed:
             continue
-        moments = {tap: Moments(run.spec.dim) for tap in phase.standardised}
+        moments = {tap: Moments(run.spec.dim) for tap in phase.formed}
         neutral = dict.fromkeys(moments, Standards.neutral(run.spec.dim))
         look, frozen = _look(phase), run.frozen._replace(standards=neutral)
         stream = run.train[name]
@@ -44,7 +45,7 @@ def measure(run: Run) -> dict[Tap, Standards]:
             for tap, one in jax.device_get(look(run.state.trained, frozen, batch)).items():
                 if one[0]:
                     moments[tap].add(float(one[0]), *one[1:])
-        found |= {tap: one.standards() for tap, one in moments.items()}
+        found |= {tap: one.standards(tap.states) for tap, one in moments.items()}
     return found
 
 
@@ -54,7 +55,7 @@ def _look(phase: Phase) -> Callable:
     @jax.jit
     def look(trained: Any, frozen: Any, batch: Any) -> dict[Tap, tuple[jax.Array, ...]]:
         views = phase.states(trained, frozen, batch, None).views.values()
-        having = {tap: [v for v in views if tap in v.taps] for tap in phase.standardised}
+        having = {tap: [v for v in views if tap in v.taps] for tap in phase.formed}
         return {tap: _moments(found, tap) for tap, found in having.items()}
 
     return look
@@ -84,9 +85,9 @@ def settle(run: Run, meta: dict[str, Any] | None) -> None:
 
 
 def to_meta(standards: dict[Tap, Standards] | None) -> dict[str, dict[str, str]]:
-    """JSON-ready: layer/pooling -> name -> little-endian float32 in base64, which loses no bit."""
+    """JSON-ready: layer/pooling/form -> name -> little-endian float32 in base64: every bit."""
     return {
-        f"{tap.layer}/{tap.pool}": {
+        f"{tap.layer}/{tap.pool}/{tap.states}": {
             name: base64.b64encode(np.asarray(vector, "<f4").tobytes()).decode("ascii")
             for name, vector in one._asdict().items()
         }
@@ -98,12 +99,13 @@ def from_meta(meta: dict[str, dict[str, str]], pooling: str) -> dict[Tap, Standa
     """What `to_meta` wrote; None where it had nothing to write.
 
     Args:
-      pooling: of a checkpoint that names the layer alone, as older versions wrote it.
+      pooling: of a checkpoint that names the layer alone, as older versions wrote it. They had
+        one form, which none of them names.
     """
     read: Any = lambda text: np.frombuffer(base64.b64decode(text), "<f4")  # noqa: E731
     found = {}
     for key, one in meta.items():
-        layer, _, pool = key.partition("/")
+        layer, pool, form = (*key.split("/"), "", "")[:3]
         vectors = Standards(**{name: read(text) for name, text in one.items()})
-        found[Tap(int(layer), pool or pooling, "standardised")] = vectors
+        found[Tap(int(layer), pool or pooling, form or "standardised")] = vectors
     return found or None

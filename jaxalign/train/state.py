@@ -24,7 +24,7 @@ class Frozen(NamedTuple):
     """What a phase reads and no update changes."""
 
     base: Any  # the base's weights; None under full fine-tuning, where they are trained
-    standards: dict[Tap, Standards] | None = None  # of standardised taps; None: there is none
+    standards: dict[Tap, Standards] | None = None  # of taps that are not raw; None: there is none
     start: Any = None  # the adapter that training started from, where an objective reads it
 
 

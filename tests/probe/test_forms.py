@@ -1,10 +1,10 @@
-"""States standardised and without their main directions, against NumPy in float64."""
+"""States in every form, against NumPy in float64."""
 
 import numpy as np
 import pytest
 
 from jaxalign.errors import UserError
-from jaxalign.probe.forms import formed, statistics
+from jaxalign.probe.forms import FORMS, formed, statistics
 from jaxalign.probe.mexa import mexa
 from jaxalign.probe.retrieval import retrieval
 from tests.probe import plain
@@ -41,6 +41,16 @@ def test_every_dimension_has_mean_0_and_deviation_1():
     assert np.abs(got[..., 3]).max() == 0
 
 
+def test_centred_and_trimmed_states():
+    states = massive()
+    exact, mean = whole(states)
+    centred, trimmed = (formed(states, form) for form in ("centred", "trimmed"))
+    got = np.stack([np.asarray(centred[g]) for g in range(4)])
+    np.testing.assert_allclose(got, (exact - mean).reshape(states.shape), atol=1e-4)
+    states[..., 7] = 0  # the only massive one
+    np.testing.assert_array_equal(np.stack([np.asarray(trimmed[g]) for g in range(4)]), states)
+
+
 @pytest.mark.parametrize("directions", [None, 1, 3])
 def test_without_the_main_directions(directions):
     states = massive()
@@ -57,7 +67,7 @@ def test_without_the_main_directions(directions):
 def test_one_dimension_hides_what_the_others_know():
     states = massive()
     raw = np.nanmean(retrieval(states, ("cosine",))["cosine"])
-    for form in ("standardised", "all_but_top"):
+    for form in ("standardised", "trimmed", "all_but_top"):
         view = formed(states, form)
         found = retrieval(view)
         assert np.nanmean(found["cosine"]) > raw + 0.2
@@ -69,7 +79,7 @@ def test_one_dimension_hides_what_the_others_know():
     assert formed(states, "raw") is states
 
 
-@pytest.mark.parametrize("form", ["standardised", "all_but_top"])
+@pytest.mark.parametrize("form", FORMS[1:])
 @pytest.mark.parametrize("value", [0.0, 7.7])
 def test_collapsed_states_find_nothing_in_any_form(form, value):
     view = formed(np.full((2, 6, 5), value, np.float32), form)
@@ -80,7 +90,7 @@ def test_collapsed_states_find_nothing_in_any_form(form, value):
 def test_bad_forms_are_told():
     good = massive()
     for states, form, directions, words in (
-        (good, "whitened", None, "raw, standardised, all_but_top; not 'whitened'"),
+        (good, "whitened", None, "standardised, centred, trimmed, all_but_top; not 'whitened'"),
         (good, "all_but_top", 40, "1..39, not 40"),
         (good, "all_but_top", 0, "1..39, not 0"),
         (good[:, :1], "standardised", None, "at least 2 sentences"),

@@ -1,7 +1,9 @@
 """Standardised states: what is measured, what it does to a loss that is flat, how it is kept."""
 
+import dataclasses
 import json
 from pathlib import Path
+from typing import get_args
 
 import jax
 import numpy as np
@@ -12,7 +14,8 @@ from jaxalign.config import load
 from jaxalign.hf.load import load_params
 from jaxalign.hf.save import save_base
 from jaxalign.objectives import Tap
-from jaxalign.objectives.standards import Moments, Standards, standardise
+from jaxalign.objectives.standards import FORMS, Form, Moments, Standards, standardise
+from jaxalign.settings import AlignConfig
 from jaxalign.sharding import make_mesh
 from jaxalign.train import setup, standards
 from jaxalign.train.flat import DEVIATION, DUPLICATES, warnings
@@ -52,8 +55,11 @@ def test_standards_are_the_moments_of_the_training_pairs(configure):
     kept = standards.from_meta(meta, "first")[tap]
     np.testing.assert_array_equal(kept.mean, one.mean)
     np.testing.assert_array_equal(kept.scale, one.scale)
-    older = {str(LAYER): meta[f"{LAYER}/mean"]}  # as older versions wrote it
-    assert list(standards.from_meta(older, "mean")) == [tap]
+    for older in (str(LAYER), f"{LAYER}/mean"):  # as older versions wrote it
+        old = standards.from_meta({older: meta[f"{LAYER}/mean/standardised"]}, "mean")
+        assert list(old) == [tap]
+    other = {tap._replace(states="trimmed"): one}
+    assert list(standards.from_meta(standards.to_meta(other), "mean")) == list(other)
     even = np.asarray(standardise(vectors.astype(np.float32), one))
     np.testing.assert_allclose(even.mean(0), 0, atol=1e-4)
     np.testing.assert_allclose(even.std(0), 1, rtol=1e-4)
@@ -65,6 +71,23 @@ def test_a_constant_dimension_is_left_out():
     np.testing.assert_array_equal(moments.standards().scale, [0.5, 0, 0])
 
 
+def test_what_each_form_subtracts_and_multiplies_with():
+    moments = Moments(4)
+    moments.add(10, np.array([1.0, 2.0, -70.0, 0.0]), 10 * np.array([1.0, 4.0, 100.0, 0.25]))
+    found = {form: moments.standards(form) for form in FORMS}  # energies 2, 8, 5,000, 0.25
+    np.testing.assert_array_equal(found["standardised"].mean, [1, 2, -70, 0])
+    np.testing.assert_allclose(found["standardised"].scale, [1, 0.5, 0.1, 2])
+    np.testing.assert_array_equal(found["centred"].mean, [1, 2, -70, 0])
+    np.testing.assert_array_equal(found["centred"].scale, [1, 1, 1, 1])
+    np.testing.assert_array_equal(found["trimmed"].mean, [0, 0, 0, 0])
+    np.testing.assert_array_equal(found["trimmed"].scale, [1, 1, 0, 1])
+
+
+def test_every_form_is_a_setting():
+    (chosen,) = (f for f in dataclasses.fields(AlignConfig) if f.name == "states")
+    assert chosen.metadata["about"].bounds.choices == get_args(Form) == ("raw", *FORMS)
+
+
 def test_a_massive_dimension_makes_the_raw_loss_flat(configure, massive, rows, tmp_path, capsys):
     # Sentences that share most words: states that are not drowned find them before any training.
     written = (rows / "pairs.jsonl").read_text("utf-8").splitlines()[:8]
@@ -72,7 +95,7 @@ def test_a_massive_dimension_makes_the_raw_loss_flat(configure, massive, rows, t
     pairs = [json.dumps({"text0": text, "text1": f"please {text}"}) + "\n" for text in texts]
     (tmp_path / "eight.jsonl").write_text("".join(pairs), "utf-8")
     found = {}
-    for states in ("raw", "standardised"):
+    for states in ("raw", "trimmed", "standardised"):
         config = configure(
             f"model.path={massive}", f"align.states={states}", "task.weight=0", "align.valid=[]",
             "train.steps=6", "align.temperature=1.0", "optim.learning_rate=1e-5", "lora.dropout=0",
@@ -89,6 +112,8 @@ def test_a_massive_dimension_makes_the_raw_loss_flat(configure, massive, rows, t
     assert raw[0] == pytest.approx(np.log(8), abs=2e-3) and raw[-1] > 0.99 * np.log(8)
     mended, said = found["standardised"]
     assert mended[0] < 0.7 * np.log(8) and mended[-1] < mended[0] - 5e-4 and "flat" not in said
+    trimmed, _ = found["trimmed"]  # of cosines that are not about their mean
+    assert trimmed[0] < 0.95 * np.log(8) and trimmed[-1] < trimmed[0] - 5e-4
 
 
 def test_a_flat_loss_of_a_further_term_is_told_with_its_own_options():

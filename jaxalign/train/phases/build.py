@@ -92,9 +92,9 @@ class Phase:
         return tuple(dict.fromkeys(tap for one in self.passes for tap in one.taps))
 
     @property
-    def standardised(self) -> tuple[Tap, ...]:
+    def formed(self) -> tuple[Tap, ...]:
         """Those whose mean and deviation are measured before the first update."""
-        return tuple(tap for tap in self.taps if tap.states == "standardised")
+        return tuple(tap for tap in self.taps if tap.states != "raw")
 
     @property
     def starts(self) -> bool:
@@ -179,7 +179,7 @@ def build(
 
     Raises:
       UserError: a tap past the model.
-      ValueError: a tap of whole states that should be standardised.
+      ValueError: a tap of whole states in another form than raw.
     """
     passes = passes_of([*(term.objective.needs for term in terms), also or {}])
     for tap in (tap for one in passes for tap in one.taps):
