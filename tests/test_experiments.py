@@ -90,6 +90,7 @@ TABLES = (
     "merged_cpu",
     "merged_seeds_cpu",
     "seeds_cpu",
+    "pairs10_cpu",
     "slots_seeds",
     "ner_cpu",
     "ner_gpu",
