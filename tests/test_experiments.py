@@ -90,7 +90,6 @@ TABLES = (
     "merged_cpu",
     "merged_seeds_cpu",
     "seeds_cpu",
-    "pairs10_cpu",
     "slots_seeds",
     "ner_cpu",
     "ner_gpu",
