@@ -33,6 +33,7 @@ from jaxalign.errors import UserError, brief
 
 INTENT = "intent"
 NOTHING = "None"  # the answer of a row without slots
+BETWEEN = "; "  # the parts of an answer
 
 Span = tuple[str, str]  # (type, words)
 
@@ -153,7 +154,7 @@ def entity_spans(record: Record) -> list[Span]:
 
 def format_slots(spans: Sequence[Span]) -> str:
     """'type: words; type: words', or 'None'."""
-    return "; ".join(f"{kind}: {words}" for kind, words in spans) or NOTHING
+    return BETWEEN.join(f"{kind}: {words}" for kind, words in spans) or NOTHING
 
 
 def _slots(record: Record) -> Example:
@@ -161,7 +162,7 @@ def _slots(record: Record) -> Example:
     target = record.fields.get("target")
     if target is None and record.fields.get("slots") is None and "annot_utt" in record.fields:
         # Not by way of spans: the paper keeps the blanks of an annotation as they are.
-        target = "; ".join(_annotations(record)) or NOTHING
+        target = BETWEEN.join(_annotations(record)) or NOTHING
     elif target is not None:
         target = string_of(record, "target")
     return Example(
@@ -186,7 +187,13 @@ def _intent(record: Record, spans: Sequence[Span] = (), system: str = INTENT_SYS
 def _intent_name(record: Record) -> str:
     name = value_of(record, "intent")
     # A class without a name is a number.
-    return str(name) if type(name) is int else text_of(record, "intent")
+    name = str(name) if type(name) is int else text_of(record, "intent")
+    if BETWEEN in name:
+        raise UserError(
+            f"{record.origin}: the intent {brief(name)} contains {BETWEEN!r}, which ends it in an "
+            "answer, so that no answer could be right; give it another name"
+        )
+    return name
 
 
 def _intent_slots(record: Record) -> Example:
@@ -260,7 +267,7 @@ def parse_slots(answer: str) -> list[Span]:
 
 def _parts(answer: str) -> list[str]:
     answer = answer.strip()
-    return [] if answer.lower() == NOTHING.lower() else answer.split("; ")
+    return [] if answer.lower() == NOTHING.lower() else answer.split(BETWEEN)
 
 
 def parse_intent_slots(answer: str) -> Command:
@@ -269,7 +276,7 @@ def parse_intent_slots(answer: str) -> Command:
     Only the first part, well-formed or not, can be the intent, so a slot type that is called
     `intent` stays a slot.
     """
-    first, _, slots = answer.strip().partition("; ")
+    first, _, slots = answer.strip().partition(BETWEEN)
     kind, colon, name = first.partition(": ")
     if colon and kind.strip() == INTENT:
         return Command(name.strip(), parse_slots(slots))

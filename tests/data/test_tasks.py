@@ -70,6 +70,13 @@ def test_intent_comes_first_and_only_there():
     assert parse_intent_slots("") == Command("", [])
 
 
+@pytest.mark.parametrize("kind", ["intent", "intent_slots"])
+def test_an_intent_that_no_answer_could_name_is_refused(kind):
+    row = record(utterance="x", intent="play; music", slots=[])
+    with pytest.raises(UserError, match="intent 'play; music' contains '; '"):
+        render(kind, row)
+
+
 def test_entities():
     entities = [["LOC", "Tampa Bay", 6, 8], ["PER", 'Anna "A" Č.', 0, 1]]
     answer = render("ner", record(text="x", entities=entities)).answer
