@@ -313,8 +313,9 @@ class Base:
         return [np.asarray(row[-room:]).tolist() for row in ids], len(long)
 
     def decode(self, answers: Sequence[Sequence[int]]) -> list[str]:
-        """The answers as text, without special tokens."""
-        return [self.tokenizer.decode(ids, skip_special_tokens=True) for ids in answers]
+        """The answers as text, without special tokens; blanks stay where the model wrote them."""
+        as_written = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
+        return [self.tokenizer.decode(ids, **as_written) for ids in answers]
 
     def system(
         self, decoder: Decoder, params: Any, lora: Any, prompts: Prompts | None = None

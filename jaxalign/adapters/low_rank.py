@@ -29,8 +29,8 @@ def products(
     # A goes in turned, so that its gradient is a product [ΣR, B·T] x [B·T, in]: on a CPU up to
     # eight times as fast as its transpose, to which XLA would return without the barrier.
     turned = jax.lax.optimization_barrier(jnp.concatenate(joined, axis=-1).T)  # [ΣR, in]
-    scales = _scales(own, scale, x.dtype)
-    low = times(rows, turned, 1) * scales  # [B·T, ΣR]
+    # In float32: bfloat16 would round the scale itself, and each update by up to 0.2 %.
+    low = (times(rows, turned, 1).astype(jnp.float32) * _scales(own, scale)).astype(x.dtype)
     start = 0
     for name, leaf in own.items():
         rank = leaf["b"].shape[0]
@@ -72,9 +72,9 @@ def _narrowed_backward(axis: int, kept: Any, slope: jax.Array) -> Any:
 _narrowed.defvjp(_narrowed_forward, _narrowed_backward)
 
 
-def _scales(own: Mapping[str, Mapping[str, jax.Array]], scale: float, dtype: Any) -> Any:
-    """One number for all, or [ΣR] where scales differ."""
+def _scales(own: Mapping[str, Mapping[str, jax.Array]], scale: float) -> Any:
+    """One number for all, or [ΣR] float32 where scales differ."""
     if any("scale" not in leaf for leaf in own.values()):
         return scale
-    each = [jnp.full(leaf["b"].shape[0], leaf["scale"], dtype) for leaf in own.values()]
+    each = [jnp.full(leaf["b"].shape[0], leaf["scale"], jnp.float32) for leaf in own.values()]
     return jnp.concatenate(each)

@@ -190,7 +190,10 @@ def parse_layers(text: str, total: int, key: str = "lora.layers") -> tuple[int, 
         layers: list[int] = []
         for part in str(text).split(","):
             first, dots, last = part.partition("..")
-            layers += range(int(first), int(last if dots else first) + 1)
+            found = range(int(first), int(last if dots else first) + 1)
+            if not found:
+                raise UserError(f"{key}: {part} of {text!r} names no block; write {last}..{first}")
+            layers += found
     except ValueError as error:
         raise UserError(f"{key}: cannot read {text!r}; write all, 1..16 or 3,5,8") from error
     wrong = [layer for layer in layers if not 1 <= layer <= total]

@@ -77,7 +77,7 @@ class Layout:
       ways: W, sequences of a batch, one for each share of its rows over the devices.
       lengths: T -> A, increasing.
       pad_id: token at padding.
-      group: slots that may change places with one another; see `balanced`.
+      block: consecutive slots that may change places with one another; see `balanced`.
       parts: parts of a batch that a rule takes apart: slot i is of part i % parts, and sequences
         alternate between them.
     """
@@ -89,7 +89,7 @@ class Layout:
     ways: int
     lengths: dict[int, int]
     pad_id: int
-    group: int
+    block: int
     parts: int = 1
 
     @functools.cached_property
@@ -130,8 +130,7 @@ class Layout:
         """The slots of a batch in another order, in which its sequences are about equally long.
 
         The longest share sets the length of all. The longest slots go first, each to the share with
-        the fewest tokens that has room; pairs that are each other's negatives stay together, and
-        parts apart.
+        the fewest tokens that has room; each stays within its block, and parts stay apart.
         """
         each = self.size // self.ways
         parts = [self._balanced(slots[part :: self.parts]) for part in range(self.parts)]
@@ -140,11 +139,11 @@ class Layout:
 
     def _balanced(self, slots: Sequence[Slot]) -> list[Slot]:
         each = self.size // self.ways
-        if self.ways == self.parts or self.group <= each or self.group % each:
+        if self.ways == self.parts or self.block <= each or self.block % each:
             return list(slots)
         found: list[Slot] = []
-        for first in range(0, len(slots), self.group):
-            part = slots[first : first + self.group]
+        for first in range(0, len(slots), self.block):
+            part = slots[first : first + self.block]
             own = [self.own([slot]) for slot in part]
             shares: list[list[Slot]] = [[] for _ in range(-(-len(part) // each))]
             tokens = [0] * len(shares)
@@ -214,7 +213,7 @@ def lay(
     pad_id: int,
     stem: Stem,
     packed: int = 0,
-    group: int = 0,
+    block: int = 0,
     parts: int = 1,
 ) -> Layout:
     """The layout of these rows, with lengths for the batches that are to come.
@@ -227,10 +226,10 @@ def lay(
       pad_id: token at padding.
       stem: what the texts share.
       packed: own tokens of a slot, where all are filled to one length; 0: they are not.
-      group: slots that may change places with one another; 0: all of a batch.
+      block: consecutive slots that may change places with one another; 0: all of a batch, 1: none.
       parts: see `Layout`.
     """
-    layout = Layout(started, stem, size, order.most, ways, {}, pad_id, group or size, parts)
+    layout = Layout(started, stem, size, order.most, ways, {}, pad_id, block or size, parts)
     step = step_of(layout.reach)
     shared = len(stem.tokens)
     number = max(PLANNED // size, LEAST_PLANNED)

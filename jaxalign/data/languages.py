@@ -1,6 +1,6 @@
 """What a language code means: its name, its plain two-letter form, how much data the language has.
 
-language_name('cy'), language_name('cym_Latn')       # 'Welsh', 'Welsh'
+language_name('cym_Latn'), language_name('zh-TW')    # 'Welsh', 'Chinese (Traditional)'
 base_language('zho_Hans')                            # 'zh'
 resource_class('cy')                                 # 1, of 0 .. 5 (Joshi et al. 2020)
 find_language('en', ['deu_Latn', 'eng_Latn'])        # 'eng_Latn'
@@ -34,6 +34,9 @@ LANGUAGE_NAMES = dict(
     )
 )
 
+# Of scripts in which a language is not written mostly; of others the code.
+SCRIPT_NAMES = {"Hant": "Traditional", "Latn": "Latin", "Cyrl": "Cyrillic", "Arab": "Arabic"}
+
 # Written in Chinese characters without blanks: one base language, or a code of its own.
 CHINESE = ("zh", "yue", "lzh", "wuu", "hak", "nan", "gan", "hsn", "cdo")
 
@@ -65,9 +68,29 @@ def base_language(code: str) -> str:
         return first
 
 
+@cache
 def language_name(code: str) -> str:
-    """The English name of a language code; a region is ignored, an unknown code stays itself."""
-    return LANGUAGE_NAMES.get(base_language(code), code)
+    """The English name of a language code, with the script where it is not the usual one.
+
+    `zho_Hant` and `zh-TW` are 'Chinese (Traditional)', `zho_Hans` is 'Chinese'. A region says no
+    more than that, and an unknown code stays itself.
+    """
+    name = LANGUAGE_NAMES.get(base_language(code))
+    if name is None:
+        return code
+    script = _script(code)
+    unusual = script and script != _script(base_language(code))
+    return f"{name} ({SCRIPT_NAMES.get(script, script)})" if unusual else name
+
+
+def _script(code: str) -> str:
+    """In which script a code is written, as 'Latn'; '' where the code is none."""
+    import langcodes
+
+    try:
+        return langcodes.get(code).maximize().script or ""
+    except langcodes.LanguageTagError:
+        return ""
 
 
 def find_language(code: str, have: Sequence[str]) -> str:

@@ -61,6 +61,11 @@ class Report:
     found: int = 0  # rows in the files, before transforms
     made: int = 0  # rows that transforms made of them
 
+    @property
+    def shortened(self) -> bool:
+        """Whether not all of the data is there."""
+        return bool(self.cut or self.dropped or self.others)
+
     def __str__(self) -> str:
         """One line for people."""
         among = f" of {self.read + self.others}" if self.others else ""

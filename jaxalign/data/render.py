@@ -221,15 +221,27 @@ def _check_printed(
     completion: str,
     tokenizer: PreTrainedTokenizerBase,
 ) -> None:
-    """A template that drops a turn would train, or ask, something else than the row says."""
+    """Refuses a template that would train, or ask, something else than the row says.
+
+    It drops a turn, or writes more between the open prompt and the answer: that would be trained,
+    written and judged as a part of every answer.
+    """
     shown = _squeezed(prompt)
     left_out = next((t for t in talk if _squeezed(t["content"]) not in shown), None)
-    if left_out is None and _squeezed(example.answer) not in _squeezed(completion):
+    before, answer, _ = _squeezed(completion).partition(_squeezed(example.answer))
+    if left_out is None and not answer:
         left_out = {"role": "assistant", "content": example.answer}
     if left_out is not None:
         raise UserError(
             f"{_place(example)}{_whose(tokenizer)} does not print the {left_out['role']}'s text "
             f"{brief(left_out['content'])}; mend it, or see prompt.template"
+        )
+    if before:
+        raise UserError(
+            f"{_place(example)}{_whose(tokenizer)} writes {brief(before)} between the open prompt "
+            "(add_generation_prompt) and the answer, so that a model would write it as a part of "
+            "every answer; let the open prompt end with it, in the model's chat_template.jinja, or "
+            "see prompt.template"
         )
 
 

@@ -47,17 +47,24 @@ def apportion(weights: Sequence[float], total: int) -> np.ndarray:
 
 
 class Sequential:
-    """Rows once, in file order; for validation."""
+    """Rows once, in the order given; for validation."""
 
     most = 1  # rows of a slot
 
-    def __init__(self, rows: int) -> None:
-        self.epoch_slots = rows
+    def __init__(self, rows: Sequence[int] | np.ndarray) -> None:
+        self._rows = rows
+        self.epoch_slots = len(rows)
         self.endless = False
 
     def slots(self, start: int, stop: int) -> list[Slot]:
         """Slots start..stop-1; empty ones behind the last row."""
-        return [(i,) if i < self.epoch_slots else () for i in range(start, stop)]
+        return [(int(self._rows[i]),) if i < self.epoch_slots else () for i in range(start, stop)]
+
+
+def even(groups: Sequence[np.ndarray]) -> np.ndarray:
+    """The rows of all groups in one line, of which every stretch has its share of each."""
+    places = np.concatenate([(np.arange(len(g)) + 0.5) / len(g) for g in groups])
+    return np.concatenate(groups)[np.argsort(places, kind="stable")]
 
 
 class Shuffled:
@@ -65,7 +72,8 @@ class Shuffled:
 
     An epoch has as many slots as there are rows. A group walks through its own rows in shuffled
     passes, whatever its share: with one group, or proportional shares, every epoch holds every
-    row exactly once; an over-sampled group repeats no row before all of its rows were seen.
+    row exactly once; an over-sampled group repeats no row before all of its rows were seen, and
+    none is so under-sampled that an epoch has no row of it.
     """
 
     most = 1  # rows of a slot
@@ -76,6 +84,8 @@ class Shuffled:
         self._seed = seed
         self.epoch_slots = int(sum(len(g) for g in self._groups))
         self._counts = apportion(weights, self.epoch_slots)
+        if not self._counts.all():
+            self._counts = 1 + apportion(weights, self.epoch_slots - len(groups))
         self.endless = True
         self.epoch_rows = functools.lru_cache(maxsize=3)(self._epoch_rows)
         self._pass = functools.lru_cache(maxsize=3 * len(self._groups))(self._shuffled_pass)
@@ -128,11 +138,10 @@ class Grouped:
         # Whole rounds, and at least one block of each group.
         blocks = -(-max(rows // block, 1) // rounds) * rounds
         counts = np.maximum(apportion(weights, blocks), 1)
-        times = np.concatenate([(np.arange(n) + 0.5) / n for n in counts])
-        owners = np.repeat(np.arange(rounds), counts)
-        self._owners = owners[np.argsort(times, kind="stable")]  # of the blocks of an epoch
+        # Whose the blocks of an epoch are.
+        self._owners = even([np.full(n, owner) for owner, n in enumerate(counts)])
         self._counts = counts
-        self._numbers = np.empty(len(owners), np.int64)  # which of its group's blocks each is
+        self._numbers = np.empty(len(self._owners), np.int64)  # which of its group's each is
         for group, count in enumerate(counts):
             self._numbers[self._owners == group] = np.arange(count)
         self.epoch_slots = block * len(self._owners)

@@ -30,7 +30,15 @@ from jaxalign.data.loader import (
 )
 from jaxalign.data.pairs import Pair, encode_pairs, shuffle_targets, to_pair
 from jaxalign.data.prompts import PromptStream, encode_both, two_prompts
-from jaxalign.data.sampling import Grouped, Packed, Sequential, Shuffled, choose_buckets, mixture
+from jaxalign.data.sampling import (
+    Grouped,
+    Packed,
+    Sequential,
+    Shuffled,
+    choose_buckets,
+    even,
+    mixture,
+)
 from jaxalign.data.stem import Stem
 from jaxalign.data.transforms import transformed
 from jaxalign.errors import UserError
@@ -48,7 +56,11 @@ if TYPE_CHECKING:
 
 
 def task_stream(
-    config: Config, tokenizer: PreTrainedTokenizerBase, split: str = "train", ways: int = 1
+    config: Config,
+    tokenizer: PreTrainedTokenizerBase,
+    split: str = "train",
+    ways: int = 1,
+    block: int = 0,
 ) -> TaskStream:
     """The task rows of a run.
 
@@ -57,6 +69,7 @@ def task_stream(
         tokenizer: from `load_tokenizer`.
         split: 'train' (shuffled, endless, packed if asked) or 'valid' (file order, once).
         ways: shares of a batch's rows on different devices.
+        block: consecutive rows of a batch that may change places; 0: all, 1: none.
 
     Raises:
         UserError: data missing or broken; names file:line or the key.
@@ -66,7 +79,8 @@ def task_stream(
     directed = config.task.kind == "translation"
     examples = in_task_languages(rendered, config.task, directed, split)
     left_out = len(rendered) - len(examples)
-    return stream_of(examples, config, tokenizer, split, ways, left_out, (found, len(records)))
+    made = found, len(records)
+    return stream_of(examples, config, tokenizer, split, ways, left_out, made, block)
 
 
 def stream_of(
@@ -77,6 +91,7 @@ def stream_of(
     ways: int = 1,
     left_out: int = 0,
     made: tuple[int, int] = (0, 0),
+    block: int = 0,
 ) -> TaskStream:
     """The stream of rows that are rendered already; see `task_stream`.
 
@@ -110,7 +125,7 @@ def stream_of(
     size, pad_id = config.batch.size, tokenizer.pad_token_id
     lengths = [len(row.tokens) for row in rows]
     grouped = size if config.task.order == "grouped" else 0
-    order: Order = _order(rows, config.task, config.seed, split, grouped)
+    order: Order = _order(rows, config, config.task, split, grouped)
     halves = 2 if config.task.halved and split == "train" else 1
     packs = config.batch.pack == "segments" and isinstance(order, Shuffled)
     texts = [[Text(r.tokens, r.first - 1, r.first, r.roles)] for r in rows]
@@ -129,12 +144,16 @@ def stream_of(
     layout = None
     if _lays(config, max(own), packs) and (stem.nodes or not packs):
         packed = buckets[0] if packs else 0
-        layout = lay(started, order, size, ways * halves, pad_id, stem, packed, parts=halves)
+        layout = lay(started, order, size, ways * halves, pad_id, stem, packed, block, halves)
     return TaskStream(rows, order, size, buckets, pad_id, report, layout)
 
 
 def pair_stream(
-    config: Config, tokenizer: PreTrainedTokenizerBase, split: str = "train", ways: int = 1
+    config: Config,
+    tokenizer: PreTrainedTokenizerBase,
+    split: str = "train",
+    ways: int = 1,
+    block: int = 0,
 ) -> PairStream:
     """The sentence pairs of a run; arguments and errors as `task_stream`.
 
@@ -157,8 +176,7 @@ def pair_stream(
     cut = [r.whole > longer(r) for r in rows]
     report = _report(rows, len(rows), cut, made[1] - len(pairs), made)
     buckets = _buckets(config, [longer(r) for r in rows], size, "batch.pair_max_length")
-    # Another order than the task's, though both start from the run's seed.
-    order = _order(rows, config.align, config.seed + 1, split)
+    order = _order(rows, config, config.align, split)
     pad_id = tokenizer.pad_token_id
     texts = [
         [Text(side, len(side) - 1, len(side)) for side in (row.source, row.target)] for row in rows
@@ -166,9 +184,7 @@ def pair_stream(
     stem = _shared(config, texts, size / ways)
     started = begin(texts, stem)
     laid = _lays(config, max(own_of(text) for row in started for text in row))
-    # Pairs of a group are each other's negatives, so a group keeps its pairs.
-    group = config.align.group if config.align.negatives == "group" else 0
-    layout = lay(started, order, size, ways, pad_id, stem, group=group) if laid else None
+    layout = lay(started, order, size, ways, pad_id, stem, block=block) if laid else None
     return PairStream(rows, order, size, buckets, pad_id, report, layout)
 
 
@@ -206,7 +222,7 @@ def prompt_stream(
     report = _report(rows, len(encoded), cut, len(both) - len(prompts), (found, len(records)))
     size = config.batch.pairs
     buckets = _buckets(config, [longer(row) for row in rows], size, "batch.max_length")
-    order = _order(rows, config.align, config.seed + 1, split)
+    order = _order(rows, config, config.align, split)
     return PromptStream(rows, order, size, buckets, tokenizer.pad_token_id, report)
 
 
@@ -328,19 +344,30 @@ def _report(
 
 
 def _order(
-    rows: Sequence[Row], part: TaskConfig | AlignConfig, seed: int, split: str, grouped: int = 0
+    rows: Sequence[Row],
+    config: Config,
+    part: TaskConfig | AlignConfig,
+    split: str,
+    grouped: int = 0,
 ) -> Sequential | Shuffled | Grouped:
-    """The order of rows; `grouped`: so many in a row are of one language."""
-    if split != "train":
-        return Sequential(len(rows))
+    """The order of rows; `grouped`: so many in a row are of one language.
+
+    Validation takes the rows as they are in the files, or, where it reads a part of them, such that
+    the part has its share of every language.
+    """
+    valid = split != "train"
+    # Proportional sampling is plain shuffling: each row once an epoch.
+    apart = config.train.eval_batches if valid else grouped or part.sampling != "proportional"
     groups: dict[str, list[int]] = {}
     for i, row in enumerate(rows):
-        # Proportional sampling is plain shuffling: each row once an epoch.
-        apart = grouped or part.sampling != "proportional"
         groups.setdefault(row.language if apart else "", []).append(i)
+    members = [np.array(g) for g in groups.values()]
+    if valid:
+        return Sequential(even(members))
     counts = {name: len(group) for name, group in groups.items()}
-    weights = mixture(counts, part.sampling, part.sampling_temperature)
-    members, shares = [np.array(g) for g in groups.values()], list(weights.values())
+    shares = list(mixture(counts, part.sampling, part.sampling_temperature).values())
+    # Two phases have two orders, though both start from the run's seed.
+    seed = config.seed + (part is config.align)
     return Grouped(members, shares, seed, grouped) if grouped else Shuffled(members, shares, seed)
 
 

@@ -40,6 +40,7 @@ def _tap(layer: int, rows: str, pooling: str, form: str) -> Tap:
 @declare(
     lambda layer, rows, pooling, form, **_: both_sides(Needs((_tap(layer, rows, pooling, form),))),
     settings="layer pooling form",
+    ordered=lambda rows, **_: rows == "tokens",  # the n-th tokens of all rows meet
 )
 def cka(
     states: States,

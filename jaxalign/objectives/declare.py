@@ -37,6 +37,7 @@ class Declared:
     needs: Callable[..., Mapping[str, Needs]] | None = None  # (**options) -> side -> Needs
     settings: frozenset[str] = frozenset()
     group: Callable[..., int] = lambda **_: 0  # (**options) -> `Objective.group`
+    ordered: Callable[..., bool] = lambda **_: True  # (**options) -> `Objective.ordered`
     head: Callable[..., Any] | None = None  # (spec, key, **options) -> a tree of float32 arrays
 
 
@@ -49,6 +50,7 @@ class Objective:
     head: Callable[..., Any] | None = field(default=None)  # (spec, key) -> tree
     measured: Mapping[str, Subspace] = field(default_factory=dict)  # options: {file: x.npz}
     group: int = 0  # consecutive rows that its loss compares; 1: each alone; 0: the whole batch
+    ordered: bool = True  # the order of the rows that it compares matters
 
 
 def declare(
@@ -56,6 +58,7 @@ def declare(
     *,
     settings: str = "",
     group: int | Callable[..., int] = 0,
+    ordered: bool | Callable[..., bool] = False,
     head: Callable[..., Any] | None = None,
 ) -> Callable[[Function], Function]:
     """Marks an objective.
@@ -66,13 +69,16 @@ def declare(
       group: how many consecutive rows the loss compares with each other, or (**options) -> that
         number. 1: the loss of a row depends on that row alone; 0: on the whole batch. Smaller
         micro-batches leave groups whole (`jaxalign plan`).
+      ordered: whether the order of the rows that the loss compares matters, or (**options) -> that.
+        Where it does not, rows change places within their group, so that each device has as many
+        tokens. Of a function without a mark it matters.
       head: (spec, key, **options) -> arrays trained next to the adapter; the function receives
         them as `head`. They are kept in checkpoints and not exported.
     """
 
     def mark(function: Function) -> Function:
-        of = group if callable(group) else lambda **_: group
-        function.declared = Declared(needs, frozenset(settings.split()), of, head)  # type: ignore[attr-defined]
+        names = frozenset(settings.split())
+        function.declared = Declared(needs, names, _of(group), _of(ordered), head)  # type: ignore[attr-defined]
         return function
 
     return mark
@@ -127,7 +133,13 @@ def bind(
         partial(declared.head, **every) if declared.head else None,
         {option: one for option, one in given.items() if isinstance(one, Subspace)},
         declared.group(**every),
+        declared.ordered(**every),
     )
+
+
+def _of(value: Any) -> Callable[..., Any]:
+    """(**options) -> the value, which may be such a function."""
+    return value if callable(value) else lambda **_: value
 
 
 def _check(

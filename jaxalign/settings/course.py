@@ -54,7 +54,9 @@ class TrainConfig:
         5.0, "passes over the task rows (over the pairs where the task is off)", above=0
     )
     eval_every: int = setting(200, "updates between validations; 0: only at the end", lowest=0)
-    eval_batches: int = setting(0, "of each validation; 0: the whole validation set", lowest=0)
+    eval_batches: int = setting(
+        0, "of each validation, with every language in its share; 0: all validation rows", lowest=0
+    )
     metric: str = setting(
         "eval/loss", "any logged eval metric; decides best checkpoint and early stop"
     )

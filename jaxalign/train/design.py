@@ -135,8 +135,10 @@ class Design:
         built, beside, vectors = self.phases[phase], self.multiplied, self.vectors
         # A rule may run its rows several times; an evaluation runs them once.
         times = RULES[built.rule].cost(built.inner) if passes == "both" else 1.0
-        least = built.least_flops(self.spec, rows, length, beside, answers, passes, seen, vectors)
-        return times * least
+        whole = self.adapter is None
+        return times * built.least_flops(
+            self.spec, rows, length, beside, answers, passes, seen, vectors, whole
+        )
 
     def work(self, phase: str, batch: Any, passes: str = "both") -> Work:
         """What a batch of this shape (stacked or not, arrays or their shapes) has to do."""

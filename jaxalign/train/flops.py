@@ -29,6 +29,7 @@ def training_flops(
     adapter: int = 0,
     answers: int | None = None,
     passes: str = "both",
+    whole: bool = False,
 ) -> float:
     """FLOPs of forward and backward pass, nothing computed twice.
 
@@ -43,8 +44,10 @@ def training_flops(
       adapter: trained parameters in the blocks that run.
       answers: tokens that reach the head; None: all.
       passes: `both`, or `forward` alone.
+      whole: every weight is trained.
     """
     frozen, trained = {"both": (4, 6), "forward": (2, 2)}[passes]
+    frozen = trained if whole else frozen
     head = spec.vocab * spec.dim
     inner = (parameter_count(spec) - head * (1 if spec.tied else 2)) / spec.layers
     depth = spec.layers if blocks is None else blocks

@@ -35,6 +35,7 @@ from jaxalign.train.state import TrainState
 from jaxalign.train.watch import IN_FLIGHT
 
 NAMED = 5  # rows in a sentence
+ALL = ""  # updates of any phase
 
 
 @dataclass(frozen=True)
@@ -49,25 +50,28 @@ class Cause:
 
 
 class Guard:
-    """Counts the updates that were skipped in a row."""
+    """Counts the updates that were skipped in a row: of all, and of each phase, as one phase may
+    learn while the other one never does."""
 
     def __init__(self, run: Run, log: Log, key: jax.Array | None) -> None:
         self._run, self._log, self._key = run, log, key
         self._limit = run.config.train.max_skipped
         self._in_flight: deque[tuple[int, Any, Any]] = deque()  # (step, batches, metrics)
-        self._causes: list[Cause] = []  # of the updates skipped in a row, up to the last looked at
+        # Of the updates skipped in a row, up to the last looked at: of all (ALL), of each phase.
+        self._causes: dict[str, list[Cause]] = {name: [] for name in (ALL, *run.active)}
+        self._learnt: set[str] = set()  # phases with an update that was not skipped
         self._unseen = set(run.active)
         self._look: dict[str, Callable] = {}
 
     @property
     def doubtful(self) -> bool:
         """Whether nothing finite comes from the state as it is: it should not be kept."""
-        return any(cause.weights for cause in self._causes)
+        return any(cause.weights for cause in self._causes[ALL])
 
     @property
     def diverged(self) -> bool:
         """Whether so many were skipped in a row that the run should end."""
-        return len(self._causes) >= self._limit
+        return any(len(causes) >= self._limit for causes in self._causes.values())
 
     def update(self, step: int, state: TrainState, batches: Any, metrics: Any) -> None:
         """Takes an update, and looks at the one that is over by now.
@@ -88,13 +92,13 @@ class Guard:
     def last_look(self, state: TrainState, batches: Any, step: int, progress: Progress) -> bool:
         """Whether the run has diverged, at its end: what it hands over must give a finite loss."""
         self.settle(state)
-        if self.diverged or self.doubtful:
+        if self.diverged or self.doubtful or self._idle:
             return True
         if progress.best is not None:  # what is handed over was validated
             return False
         if progress.waited:
             text = "no validation had finite losses"
-            self._causes.append(Cause(step, text, LOWER, weights=True, skipped=False))
+            self._causes[ALL].append(Cause(step, text, LOWER, weights=True, skipped=False))
             return True
         found: dict[str, Any] = {}
         for name, batch in (batches or {}).items():
@@ -103,32 +107,42 @@ class Guard:
         if all(math.isfinite(value) for value in found.values()):
             return False
         cause = replace(self._cause(state, step, batches, found), skipped=False)
-        self._causes += [cause] if cause.weights else []
+        self._causes[ALL] += [cause] if cause.weights else []
         return cause.weights
 
     def sentence(self, store: Checkpoints) -> str:
         """Why the run ended; drops the checkpoint from which nothing finite came."""
-        number = len(self._causes)
-        first = next((cause for cause in self._causes if cause.weights), self._causes[0])
+        name, causes = max(self._causes.items(), key=lambda one: len(one[1]))
+        first = next((cause for cause in causes if cause.weights), causes[0])
         if first.weights:
             store.forget_from(first.step - first.skipped)
         store.wait()
         kept = "no checkpoint is kept" if store.latest is None else f"step {store.latest} is kept"
         where = f"after update {first.step}"
         if first.skipped:
-            where = f"{number} updates in a row were skipped, from update {first.step} on"
+            whose = f"{name} updates" if name else "updates"
+            where = f"{len(causes)} {whose} in a row were skipped, from update {first.step} on"
         return f"diverged: {where}: {first.text}; {kept}; {first.advice}"
+
+    @property
+    def _idle(self) -> set[str]:
+        """Phases of which every update was skipped, and not for the sake of single rows."""
+        idle = set(self._run.active) - self._learnt
+        return {name for name in idle if any(cause.weights for cause in self._causes[name])}
 
     def _count(self, state: TrainState, behind: int) -> None:
         while len(self._in_flight) > behind:
             step, batches, metrics = self._in_flight.popleft()
+            names = (ALL, *batches)
             if not int(metrics["skipped"]):
-                self._causes.clear()
+                self._learnt |= batches.keys()
+                self._causes |= {name: [] for name in names}
                 continue
             cause = self._cause(state, step, batches, metrics)
-            self._causes.append(cause)
+            for name in names:
+                self._causes[name].append(cause)
             self._log.event("skipped", step, {"why": cause.text})
-            if len(self._causes) == 1:
+            if len(self._causes[ALL]) == 1:
                 self._log.message(f"update {step} is skipped: {cause.text}")
 
     def _cause(self, state: TrainState, step: int, batches: Any, metrics: Mapping) -> Cause:

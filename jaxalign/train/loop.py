@@ -237,6 +237,9 @@ def _open_log(run: Run, desk: Desk, start: Start, again: bool, title: str) -> Lo
     )
     for name, stream in run.train.items():
         log.message(f"{name}: {stream.report}; {stream.shape}")
+    for name, stream in run.valid.items():
+        if stream.report.shortened:
+            log.message(f"{name}.valid: {stream.report}")
     phases = (facts_of(config, name).unread(config) for name in run.phases)
     for sentence in itertools.chain(unread(config), *phases):
         log.message(sentence)

@@ -62,7 +62,7 @@ def test_proportional_shares_keep_every_row_once():
 
 
 def test_sequential_pads_with_empty_slots():
-    assert Sequential(3).slots(2, 5) == [(2,), (), ()]
+    assert Sequential(range(3)).slots(2, 5) == [(2,), (), ()]
 
 
 @pytest.fixture

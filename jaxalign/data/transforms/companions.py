@@ -26,7 +26,13 @@ import numpy as np
 from jaxalign.bounds import setting
 from jaxalign.data.sources import Companion, Record
 from jaxalign.data.transforms.options import read
-from jaxalign.data.transforms.parallel import by_item, check_known, item_of, spoken
+from jaxalign.data.transforms.parallel import (
+    by_item,
+    check_joined,
+    check_known,
+    item_of,
+    spoken,
+)
 
 
 @dataclass
@@ -54,11 +60,13 @@ def bilingual_prompt(
     """Rows with the pivot's row of the same `id` as a companion; others stay as they are.
 
     Raises:
-        UserError: a row without an id or a language, or none in the pivot language.
+        UserError: a row without an id or a language, none in the pivot language, or rows of several
+            languages of which none has the id of one in it.
     """
     chosen = read(Bilingual, options)
     known = by_item(records)
     check_known([chosen.pivot], [name for rows in known.values() for name in rows])
+    check_joined(records, any(len(rows) > 1 and chosen.pivot in rows for rows in known.values()))
     random, found = np.random.default_rng(seed), []
     for record in records:
         other = known[item_of(record)].get(chosen.pivot)
@@ -75,11 +83,13 @@ def cross_lingual_answer(
     """Rows of which a share answers in another language, drawn among those of the same `id`.
 
     Raises:
-        UserError: a row without an id or a language, or languages that none is in.
+        UserError: a row without an id or a language, languages that none is in, or rows of several
+            languages of which none has the id of another.
     """
     chosen = read(CrossLingual, options)
     known = by_item(records)
     check_known(chosen.languages, [name for rows in known.values() for name in rows])
+    check_joined(records, any(len(rows) > 1 for rows in known.values()))
     random, found = np.random.default_rng(seed), []
     for record in records:
         own, rows = spoken(record), known[item_of(record)]

@@ -144,6 +144,25 @@ def check_known(wanted: Sequence[str], have: Sequence[str]) -> None:
             )
 
 
+def check_joined(records: Sequence[Record], joined: bool) -> None:
+    """Refuses rows of several languages of which none has a translation: their ids do not match.
+
+    Args:
+        joined: whether a row has one.
+
+    Raises:
+        UserError: naming two rows.
+    """
+    first = records[0]
+    other = next((one for one in records if spoken(one) != spoken(first)), None)
+    if other is not None and not joined:
+        raise UserError(
+            f"no row has a translation: translations have the same 'id', and {first.origin} "
+            f"({spoken(first)}) has {brief(item_of(first))}, {other.origin} ({spoken(other)}) "
+            f"{brief(item_of(other))}"
+        )
+
+
 def _read(record: Record, pivot: str) -> tuple[tuple[Any, ...], dict[str, str]]:
     """What a row belongs together by, and its texts by language."""
     fields = record.fields

@@ -35,7 +35,7 @@ class Align(Facts):
 
     def stream(self, config: Config, tokenizer: Any, split: str = "train", ways: int = 1) -> Stream:
         """Sentence pairs."""
-        return pair_stream(config, tokenizer, split, ways)
+        return pair_stream(config, tokenizer, split, ways, self.block(config))
 
     def batch(self, ids: Any) -> PairBatch:
         """Unread: row numbers; languages where an objective asks for them."""

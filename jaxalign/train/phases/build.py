@@ -130,6 +130,7 @@ class Phase:
         passes: str = "both",
         seen: int | None = None,
         vectors: int = 0,
+        whole: bool = False,
     ) -> float:
         """What these rows cost at least; see `training_flops`.
 
@@ -152,6 +153,7 @@ class Phase:
                 beside,
                 answers,
                 passes if one.model == "trained" else "forward",
+                whole,
             )
         return total
 

@@ -9,6 +9,7 @@ facts.build(config, decoder, weights)            # the phase as the step sees it
 from __future__ import annotations
 
 import abc
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -111,6 +112,14 @@ class Facts(abc.ABC):
         groups = (term.objective.group for term in self.terms(config))
         whole = not rest and all(group and rows % group == 0 for group in groups)
         return {self.rows_key: rows} if whole else None
+
+    def block(self, config: Config) -> int:
+        """So many consecutive rows of a micro-batch may change places with one another, and no term
+        is another; 0: all of it, 1: none."""
+        objectives = [term.objective for term in self.terms(config)]
+        if any(one.group != 1 and one.ordered for one in objectives):
+            return 1
+        return math.gcd(*(one.group for one in objectives if one.group > 1))
 
     def shares(self, config: Config) -> int:
         """Into how many equal parts the rows of a micro-batch fall on each device."""

@@ -22,7 +22,7 @@ class Task(Facts):
 
     def stream(self, config: Config, tokenizer: Any, split: str = "train", ways: int = 1) -> Stream:
         """Task rows."""
-        return task_stream(config, tokenizer, split, ways)
+        return task_stream(config, tokenizer, split, ways, self.block(config))
 
     def batch(self, ids: Any) -> TaskBatch:
         """Unread: row numbers; roles and languages where an objective asks for them."""
