@@ -2,12 +2,16 @@
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
 
 import jaxalign
 from jaxalign import base as bases
@@ -129,3 +133,37 @@ def test_a_tokenizer_of_another_model(base, tmp_path):  # noqa: F811
 def test_no_model():
     with pytest.raises(UserError, match=r"model\.path is empty"):
         open_base(load(None, []).config)
+
+
+def test_blanks_of_an_answer_stay_where_the_model_wrote_them():
+    """Some tokenizers are saved with a clean-up that takes them away: `ça va ?` is `ça va?`."""
+    words = ["Comment ça va ?", "rome , nord"]
+    raw = Tokenizer(models.Unigram())
+    raw.pre_tokenizer, raw.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    raw.train_from_iterator(
+        words * 50,
+        trainers.UnigramTrainer(vocab_size=60, special_tokens=["<unk>"], unk_token="<unk>"),
+    )
+    found = PreTrainedTokenizerFast(tokenizer_object=raw, clean_up_tokenization_spaces=True)
+    ids = [found(text, add_special_tokens=False)["input_ids"] for text in words]
+    assert found.decode(ids[0]) == "Comment ça va?"
+    assert bases.Base.decode(SimpleNamespace(tokenizer=found), ids) == words
+
+
+def test_rows_are_within_the_positions_of_the_model(configure, base, tmp_path):  # noqa: F811
+    """Its tokenizer names no limit; `generate` refuses such prompts, too."""
+    row = {"utterance": "word " * 600, "intent": "none", "slots": [], "lang": "en"}
+    file = tmp_path / "long.jsonl"
+    file.write_text("".join(json.dumps(row | {"id": n}) + "\n" for n in range(8)))
+    words = [f"task.train=[{file}]", "task.valid=[]", "align.weight=0", "task.kind=intent"]
+    words += ["batch.max_length=4096", "batch.buckets=[]"]
+    folder = tmp_path / "short"
+    shutil.copytree(base, folder)
+    facts = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(facts | {"max_position_embeddings": 256}))
+    (folder / "SHA256SUMS").unlink()
+    with pytest.raises(UserError, match=r"batch.max_length: the longest row of task has \d+ tok"):
+        setup.prepare(configure(*words, f"model.path={folder}"))
+    with pytest.raises(UserError, match=r"positions for 252; set batch.max_length=252"):
+        setup.prepare(configure(*words, f"model.path={folder}", "adapter.kind=prefix",
+                                "adapter.num_virtual_tokens=4"))  # fmt: skip

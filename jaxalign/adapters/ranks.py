@@ -187,17 +187,15 @@ def parse_layers(text: str, total: int, key: str = "lora.layers") -> tuple[int, 
     if text == "all":
         return ()
     try:
-        layers: list[int] = []
+        spans = []
         for part in str(text).split(","):
             first, dots, last = part.partition("..")
-            found = range(int(first), int(last if dots else first) + 1)
-            if not found:
-                raise UserError(f"{key}: {part} of {text!r} names no block; write {last}..{first}")
-            layers += found
+            spans.append(range(int(first), int(last if dots else first) + 1))
     except ValueError as error:
         raise UserError(f"{key}: cannot read {text!r}; write all, 1..16 or 3,5,8") from error
+    layers = [layer for span in spans for layer in span]
     wrong = [layer for layer in layers if not 1 <= layer <= total]
-    if wrong or not layers:
+    if wrong or not all(spans):
         raise UserError(
             f"{key}: {text!r} names block {wrong[0] if wrong else 'none'}, but the model has "
             f"blocks 1 to {total}"

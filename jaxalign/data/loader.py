@@ -183,8 +183,12 @@ class Stream(abc.ABC, Generic[Row, Batch]):
         """The buckets that a micro-batch can need: none beyond the longest row's."""
         if self.layout:
             return tuple(self.layout.lengths)
-        longest = max((self._length((i,)) for i in range(len(self.rows))), default=0)
-        return self.buckets[: bisect.bisect_left(self.buckets, longest) + 1]
+        return self.buckets[: bisect.bisect_left(self.buckets, self.longest) + 1]
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest row; of two texts, of its longer one."""
+        return max((self._length((i,)) for i in range(len(self.rows))), default=0)
 
     def blank(self, length: int, number: int, places: np.ndarray | None = None) -> Batch:
         """`number` stacked micro-batches without rows: the shapes in which this length T comes."""

@@ -24,6 +24,7 @@ from jaxalign.base import Base, open_base
 from jaxalign.checksums import text_digest
 from jaxalign.data.loader import Stream
 from jaxalign.errors import UserError
+from jaxalign.model.spec import ModelSpec
 from jaxalign.multihost import agree, is_main
 from jaxalign.objectives import Loss
 from jaxalign.objectives.subspace import Subspace
@@ -32,6 +33,7 @@ from jaxalign.sharding import row_ways
 from jaxalign.train.aim import Aim, aim_of, measured_by
 from jaxalign.train.design import Design, adapter_of, check_fit, design, heads_of, placed
 from jaxalign.train.phases import PHASES, active_phases, facts_of
+from jaxalign.train.phases.facts import Facts
 from jaxalign.train.phases.measured import check_base, check_languages
 from jaxalign.train.rules import RULES
 from jaxalign.train.same import began_from, code_of, inputs_of
@@ -108,6 +110,8 @@ def prepare(
         for name, facts in phases.items()
         if facts.part(config).valid
     }
+    for name, facts in phases.items():
+        _check_positions(facts, [s[name] for s in (train, valid) if name in s], spec, adapter)
     total = config.train.steps or steps_of_epochs(config, train)
     made = design(config, spec, adapter, mesh, total)
     if jax.process_count() > 1:
@@ -147,6 +151,23 @@ def prepare(
         inputs=inputs,
         sample=sample,
     )
+
+
+def _check_positions(
+    facts: Facts, streams: Sequence[Stream], spec: ModelSpec, adapter: Adapter | None
+) -> None:
+    """Whether the rows of a phase, behind the adapter's virtual tokens, are within the model.
+
+    Raises:
+      UserError: one is longer than the model has positions.
+    """
+    longest = max(stream.longest for stream in streams)
+    room = spec.max_position - (adapter.prefix_length + adapter.prompt_length if adapter else 0)
+    if longest > room:
+        raise UserError(
+            f"{facts.length_key}: the longest row of {facts.name} has {longest} tokens, and the "
+            f"model has positions for {room}; set {facts.length_key}={room}"
+        )
 
 
 def _losses(made: Design, phase: str, batch: Any) -> dict[str, Loss]:

@@ -93,7 +93,8 @@ def test_layers_that_cannot_be_read(text):
 
 
 @pytest.mark.parametrize(
-    ("text", "block"), [("0", "0"), ("4", "4"), ("1..9", "4"), ("-1", "-1"), ("3..1", "none")]
+    ("text", "block"),
+    [("0", "0"), ("4", "4"), ("1..9", "4"), ("-1", "-1"), ("3..1", "none"), ("2..1,3", "none")],
 )
 def test_layers_past_the_model(text, block):
     assert refusal(layers=text) == (

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxalign.adapters.low_rank import times
+from jaxalign.adapters.low_rank import products, times
 
 TOKENS = 257  # bfloat16 has 256 and 258
 
@@ -43,3 +43,16 @@ def test_the_product_is_that_of_a_cast_factor(axis, dtype):
     for a, b in zip(ours[1:], theirs[1:], strict=True):
         assert a.dtype == b.dtype
         np.testing.assert_allclose(np.asarray(a, np.float32), np.asarray(b, np.float32), **near)
+
+
+@pytest.mark.parametrize("unequal", [False, True])
+def test_the_scale_is_not_rounded(unequal):
+    """bfloat16 has no 2/3: every update would be 0.2 % too large."""
+    x, a = (jax.random.normal(jax.random.key(n), (512, 512), jnp.bfloat16) for n in (1, 2))
+    own = {"q": {"a": a, "b": jnp.eye(512, dtype=jnp.bfloat16)}}
+    if unequal:
+        own["q"]["scale"] = jnp.float32(2 / 3)
+    ((_, scaled),) = products(x, own, 2 / 3)
+    ((_, plain),) = products(x, {"q": {name: own["q"][name] for name in "ab"}}, 1.0)
+    ratio = np.sum(np.abs(scaled), dtype=np.float64) / np.sum(np.abs(plain), dtype=np.float64)
+    assert ratio == pytest.approx(2 / 3, rel=2e-4)

@@ -1,6 +1,7 @@
 """What is trained: the answer and its end token, nothing else; prompts are what generation sees."""
 
 import io
+import re
 
 import numpy as np
 import pytest
@@ -136,6 +137,29 @@ def test_template_that_rewrites_finished_turns(chatml):
     (row,) = encode_examples([EXAMPLE], tokenizer)
     assert masked(row, tokenizer).endswith("assistant (thinking) ")
     assert trained(row, tokenizer) == "datetime: tomorrow<|im_end|>"
+
+
+@pytest.mark.parametrize(
+    ("turn", "opened", "before"),
+    [
+        # Old ones ignore add_generation_prompt.
+        ("<|im_start|>{{ m['role'] + '\n' + m['content'] }}<|im_end|>", "", "<|im_start|>assist"),
+        # A thinking model's open prompt ends within the block that its finished turns close.
+        ("{{ m['role'] + (':<think>\n</think>\n' if m['role'] == 'assistant' else ':') }}"
+         "{{ m['content'] }}<|im_end|>", "assistant:<think>\n", "</think>"),
+    ],
+)  # fmt: skip
+def test_template_that_writes_more_than_the_answer(chatml, turn, opened, before):
+    """A model would write it as a part of every answer, and no answer would be right."""
+    tokenizer = load_tokenizer(chatml.name_or_path)
+    tokenizer.chat_template = (
+        f"{{% for m in messages %}}{turn}{{% endfor %}}"
+        f"{{% if add_generation_prompt %}}{opened}{{% endif %}}"
+    )
+    with pytest.raises(UserError, match=f"writes '{re.escape(before)}.* between the open prompt"):
+        encode_examples([EXAMPLE], tokenizer)
+    with pytest.raises(UserError, match="let the open prompt end with it"):
+        encode_prompts([EXAMPLE], tokenizer)
 
 
 def test_template_without_a_system_role(chatml):

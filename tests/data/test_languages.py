@@ -20,6 +20,16 @@ def test_language_names():
     assert language_name("cym_Latn") == "Welsh"
 
 
+def test_a_language_in_two_scripts_has_two_names():
+    """Else the prompts of two directions would be one, with two answers."""
+    assert language_name("zho_Hant") == language_name("zh-TW") == "Chinese (Traditional)"
+    assert language_name("zho_Hans") == language_name("zh-CN") == language_name("zh") == "Chinese"
+    assert language_name("srp_Latn") == "Serbian (Latin)"
+    assert language_name("srp_Cyrl") == language_name("sr") == "Serbian"
+    assert language_name("kk-Mong") == "Kazakh (Mong)"
+    assert language_name("de-st") == "German"
+
+
 @pytest.mark.parametrize(
     "code, plain",
     [

@@ -4,6 +4,7 @@ import itertools
 import subprocess
 import sys
 import zlib
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -216,6 +217,21 @@ def test_validation_goes_through_once_in_order(config, chatml):
     assert not pairs.batch(3).source_mask[4:].any()
 
 
+def test_a_part_of_the_validation_has_every_language(config, chatml, jsonl):
+    """Files come one after the other, and often each is one language."""
+    files = [[row | {"lang": lang} for row in task_rows(n)] for lang, n in (("en", 60), ("cy", 20))]
+    config.task.valid = [jsonl(f"{number}.jsonl", rows) for number, rows in enumerate(files)]
+    config.batch.size = 8
+    first = lambda: [  # noqa: E731
+        stream.rows[row].language for row in stream.batch(0).rows.ravel() if row >= 0
+    ]
+    stream = task_stream(config, chatml, "valid")
+    assert set(first()) == {"en"}
+    config.train.eval_batches = 1
+    stream = task_stream(config, chatml, "valid")
+    assert Counter(first()) == {"en": 6, "cy": 2}
+
+
 def test_packed_batches_hold_the_same_rows(config, chatml):
     plain = task_stream(config, chatml)
     config.batch.pack, config.batch.max_length, config.batch.size = "segments", 512, 4
@@ -277,6 +293,7 @@ def test_cut_and_dropped_rows_are_counted(config, chatml):
     assert stream.report.cut == sum(r.prompt < limit < len(r.tokens) for r in whole.rows) > 0
     assert stream.len_rows == 50 - stream.report.dropped
     assert f"{stream.report.dropped} dropped" in str(stream.report)
+    assert stream.report.shortened and not whole.report.shortened
     config.batch.max_length = 5
     with pytest.raises(UserError, match=r"task\.train: in all 50 rows.*raise batch\.max_length"):
         task_stream(config, chatml)

@@ -13,6 +13,7 @@ from jaxalign.data.sampling import (
     apportion,
     choose_buckets,
     derangement,
+    even,
     mixture,
 )
 
@@ -59,6 +60,23 @@ def test_proportional_shares_keep_every_row_once():
     order = Shuffled([np.arange(30), np.arange(30, 37)], [30 / 37, 7 / 37], seed=2)
     for epoch in range(3):
         assert sorted(rows_of(order, epoch * 37, (epoch + 1) * 37)) == list(range(37))
+
+
+def test_a_small_share_is_not_none():
+    order = Shuffled([np.arange(3000), np.arange(3000, 3100)], [0.99999, 0.00001], seed=1)
+    epochs = [sorted(rows_of(order, e * 3100, (e + 1) * 3100))[-1] for e in range(3)]
+    assert all(row >= 3000 for row in epochs) and len(set(epochs)) == 3
+
+
+def test_every_stretch_has_its_share_of_each():
+    groups = [np.arange(300), np.arange(300, 330), np.arange(330, 340)]
+    rows = even(groups)
+    assert sorted(rows) == list(range(340))
+    for group in groups:
+        assert list(rows[np.isin(rows, group)]) == list(group)  # in their order
+    counts = [np.isin(rows[:68], group).sum() for group in groups]
+    assert counts == [60, 6, 2]
+    assert list(even(groups[:1])) == list(range(300))
 
 
 def test_sequential_pads_with_empty_slots():

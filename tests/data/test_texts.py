@@ -244,6 +244,19 @@ def intents(languages=("de", "en", "tr")):
     return read_all([str(ASSETS / f"dev.{name}.jsonl") for name in languages])
 
 
+@pytest.mark.parametrize("name", ["bilingual_prompt", "cross_lingual_answer"])
+def test_ids_that_match_no_other_language(name):
+    """Every row would stay as it is, and the run be one without the transform."""
+    rows = [
+        replace(row, fields=row.fields | {"id": f"{row.fields['lang']}-{number}"})
+        for number, row in enumerate(intents(("de", "en")))
+    ]
+    with pytest.raises(UserError, match="no row has a translation: translations have the same 'i"):
+        run(rows, name)
+    alone = intents(("en",))  # rows of one language have none, and no other is meant
+    assert run(alone, name) == alone
+
+
 def test_both_texts_in_one_prompt():
     rows = intents()
     found = run(rows, "bilingual_prompt", order="pivot")

@@ -240,3 +240,5 @@ def test_least_work():
     assert of(10, adapter=Prefix(P).multiplied(spec)) - plain == 40 * 12 * pairs
     laid = phase.least_flops(spec, 1, 40, 0, 8, seen=10, vectors=P)
     assert laid == phase.least_flops(spec, 1, 40 + P, 0, 8, seen=10 + 2 * P)
+    scores = 40 * 6 * spec.layers * spec.heads * spec.head_dim * 10  # no weight is in them
+    assert (of(10, adapter=0, whole=True) - scores) / (plain - scores) == pytest.approx(1.5)

@@ -8,6 +8,7 @@ import pytest
 
 from jaxalign import cli
 from jaxalign.model.decoder import Decoder
+from jaxalign.objectives import Loss
 from jaxalign.train import loop
 from jaxalign.train.loop import train
 from jaxalign.train.resume import Progress
@@ -96,6 +97,26 @@ def test_rows_alone_do_not_condemn_the_weights(configure, monkeypatch):
     assert "task.jsonl:13, " in result.sentence and " and 4 more; step 4" in result.sentence
     assert "step 4 is kept; look at these rows" in result.sentence
     assert "checkpoints/4" in kept(config)
+
+
+def without_slope(states, batch):
+    """The usual slip: a norm of 0 has no slope."""
+    (source,) = states.source.taps.values()
+    lost = jnp.sum(jnp.linalg.norm(source - source, axis=-1))
+    return Loss(lost, jnp.float32(len(source)), {})
+
+
+@pytest.mark.parametrize(("words", "step"), [([], 9), (["train.max_skipped=2"], 6)])
+def test_a_phase_that_never_learns_ends_the_run(configure, words, step, capsys):
+    """In turns with one that does, no two skipped updates of the run stand in a row."""
+    config = configure(f"align.objective={__name__}:without_slope", "align.every=step",
+                       "train.steps=9", "train.eval_every=0", *words)  # fmt: skip
+    result = train(config)
+    assert (result.stopped, result.exit_code, result.step) == ("diverged", 1, step)
+    assert "align updates in a row were skipped, from update 2 on" in result.sentence
+    said = capsys.readouterr().out  # which rows of a validation are not whole, too
+    assert "align: 64 rows, 2 cut" in said and "align.valid: 64 rows, 2 cut" in said
+    assert not Path(config.output, "adapter").exists()
 
 
 def test_what_is_not_finite_is_never_best():

@@ -75,6 +75,20 @@ def test_meshes_agree_with_one_device(configure, monkeypatch, alone, mesh, negat
     assert_close(gradients(config, MESHES[mesh], monkeypatch), alone[negatives])
 
 
+@pytest.mark.parametrize("mesh", few(MESHES, "2x2x2"))
+def test_terms_that_compare_rows_in_their_order(configure, monkeypatch, alone, mesh):
+    """Rows end to end are moved between devices for equal lengths, not out of a term's group."""
+    term = "{objective: contrastive, phase: %s, options: {view: %s, group: 4}}"
+    config = configure(
+        "align.objective=cka", "align.every=joint", "batch.size=16", "batch.pairs=16",
+        f"objectives=[{term % ('task', 'text')}, {term % ('align', 'pairs')}]",
+    )  # fmt: skip
+    warm_adapters(monkeypatch)
+    if "ordered" not in alone:
+        alone["ordered"] = gradients(config, (1, 1, 1, 1), monkeypatch)
+    assert_close(gradients(config, MESHES[mesh], monkeypatch), alone["ordered"])
+
+
 def assert_close(ours, expected):
     for phase, (gradient, metrics) in expected.items():
         for name, value in metrics.items():

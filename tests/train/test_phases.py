@@ -13,7 +13,7 @@ from jaxalign.objectives import FINAL, TOKENS, Loss, Needs, Tap, both_sides, dec
 from jaxalign.train import setup
 from jaxalign.train.design import heads_of
 from jaxalign.train.loop import train
-from jaxalign.train.phases import PHASES
+from jaxalign.train.phases import PHASES, facts_of
 from jaxalign.train.phases.align import Align, retrieval
 from jaxalign.train.phases.build import build, passes_of, phase_loss
 from jaxalign.train.phases.walk import Pass
@@ -52,6 +52,27 @@ def test_passes_are_the_union_of_needs():
     )
     with pytest.raises(ValueError, match="both trained and stopped"):
         passes_of([{"text": Needs(answers="trained")}, {"text": Needs(answers="stopped")}])
+
+
+AlignX = "{objective: contrastive, phase: task, options: {view: text, group: %d}}"
+
+
+@pytest.mark.parametrize(
+    ("phase", "block", "words"),
+    [
+        ("task", 0, []),  # each row counts alone
+        ("task", 4, [f"objectives=[{AlignX % 4}]"]),
+        ("task", 1, [f"objectives=[{{objective: '{own('curious')}', phase: task}}]"]),
+        ("align", 32, ["batch.pairs=64"]),
+        ("align", 0, ["align.negatives=global"]),
+        ("align", 1, ["align.objective=cka"]),  # the n-th tokens of both sides meet
+        ("align", 0, ["align.objective=cka", "align.options={rows: pooled}"]),
+        ("align", 4, ["align.group=8", "batch.pairs=24", "objectives=[{objective: contrastive, "
+                      "phase: align, options: {group: 12}}]"]),
+    ],
+)  # fmt: skip
+def test_rows_change_places_only_where_no_term_is_another(configure, phase, block, words):
+    assert facts_of(configure(*words), phase).block(configure(*words)) == block
 
 
 def test_an_objective_gets_what_it_asked_for(configure):
