@@ -1,4 +1,4 @@
-"""The demo from end to end, cut to a few steps: what it prints, writes and measures."""
+"""The demo from end to end, cut to a few steps and rows: what it prints, writes and measures."""
 
 import json
 from functools import partial
@@ -12,13 +12,18 @@ from jaxalign.cli import main
 from jaxalign.data.pairs import to_pair
 from jaxalign.data.sources import read
 from jaxalign.demo import ALIGNED, ASSETS, LANGUAGES
+from jaxalign.demo import run as demo
 from jaxalign.demo.corpus import normal
+from jaxalign.demo.measure import read_rows
 from jaxalign.sharding import make_mesh
 
 
 def test_demo_reports_what_it_measured(tmp_path, capsys, monkeypatch):
     one = partial(make_mesh, devices=jax.devices()[:1])
     monkeypatch.setattr(base, "make_mesh", one)
+    rows = read_rows(ASSETS, "test", LANGUAGES)
+    few = {name: dict(list(part.items())[:60]) for name, part in rows.items()}
+    monkeypatch.setattr(demo, "read_rows", lambda *_: few)
     out = tmp_path / "demo"
     words = ["train.steps=3", "train.eval_every=0", "batch.size=8", "batch.pairs=8",
              "batch.buckets=[40]", "train.eval_batches=1"]  # fmt: skip

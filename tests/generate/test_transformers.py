@@ -21,7 +21,13 @@ NEVER = (-1, -2)  # as many as stop an answer elsewhere: one program serves both
 BEAM = {"num_beams": 4, "length_penalty": 1.0, "early_stopping": False}
 
 
-@pytest.fixture(scope="module", params=CASES, ids=lambda case: "-".join(case))
+@pytest.fixture(
+    scope="module",
+    params=[
+        case if case in CASES[1:3] else pytest.param(case, marks=pytest.mark.slow) for case in CASES
+    ],
+    ids=lambda case: "-".join(case),
+)
 def pair(request, tmp_path_factory):
     """transformers' model, and ours with its weights: (model, (decoder, params, lora), prompts)."""
     import torch
