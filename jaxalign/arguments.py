@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
@@ -153,6 +154,8 @@ def declare(to: argparse.ArgumentParser, options: type[Command]) -> None:
 def read(options: type[Options], given: Mapping[str, Any], rest: Sequence[str]) -> Options:
     """The options that were given; what is left over is settings, wherever it stands.
 
+    argparse takes the first word for CONFIG: it is the first one that is no setting.
+
     Args:
       options: the dataclass.
       given: what argparse found.
@@ -161,10 +164,29 @@ def read(options: type[Options], given: Mapping[str, Any], rest: Sequence[str]) 
     Raises:
       UserError: the command takes no settings.
     """
-    names = {one.name for one in dataclasses.fields(options)}  # type: ignore[arg-type]
-    found = {name: value for name, value in given.items() if name in names}
-    if rest and "settings" not in names:
+    fields = {one.name: one for one in dataclasses.fields(options)}  # type: ignore[arg-type]
+    found = {name: value for name, value in given.items() if name in fields}
+    if rest and "settings" not in fields:
         raise UserError(f"{rest[0]!r}: this command takes no further words")
+    place = next((one for one in fields.values() if _is_place(one)), None)
+    if place and "settings" in fields:
+        first = [found.pop(place.name)] if place.name in found else []
+        words = [*first, *found.pop("settings", ()), *rest]
+        least = 0 if place.default is dataclasses.MISSING else None
+        at = next((i for i, word in enumerate(words) if not is_setting(word)), least)
+        if at is not None and words:
+            found[place.name] = words.pop(at)
+        rest = words
     if rest:
         found["settings"] = [*found.get("settings", ()), *rest]
     return options(**found)
+
+
+def _is_place(one: dataclasses.Field[Any]) -> bool:
+    """Whether a field is a single word by its place."""
+    return "words" in one.metadata and one.metadata["words"].get("nargs", "?") == "?"
+
+
+def is_setting(word: str) -> bool:
+    """Whether a word is key=value, and not a file or folder that is called so."""
+    return "=" in word and not os.path.exists(word)  # Path.exists raises where a name is too long

@@ -71,6 +71,38 @@ def test_what_is_said():
     assert found.many == ["1", "2"] and found.fast and found.kind == "b" and found.share == 0.5
 
 
+@dataclass(frozen=True, kw_only=True)
+class Optional:
+    """A configuration that need not be there."""
+
+    config: str | None = words("which", "CONFIG", "?")
+    settings: Sequence[str] = words("settings", "key=value")
+    explain: str = option("", "of what")
+
+    def run(self) -> None:
+        """Does nothing."""
+
+
+def test_settings_stand_anywhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    place = ["--place", "p"]
+    for given in (
+        ["a=1", "run.yaml", "b=2", *place], ["a=1", *place, "run.yaml", "b=2"],
+        [*place, "a=1", "b=2", "run.yaml"], ["run.yaml", *place, "a=1", "b=2"],
+    ):  # fmt: skip
+        assert parse(Own, *given) == Own(config="run.yaml", settings=["a=1", "b=2"], place="p")
+    long = f"task.train=[{'x' * 5000}]"
+    assert parse(Own, long, "run.yaml", *place).settings == [long]
+    for given in (["a=1"], ["a=1", "--explain", "x"], ["--explain", "x", "a=1"]):
+        found = parse(Optional, *given)
+        assert found.config is None and found.settings == ["a=1"]
+    assert parse(Optional, "a=1", "--explain", "x", "run.yaml").config == "run.yaml"
+    assert parse(Own, "a=1", *place).config == "a=1"  # whoever loads it says that it is no file
+    (tmp_path / "lr=1.yaml").touch()
+    found = parse(Own, "a=1", "lr=1.yaml", *place)
+    assert found.config == "lr=1.yaml" and found.settings == ["a=1"]
+
+
 @pytest.mark.parametrize(
     ("given", "says"),
     [

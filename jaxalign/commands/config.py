@@ -41,13 +41,10 @@ class Settings:
     def _origins(self) -> Iterator[tuple[Sequence[str], str]]:
         from jaxalign.config import load
 
-        given = [*filter(None, [self.config]), *self.settings]
-        setting = given and "=" in given[0] and not Path(given[0]).exists()
-        file = given.pop(0) if given and not setting else None
-        if file and _is_comparison(Path(file)):
-            yield from _systems(file, given)
+        if self.config and _is_comparison(Path(self.config)):
+            yield from _systems(self.config, self.settings)
             return
-        for key, value, origin in load(file, given).rows():
+        for key, value, origin in load(self.config, self.settings).rows():
             yield (key, value, origin), "" if origin == "default" else "bold cyan"
 
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
-from jaxalign.arguments import needed, option, words
+from jaxalign.arguments import is_setting, needed, option, words
 from jaxalign.errors import UserError
 from jaxalign.programs import begin
 
@@ -62,7 +61,7 @@ class Merge:
     def run(self) -> None:
         """Merges, and prints what was merged."""
         given = [*self.adapters, *self.settings]
-        settings = [one for one in given if "=" in one and not Path(one).exists()]
+        settings = [one for one in given if is_setting(one)]
         adapters = [one for one in given if one not in settings]
         existing = "replace" if self.force else "refuse"
         if self.search and (self.weights or self.base or self.into_base):

@@ -44,7 +44,7 @@ class Probe:
     items: str = option("", "task items in several languages, for DALI", metavar="SOURCE")
     scores: str = option(
         "",
-        "task scores to correlate with: report.json of evaluate, or {language: score}",
+        "task scores to correlate with: report.json of evaluate, or {system: {language: score}}",
         metavar="FILE",
     )
     states: str = option(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from jaxalign.data.chat import encode_prompts, encode_texts, render_examples
+from jaxalign.data.chat import encode_prompts, encode_rows, encode_texts, render_examples
 from jaxalign.data.example import Example
 from jaxalign.errors import UserError
 
@@ -73,7 +73,7 @@ def encode_choices(
     wholes: dict[int, list[np.ndarray]] = {}
     for kind in (True, False):
         texts = [rendered[row].prompt + choice for row, choice in flat if special[row] is kind]
-        wholes[kind], _ = encode_texts(texts, tokenizer, special=kind)
+        wholes[kind] = encode_rows(texts, tokenizer, kind, ends=False)
     joint = {kind: iter(some) for kind, some in wholes.items()}
     for (row, choice), tail in zip(flat, alone, strict=True):
         whole, prompt = next(joint[special[row]]), prompts[row]

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -37,10 +37,12 @@ if TYPE_CHECKING:
 
 __all__ = [
     "LLAMA3_END", "LLAMA3_OPEN", "LLAMA3_TOKENS", "LLAMA3_TURN", "Rendered", "encode_examples",
-    "encode_prompts", "encode_texts", "instruction", "load_tokenizer", "render_examples", "show",
+    "encode_prompts", "encode_rows", "encode_texts", "instruction", "load_tokenizer",
+    "render_examples", "show",
 ]  # fmt: skip
 
 MARK = "usertext"  # in place of a text, to see what a template writes behind it
+ANCHOR = "a"  # a text, to see what a tokenizer adds to it
 
 
 def encode_texts(
@@ -71,7 +73,8 @@ def encode_texts(
     if max_length is not None:
         long = [i for i, length in enumerate(whole) if length > max_length]
         if long:
-            # The tokenizer cuts, not we: one that ends every text with a token keeps that token.
+            # The tokenizer cuts, not we: one that ends every text with a token keeps that token,
+            # whose state a pooling may read.
             cut = tokenizer(
                 [texts[i] for i in long],
                 **settings,
@@ -97,6 +100,73 @@ def _settings(special: bool, control: str = "token") -> dict[str, bool]:
 # Tokens ------------------------------------------------------------------------------------------
 
 
+class Added(NamedTuple):
+    """What a tokenizer adds to every text."""
+
+    front: tuple[int, ...] = ()  # ids
+    behind: int = 0  # how many
+
+    def kept(self, ids: Sequence[int], ends: bool) -> slice:
+        """The tokens that stay: one begin token, also where the text begins with its own."""
+        begin = len(self.front)
+        twice = tuple(ids[begin : 2 * begin]) == self.front
+        return slice(begin if twice else 0, len(ids) - (0 if ends else self.behind))
+
+
+class Text(NamedTuple):
+    """One text as tokens, and where they come from."""
+
+    tokens: np.ndarray  # int32 [t]
+    found: BatchEncoding  # of a batch of texts
+    row: int  # in it
+    dropped: int  # tokens of that row, before these
+
+    def token(self, places: range) -> int | None:
+        """Of the first of these characters that belongs to a token: a blank may not."""
+        found = (self.found.char_to_token(self.row, place) for place in places)
+        number = next((number for number in found if number is not None), None)
+        # A begin token that the text brings itself is none of its words either.
+        return None if number is None else max(number - self.dropped, self.dropped)
+
+
+def _added(tokenizer: PreTrainedTokenizerBase) -> Added:
+    """What it adds to a text; nothing where it knows no token of that text."""
+    plain, whole = (tokenizer(ANCHOR, **_settings(kind))["input_ids"] for kind in (False, True))
+    for first in range(len(whole) - len(plain) + 1 if plain else 0):
+        if whole[first : first + len(plain)] == plain:
+            return Added(tuple(whole[:first]), len(whole) - first - len(plain))
+    return Added()
+
+
+def encode_rows(
+    texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, special: bool, ends: bool = True
+) -> list[np.ndarray]:
+    """Token ids of each text as it is trained or asked: int32 [t] each, not cut.
+
+    Args:
+        texts: whole rows, or their beginnings.
+        tokenizer: the tokenizer.
+        special: whether it adds its special tokens; a begin token that is there stays the only one.
+        ends: whether what it adds behind a text stays: behind a prompt the answer follows.
+    """
+    return [one.tokens for one in _encode(texts, tokenizer, special, ends)]
+
+
+def _encode(
+    texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, special: bool, ends: bool
+) -> list[Text]:
+    if not texts:
+        return []
+    with reading("the tokenizer", "one that encodes these texts"):
+        found = tokenizer(list(texts), **_settings(special))
+        added = _added(tokenizer) if special else Added()
+    kept = [added.kept(ids, ends) for ids in found["input_ids"]]
+    return [
+        Text(np.array(found["input_ids"][row][part], np.int32), found, row, part.start)
+        for row, part in enumerate(kept)
+    ]
+
+
 def encode_prompts(
     examples: Sequence[Example],
     tokenizer: PreTrainedTokenizerBase,
@@ -105,7 +175,7 @@ def encode_prompts(
 ) -> list[np.ndarray]:
     """The prompts alone, as a generation starts from them: int32 [t] each, not padded, not cut."""
     rendered = render_examples(examples, tokenizer, template, system)
-    return [tokens for tokens, *_ in _encode_prompts(examples, rendered, tokenizer, template)]
+    return [one.tokens for one in _encode_prompts(examples, rendered, tokenizer, template)]
 
 
 def encode_examples(
@@ -139,13 +209,12 @@ def encode_examples(
     for special in (True, False):
         these = [i for i, e in enumerate(examples) if _adds_special(e, template) is special]
         texts = [rendered[i].prompt + rendered[i].completion for i in these]
-        ids, whole = encode_texts(texts, tokenizer, max_length, special)
-        for i, tokens, length in zip(these, ids, whole, strict=True):
-            prompt, found, place = prompts[i]
-            if not special and not np.array_equal(tokens[: len(prompt)], prompt[: len(tokens)]):
-                (tail,), _ = encode_texts([rendered[i].completion], tokenizer, None, False)
-                tokens, length = np.concatenate([prompt, tail]), len(prompt) + len(tail)
-                tokens = tokens[:max_length]
+        for i, whole in zip(these, encode_rows(texts, tokenizer, special), strict=True):
+            prompt = prompts[i].tokens
+            if not special and not np.array_equal(whole[: len(prompt)], prompt):
+                (tail,) = encode_rows([rendered[i].completion], tokenizer, False)
+                whole = np.concatenate([prompt, tail])
+            tokens = whole[:max_length]
             language, answered_in = examples[i].language, examples[i].answered_in
             rows[i] = Encoded(
                 tokens=tokens,
@@ -153,8 +222,8 @@ def encode_examples(
                 language=language,
                 languages=(language, answered_in or language),
                 origin=examples[i].origin,
-                whole=length,
-                text=_user_text(examples[i], rendered[i].prompt, header, found, place),
+                whole=len(whole),
+                text=_user_text(examples[i], rendered[i].prompt, header, prompts[i]),
             )
     return [row for row in rows if row is not None]
 
@@ -169,18 +238,14 @@ def _encode_prompts(
     rendered: Sequence[Rendered],
     tokenizer: PreTrainedTokenizerBase,
     template: str,
-) -> list[tuple[np.ndarray, BatchEncoding, int]]:
-    """Each prompt's tokens, and the encoding that knows their characters, with the row in it."""
+) -> list[Text]:
+    """The prompts; an answer follows, so the tokenizer ends none of them."""
     out: list = [None] * len(examples)
     for special in (True, False):
         these = [i for i, e in enumerate(examples) if _adds_special(e, template) is special]
-        if not these:
-            continue
-        with reading("the tokenizer", "one that encodes these texts"):
-            found = tokenizer([rendered[i].prompt for i in these], **_settings(special))
-        for row, i in enumerate(these):
-            tokens = np.array(found["input_ids"][row], np.int32)
-            out[i] = tokens, found, row
+        texts = _encode([rendered[i].prompt for i in these], tokenizer, special, ends=False)
+        for i, text in zip(these, texts, strict=True):
+            out[i] = text
     return out
 
 
@@ -196,9 +261,7 @@ def _header(
     return len(one.prompt.rpartition(MARK)[2])
 
 
-def _user_text(
-    example: Example, prompt: str, header: int, found: BatchEncoding, row: int
-) -> tuple[int, int]:
+def _user_text(example: Example, prompt: str, header: int, encoded: Text) -> tuple[int, int]:
     """The user's text among the tokens of a prompt: the first token, and the one behind the last.
 
     Of a finished row, and with a tokenizer that does not know where its tokens come from, all.
@@ -208,19 +271,14 @@ def _user_text(
     """
     text = example.prompt.strip()
     first = 0 if example.finished else prompt.rfind(text, 0, len(prompt) - header)
-    whole = (0, len(found["input_ids"][row]))
-    if not found.is_fast or first < 0 or not text:
+    whole = (0, len(encoded.tokens))
+    if not encoded.found.is_fast or first < 0 or not text:
         return whole
     behind = len(prompt) if example.finished else first + len(text)
-
-    def token(places: range) -> int | None:
-        """Of the first of these characters that belongs to one: a blank may not."""
-        found_there = (found.char_to_token(row, place) for place in places)
-        return next((number for number in found_there if number is not None), None)
-
     # A character may be several tokens: the text ends where the next one begins.
-    start, end = token(range(first, behind)), token(range(behind, len(prompt)))
-    last = token(range(behind - 1, first - 1, -1))
+    start = encoded.token(range(first, behind))
+    end = encoded.token(range(behind, len(prompt)))
+    last = encoded.token(range(behind - 1, first - 1, -1))
     if start is None or last is None:
         return whole
     return start, whole[1] if end is None else max(end, last + 1)

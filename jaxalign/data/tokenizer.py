@@ -35,8 +35,8 @@ def load_tokenizer(path: str, revision: str | None = None) -> PreTrainedTokenize
     """The tokenizer of a folder, hub name or gs:// address, with a pad token, cutting on the right.
 
     A tokenizer without a pad token pads with its end token, as the paper's code does for Llama 3;
-    padding is masked everywhere, so the choice changes no number. One that cuts texts on the left
-    would take tokens of the prompt, and the loss would be of others than the answer's.
+    padding is masked everywhere, so the choice changes no number. One that cuts on the left would
+    take the beginnings of sentences.
 
     Raises:
         UserError: no tokenizer there, or neither pad nor end token.

@@ -80,8 +80,14 @@ def _score_table(report: dict[str, Any], own: str) -> Scores:
     (made_by,) = report["made_by"][own]
     notes = [
         f"**{own}** is this adapter, on its base in {made_by['dtype']}; means over languages are "
-        "macro means."
+        f"macro means. {_rows_of(report)}."
     ]
     if any(seeds > 1 for seeds in report["seeds"].values()):
         notes.append("±: standard deviation over seeds.")
     return Scores(head, tuple(rows), (*notes, *report.get("signatures", ())))
+
+
+def _rows_of(report: dict[str, Any]) -> str:
+    """Of how many rows the scores are: an evaluation may have read some of a test file alone."""
+    least, most = min(report["rows"].values()), max(report["rows"].values())
+    return f"Rows of each language: {least:,}" + (f" to {most:,}" if most > least else "")

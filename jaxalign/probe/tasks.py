@@ -55,11 +55,12 @@ def read_scores(file: str, table: Table | Names) -> Scores:
 
     Args:
       file: `report.json` of `jaxalign evaluate`, whose systems are met by name, or JSON of
-        `{language: score}` (they are the last system's) or `{system: {language: score}}`.
+        `{system: {language: score}}`, of one system also of `{language: score}`.
       table: names systems and languages.
 
     Raises:
-      UserError: none of its systems or fewer than three of its languages were probed.
+      UserError: none of its systems or fewer than three of its languages were probed; several
+        systems were, and it names none.
     """
     check_sums(Path(file).parent, [Path(file).name])
     content = read_json(Path(file))
@@ -79,6 +80,13 @@ def read_scores(file: str, table: Table | Names) -> Scores:
         found = {system: {"score": _numbers(file, row)} for system, row in content.items()}
     else:
         found = {table.systems[-1]: {"score": _numbers(file, content)}}
+        if len(table.systems) > 1:
+            *_, last = table.systems
+            raise UserError(
+                f"{file} does not say which system has these scores, but probed were "
+                f'{", ".join(table.systems)}; write {{"{last}": {{"de": 61.2, ...}}}}, or give the '
+                "report.json of `jaxalign evaluate`"
+            )
     known = {system: found[system] for system in table.systems if system in found}
     if not known:
         raise UserError(

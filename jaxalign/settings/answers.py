@@ -26,7 +26,7 @@ class GenerateConfig:
     top_p: float = setting(1.0, "of `sample`", above=0, highest=1)
     seed: int = setting(
         1,
-        "of `sample`; a row's draws depend on this and its number alone",
+        "of `sample`; draws depend on this, the prompt and how many equal prompts come before it",
         lowest=0,
         highest=2**32 - 1,
     )

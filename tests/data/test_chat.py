@@ -5,8 +5,10 @@ import re
 
 import numpy as np
 import pytest
+from tokenizers import processors
 
 from jaxalign.data.batch import ANSWER, TEMPLATE, TEXT
+from jaxalign.data.beginnings import encode_choices
 from jaxalign.data.chat import (
     encode_examples,
     encode_prompts,
@@ -28,6 +30,18 @@ def trained(row, tokenizer):
 
 def masked(row, tokenizer):
     return tokenizer.decode(row.tokens[: row.first])
+
+
+@pytest.fixture
+def ending(llama_folder):
+    """As `llama`, but saved with add_eos_token: it ends every text with a token."""
+    tokenizer = load_tokenizer(llama_folder)
+    tokens = ["<|begin_of_text|>", "<|eot_id|>"]
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<|begin_of_text|> $A <|eot_id|>",
+        special_tokens=list(zip(tokens, tokenizer.convert_tokens_to_ids(tokens), strict=True)),
+    )
+    return tokenizer
 
 
 def test_llama_chat_row(llama):
@@ -271,3 +285,43 @@ def test_every_token_has_a_role(llama, template, text):
 def test_of_a_finished_row_all_is_text_but_the_begin_token(llama):
     (row,) = encode_examples([Example("Question: wake\nAnswer:", " me")], llama)
     assert row.roles.tolist() == [TEMPLATE] + [TEXT] * (row.prompt - 1) + [ANSWER] * row.targets
+
+
+@pytest.mark.parametrize("kind", ["llama", "ending"])
+def test_a_row_that_brings_its_begin_token_has_one(kind, request):
+    """As where a chat template was printed into the prefix; without it the row is the same."""
+    tokenizer = request.getfixturevalue(kind)
+    turn = "<|start_header_id|>user<|end_header_id|>\n\nwake me<|eot_id|>"
+    choices = (" None", " today")
+    own = Example(f"<|begin_of_text|>{turn}", " None", choices=choices)
+    added = Example(turn, " None", choices=choices)
+    rows = encode_examples([own, added], tokenizer)
+    prompts = encode_prompts([own, added], tokenizer)
+    assert rows[0].tokens.tolist() == rows[1].tokens.tolist()
+    assert rows[0].roles.tolist() == rows[1].roles.tolist()
+    assert rows[0].whole == len(rows[0].tokens)
+    assert trained(rows[0], tokenizer).startswith(" None")
+    for row, prompt in zip(rows, prompts, strict=True):
+        assert (row.tokens == tokenizer.bos_token_id).sum() == 1
+        assert row.tokens[: row.prompt].tolist() == prompt.tolist()
+    assert len({str(some) for some in encode_choices([own, added], tokenizer)}) == 1
+    bare = [Example("<|begin_of_text|>", "None"), Example("", "<|begin_of_text|>None")]
+    for row in encode_examples(bare, tokenizer):
+        assert row.tokens.tolist() == tokenizer("None")["input_ids"] and row.prompt == 1
+
+
+def test_a_tokenizer_that_ends_texts_ends_no_prompt(llama, ending):
+    example = Example("Question: rain\nAnswer:", " intent: weather/find", choices=(" None", " it"))
+    (row,), (plain,) = (encode_examples([example], one) for one in (ending, llama))
+    (prompt,), (asked,) = (encode_prompts([example], one) for one in (ending, llama))
+    assert prompt.tolist() == asked.tolist() == row.tokens[: row.prompt].tolist()
+    assert row.tokens.tolist() == [*plain.tokens, ending.eos_token_id]
+    assert trained(row, ending) == " intent: weather/find<|eot_id|>"
+    assert row.text == plain.text
+    assert encode_choices([example], ending) == encode_choices([example], llama)
+    (cut,) = encode_examples([example], ending, max_length=row.prompt + 2)
+    assert cut.tokens.tolist() == row.tokens[: row.prompt + 2].tolist()
+    assert cut.whole == len(row.tokens)
+    # A side of a pair keeps its end, whose state may be the sentence's.
+    (pair,) = encode_pairs([Pair("wake me up", "None")], ending, 3)
+    assert pair.source[-1] == ending.eos_token_id and len(pair.source) == 3

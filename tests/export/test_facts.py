@@ -262,7 +262,7 @@ def test_what_vllm_takes(run):
 # --- scores -------------------------------------------------------------------------------------
 
 
-def evaluation(out, *digests, **changed):
+def evaluation(out, *digests, rows=None, **changed):
     """An evaluation of adapters of one name, next to another system."""
     folder = Path(out, "evaluation")
     folder.mkdir(parents=True, exist_ok=True)
@@ -281,6 +281,7 @@ def evaluation(out, *digests, **changed):
         "systems": ["sft", "aligned"],
         "seeds": {"sft": 1, "aligned": 1},
         "groups": {"seen": ["en"], "all": ["en", "cy"]},
+        "rows": rows or {"en": 20, "cy": 1500},
         "measures": {"slot_f1": {"groups": groups}},
     }
     (folder / "report.json").write_text(json.dumps(report))
@@ -296,6 +297,9 @@ def test_scores_of_these_weights(run, base):
     assert "| slot F1, %, seen | en | 61.3 | 50.0 |" in body
     assert "| slot F1, %, all | en cy | 61.3 | 50.0 |" in body
     assert "**aligned** is this adapter, on its base in bfloat16 nf4; means" in body
+    assert "means. Rows of each language: 20 to 1,500." in body
+    evaluation(out, weights_digest(f"{out}/adapter"), rows={"en": 20, "cy": 20})
+    assert "Rows of each language: 20." in scores_of(open_source(out)).notes[0]
     # The adapter folder of the run is the same adapter.
     _, body = card_of(export(Request(f"{out}/adapter")))
     assert "## Scores" in body

@@ -30,7 +30,7 @@ def stored(tmp_path, content):
 
 def test_each_layer_is_correlated_over_the_languages_that_both_have(tmp_path):
     table = invented()
-    (relation,) = relations(table, read_scores(stored(tmp_path, SCORES), table))
+    (relation,) = relations(table, read_scores(stored(tmp_path, {"aligned": SCORES}), table))
     assert (relation.system, relation.measure) == ("aligned", "score")
     assert relation.languages == ("cy", "de", "sw") and relation.score == (12.5, 60.0, 20.0)
     pivot = table.languages.index("en")
@@ -102,7 +102,7 @@ def test_page_terminal_and_files_say_the_same(tmp_path):
 
 def test_scores_that_do_not_vary_have_no_correlation(tmp_path):
     table = invented()
-    content = {"de": 50, "cy": 50, "sw": 50}
+    content = {"aligned": {"de": 50, "cy": 50, "sw": 50}}
     (relation,) = relations(table, read_scores(stored(tmp_path, content), table))
     assert relation.by_layer[3].pearson is None
     assert "does not vary" in sentence(relation, 3)
@@ -113,7 +113,7 @@ def test_scores_that_do_not_vary_have_no_correlation(tmp_path):
     "content, words",
     [
         ({"other": SCORES}, "scores of other, .*base, aligned"),
-        ({"de": 1, "cy": 2, "tlh": 3, "en": 4}, "only 2 .*'en'"),
+        ({"base": {"de": 1, "cy": 2, "tlh": 3, "en": 4}}, "only 2 .*'en'"),
         ({"de": "high", "cy": 2, "sw": 3}, "json: 'high'"),
         ({"de": True, "cy": 2, "sw": 3}, "json: True"),
     ],
@@ -121,6 +121,15 @@ def test_scores_that_do_not_vary_have_no_correlation(tmp_path):
 def test_scores_that_do_not_fit(tmp_path, content, words):
     with pytest.raises(UserError, match=words):
         read_scores(stored(tmp_path, content), invented())
+
+
+def test_scores_say_whose_they_are_where_several_systems_are_probed(tmp_path):
+    file = stored(tmp_path, SCORES)
+    says = r"which system .* base, aligned; write \{\"aligned\": \{\"de\": 61.2, ...\}\}, or give"
+    with pytest.raises(UserError, match=says):
+        read_scores(file, invented())
+    only = Names(("base",), ("cy", "de", "en", "sw"), "en")
+    assert read_scores(file, only) == {"base": {"score": {"cy": 12.5, "de": 60.0, "sw": 20.0}}}
 
 
 def test_no_file(tmp_path):
