@@ -21,6 +21,7 @@ from rich.table import Table
 
 from jaxalign.adapters.lora import Lora
 from jaxalign.base import Base, open_base
+from jaxalign.data.chat import encode_examples
 from jaxalign.data.loader import TaskStream
 from jaxalign.data.sources import nearest
 from jaxalign.data.streams import stream_of
@@ -220,8 +221,7 @@ class _Loss:
     def __init__(self, base: Base, config: Config, golds: Golds, prompts: Prompts) -> None:
         self.base, self.config = base, config
         self.streams = {
-            language: _stream(config, rows, prompts, row_ways(base.mesh))
-            for language, rows in golds.items()
+            language: _stream(config, rows, prompts, base) for language, rows in golds.items()
         }
         self.rows = sum(len(stream.rows) for stream in self.streams.values())
         self.steps: dict[Lora | None, Any] = {}  # one program for all candidates of a shape
@@ -253,12 +253,26 @@ class _Loss:
         return {LOSS: means}
 
 
-def _stream(config: Config, golds: Sequence[Gold], prompts: Prompts, ways: int) -> TaskStream:
-    """The rows of a language with their answers, as a training has them."""
+def _stream(config: Config, golds: Sequence[Gold], prompts: Prompts, base: Base) -> TaskStream:
+    """The rows of a language with their answers, as a training has them, but whole.
+
+    Raises:
+      UserError: a row that is longer than the model or its tokenizer takes.
+    """
     how = dataclasses.replace(config.prompt, template=prompts.template)
     task = dataclasses.replace(config.task, kind=kind_of(config))
-    asked = dataclasses.replace(config, prompt=how, task=task)
-    return stream_of([gold.example for gold in golds], asked, prompts.tokenizer, ways=ways)
+    # `batch.max_length` and the buckets are of a training: who judges leaves no row out.
+    limit = min(base.spec.max_position, prompts.tokenizer.model_max_length)
+    batch = dataclasses.replace(config.batch, max_length=limit, buckets=[])
+    asked = dataclasses.replace(config, prompt=how, task=task, batch=batch)
+    examples, tokenizer = [gold.example for gold in golds], prompts.tokenizer
+    rows = encode_examples(examples, tokenizer, how.template, how.system, limit)
+    if long := next((row for row in rows if row.whole > limit), None):
+        raise UserError(
+            f"{long.origin}: the row has {long.whole} tokens and the model takes {limit}, so its "
+            "loss would be that of a part; leave it out of the rows to judge by"
+        )
+    return stream_of(examples, asked, tokenizer, ways=row_ways(base.mesh))
 
 
 def _validation(config: Config, data: Sequence[str]) -> Config:

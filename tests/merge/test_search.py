@@ -181,6 +181,26 @@ def test_candidates_are_asked_by_the_template_that_is_written(
         assert told.count(f"note: {path} is prompted with the chat template in its folder") == 1
 
 
+def test_the_loss_is_that_of_whole_rows(validated, paths, tmp_path, monkeypatch):
+    """Whatever the training cut: it is measured as answers are asked for."""
+
+    def losses(*words):
+        found = search(validated(*words), paths[:1], Recipe(), [[1]], str(tmp_path / "out"),
+                       metric="loss", existing="replace")  # fmt: skip
+        return found.candidates[0].scores["loss"]
+
+    whole = losses("batch.buckets=[]")
+    short = losses("batch.max_length=20", "batch.buckets=[20]")
+    assert short == pytest.approx(whole, rel=1e-5)
+    # A model or a tokenizer that takes no more.
+    tokenizer = open_base(validated()).tokenizer
+    tokenizer.model_max_length = 20
+    monkeypatch.setattr(bases, "load_tokenizer", lambda *_: tokenizer)
+    long = r"test.*\.jsonl:\d+: the row has \d+ tokens and the model takes 20, so its loss"
+    with pytest.raises(UserError, match=long):
+        losses()
+
+
 def test_the_loss_is_that_of_the_rows_that_are_answered(validated, golds, paths, tmp_path):
     rows = rows_of(golds / "test.de.jsonl")
     few, renamed = tmp_path / "few.jsonl", tmp_path / "renamed.jsonl"
