@@ -26,7 +26,7 @@ from jax.sharding import Mesh
 from jaxalign.adapters import Adapter
 from jaxalign.data.chat import encode_prompts
 from jaxalign.data.tasks import Example
-from jaxalign.data.template import Prompts, prompts_of
+from jaxalign.data.template import Prompts, instructed, prompts_of
 from jaxalign.data.tokenizer import check_tokens, load_tokenizer
 from jaxalign.errors import UserError
 from jaxalign.frozen.projection import Attached
@@ -268,8 +268,9 @@ class Base:
         Raises:
           UserError: its template cannot be used.
         """
-        said = self.config.prompt.template
-        return prompts_of(self.tokenizer, said, locate(adapter), adapter)
+        config, folder = self.config, locate(adapter)
+        prompts = prompts_of(self.tokenizer, config.prompt.template, folder, adapter)
+        return instructed(prompts, config, folder, adapter)
 
     def stops(self, prompts: Prompts) -> tuple[int, ...]:
         """The tokens that end an answer to such prompts."""
@@ -278,7 +279,8 @@ class Base:
     @property
     def prompts(self) -> Prompts:
         """How the bare base is asked."""
-        return Prompts(self.tokenizer, self.config.prompt.template)
+        how = self.config.prompt
+        return Prompts(self.tokenizer, how.template, system=how.system)
 
     def encode(
         self,
@@ -299,7 +301,7 @@ class Base:
           UserError: a prompt leaves no room for an answer and `generate.long` refuses to cut.
         """
         settings, asked = self.config.generate, prompts or self.prompts
-        ids = encode_prompts(examples, asked.tokenizer, asked.template, self.config.prompt.system)
+        ids = encode_prompts(examples, asked.tokenizer, asked.template, asked.system)
         most = new or settings.max_new_tokens
         room = self.spec.max_position - most
         room -= adapter.prefix_length + adapter.prompt_length if adapter else 0

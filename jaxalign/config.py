@@ -132,7 +132,12 @@ def saved_in(file: Path) -> Config:
 
 def to_yaml(config: Config) -> str:
     """The whole configuration as YAML, which `load` reads as the same again."""
-    return OmegaConf.to_yaml(OmegaConf.create(_escaped(dataclasses.asdict(config))))
+    return as_yaml(dataclasses.asdict(config))
+
+
+def as_yaml(settings: dict[str, Any]) -> str:
+    """Some settings, as nested dicts, as YAML; what looks like a reference stays the text it is."""
+    return OmegaConf.to_yaml(OmegaConf.create(_escaped(settings)))
 
 
 def _escaped(value: Any) -> Any:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,18 +25,20 @@ from jaxalign.data.chat import encode_examples
 from jaxalign.data.loader import TaskStream
 from jaxalign.data.sources import nearest
 from jaxalign.data.streams import stream_of
-from jaxalign.data.template import Prompts, prompts_by
+from jaxalign.data.template import Prompts, other_instruction, prompts_by
 from jaxalign.errors import UserError
 from jaxalign.evaluate.ask import answers, ask
 from jaxalign.evaluate.comparable import ALL
 from jaxalign.evaluate.entrants import name_of
 from jaxalign.evaluate.gold import Golds, kind_of, read_golds
 from jaxalign.evaluate.measure import Gold
+from jaxalign.evaluate.prepare import tell
 from jaxalign.evaluate.progress import Bar
 from jaxalign.evaluate.report import label
 from jaxalign.evaluate.run import score
 from jaxalign.evaluate.scorers import rehearse
 from jaxalign.hf.files import write_json
+from jaxalign.hf.find import locate
 from jaxalign.merge.algebra import Merged, combine
 from jaxalign.merge.check import check
 from jaxalign.merge.draw import draw
@@ -111,6 +113,7 @@ def search(
         if any(weights):
             check(_weighed(sources, weights), base.spec, recipe)
     check_weights(sources, base.opened)
+    tell([*_instructions(judged, sources)], screen)
     how = _Loss if metric == LOSS else _Answers
     judges: dict[tuple[str, str], _Loss | _Answers] = {}  # one for all that are asked alike
     judge_of: dict[Mix, _Loss | _Answers] = {}
@@ -181,7 +184,15 @@ def _prompts(config: Config, base: Base, sources: Sequence[AdapterFolder], weigh
     text = template_of(sources, weights, base.opened.files).text
     taught = with_templates(sources, weights)
     owner = taught[0].path if taught else "the merged adapter"
-    return prompts_by(base.tokenizer, config.prompt.template, text, owner)
+    found = prompts_by(base.tokenizer, config.prompt.template, text, owner)
+    return dataclasses.replace(found, system=config.prompt.system)
+
+
+def _instructions(config: Config, sources: Sequence[AdapterFolder]) -> Iterator[str]:
+    """Sentences where a run has set another: with a merged adapter no instruction is recorded."""
+    for source in sources if kind_of(config) not in UNASKED else ():
+        if trained := other_instruction(config, locate(source.path), source.path):
+            yield f"{trained}; set prompt.system as it will be when the merged adapter is asked"
 
 
 # Judging ------------------------------------------------------------------------------------------

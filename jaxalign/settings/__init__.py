@@ -78,6 +78,11 @@ class Config:
     log: LogConfig = field(default_factory=LogConfig)
 
     @property
+    def judged(self) -> str:
+        """The kind of task that is asked and judged."""
+        return self.task.kind if self.evaluate.kind == "task" else self.evaluate.kind
+
+    @property
     def prompted(self) -> bool:
         """Whether rows of `task.kind` are trained: by the task, or as one answer to two prompts."""
         behind_two = self.align.rows == "prompts" and self.align.weight > 0

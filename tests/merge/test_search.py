@@ -11,7 +11,7 @@ from jaxalign import base as bases
 from jaxalign.base import open_base
 from jaxalign.cli import main
 from jaxalign.errors import UserError
-from jaxalign.evaluate.gold import read_golds
+from jaxalign.evaluate.gold import kind_of, read_golds
 from jaxalign.evaluate.run import Entrant, evaluate, score
 from jaxalign.hf.peft import load_peft
 from jaxalign.merge import search as searching
@@ -179,6 +179,19 @@ def test_candidates_are_asked_by_the_template_that_is_written(
     told = " ".join(capsys.readouterr().out.split())
     for path in templated:
         assert told.count(f"note: {path} is prompted with the chat template in its folder") == 1
+
+
+def test_another_instruction_of_an_adapter_is_told(validated, paths, tmp_path, capsys):
+    """No instruction is written with a merged adapter, so candidates are asked by prompt.system."""
+    shutil.copytree(paths[0], tmp_path / "run" / "adapter")
+    record = tmp_path / "run" / "config.yaml"
+    source, config = str(tmp_path / "run" / "adapter"), validated("evaluate.rows=1")
+    told = f"note: {source} was trained with prompt.system='Find it.'; set prompt.system as it"
+    for system, times in (("Find it.", 1), ("''", 0)):
+        record.write_text(f"prompt: {{system: {system}}}\ntask: {{kind: {kind_of(config)}}}\n")
+        search(config, [source], Recipe(), [[1]], str(tmp_path / "out"), metric="loss",
+               existing="replace")  # fmt: skip
+        assert " ".join(capsys.readouterr().out.split()).count(told) == times
 
 
 def test_the_loss_is_that_of_whole_rows(validated, paths, tmp_path, monkeypatch):
