@@ -21,7 +21,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from jaxalign.bounds import Bounds, bounds_like
+from jaxalign.bounds import Bounds, bounds_like, from_home
 from jaxalign.errors import UserError
 
 if TYPE_CHECKING:
@@ -52,20 +52,22 @@ class Named:
 # Fields -------------------------------------------------------------------------------------------
 
 
-def word(text: str, metavar: str | None = None) -> Any:
-    """A word that must be there, by its place."""
-    return field(metadata={"words": {"help": text, "metavar": metavar}})
+def word(text: str, metavar: str | None = None, *, path: bool = False) -> Any:
+    """A word that must be there, by its place; `path`: it names a file or folder."""
+    return field(metadata={"words": {"help": text, "metavar": metavar, **_kind(path)}})
 
 
-def words(text: str, metavar: str, nargs: str = "*") -> Any:
+def words(text: str, metavar: str, nargs: str = "*", *, path: bool = False) -> Any:
     """Any number of words, by their place; argparse's `nargs` may be + or ?, too."""
     least: Any = {"default": None} if nargs == "?" else {"default": ()}
-    return field(**least, metadata={"words": {"help": text, "metavar": metavar, "nargs": nargs}})
+    made = {"help": text, "metavar": metavar, "nargs": nargs, **_kind(path)}
+    return field(**least, metadata={"words": made})
 
 
-def needed(text: str, metavar: str | None = None) -> Any:
+def needed(text: str, metavar: str | None = None, *, path: bool = False) -> Any:
     """An option that must be given."""
-    return field(metadata={"option": {"help": text, "metavar": metavar, "required": True}})
+    made = {"help": text, "metavar": metavar, "required": True, **_kind(path)}
+    return field(metadata={"option": made})
 
 
 def option(default: Any, text: str, *, metavar: str | None = None, **bounds: Any) -> Any:
@@ -78,7 +80,7 @@ def option(default: Any, text: str, *, metavar: str | None = None, **bounds: Any
       bounds: fields of `jaxalign.bounds.Bounds`.
     """
     rule = bounds_like(default, **bounds)
-    made: dict[str, Any] = {"help": text, "metavar": metavar}
+    made: dict[str, Any] = {"help": text, "metavar": metavar, **_kind(rule.path)}
     if default is False:
         made = {"help": text, "action": "store_true"}
     elif isinstance(default, list):
@@ -95,6 +97,11 @@ def option(default: Any, text: str, *, metavar: str | None = None, **bounds: Any
 def named(**texts: str) -> Any:
     """Options that may be given several times as [NAME=]PATH; their order is kept."""
     return field(default=(), metadata={"named": texts})
+
+
+def _kind(path: bool) -> dict[str, Any]:
+    """What argparse makes of a word: a path may start with `~`, also where no shell reads it."""
+    return {"type": from_home} if path else {}
 
 
 def _number(rule: Bounds) -> Callable[[str], Any]:
@@ -117,7 +124,7 @@ class _Collect(argparse.Action):
 
     def __call__(self, parser: Any, args: Any, value: Any, flag: str | None = None) -> None:
         name, equals, path = str(value).partition("=")
-        one = Named(name if equals else "", path or name, str(flag).lstrip("-"))
+        one = Named(name if equals else "", from_home(path or name), str(flag).lstrip("-"))
         setattr(args, self.dest, (*getattr(args, self.dest, ()), one))
 
 
@@ -128,7 +135,7 @@ class _Collect(argparse.Action):
 class Configured:
     """The words of a command that reads the configuration of a run."""
 
-    config: str = word("the configuration, a YAML file")
+    config: str = word("the configuration, a YAML file", path=True)
     settings: Sequence[str] = words("settings, as in align.layer=16", "key=value")
 
     def load(self) -> Config:
@@ -175,10 +182,10 @@ def read(options: type[Options], given: Mapping[str, Any], rest: Sequence[str]) 
         least = 0 if place.default is dataclasses.MISSING else None
         at = next((i for i, word in enumerate(words) if not is_setting(word)), least)
         if at is not None and words:
-            found[place.name] = words.pop(at)
+            found[place.name] = from_home(words.pop(at))
         rest = words
     if rest:
-        found["settings"] = [*found.get("settings", ()), *rest]
+        found["settings"] = [*found.get("settings", ()), *map(from_home, rest)]
     return options(**found)
 
 

@@ -26,7 +26,7 @@ from jax.sharding import Mesh
 from jaxalign.adapters import Adapter
 from jaxalign.data.chat import encode_prompts
 from jaxalign.data.tasks import Example
-from jaxalign.data.template import Prompts, prompts_of
+from jaxalign.data.template import Prompts, instructed, prompts_of
 from jaxalign.data.tokenizer import check_tokens, load_tokenizer
 from jaxalign.errors import UserError
 from jaxalign.frozen.projection import Attached
@@ -36,8 +36,10 @@ from jaxalign.hf.load import abstract_params, fingerprint, load_params, load_spe
 from jaxalign.hf.peft import load_peft, named_base, trained_on
 from jaxalign.model.decoder import Decoder
 from jaxalign.model.spec import ModelSpec
+from jaxalign.paths import unfinished
 from jaxalign.settings import Config, MeshConfig, ModelConfig
 from jaxalign.sharding import make_mesh, shard_tree
+from jaxalign.terminal import say
 
 
 @dataclass
@@ -71,7 +73,8 @@ class Opened:
 
     @cached_property
     def spec(self) -> ModelSpec:
-        """Its facts."""
+        """Its facts; of a run's model it is said where the run is not finished."""
+        _tell(unfinished(Path(self.path)))
         return load_spec(self.path, self.revision)
 
     @cached_property
@@ -142,6 +145,8 @@ class Opened:
     def check_weights(self, adapter: Path, fetch: bool = False) -> None:
         """Compares the weights with those that an adapter's run has had, where its record says so.
 
+        Without `fetch`, as every reader looks first, it says where that run is not finished.
+
         Args:
           adapter: its folder.
           fetch: whether weights that are not here are fetched for it; else they are not compared.
@@ -149,6 +154,8 @@ class Opened:
         Raises:
           UserError: they are others.
         """
+        if not fetch:
+            _tell(unfinished(adapter))
         had = trained_on(adapter)
         if had and (fetch or holds_weights(self.files)) and self.fingerprint != had:
             raise another_base(str(adapter), self.path, named_base(adapter))
@@ -261,8 +268,9 @@ class Base:
         Raises:
           UserError: its template cannot be used.
         """
-        said = self.config.prompt.template
-        return prompts_of(self.tokenizer, said, locate(adapter), adapter)
+        config, folder = self.config, locate(adapter)
+        prompts = prompts_of(self.tokenizer, config.prompt.template, folder, adapter)
+        return instructed(prompts, config, folder, adapter)
 
     def stops(self, prompts: Prompts) -> tuple[int, ...]:
         """The tokens that end an answer to such prompts."""
@@ -271,7 +279,8 @@ class Base:
     @property
     def prompts(self) -> Prompts:
         """How the bare base is asked."""
-        return Prompts(self.tokenizer, self.config.prompt.template)
+        how = self.config.prompt
+        return Prompts(self.tokenizer, how.template, system=how.system)
 
     def encode(
         self,
@@ -292,7 +301,7 @@ class Base:
           UserError: a prompt leaves no room for an answer and `generate.long` refuses to cut.
         """
         settings, asked = self.config.generate, prompts or self.prompts
-        ids = encode_prompts(examples, asked.tokenizer, asked.template, self.config.prompt.system)
+        ids = encode_prompts(examples, asked.tokenizer, asked.template, asked.system)
         most = new or settings.max_new_tokens
         room = self.spec.max_position - most
         room -= adapter.prefix_length + adapter.prompt_length if adapter else 0
@@ -328,6 +337,11 @@ class Base:
         by_input = decoder.adapter is not None and bool(lora) and decoder.adapter.by_input
         share = self.config.generate.share_prefix == "auto" and not by_input
         return System(decoder, params, lora, self.mesh, self.stops(prompts), prompts, share)
+
+
+def _tell(sentence: str) -> None:
+    if sentence:
+        say(sentence)
 
 
 def another_base(what: str, path: str, named: str) -> UserError:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
+import os
 import struct
 from dataclasses import dataclass, field
 from typing import Any
@@ -33,6 +34,7 @@ class Bounds:
     choices: tuple[str, ...] = ()
     many: bool = False  # a list or a dict of such values
     free: bool = False  # values of any kind, as keyword arguments of one's own
+    path: bool = False  # names of files or folders, read by `from_home`
     number: bool = False
     whole: bool = False  # a whole number
     lowest: float | None = None  # itself allowed, as is `highest`
@@ -140,6 +142,13 @@ def bounds_like(default: Any, **bounds: Any) -> Bounds:
         "whole": type(default) is int,
     }
     return Bounds(**(facts | bounds))
+
+
+def from_home(value: Any) -> Any:
+    """A path, or each of a list, with the home folder for `~` at its start; others as they are."""
+    if isinstance(value, list):
+        return [from_home(one) for one in value]
+    return os.path.expanduser(value) if isinstance(value, str) else value
 
 
 def as_float32(value: float) -> float:

@@ -25,10 +25,10 @@ from typing import Any, cast
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from jaxalign.bounds import check_text
+from jaxalign.bounds import check_text, from_home
 from jaxalign.errors import UserError, brief, first_line, reading
 from jaxalign.numerals import check_numerals
-from jaxalign.settings import MOVED, Config, abouts, check, flatten, renamed
+from jaxalign.settings import MOVED, Config, abouts, check, flatten, renamed, settle_paths
 
 LARGEST = 1 << 20  # bytes of a configuration
 # `${demo:data/train.en.jsonl}`: a file of the demo, wherever the package is installed.
@@ -75,6 +75,7 @@ def load(path: str | Path | None, words: Sequence[str] = ()) -> Loaded:
             origin = origins.get(str(getattr(error, "full_key", "")), str(path or "command line"))
             raise _wrong_value(error, origin) from error
     check(config)
+    settle_paths(config)
     return Loaded(config, origins)
 
 
@@ -131,7 +132,12 @@ def saved_in(file: Path) -> Config:
 
 def to_yaml(config: Config) -> str:
     """The whole configuration as YAML, which `load` reads as the same again."""
-    return OmegaConf.to_yaml(OmegaConf.create(_escaped(dataclasses.asdict(config))))
+    return as_yaml(dataclasses.asdict(config))
+
+
+def as_yaml(settings: dict[str, Any]) -> str:
+    """Some settings, as nested dicts, as YAML; what looks like a reference stays the text it is."""
+    return OmegaConf.to_yaml(OmegaConf.create(_escaped(settings)))
 
 
 def _escaped(value: Any) -> Any:
@@ -163,7 +169,7 @@ def _read_files(path: Path) -> list[tuple[str, DictConfig]]:
             return layers
         if not isinstance(other, str) or not other:
             raise UserError(f"{path}: extends: {brief(other)} should be the name of a file")
-        path = path.parent / other
+        path = path.parent / from_home(other)
         if path.resolve() in seen:
             raise UserError(f"{seen[-1]}: extends: {other} comes back to itself; remove the line")
 

@@ -58,7 +58,7 @@ def whole_folder(
     Raises:
         UserError: `target` is a file, not empty, being written to, or cannot be written.
     """
-    target = target.expanduser().resolve()
+    target = target.resolve()
     if any(target.is_relative_to(work) for work in _OPEN):
         target.mkdir(parents=True, exist_ok=True)
         yield target
@@ -100,7 +100,7 @@ def check_target(target: Path, existing: str, keep: Sequence[Path] = (), marker:
     Raises:
         UserError: it is a file, holds something, or holds something that must stay.
     """
-    target = target.expanduser().resolve()
+    target = target.resolve()
     with _disk(target):
         if target.exists() and not target.is_dir():
             raise UserError(f"{target}: is a file; choose another folder to write to")
@@ -116,10 +116,9 @@ def check_target(target: Path, existing: str, keep: Sequence[Path] = (), marker:
                 f"{target}: holds other files and no {marker}; save into a new or empty folder"
             )
         for path in keep:
-            if path.expanduser().resolve().is_relative_to(target):
+            if path.resolve().is_relative_to(target):
                 raise UserError(
-                    f"{target}: --force would remove {path.expanduser().resolve()} with it; choose "
-                    "another --out"
+                    f"{target}: --force would remove {path.resolve()} with it; choose another --out"
                 )
 
 

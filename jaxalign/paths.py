@@ -44,6 +44,23 @@ def is_remote(path: str | Path) -> bool:
     return "://" in str(path)
 
 
+def unfinished(folder: Path) -> str:
+    """A sentence where these weights are of a run that was continued and is not finished; else ''.
+
+    Args:
+      folder: what a run hands over; other folders say nothing.
+    """
+    run = folder.parent
+    handed_over = folder.name in ("adapter", "model") and folder.is_dir()
+    started = (run / "config.yaml").is_file() and (run / "checkpoints").is_dir()
+    if not handed_over or not started or (run / RECORD).exists():
+        return ""
+    return (
+        f"note: the run in {run} is not finished, so {folder} may be older than its checkpoints; "
+        f"`jaxalign export {run} --step latest` writes the newest weights"
+    )
+
+
 def check_local(path: str, key: str) -> str:
     """The path again.
 

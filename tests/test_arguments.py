@@ -1,6 +1,7 @@
 """A command line from a dataclass: what is not said keeps its default, what is said is checked."""
 
 import argparse
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,6 +18,7 @@ from jaxalign.arguments import (
     word,
     words,
 )
+from jaxalign.bounds import from_home
 from jaxalign.cli import COMMANDS, main, options_of
 from jaxalign.errors import UserError
 
@@ -122,6 +124,29 @@ def test_a_command_without_settings_takes_no_further_words():
     with pytest.raises(UserError, match="'b=2': this command takes no further words"):
         read(Bare, {"one": "a"}, ["b=2"])
     assert parse(Bare, "a") == Bare(one="a")
+
+
+# Of every command, the words that name a file or a folder.
+PLACES = {
+    "config", "study", "source", "model", "adapter", "adapters", "base", "into_base", "out", "json",
+    "search", "data", "parallel", "vectors", "items", "scores",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_path_may_begin_at_home(name):
+    for one in dataclasses.fields(options_of(name)):
+        how = next((one.metadata[key] for key in ("words", "option") if key in one.metadata), {})
+        place = one.name in PLACES and how and how.get("action") != "store_true"
+        assert (how.get("type") is from_home) == bool(place), one
+
+
+def test_paths_begin_at_home_and_texts_do_not(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    found = parse(Own, "~/run.yaml", "--place", "~", "--adapter", "a=~/A", "--many", "~/m", "b=~/c")
+    assert (found.config, found.place, found.many) == ("/home/me/run.yaml", "~", ["~/m"])
+    assert found.entrants == (Named("a", "/home/me/A", "adapter"),)
+    assert list(found.settings) == ["b=~/c"]  # `config.load` knows which settings are paths
 
 
 @pytest.mark.parametrize("name", COMMANDS)

@@ -287,6 +287,28 @@ def test_shipped_configurations_load(path):
     assert load(path).origins  # sparse, not empty
 
 
+def test_a_path_may_begin_at_home(write, monkeypatch):
+    """Whoever writes reads the same folder; text, hub names and what is inside a path stay."""
+    monkeypatch.setenv("HOME", "/home/me")
+    base = write("model: {path: ~/base}\ntask: {valid: [a.jsonl, ~/b.jsonl]}\n")
+    path = base.parent / "over.yaml"
+    path.write_text("extends: base.yaml\noutput: ~/runs/t\n".replace("base.yaml", base.name))
+    found = load(path, ["prompt.system=~/x", "adapter.start=~/a", "task.train=[hf:~x@train,a~/b]"])
+    config = found.config
+    assert (config.output, config.model.path) == ("/home/me/runs/t", "/home/me/base")
+    assert config.adapter.start == "/home/me/a" and config.prompt.system == "~/x"
+    assert config.task.valid == ["a.jsonl", "/home/me/b.jsonl"]
+    assert config.task.train == ["hf:~x@train", "a~/b"]
+    assert load(None, ["output=gs://b/~/x"]).config.output == "gs://b/~/x"
+    assert load(None, ["align.train=[~/p]", "align.valid=[~/v]", "task.train=[~/t]",
+                       "evaluate.data=[~/e]"]).rows() == load(
+        None, ["align.train=[/home/me/p]", "align.valid=[/home/me/v]", "task.train=[/home/me/t]",
+               "evaluate.data=[/home/me/e]"]).rows()  # fmt: skip
+    monkeypatch.setenv("HOME", str(path.parent))
+    (base.parent / "far.yaml").write_text(f"extends: ~/{path.name}\n")
+    assert load(base.parent / "far.yaml").config.output == f"{path.parent}/runs/t"
+
+
 # --- what is refused ----------------------------------------------------------------------------
 
 

@@ -14,9 +14,9 @@ from jaxalign.programs import begin
 class Compare:
     """What to compare."""
 
-    study: str = word("the comparison, a YAML file")
+    study: str = word("the comparison, a YAML file", path=True)
     settings: Sequence[str] = words("settings of all systems, as in train.steps=20", "key=value")
-    out: str = option("", "folder to write (default: what the file says)")
+    out: str = option("", "folder to write (default: what the file says)", path=True)
     only: str = option("", "systems to train and report, as in sft,lens", metavar="NAME,NAME")
     report: bool = option(False, "report what is trained already; train nothing")
 

@@ -15,7 +15,7 @@ from jaxalign.terminal import console, visible
 class Settings:
     """Which settings to print."""
 
-    config: str | None = words("the configuration, a YAML file", "CONFIG", "?")
+    config: str | None = words("the configuration, a YAML file", "CONFIG", "?", path=True)
     settings: Sequence[str] = words("settings, as in align.layer=16", "key=value")
     explain: str = option("", "print what a setting or a group of them is for", metavar="KEY")
 

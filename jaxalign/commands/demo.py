@@ -12,7 +12,7 @@ from jaxalign.arguments import option, words
 class Demo:
     """Where the demo goes, and how often it is run."""
 
-    out: str = option("runs/demo", "folder to write")
+    out: str = option("runs/demo", "folder to write", path=True)
     settings: Sequence[str] = words("settings, as in train.steps=100", "key=value")
     seeds: int = option(1, "runs of each kind", lowest=1)
 

@@ -21,7 +21,7 @@ class Evaluate(Configured):
         adapter=f"a PEFT folder or hub name; {SEEDS}",
         predictions=f"a file of answers, scored without a model; {SEEDS}",
     )
-    out: str = option("", "folder to write (default OUTPUT/evaluation)")
+    out: str = option("", "folder to write (default OUTPUT/evaluation)", path=True)
 
     def run(self) -> None:
         """Evaluates; what comes first is what the rest is compared with.
@@ -50,14 +50,19 @@ class Generate(Configured):
     """What to answer, and with which weights."""
 
     data: Sequence[str] = option(
-        [], "rows to answer, with or without gold answers (default evaluate.data)", metavar="SOURCE"
+        [],
+        "rows to answer, with or without gold answers (default evaluate.data)",
+        metavar="SOURCE",
+        path=True,
     )
     prompt: Sequence[str] = option([], "a text to answer; the answer is printed", metavar="TEXT")
     adapter: str = option(
-        "", "a PEFT folder or hub name (default: the base answers)", metavar="PATH"
+        "", "a PEFT folder or hub name (default: the base answers)", metavar="PATH", path=True
     )
     out: str = option(
-        "", "JSONL file to write (default OUTPUT/answers.jsonl; prompts: answers are only printed)"
+        "",
+        "JSONL file to write (default OUTPUT/answers.jsonl; prompts: answers are only printed)",
+        path=True,
     )
 
     def run(self) -> None:

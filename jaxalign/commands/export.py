@@ -28,9 +28,9 @@ class Export(Request):
 class Import:
     """Which adapter is taken in."""
 
-    adapter: str = word("a PEFT folder or hub name")
-    base: str = needed("the base that it was trained on", "MODEL")
-    out: str = needed("folder to write")
+    adapter: str = word("a PEFT folder or hub name", path=True)
+    base: str = needed("the base that it was trained on", "MODEL", path=True)
+    out: str = needed("folder to write", path=True)
     force: bool = option(False, "replace what is in --out")
 
     def run(self) -> None:

@@ -14,8 +14,8 @@ from jaxalign.programs import begin
 class Merge:
     """Which adapters to merge, and how."""
 
-    adapters: Sequence[str] = words("PEFT folders or hub names", "ADAPTER", "+")
-    out: str = needed("folder to write")
+    adapters: Sequence[str] = words("PEFT folders or hub names", "ADAPTER", "+", path=True)
+    out: str = needed("folder to write", path=True)
     weights: str = option(
         "", "one weight for each adapter, as in 0.6,0.4 (or --weights=-1,1)", metavar="W,W"
     )
@@ -40,20 +40,23 @@ class Merge:
         None, "seed of what dare drops (default 1)", whole=True, lowest=0, highest=2**32 - 1
     )
     base: str = option(
-        "", "the adapters' base (default: as the first one names it)", metavar="MODEL"
+        "", "the adapters' base (default: as the first one names it)", metavar="MODEL", path=True
     )
     into_base: str = option(
-        "", "add the update to this base and write a whole model", metavar="MODEL"
+        "", "add the update to this base and write a whole model", metavar="MODEL", path=True
     )
     search: str = option(
-        "", "choose the weights by a score of this run; key=value as in train", metavar="CONFIG"
+        "",
+        "choose the weights by a score of this run; key=value as in train",
+        metavar="CONFIG",
+        path=True,
     )
     grid: Sequence[str] = option(
         [], "values whose sums of 1 are tried; or one list an adapter", metavar="W,W"
     )
     metric: str = option("", "what the search judges by: a score of the task, or loss")
     data: Sequence[str] = option(
-        [], "rows to choose weights by (default task.valid)", metavar="SOURCE"
+        [], "rows to choose weights by (default task.valid)", metavar="SOURCE", path=True
     )
     force: bool = option(False, "replace what is in --out")
     settings: Sequence[str] = ()  # of --search; they may also stand between the adapters

@@ -38,7 +38,7 @@ class Plan(Configured):
     price: float | None = option(
         None, "price of a chip-hour in dollars", metavar="USD", number=True, lowest=0
     )
-    json: str = option("", "write everything to this file, as JSON", metavar="FILE")
+    json: str = option("", "write everything to this file, as JSON", metavar="FILE", path=True)
 
     def run(self) -> int:
         """Prints the plan; 0 where the run fits (in a search: where something does), else 1.

@@ -22,10 +22,10 @@ POOLING = "how token states become one vector: mean, mean_rest, last, position, 
 class Subspace:
     """Whose languages, and where."""
 
-    model: str = word("a folder in Hugging Face layout, a hub name, or a YAML file")
+    model: str = word("a folder in Hugging Face layout, a hub name, or a YAML file", path=True)
     settings: Sequence[str] = words("settings, as in model.dtype=float32", "key=value")
-    parallel: str = needed(PARALLEL, "SOURCE")
-    out: str = needed("the .npz file to write", "FILE")
+    parallel: str = needed(PARALLEL, "SOURCE", path=True)
+    out: str = needed("the .npz file to write", "FILE", path=True)
     layer: str = option("final", LAYER)
     pooling: str = option("last", POOLING)
     languages: str = option("", "keep only these languages, as in en,de,cy")
@@ -49,14 +49,17 @@ class Clusters:
     """Which languages, by what."""
 
     model: str | None = words(
-        "a folder in Hugging Face layout, a hub name, or a YAML file", "MODEL", "?"
+        "a folder in Hugging Face layout, a hub name, or a YAML file", "MODEL", "?", path=True
     )
     settings: Sequence[str] = words("settings, as in model.dtype=float32", "key=value")
-    parallel: str = option("", PARALLEL, metavar="SOURCE")
+    parallel: str = option("", PARALLEL, metavar="SOURCE", path=True)
     vectors: str = option(
-        "", "JSON {language: [numbers]}, instead of the states of a model", metavar="FILE"
+        "",
+        "JSON {language: [numbers]}, instead of the states of a model",
+        metavar="FILE",
+        path=True,
     )
-    out: str = needed("the JSON file to write", "FILE")
+    out: str = needed("the JSON file to write", "FILE", path=True)
     number: int = option(3, "clusters", lowest=1)
     # Empty: not given. What is given needs a model.
     layer: str = option("", f"{LAYER} (default final)")

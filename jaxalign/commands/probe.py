@@ -16,15 +16,16 @@ from jaxalign.terminal import console, say
 class Probe:
     """What to probe, and how."""
 
-    model: str = word("a folder in Hugging Face layout, a hub name, or a YAML file")
+    model: str = word("a folder in Hugging Face layout, a hub name, or a YAML file", path=True)
     settings: Sequence[str] = words("settings, as in model.dtype=float32", "key=value")
     parallel: str = needed(
         "the same sentences in several languages: LANG.txt files, FLORES folder, "
         "XX-YY.tsv, JSONL, hf:NAME",
         "SOURCE",
+        path=True,
     )
     entrants: Sequence[Named] = named(adapter="a PEFT folder or hub name, compared with the base")
-    out: str = option("runs/probe", "folder to write")
+    out: str = option("runs/probe", "folder to write", path=True)
     pooling: str = option(
         "mean",
         "how token states become one vector: mean, mean_rest (all but the first token), last, "
@@ -41,11 +42,14 @@ class Probe:
     neurons: int = option(
         0, "NASCA and NAVCA on the first N sentences (the paper: 100)", metavar="N", lowest=0
     )
-    items: str = option("", "task items in several languages, for DALI", metavar="SOURCE")
+    items: str = option(
+        "", "task items in several languages, for DALI", metavar="SOURCE", path=True
+    )
     scores: str = option(
         "",
         "task scores to correlate with: report.json of evaluate, or {system: {language: score}}",
         metavar="FILE",
+        path=True,
     )
     states: str = option(
         "float32", "number format of the vectors on disk", choices=("float32", "float16")

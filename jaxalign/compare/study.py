@@ -35,6 +35,7 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from jaxalign.bounds import from_home
 from jaxalign.checksums import text_digest
 from jaxalign.config import LARGEST, load
 from jaxalign.errors import UserError, brief, first_line, reading
@@ -151,8 +152,8 @@ def read_study(path: str | Path, words: Sequence[str] = (), out: str = "") -> St
     file = Path(path)
     content = _read_yaml(file)
     _check_keys(content, KEYS, str(file), "")
-    base = Stage(file.parent / _a(str, content, "base", file), tuple(words))
-    output = out or content.get("output") or f"runs/{file.stem}"
+    base = Stage(file.parent / from_home(_a(str, content, "base", file)), tuple(words))
+    output = out or from_home(content.get("output")) or f"runs/{file.stem}"
     systems, mixtures = _systems(content, file, base.file, words, output)
     choice = _choice(content.get("choose") or {}, file)
     _check_words(words, choice, file)
@@ -233,7 +234,7 @@ def _stage(given: Any, where: str, base: Path, words: Sequence[str], output: str
     subspace = _prepared(given.pop("prepare", None), where, output)
     if other is not None and (not isinstance(other, str) or not other):
         raise UserError(f"{where}: extends: {brief(other)} should be the name of a file")
-    file = Path(where.partition(": ")[0]).parent / other if other else base
+    file = Path(where.partition(": ")[0]).parent / from_home(other) if other else base
     own = (*words_of(given), subspace.word) if subspace else words_of(given)
     return Stage(file, (*own, *words), subspace)
 
@@ -246,8 +247,8 @@ def _prepared(given: Any, where: str, output: str) -> Subspace | None:
     _check_keys(given, ("subspace",), where, "prepare.")
     options = _mapping(given.get("subspace"), f"{where}.subspace")
     _check_keys(options, SUBSPACE, f"{where}.subspace", "")
-    _a(str, options, "parallel", f"{where}.subspace")
-    return Subspace.of(options, output)
+    parallel = from_home(_a(str, options, "parallel", f"{where}.subspace"))
+    return Subspace.of({**options, "parallel": parallel}, output)
 
 
 def _mixture(given: Mapping[str, Any], where: str, systems: Mapping[str, Any]) -> Mixture:
@@ -315,7 +316,7 @@ def _texts(given: Mapping[str, Any], file: Path) -> Texts:
     rest = {key: given[key] for key in PROBE[1:] if key in given}
     if "languages" in rest:
         rest["languages"] = tuple(rest["languages"])
-    return Texts(_a(str, given, "parallel", f"{file}: probe"), **rest)
+    return Texts(from_home(_a(str, given, "parallel", f"{file}: probe")), **rest)
 
 
 def _seeds(given: Any, file: Path) -> tuple[int, ...]:

@@ -15,6 +15,7 @@ the same constants, so that transformers and vLLM build the tokens of the traini
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -32,7 +33,7 @@ from jaxalign.data.chat import (
 )
 from jaxalign.data.render import on_one_day
 from jaxalign.data.tasks import Example
-from jaxalign.errors import UserError, first_line
+from jaxalign.errors import UserError, brief, first_line
 from jaxalign.settings import Config
 
 if TYPE_CHECKING:
@@ -60,6 +61,8 @@ class Prompts:
     tokenizer: Any  # with their chat template
     template: str  # a name of `data.chat.TEMPLATES`
     note: str = ""  # one sentence where this is not what `prompt.template` says
+    system: str | None = None  # in place of the task's own instruction
+    system_note: str = ""  # one sentence where the weights were trained with another
 
 
 # What a training stores ---------------------------------------------------------------------------
@@ -182,6 +185,43 @@ def prompts_of(tokenizer: PreTrainedTokenizerBase, said: str, folder: Path, name
         UserError: the adapter's template cannot be read or rendered.
     """
     return prompts_by(tokenizer, said, belonging(folder, lambda: tokenizer), name)
+
+
+def instructed(prompts: Prompts, config: Config, folder: Path, name: str) -> Prompts:
+    """With the instruction in front of an adapter's prompts: `prompt.system`, or its training's.
+
+    Args:
+        prompts: how the adapter is asked.
+        config: `prompt.system` that is not given leaves it to the record of the adapter's run.
+        folder: of the adapter.
+        name: what the note calls it.
+    """
+    said = config.prompt.system
+    trained = other_instruction(config, folder, name)
+    had = recorded(folder) if trained and said is None else None
+    if had:
+        note = f"{trained} and is asked so, as prompt.system is not given"
+        return dataclasses.replace(prompts, system=had.prompt.system, system_note=note)
+    note = f"{trained}, but is asked with {_system(said)}; leave that out to ask as in training"
+    return dataclasses.replace(prompts, system=said, system_note=note if trained else "")
+
+
+def other_instruction(config: Config, folder: Path, name: str) -> str:
+    """'NAME was trained with ...' where a run's record has another instruction; else ''.
+
+    An instruction is of a kind of task: another kind than the one that is asked says nothing.
+    """
+    had = recorded(folder)
+    if not had or not had.templated or had.task.kind != config.judged:
+        return ""
+    differs = had.prompt.system != config.prompt.system
+    return f"{name} was trained with {_system(had.prompt.system)}" if differs else ""
+
+
+def _system(text: str | None) -> str:
+    if text is None:
+        return "the task's own instruction"
+    return f"prompt.system={brief(text)}" if text else "no instruction (prompt.system='')"
 
 
 def prompts_by(tokenizer: PreTrainedTokenizerBase, said: str, text: str, name: str) -> Prompts:

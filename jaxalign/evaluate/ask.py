@@ -134,7 +134,7 @@ class Weighed:
         options, how = base.config.evaluate.options, prompts or base.prompts
         score = options.get("score", "label")
         check_words(score, options.get("norm", "characters"))
-        texts = encode_choices(examples, how.tokenizer, how.template, base.config.prompt.system)
+        texts = encode_choices(examples, how.tokenizer, how.template, how.system)
         lengths = [[len(tokens) for tokens in row] for row in texts]
         longest = max((length for row in lengths for length in row), default=1)
         ids, cut = base.encode(examples, how, adapter, longest)

@@ -46,13 +46,12 @@ def kind_of(config: Config) -> str:
     Raises:
       UserError: texts, which ask nothing.
     """
-    kind = config.task.kind if config.evaluate.kind == "task" else config.evaluate.kind
-    if kind == "text":
+    if config.judged == "text":
         raise UserError(
             "evaluate.kind: rows of kind text ask nothing that a model could answer; name the kind "
             "of the rows of evaluate.data, as in evaluate.kind=choice"
         )
-    return kind
+    return config.judged
 
 
 def read_golds(config: Config, rows: int = 0) -> Golds:

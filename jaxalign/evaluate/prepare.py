@@ -71,7 +71,7 @@ def prepare(
         how = base.prompts_of(entrant.source)
         notes += [_other_base(base, entrant.source)]
         # Finished rows know no template.
-        notes += [how.note if kind_of(base.config) not in UNASKED else ""]
+        notes += [how.note, how.system_note] if kind_of(base.config) not in UNASKED else []
     questions, cut = ask(base, examples, how, adapter)
     if cut:
         notes.append(f"{entrant.name}: {cut} prompts were cut from the left to leave room")

@@ -9,6 +9,7 @@ export take like a run's own, with the settings to go on training from it.
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import tempfile
 from collections.abc import Mapping
@@ -22,7 +23,8 @@ import numpy as np
 from jaxalign.adapters import Adapter
 from jaxalign.adapters.ranks import block_range
 from jaxalign.base import open_files
-from jaxalign.data.template import TOKENIZER_FILE, find_template, template_files
+from jaxalign.config import as_yaml
+from jaxalign.data.template import TOKENIZER_FILE, find_template, recorded, template_files
 from jaxalign.errors import UserError
 from jaxalign.export.run import write_texts
 from jaxalign.export.source import CONFIG_FILE, read_adapter
@@ -33,6 +35,7 @@ from jaxalign.hf.save import TOKENIZER_FILES, copy_files
 from jaxalign.hf.stream import Pending, write_file
 from jaxalign.hf.tensors import open_index
 from jaxalign.model.spec import ModelSpec
+from jaxalign.settings import Config
 from jaxalign.terminal import console
 
 # Spellings of the same tensors: a state_dict saved by hand keeps the adapter's name in it, some
@@ -89,7 +92,7 @@ def import_adapter(path: str, base: str, out: str, existing: str = "refuse") -> 
             copy_files(tokenizer, adapter, TOKENIZER_FILES)
         template = find_template(opened.its_tokenizer, None, folder)
         write_texts(adapter, template_files(template, adapter / TOKENIZER_FILE))
-        (new / "continue.yaml").write_text(settings(found, out), "utf-8")
+        (new / "continue.yaml").write_text(settings(found, out, recorded(folder)), "utf-8")
     whose = {folder: "its own", where: "the base's", None: "none"}[tokenizer]
     _show(found, spec, whose, template.kind, out)
     return found
@@ -132,20 +135,25 @@ def inspect(folder: Path, path: str, base: str, spec: ModelSpec) -> Found:
     )
 
 
-def settings(found: Found, out: str) -> str:
-    """YAML with which `jaxalign train` goes on from the imported adapter."""
-    from omegaconf import OmegaConf
+def settings(found: Found, out: str, trained: Config | None = None) -> str:
+    """YAML with which `jaxalign train` goes on from the imported adapter.
 
+    Args:
+        found: the adapter.
+        out: the folder that is made.
+        trained: the settings of its training, where they are recorded beside it.
+    """
     tree = {
         "output": f"{out}/continued",
         "model": {"path": found.base},
         **found.adapter.words(),
     }
+    if trained and trained.templated:
+        tree["prompt"] = dataclasses.asdict(trained.prompt)
     tree["adapter"] = tree.get("adapter", {}) | {"start": f"{out}/adapter"}
     return (
         f"# To go on training from {found.path}: name the data, as in\n"
-        f"# jaxalign train {out}/continue.yaml task.train=[...] align.train=[...]\n"
-        + OmegaConf.to_yaml(OmegaConf.create(tree))
+        f"# jaxalign train {out}/continue.yaml task.train=[...] align.train=[...]\n" + as_yaml(tree)
     )
 
 

@@ -14,7 +14,7 @@ from jaxalign.arguments import option, word
 class Request:
     """What is exported, and as what."""
 
-    source: str = word("output of a training, PEFT folder or hub name", "RUN")
+    source: str = word("output of a training, PEFT folder or hub name", "RUN", path=True)
     format: str = option(
         "peft",
         "what to write: an adapter, a whole model, or a tree for JAX",
@@ -25,8 +25,8 @@ class Request:
         "which checkpoint: a number, best or latest (default: the best, if there is one)",
         metavar="N",
     )
-    out: str = option("", "folder to write (default RUN/export/FORMAT)")
-    base: str = option("", "where the base is now, if it has moved", metavar="MODEL")
+    out: str = option("", "folder to write (default RUN/export/FORMAT)", path=True)
+    base: str = option("", "where the base is now, if it has moved", metavar="MODEL", path=True)
     dtype: str = option(
         "", "number format of a model: float32, float16 or bfloat16 (default: the base's)"
     )

@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,21 +21,24 @@ from rich.table import Table
 
 from jaxalign.adapters.lora import Lora
 from jaxalign.base import Base, open_base
+from jaxalign.data.chat import encode_examples
 from jaxalign.data.loader import TaskStream
 from jaxalign.data.sources import nearest
 from jaxalign.data.streams import stream_of
-from jaxalign.data.template import Prompts, prompts_by
+from jaxalign.data.template import Prompts, other_instruction, prompts_by
 from jaxalign.errors import UserError
 from jaxalign.evaluate.ask import answers, ask
 from jaxalign.evaluate.comparable import ALL
 from jaxalign.evaluate.entrants import name_of
 from jaxalign.evaluate.gold import Golds, kind_of, read_golds
 from jaxalign.evaluate.measure import Gold
+from jaxalign.evaluate.prepare import tell
 from jaxalign.evaluate.progress import Bar
 from jaxalign.evaluate.report import label
 from jaxalign.evaluate.run import score
 from jaxalign.evaluate.scorers import rehearse
 from jaxalign.hf.files import write_json
+from jaxalign.hf.find import locate
 from jaxalign.merge.algebra import Merged, combine
 from jaxalign.merge.check import check
 from jaxalign.merge.draw import draw
@@ -110,6 +113,7 @@ def search(
         if any(weights):
             check(_weighed(sources, weights), base.spec, recipe)
     check_weights(sources, base.opened)
+    tell([*_instructions(judged, sources)], screen)
     how = _Loss if metric == LOSS else _Answers
     judges: dict[tuple[str, str], _Loss | _Answers] = {}  # one for all that are asked alike
     judge_of: dict[Mix, _Loss | _Answers] = {}
@@ -180,7 +184,15 @@ def _prompts(config: Config, base: Base, sources: Sequence[AdapterFolder], weigh
     text = template_of(sources, weights, base.opened.files).text
     taught = with_templates(sources, weights)
     owner = taught[0].path if taught else "the merged adapter"
-    return prompts_by(base.tokenizer, config.prompt.template, text, owner)
+    found = prompts_by(base.tokenizer, config.prompt.template, text, owner)
+    return dataclasses.replace(found, system=config.prompt.system)
+
+
+def _instructions(config: Config, sources: Sequence[AdapterFolder]) -> Iterator[str]:
+    """Sentences where a run has set another: with a merged adapter no instruction is recorded."""
+    for source in sources if kind_of(config) not in UNASKED else ():
+        if trained := other_instruction(config, locate(source.path), source.path):
+            yield f"{trained}; set prompt.system as it will be when the merged adapter is asked"
 
 
 # Judging ------------------------------------------------------------------------------------------
@@ -220,8 +232,7 @@ class _Loss:
     def __init__(self, base: Base, config: Config, golds: Golds, prompts: Prompts) -> None:
         self.base, self.config = base, config
         self.streams = {
-            language: _stream(config, rows, prompts, row_ways(base.mesh))
-            for language, rows in golds.items()
+            language: _stream(config, rows, prompts, base) for language, rows in golds.items()
         }
         self.rows = sum(len(stream.rows) for stream in self.streams.values())
         self.steps: dict[Lora | None, Any] = {}  # one program for all candidates of a shape
@@ -253,12 +264,26 @@ class _Loss:
         return {LOSS: means}
 
 
-def _stream(config: Config, golds: Sequence[Gold], prompts: Prompts, ways: int) -> TaskStream:
-    """The rows of a language with their answers, as a training has them."""
+def _stream(config: Config, golds: Sequence[Gold], prompts: Prompts, base: Base) -> TaskStream:
+    """The rows of a language with their answers, as a training has them, but whole.
+
+    Raises:
+      UserError: a row that is longer than the model or its tokenizer takes.
+    """
     how = dataclasses.replace(config.prompt, template=prompts.template)
     task = dataclasses.replace(config.task, kind=kind_of(config))
-    asked = dataclasses.replace(config, prompt=how, task=task)
-    return stream_of([gold.example for gold in golds], asked, prompts.tokenizer, ways=ways)
+    # `batch.max_length` and the buckets are of a training: who judges leaves no row out.
+    limit = min(base.spec.max_position, prompts.tokenizer.model_max_length)
+    batch = dataclasses.replace(config.batch, max_length=limit, buckets=[])
+    asked = dataclasses.replace(config, prompt=how, task=task, batch=batch)
+    examples, tokenizer = [gold.example for gold in golds], prompts.tokenizer
+    rows = encode_examples(examples, tokenizer, how.template, how.system, limit)
+    if long := next((row for row in rows if row.whole > limit), None):
+        raise UserError(
+            f"{long.origin}: the row has {long.whole} tokens and the model takes {limit}, so its "
+            "loss would be that of a part; leave it out of the rows to judge by"
+        )
+    return stream_of(examples, asked, tokenizer, ways=row_ways(base.mesh))
 
 
 def _validation(config: Config, data: Sequence[str]) -> Config:

@@ -9,11 +9,12 @@ dict(abouts())["align.layer"].bounds.phrase()      # 'a whole number, 0 or more,
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from jaxalign.bounds import About, setting
+from jaxalign.bounds import About, from_home, setting
 from jaxalign.settings.answers import EvaluateConfig, GenerateConfig
 from jaxalign.settings.course import CheckpointConfig, LogConfig, OptimConfig, TrainConfig
 from jaxalign.settings.data import (
@@ -37,7 +38,7 @@ __all__ = [
     "AUTO", "MOVED", "AdapterConfig", "AlignConfig", "BatchConfig", "CheckpointConfig", "Config",
     "EvaluateConfig", "ExtraObjective", "GenerateConfig", "LogConfig", "LoraConfig", "MeshConfig",
     "ModelConfig", "OptimConfig", "PromptConfig", "TaskConfig", "TrainConfig", "abouts", "check",
-    "flatten", "renamed",
+    "flatten", "renamed", "settle_paths",
 ]  # fmt: skip
 
 # What settings of older versions are called now.
@@ -49,7 +50,10 @@ class Config:
     """One run."""
 
     output: str = setting(
-        "runs/default", "folder of the run, or `gs://BUCKET/FOLDER`", see="tpu.md#buckets"
+        "runs/default",
+        "folder of the run, or `gs://BUCKET/FOLDER`",
+        path=True,
+        see="tpu.md#buckets",
     )
     seed: int = setting(1, "order of rows, adapter's start, dropout", lowest=0, highest=2**32 - 1)
     trainable: str = setting(
@@ -74,6 +78,11 @@ class Config:
     log: LogConfig = field(default_factory=LogConfig)
 
     @property
+    def judged(self) -> str:
+        """The kind of task that is asked and judged."""
+        return self.task.kind if self.evaluate.kind == "task" else self.evaluate.kind
+
+    @property
     def prompted(self) -> bool:
         """Whether rows of `task.kind` are trained: by the task, or as one answer to two prompts."""
         behind_two = self.align.rows == "prompts" and self.align.weight > 0
@@ -94,6 +103,14 @@ def check(config: Config) -> None:
     for key, about, value in _walk(config):
         about.bounds.check(key, value)
     check_together(config)
+
+
+def settle_paths(config: Config) -> None:
+    """Puts the home folder for `~` at the start of every path, once for all who read it."""
+    for key, about, value in _walk(config):
+        if about.bounds.path:
+            *groups, name = key.split(".")
+            setattr(functools.reduce(getattr, groups, config), name, from_home(value))
 
 
 def abouts() -> list[tuple[str, About]]:

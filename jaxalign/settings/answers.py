@@ -46,7 +46,7 @@ class GenerateConfig:
 class EvaluateConfig:
     """What a model is judged by (`jaxalign evaluate`, and a sample of it during training)."""
 
-    data: list[str] = setting([], "sources as in `task.train`", see="evaluate.md")
+    data: list[str] = setting([], "sources as in `task.train`", path=True, see="evaluate.md")
     kind: str = setting(
         "task",
         "as `task.kind`; `task`: the same",

@@ -24,9 +24,9 @@ class TaskConfig:
         choices=KINDS,
     )
     train: list[str] = setting(
-        [], "files, globs, `hf:NAME[:SUBSET]@SPLIT`, `tfds:NAME[/CONFIG]@SPLIT`"
+        [], "files, globs, `hf:NAME[:SUBSET]@SPLIT`, `tfds:NAME[/CONFIG]@SPLIT`", path=True
     )
-    valid: list[str] = setting([], "as `task.train`; what validation measures")
+    valid: list[str] = setting([], "as `task.train`; what validation measures", path=True)
     columns: dict[str, str] = setting({}, "our field name: the data's")
     languages: list[str] = setting(
         [], "keep only these; for translation codes or directions (`de-en`); empty: all"
@@ -137,8 +137,10 @@ class AlignConfig:
         "`shuffled`: targets are moved to other sources (a control run)",
         choices=("none", "shuffled"),
     )
-    train: list[str] = setting([], "sentence pairs, or task rows; sources as in `task.train`")
-    valid: list[str] = setting([], "as `align.train`; what validation measures")
+    train: list[str] = setting(
+        [], "sentence pairs, or task rows; sources as in `task.train`", path=True
+    )
+    valid: list[str] = setting([], "as `align.train`; what validation measures", path=True)
     columns: dict[str, str] = setting({}, "our field name: the data's")
     languages: list[str] = setting([], "keep pairs whose both sides are listed; empty: all")
     sampling: str = setting("uniform", "over language pairs", choices=SAMPLING)

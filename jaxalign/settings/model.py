@@ -12,7 +12,10 @@ class ModelConfig:
     """The frozen base."""
 
     path: str = setting(
-        "", "folder in Hugging Face layout, hub name, or `gs://BUCKET/FOLDER`", see="tpu.md#buckets"
+        "",
+        "folder in Hugging Face layout, hub name, or `gs://BUCKET/FOLDER`",
+        path=True,
+        see="tpu.md#buckets",
     )
     revision: str | None = setting(None, "hub branch, tag or commit")
     dtype: str = setting(
@@ -59,7 +62,7 @@ class AdapterConfig:
     )
     pool_size: int = setting(32, "of pool: prompts to mix", lowest=1)
     temperature: float = setting(0.1, "of pool: of the weights, softmax(cos / τ)", above=0)
-    start: str | None = setting(None, "PEFT folder or hub name to go on from")
+    start: str | None = setting(None, "PEFT folder or hub name to go on from", path=True)
 
 
 @dataclass

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from jaxalign.base import Base
+from jaxalign.bounds import from_home
 from jaxalign.checksums import text_digest
 from jaxalign.data import sources
 from jaxalign.data.tokenizer import tokenizer_digest
@@ -103,6 +104,7 @@ def differences(
     found = []
     for key in old | new:
         was, wanted = (side.get(key, defaults.get(key, "nothing")) for side in (old, new))
+        was = from_home(was)  # earlier versions saved the `~` of a path
         if was != wanted and not any(_covers(name, key) for name in free):
             found.append((key, was, wanted))
     return found

@@ -93,6 +93,19 @@ def test_a_stage_reads_the_file_that_is_prepared_for_it(write, tmp_path):
     assert other.systems["lens"][0].subspace.file != stage.subspace.file
 
 
+def test_paths_may_begin_at_home(write, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    text = PLAIN.replace("output: out", "output: ~/out") + (
+        "  lens: {prepare: {subspace: {parallel: ~/a.jsonl}}, align.objective: lens}\n"
+        "probe: {parallel: ~/b.jsonl}\n"
+    )
+    study = read_study(write(text))
+    assert study.output == f"{tmp_path}/out"
+    assert study.systems["lens"][0].subspace.options["parallel"] == f"{tmp_path}/a.jsonl"
+    assert study.texts.parallel == f"{tmp_path}/b.jsonl"
+    assert configs(study, Trial("sft", 1))[0].output.startswith(f"{tmp_path}/out/")
+
+
 def test_a_grid_is_every_combination(write):
     grid = "choose: {grid: {lora.r: [4, 8], optim.learning_rate: [1.0e-3]}, evaluate.rows: 5}"
     study = read_study(write(PLAIN + grid))

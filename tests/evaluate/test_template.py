@@ -1,6 +1,7 @@
 """Every adapter is asked by the chat template that belongs to it, and who differs is told."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from jaxalign.base import open_base
-from jaxalign.config import load
+from jaxalign.config import load, to_yaml
 from jaxalign.data.chat import encode_prompts, load_tokenizer
 from jaxalign.data.render import render_examples
 from jaxalign.data.tasks import Example
@@ -125,6 +126,52 @@ def test_an_adapter_is_asked_as_it_was_trained(judge, trained, adapter, tmp_path
         answers[name] = [row["key"] for row in rows_of(cache)[1:]], rows_of(cache)[0]
     assert answers["chat"] == answers["as_trained"]
     assert answers["untold"][0] != answers["chat"][0]  # without a record prompt.template counts
+
+
+@pytest.fixture
+def instructed(trained, tmp_path):
+    """instruction -> the adapter in the folder of a run that set this `prompt.system`."""
+
+    def build(system):
+        run = tmp_path / "instructed"
+        shutil.copytree(trained, run / "adapter", dirs_exist_ok=True)
+        config = load(trained.parent / "config.yaml").config
+        config.prompt.system = system
+        (run / "config.yaml").write_text(to_yaml(config))
+        return str(run / "adapter")
+
+    return build
+
+
+def test_an_adapter_is_asked_with_the_instruction_of_its_run(judge, instructed, tmp_path, capsys):
+    """Unless another is given; and never with that of another kind of task."""
+    example = [read_golds(judge())["de"][0].example]
+
+    def asked(source, *words):
+        base = open_base(judge("prompt.template=llama3_paper", *words))
+        how = base.prompts_of(source)
+        return base.encode(example, how)[0][0], how.system_note
+
+    source = instructed("Find it.")
+    given, note = asked(source, "prompt.system=Find it.")
+    assert note == ""
+    found, note = asked(source)
+    assert found == given
+    assert note == (
+        f"{source} was trained with prompt.system='Find it.' and is asked so, as prompt.system is "
+        "not given"
+    )
+    other, note = asked(source, "prompt.system=''")
+    assert other != given and "trained with prompt.system='Find it.', but is asked with no" in note
+    plain, note = asked(source, "task.kind=slots")  # the example is rendered: an intent's
+    assert note == "" and plain == asked(instructed(None))[0] != given
+    assert "trained with the task's own instruction" in asked(source, "prompt.system=x")[1]
+    source = instructed("Find it.")
+    capsys.readouterr()
+    evaluate(judge("prompt.template=llama3_paper"), [Entrant("a", source)], str(tmp_path / "e"))
+    write(judge("prompt.template=llama3_paper"), source, ["wake me up"], [], "")
+    told = " ".join(capsys.readouterr().out.split())
+    assert told.count(f"note: {source} was trained with prompt.system='Find it.'") == 2
 
 
 def test_two_adapters_of_two_templates(judge, trained, adapter, tmp_path, capsys):

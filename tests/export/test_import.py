@@ -10,7 +10,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from jaxalign.checksums import SUMS
-from jaxalign.config import load
+from jaxalign.config import load, to_yaml
 from jaxalign.export.incoming import import_adapter
 from jaxalign.export.request import Request
 from jaxalign.export.run import export
@@ -106,6 +106,22 @@ def test_going_on(theirs, base, tmp_path, words):
     config = load(tmp_path / "in" / "continue.yaml").config
     assert config.model.path == base and config.adapter.start == f"{tmp_path / 'in'}/adapter"
     assert trained_adapter(config, load_spec(base)) == adapter
+
+
+def test_the_prompts_of_a_run_go_on(theirs, base, tmp_path):
+    """As its record has them; a text that looks like a reference is one of its own."""
+    folder, _, _ = theirs()
+    run = tmp_path / "recorded"
+    shutil.copytree(folder, run / "adapter")
+    import_adapter(str(run / "adapter"), base, str(tmp_path / "untold"))
+    assert "prompt:" not in (tmp_path / "untold" / "continue.yaml").read_text()
+    config = load(None, ["task.kind=intent", "prompt.template=llama3_paper"]).config
+    config.prompt.system = "Name ${it}."
+    (run / "config.yaml").write_text(to_yaml(config), "utf-8")
+    with pytest.MonkeyPatch.context() as patch:  # the base is no Llama 3
+        patch.setattr("jaxalign.data.template.llama3_paper", lambda _: "x")
+        import_adapter(str(run / "adapter"), base, str(tmp_path / "in"))
+    assert load(tmp_path / "in" / "continue.yaml").config.prompt == config.prompt
 
 
 def test_training_goes_on(theirs, base, tmp_path, configure):

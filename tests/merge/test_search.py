@@ -11,7 +11,7 @@ from jaxalign import base as bases
 from jaxalign.base import open_base
 from jaxalign.cli import main
 from jaxalign.errors import UserError
-from jaxalign.evaluate.gold import read_golds
+from jaxalign.evaluate.gold import kind_of, read_golds
 from jaxalign.evaluate.run import Entrant, evaluate, score
 from jaxalign.hf.peft import load_peft
 from jaxalign.merge import search as searching
@@ -179,6 +179,39 @@ def test_candidates_are_asked_by_the_template_that_is_written(
     told = " ".join(capsys.readouterr().out.split())
     for path in templated:
         assert told.count(f"note: {path} is prompted with the chat template in its folder") == 1
+
+
+def test_another_instruction_of_an_adapter_is_told(validated, paths, tmp_path, capsys):
+    """No instruction is written with a merged adapter, so candidates are asked by prompt.system."""
+    shutil.copytree(paths[0], tmp_path / "run" / "adapter")
+    record = tmp_path / "run" / "config.yaml"
+    source, config = str(tmp_path / "run" / "adapter"), validated("evaluate.rows=1")
+    told = f"note: {source} was trained with prompt.system='Find it.'; set prompt.system as it"
+    for system, times in (("Find it.", 1), ("''", 0)):
+        record.write_text(f"prompt: {{system: {system}}}\ntask: {{kind: {kind_of(config)}}}\n")
+        search(config, [source], Recipe(), [[1]], str(tmp_path / "out"), metric="loss",
+               existing="replace")  # fmt: skip
+        assert " ".join(capsys.readouterr().out.split()).count(told) == times
+
+
+def test_the_loss_is_that_of_whole_rows(validated, paths, tmp_path, monkeypatch):
+    """Whatever the training cut: it is measured as answers are asked for."""
+
+    def losses(*words):
+        found = search(validated(*words), paths[:1], Recipe(), [[1]], str(tmp_path / "out"),
+                       metric="loss", existing="replace")  # fmt: skip
+        return found.candidates[0].scores["loss"]
+
+    whole = losses("batch.buckets=[]")
+    short = losses("batch.max_length=20", "batch.buckets=[20]")
+    assert short == pytest.approx(whole, rel=1e-5)
+    # A model or a tokenizer that takes no more.
+    tokenizer = open_base(validated()).tokenizer
+    tokenizer.model_max_length = 20
+    monkeypatch.setattr(bases, "load_tokenizer", lambda *_: tokenizer)
+    long = r"test.*\.jsonl:\d+: the row has \d+ tokens and the model takes 20, so its loss"
+    with pytest.raises(UserError, match=long):
+        losses()
 
 
 def test_the_loss_is_that_of_the_rows_that_are_answered(validated, golds, paths, tmp_path):

@@ -139,6 +139,41 @@ def test_a_longer_run_goes_on_and_says_what_its_learning_rates_are(configure, ca
     assert [row["step"] for row in lines(config, "train")] == [1, 2, 3, 4]
 
 
+def test_an_adapter_older_than_its_run_is_told(finished, monkeypatch, capsys):
+    """Finished, continued and killed: the adapter is of when the run was shorter."""
+    adapter = Path(finished.output, "adapter")
+    told = f"note: the run in {finished.output} is not finished, so {adapter} may be older"
+    longer = changed(finished, "train.steps=8")
+    kill_after(monkeypatch, 6)
+    with pytest.raises(Killed):
+        train(longer)
+    monkeypatch.undo()
+    use_devices(monkeypatch, 1)
+    capsys.readouterr()
+    base = open_base(finished)
+    base.opened.adapter(adapter)
+    assert capsys.readouterr().out.count(told) == 1
+    base.wear(str(adapter))  # once is enough: every reader looks before it loads
+    assert main(["export", str(adapter), "--out", f"{finished.output}_out"]) == 0
+    assert capsys.readouterr().out.count(told) == 1
+    train(longer)
+    capsys.readouterr()
+    base.opened.adapter(adapter)
+    assert "note: " not in capsys.readouterr().out
+
+
+def test_a_model_older_than_its_run_is_told(finished, capsys):
+    """As an adapter is, where all weights were trained."""
+    model = Path(finished.output, "model")
+    shutil.copytree(finished.model.path, model)
+    older = open_base(changed(finished, f"model.path={model}")).opened
+    assert older.spec and "note: " not in capsys.readouterr().out
+    Path(finished.output, record.RECORD).unlink()
+    older = open_base(changed(finished, f"model.path={model}")).opened
+    assert older.spec and older.spec
+    assert capsys.readouterr().out.count(f"{model} may be older than its checkpoints") == 1
+
+
 def test_a_run_without_checkpoints_does_not_begin_anew(finished):
     for kind in ("checkpoints", "best"):
         shutil.rmtree(Path(finished.output, kind))
