@@ -21,7 +21,6 @@ from rich.table import Table
 
 from jaxalign.adapters.lora import Lora
 from jaxalign.base import Base, open_base
-from jaxalign.data.chat import encode_examples
 from jaxalign.data.loader import TaskStream
 from jaxalign.data.sources import nearest
 from jaxalign.data.streams import stream_of
@@ -276,14 +275,15 @@ def _stream(config: Config, golds: Sequence[Gold], prompts: Prompts, base: Base)
     limit = min(base.spec.max_position, prompts.tokenizer.model_max_length)
     batch = dataclasses.replace(config.batch, max_length=limit, buckets=[])
     asked = dataclasses.replace(config, prompt=how, task=task, batch=batch)
-    examples, tokenizer = [gold.example for gold in golds], prompts.tokenizer
-    rows = encode_examples(examples, tokenizer, how.template, how.system, limit)
-    if long := next((row for row in rows if row.whole > limit), None):
+    examples = [gold.example for gold in golds]
+    stream = stream_of(examples, asked, prompts.tokenizer, ways=row_ways(base.mesh))
+    whole = {row.origin for row in stream.rows if row.whole <= limit}
+    if long := next((one.origin for one in examples if one.origin not in whole), ""):
         raise UserError(
-            f"{long.origin}: the row has {long.whole} tokens and the model takes {limit}, so its "
-            "loss would be that of a part; leave it out of the rows to judge by"
+            f"{long}: the row is longer than the {limit} tokens that the model takes, so its loss "
+            "would be that of a part; leave it out of the rows to judge by"
         )
-    return stream_of(examples, asked, tokenizer, ways=row_ways(base.mesh))
+    return stream
 
 
 def _validation(config: Config, data: Sequence[str]) -> Config:
