@@ -207,9 +207,9 @@ def test_the_loss_is_that_of_whole_rows(validated, paths, tmp_path, monkeypatch)
     assert short == pytest.approx(whole, rel=1e-5)
     # A model or a tokenizer that takes no more.
     tokenizer = open_base(validated()).tokenizer
-    tokenizer.model_max_length = 20
+    tokenizer.model_max_length = 30
     monkeypatch.setattr(bases, "load_tokenizer", lambda *_: tokenizer)
-    long = r"test.*\.jsonl:\d+: the row is longer than the 20 tokens that the model takes, so"
+    long = r"test.*\.jsonl:\d+: the row is longer than the 30 tokens that the model takes, so"
     with pytest.raises(UserError, match=long):
         losses()
 
