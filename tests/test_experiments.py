@@ -100,7 +100,7 @@ TABLES = (
     "neighbours_more",
     "sweep_gpu",
     "long_gpu",
-    "raw_cold_cpu",
+    "states_cpu",
 )
 QWEN = ("qwen_gpu", "qwen_gpu_layers", "qwen_gpu_h100")
 
