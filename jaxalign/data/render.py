@@ -228,20 +228,21 @@ def _check_printed(
     """
     shown = _squeezed(prompt)
     left_out = next((t for t in talk if _squeezed(t["content"]) not in shown), None)
-    before, answer, _ = _squeezed(completion).partition(_squeezed(example.answer))
-    if left_out is None and not answer:
+    written = _squeezed(completion)
+    at = written.find(_squeezed(example.answer))
+    if left_out is None and at < 0:
         left_out = {"role": "assistant", "content": example.answer}
     if left_out is not None:
         raise UserError(
             f"{_place(example)}{_whose(tokenizer)} does not print the {left_out['role']}'s text "
             f"{brief(left_out['content'])}; mend it, or see prompt.template"
         )
-    if before:
+    if at > 0:
         raise UserError(
-            f"{_place(example)}{_whose(tokenizer)} writes {brief(before)} between the open prompt "
-            "(add_generation_prompt) and the answer, so that a model would write it as a part of "
-            "every answer; let the open prompt end with it, in the model's chat_template.jinja, or "
-            "see prompt.template"
+            f"{_place(example)}{_whose(tokenizer)} writes {brief(written[:at])} between the open "
+            "prompt (add_generation_prompt) and the answer, so that a model would write it as a "
+            "part of every answer; let the open prompt end with it, in the model's "
+            "chat_template.jinja, or see prompt.template"
         )
 
 

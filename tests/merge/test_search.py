@@ -347,11 +347,6 @@ def test_command(validated, golds, paths, tmp_path, capsys):
             {},
             "task.transforms: a search reads the rows of task.valid through evaluate.transforms",
         ),
-        (
-            ["batch.max_length=5", "batch.buckets=[]"],
-            {"metric": "loss"},
-            "in all 7 rows the prompt alone fills the 5 tokens allowed, nothing is left",
-        ),
     ],
 )
 def test_searches_that_cannot_be(validated, paths, tmp_path, words, options, message):

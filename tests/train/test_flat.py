@@ -243,7 +243,7 @@ def test_a_longer_batch_than_all_before_gets_its_own_length(configure, one_devic
 
 
 def vars_of(layout):
-    names = ("rows", "stem", "size", "most", "ways", "lengths", "pad_id", "group")
+    names = ("rows", "stem", "size", "most", "ways", "lengths", "pad_id", "block")
     return {name: getattr(layout, name) for name in names}
 
 
