@@ -81,6 +81,7 @@ def test_terms_that_compare_rows_in_their_order(configure, monkeypatch, alone, m
     term = "{objective: contrastive, phase: %s, options: {view: %s, group: 4}}"
     config = configure(
         "align.objective=cka", "align.every=joint", "batch.size=16", "batch.pairs=16",
+        "batch.buckets=[]", "batch.max_length=256", "lora.dropout=0",  # end to end
         f"objectives=[{term % ('task', 'text')}, {term % ('align', 'pairs')}]",
     )  # fmt: skip
     warm_adapters(monkeypatch)
