@@ -304,7 +304,7 @@ class Base:
         ids = encode_prompts(examples, asked.tokenizer, asked.template, asked.system)
         most = new or settings.max_new_tokens
         room = self.spec.max_position - most
-        room -= adapter.prefix_length + adapter.prompt_length if adapter else 0
+        room -= adapter.taken if adapter else 0
         if room < 1:
             raise UserError(
                 f"{'the longest choice' if new else 'generate.max_new_tokens'}: {most} leaves no "

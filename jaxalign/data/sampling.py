@@ -62,7 +62,7 @@ class Sequential:
 
 
 def even(groups: Sequence[np.ndarray]) -> np.ndarray:
-    """The rows of all groups in one line, of which every stretch has its share of each."""
+    """The rows of all groups in an order that mixes them evenly, each group in its own order."""
     places = np.concatenate([(np.arange(len(g)) + 0.5) / len(g) for g in groups])
     return np.concatenate(groups)[np.argsort(places, kind="stable")]
 

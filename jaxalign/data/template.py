@@ -196,26 +196,36 @@ def instructed(prompts: Prompts, config: Config, folder: Path, name: str) -> Pro
         folder: of the adapter.
         name: what the note calls it.
     """
-    said = config.prompt.system
-    trained = other_instruction(config, folder, name)
-    had = recorded(folder) if trained and said is None else None
-    if had:
+    said, had = config.prompt.system, _otherwise(config, folder)
+    if had is None:
+        return dataclasses.replace(prompts, system=said)
+    trained = _trained(name, had)
+    if said is None:
         note = f"{trained} and is asked so, as prompt.system is not given"
         return dataclasses.replace(prompts, system=had.prompt.system, system_note=note)
     note = f"{trained}, but is asked with {_system(said)}; leave that out to ask as in training"
-    return dataclasses.replace(prompts, system=said, system_note=note if trained else "")
+    return dataclasses.replace(prompts, system=said, system_note=note)
 
 
 def other_instruction(config: Config, folder: Path, name: str) -> str:
-    """'NAME was trained with ...' where a run's record has another instruction; else ''.
+    """'NAME was trained with ...' where a run's record has another instruction; else ''."""
+    had = _otherwise(config, folder)
+    return _trained(name, had) if had else ""
+
+
+def _otherwise(config: Config, folder: Path) -> Config | None:
+    """The record of an adapter's run, where its instruction is another one than `prompt.system`.
 
     An instruction is of a kind of task: another kind than the one that is asked says nothing.
     """
     had = recorded(folder)
     if not had or not had.templated or had.task.kind != config.judged:
-        return ""
-    differs = had.prompt.system != config.prompt.system
-    return f"{name} was trained with {_system(had.prompt.system)}" if differs else ""
+        return None
+    return had if had.prompt.system != config.prompt.system else None
+
+
+def _trained(name: str, had: Config) -> str:
+    return f"{name} was trained with {_system(had.prompt.system)}"
 
 
 def _system(text: str | None) -> str:

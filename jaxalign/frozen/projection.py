@@ -79,6 +79,11 @@ class Attached(Protocol):
         return 0
 
     @property
+    def taken(self) -> int:
+        """Positions in front of a text: those of both."""
+        return self.prefix_length + self.prompt_length
+
+    @property
     def by_input(self) -> bool:
         """Whether these depend on the text, so that a sequence holds one text alone."""
         return False

@@ -83,7 +83,7 @@ def weigh_chunks(
     """
     most = max((len(tokens) for some in choices for tokens in some), default=1)
     worn = decoder.adapter if lora else None
-    taken = worn.prefix_length + worn.prompt_length if worn else 0
+    taken = worn.taken if worn else 0
     shapes.check(prompts, decoder.spec, most if how == "whole" else 1, taken)
     # What depends on the whole of a prompt is not shared.
     layout = shapes.lay_out(prompts, batch_size, share_prefix and not (worn and worn.by_input))

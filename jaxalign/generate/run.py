@@ -96,7 +96,7 @@ def answer_chunks(
     A later call that wants only `rows` gives the chunks that hold them, bitwise the same.
     """
     worn = decoder.adapter if lora else None
-    taken = worn.prefix_length + worn.prompt_length if worn else 0
+    taken = worn.taken if worn else 0
     shapes.check(prompts, decoder.spec, decoding.max_new_tokens, taken)
     numbers = range(len(prompts)) if numbers is None else numbers
     if len(numbers) != len(prompts):

@@ -162,7 +162,7 @@ def _check_positions(
       UserError: one is longer than the model has positions.
     """
     longest = max(stream.longest for stream in streams)
-    room = spec.max_position - (adapter.prefix_length + adapter.prompt_length if adapter else 0)
+    room = spec.max_position - (adapter.taken if adapter else 0)
     if longest > room:
         raise UserError(
             f"{facts.length_key}: the longest row of {facts.name} has {longest} tokens, and the "

@@ -35,7 +35,7 @@ def curious(states, batch):
 
 def unmarked(states, batch):
     """It may read rows in their order: nobody says that it does not."""
-    raise NotImplementedError
+    return Loss(jnp.sum(states.text.answers), jnp.ones(()), {})
 
 
 def own(name):

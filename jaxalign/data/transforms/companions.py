@@ -26,13 +26,7 @@ import numpy as np
 from jaxalign.bounds import setting
 from jaxalign.data.sources import Companion, Record
 from jaxalign.data.transforms.options import read
-from jaxalign.data.transforms.parallel import (
-    by_item,
-    check_joined,
-    check_known,
-    item_of,
-    spoken,
-)
+from jaxalign.data.transforms.parallel import by_item, check_joined, check_known, item_of, spoken
 
 
 @dataclass
