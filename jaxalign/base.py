@@ -24,6 +24,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxalign.adapters import Adapter
+from jaxalign.bucket import origin
 from jaxalign.data.chat import encode_prompts
 from jaxalign.data.tasks import Example
 from jaxalign.data.template import Prompts, instructed, prompts_of
@@ -74,7 +75,7 @@ class Opened:
     @cached_property
     def spec(self) -> ModelSpec:
         """Its facts; of a run's model it is said where the run is not finished."""
-        _tell(unfinished(Path(self.path)))
+        _tell(unfinished(self.files, origin(self.files)))
         return load_spec(self.path, self.revision)
 
     @cached_property
@@ -155,7 +156,7 @@ class Opened:
           UserError: they are others.
         """
         if not fetch:
-            _tell(unfinished(adapter))
+            _tell(unfinished(adapter, origin(adapter)))
         had = trained_on(adapter)
         if had and (fetch or holds_weights(self.files)) and self.fingerprint != had:
             raise another_base(str(adapter), self.path, named_base(adapter))

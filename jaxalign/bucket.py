@@ -2,10 +2,12 @@
 
 What is small is copied into a temporary folder; weights stay in the bucket, and this module knows
 of each copy which they are. A request brings one range of bytes, so a host of many fetches no more
-than its share.
+than its share. What a run hands over comes with the record beside it, as a reader of folders finds
+it.
 
     folder = copied('gs://bucket/llama')        # config.json, tokenizer.json, ...; once a process
     left_in_bucket(folder)['model.safetensors'].read(0, 8)
+    origin(folder)                              # 'gs://bucket/llama'
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxalign.errors import UserError, first_line, missing_extra
+from jaxalign.paths import CHECKPOINTS, HANDED_OVER, RECORD, SETTINGS
 
 # Of a model or an adapter, all but the weights.
 SMALL = ("*.json", "tokenizer*", "*.model", "*.txt", "*.jinja", "SHA256SUMS")
@@ -33,6 +36,11 @@ class BucketFile:
 
     address: str
     size: int  # bytes
+
+    @property
+    def name(self) -> str:
+        """Within its folder."""
+        return self.address.rpartition("/")[2]
 
     def __str__(self) -> str:
         return self.address
@@ -62,6 +70,7 @@ class BucketFile:
 
 # Copies of this process. Not noted in the folder itself, where others could have written it.
 _LEFT: dict[Path, Mapping[str, BucketFile]] = {}
+_ORIGIN: dict[Path, str] = {}
 
 
 @cache
@@ -79,34 +88,60 @@ def copied(address: str) -> Path:
             f"{address}: addresses of this kind are not read; give a folder, a hub name, or "
             "gs://BUCKET/FOLDER of Google Cloud Storage"
         )
-    storage = _storage()
-    try:
-        found = storage.ls(address.rstrip("/"), detail=True)
-    except Exception as error:
-        raise UserError(
-            f"{address}: cannot be read ({first_line(error)}); see that the folder exists and that "
-            "this machine may read it (gcloud auth application-default login)"
-        ) from error
-    entries = [one for one in found if one["type"] == "file"]
+    address = address.rstrip("/")
+    entries = _files(_listed(address))
     if not entries:
         raise UserError(f"{address}: holds no files; name the folder that holds config.json")
-    folder = Path(tempfile.mkdtemp(prefix="jaxalign-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    home = Path(tempfile.mkdtemp(prefix="jaxalign-"))
+    atexit.register(shutil.rmtree, home, ignore_errors=True)
+    run, _, name = address.rpartition("/")
+    folder = home / name
+    folder.mkdir()
     left = {}
-    for entry in entries:
-        file = BucketFile(f"gs://{entry['name']}", entry["size"])
-        name = Path(entry["name"]).name
-        if any(fnmatch(name, pattern) for pattern in SMALL):
-            (folder / name).write_bytes(file.read(0, file.size))
+    for file in entries:
+        if any(fnmatch(file.name, pattern) for pattern in SMALL):
+            (folder / file.name).write_bytes(file.read(0, file.size))
         else:
-            left[name] = file
-    _LEFT[folder] = left
+            left[file.name] = file
+    if name in HANDED_OVER:
+        _copy_record(run, home)
+    _LEFT[folder], _ORIGIN[folder] = left, address
     return folder
 
 
 def left_in_bucket(folder: Path) -> Mapping[str, BucketFile]:
     """By name, the files that the folder of this copy has in its bucket; of others none."""
     return _LEFT.get(folder, {})
+
+
+def origin(folder: Path) -> str:
+    """Where a folder was copied from; of others the folder."""
+    return _ORIGIN.get(folder, str(folder))
+
+
+def _copy_record(run: str, home: Path) -> None:
+    """What tells of a run next to what it hands over; its checkpoints as an empty folder."""
+    listed = _listed(run)
+    for file in _files(listed):
+        if file.name in (SETTINGS, RECORD):
+            (home / file.name).write_bytes(file.read(0, file.size))
+    if any(Path(one["name"]).name == CHECKPOINTS for one in listed if one["type"] != "file"):
+        (home / CHECKPOINTS).mkdir()
+
+
+def _files(listed: list[dict[str, Any]]) -> list[BucketFile]:
+    files = (one for one in listed if one["type"] == "file")
+    return [BucketFile(f"gs://{one['name']}", one["size"]) for one in files]
+
+
+def _listed(address: str) -> list[dict[str, Any]]:
+    try:
+        return _storage().ls(address, detail=True)
+    except Exception as error:
+        raise UserError(
+            f"{address}: cannot be read ({first_line(error)}); see that the folder exists and that "
+            "this machine may read it (gcloud auth application-default login)"
+        ) from error
 
 
 @cache

@@ -27,6 +27,9 @@ from jaxalign.lock import only_run
 from jaxalign.multihost import is_main, text_from_main
 from jaxalign.terminal import complain
 
+SETTINGS = "config.yaml"  # of a run
+CHECKPOINTS = "checkpoints"  # its folder of them
+HANDED_OVER = ("adapter", "model")  # its folders for others
 RECORD = "result.json"  # of a run that is over
 # Whoever reads a folder looks for one of these first, so they come when the rest is there.
 LAST = (
@@ -44,20 +47,22 @@ def is_remote(path: str | Path) -> bool:
     return "://" in str(path)
 
 
-def unfinished(folder: Path) -> str:
+def unfinished(folder: Path, shown: str) -> str:
     """A sentence where these weights are of a run that was continued and is not finished; else ''.
 
     Args:
       folder: what a run hands over; other folders say nothing.
+      shown: what the folder is called; of a copy, where it was copied from.
     """
     run = folder.parent
-    handed_over = folder.name in ("adapter", "model") and folder.is_dir()
-    started = (run / "config.yaml").is_file() and (run / "checkpoints").is_dir()
+    handed_over = folder.name in HANDED_OVER and folder.is_dir()
+    started = (run / SETTINGS).is_file() and (run / CHECKPOINTS).is_dir()
     if not handed_over or not started or (run / RECORD).exists():
         return ""
+    output = os.path.dirname(shown)
     return (
-        f"note: the run in {run} is not finished, so {folder} may be older than its checkpoints; "
-        f"`jaxalign export {run} --step latest` writes the newest weights"
+        f"note: the run in {output} is not finished, so {shown} may be older than its checkpoints; "
+        f"`jaxalign export {output} --step latest` writes the newest weights"
     )
 
 

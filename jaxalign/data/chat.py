@@ -104,13 +104,15 @@ class Added(NamedTuple):
     """What a tokenizer adds to every text."""
 
     front: tuple[int, ...] = ()  # ids
-    behind: int = 0  # how many
+    behind: tuple[int, ...] = ()  # ids
 
     def kept(self, ids: Sequence[int], ends: bool) -> slice:
-        """The tokens that stay: one begin token, also where the text begins with its own."""
-        begin = len(self.front)
-        twice = tuple(ids[begin : 2 * begin]) == self.front
-        return slice(begin if twice else 0, len(ids) - (0 if ends else self.behind))
+        """The tokens that stay: one begin token and one end token, also where the text brings its
+        own."""
+        begin, end = len(self.front), len(ids) - len(self.behind)
+        begun = tuple(ids[begin : 2 * begin]) == self.front
+        ended = tuple(ids[end - len(self.behind) : end]) == self.behind
+        return slice(begin if begun else 0, len(ids) if ends and not ended else end)
 
 
 class Text(NamedTuple):
@@ -134,7 +136,7 @@ def _added(tokenizer: PreTrainedTokenizerBase) -> Added:
     plain, whole = (tokenizer(ANCHOR, **_settings(kind))["input_ids"] for kind in (False, True))
     for first in range(len(whole) - len(plain) + 1 if plain else 0):
         if whole[first : first + len(plain)] == plain:
-            return Added(tuple(whole[:first]), len(whole) - first - len(plain))
+            return Added(tuple(whole[:first]), tuple(whole[first + len(plain) :]))
     return Added()
 
 

@@ -34,6 +34,7 @@ from jaxalign.data.chat import (
 from jaxalign.data.render import on_one_day
 from jaxalign.data.tasks import Example
 from jaxalign.errors import UserError, brief, first_line
+from jaxalign.paths import SETTINGS
 from jaxalign.settings import Config
 
 if TYPE_CHECKING:
@@ -119,7 +120,7 @@ def belonging(folder: Path, tokenizer: Callable[[], PreTrainedTokenizerBase]) ->
 
 def recorded(folder: Path) -> Config | None:
     """The settings that a training wrote next to its adapter, if it was one and they still load."""
-    record = folder.parent / "config.yaml"
+    record = folder.parent / SETTINGS
     if folder.name != "adapter" or not record.is_file():
         return None
     try:

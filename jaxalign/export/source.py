@@ -25,6 +25,7 @@ from jaxalign.hf.find import holds_weights, locate, unpinned
 from jaxalign.hf.load import abstract_params
 from jaxalign.hf.peft import load_peft, named_base, trained_on
 from jaxalign.model.spec import ModelSpec
+from jaxalign.paths import SETTINGS
 from jaxalign.settings import Config
 from jaxalign.sharding import path_name
 from jaxalign.terminal import say
@@ -68,7 +69,7 @@ class Source:
     def home(self) -> Path | None:
         """The local folder of the run, which may hold an evaluation; None: there is none."""
         for folder in (Path(self.run), Path(self.run).absolute().parent):
-            if (folder / "config.yaml").is_file():
+            if (folder / SETTINGS).is_file():
                 return folder
         return None
 

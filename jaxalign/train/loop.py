@@ -24,7 +24,7 @@ from jaxalign.base import Base
 from jaxalign.config import to_yaml
 from jaxalign.data.loader import Counted, prefetch
 from jaxalign.multihost import is_main
-from jaxalign.paths import RECORD, Desk
+from jaxalign.paths import RECORD, SETTINGS, Desk
 from jaxalign.settings import Config, flatten
 from jaxalign.settings.together import unread
 from jaxalign.sharding import put_batch, rows_here
@@ -251,7 +251,7 @@ def _open_log(run: Run, desk: Desk, start: Start, again: bool, title: str) -> Lo
 def _on_record(run: Run, desk: Desk) -> None:
     """Writes the settings, once something is trained with them."""
     if is_main():
-        Path(desk.folder, "config.yaml").write_text(to_yaml(run.config), "utf-8")
+        Path(desk.folder, SETTINGS).write_text(to_yaml(run.config), "utf-8")
         desk.remove(RECORD)  # of when the run was shorter
 
 

@@ -21,8 +21,9 @@ from etils import epath
 from jaxalign.checksums import seal_holds
 from jaxalign.errors import UserError
 from jaxalign.multihost import is_main, text_from_main
+from jaxalign.paths import CHECKPOINTS
 
-NEWEST, BEST = "checkpoints", "best"  # folders of a run; in each a folder a step
+NEWEST, BEST = CHECKPOINTS, "best"  # folders of a run; in each a folder a step
 DAMAGED = "damaged"  # where what cannot be trusted is kept
 # What storage and devices say where nothing is wrong with the files; the names are those of gRPC.
 NOT_DAMAGE = (

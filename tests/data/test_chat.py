@@ -325,3 +325,11 @@ def test_a_tokenizer_that_ends_texts_ends_no_prompt(llama, ending):
     # A side of a pair keeps its end, whose state may be the sentence's.
     (pair,) = encode_pairs([Pair("wake me up", "None")], ending, 3)
     assert pair.source[-1] == ending.eos_token_id and len(pair.source) == 3
+
+
+def test_a_row_that_brings_its_end_token_has_one(ending):
+    """As where whole conversations were printed; without it the row is the same."""
+    own, added = Example("wake:", " me<|eot_id|>"), Example("wake:", " me")
+    rows = encode_examples([own, added], ending)
+    assert rows[0].tokens.tolist() == rows[1].tokens.tolist()
+    assert (rows[0].tokens == ending.eos_token_id).sum() == 1

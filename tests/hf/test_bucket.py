@@ -1,5 +1,6 @@
 """Bases and adapters in a bucket, read from an emulator of Google Cloud Storage on this machine."""
 
+import json
 import sys
 
 import jax
@@ -9,10 +10,16 @@ import pytest
 from jaxalign import bucket as ours
 from jaxalign import cli
 from jaxalign.adapters.lora import Lora
+from jaxalign.checksums import seal
+from jaxalign.config import to_yaml
+from jaxalign.data.template import recorded
 from jaxalign.errors import UserError
+from jaxalign.hf.find import locate
 from jaxalign.hf.load import abstract_params, fingerprint, load_params, load_spec
-from jaxalign.hf.peft import load_peft, save_peft, weights_digest
+from jaxalign.hf.peft import load_peft, save_peft, trained_on, weights_digest
 from jaxalign.hf.save import save_base
+from jaxalign.paths import unfinished
+from jaxalign.settings import Config
 from jaxalign.sharding import make_mesh, shard_tree
 from tests.hf.conftest import LLAMA, assert_same_tree, random_lora, random_params
 
@@ -100,3 +107,30 @@ def test_what_cannot_be_read_is_refused(stored, bucket, monkeypatch, capsys):
     with pytest.raises(UserError, match=r"gcsfs is missing; .*'jaxalign\[gcs\]'"):
         load_spec("gs://bucket/other")
     ours._storage.cache_clear()
+
+
+def test_the_record_beside_an_adapter_is_read(stored, bucket):
+    """Its instruction and base, and that its run is not finished: as beside a folder's."""
+    folder, _ = stored
+    run = "bucket/run"
+    bucket.put(f"{folder / 'adapter'}/", f"{run}/adapter/", recursive=True)
+    config = Config()
+    config.prompt.system = "Find it."
+    bucket.pipe(f"{run}/config.yaml", to_yaml(config).encode())
+    bucket.pipe(f"{run}/checkpoints/7/state", b"1")
+    ours.copied.cache_clear()
+    copy = locate("gs://bucket/run/adapter/")
+    assert recorded(copy).prompt.system == "Find it."
+    assert trained_on(copy) == ""
+    assert unfinished(copy, ours.origin(copy)) == (
+        "note: the run in gs://bucket/run is not finished, so gs://bucket/run/adapter may be older "
+        "than its checkpoints; `jaxalign export gs://bucket/run --step latest` writes the newest "
+        "weights"
+    )
+    bucket.pipe(
+        f"{run}/result.json", json.dumps(seal({"inputs": {"model.path": "of the base"}})).encode()
+    )
+    ours.copied.cache_clear()
+    copy = locate("gs://bucket/run/adapter")
+    assert trained_on(copy) == "of the base"
+    assert unfinished(copy, ours.origin(copy)) == ""
