@@ -102,9 +102,11 @@ def test_fresh_factors_keep_to_their_ranks(name, params):
                 own = a[..., :rank].size + factors["b"][block][:rank].size
                 counted += own + (factors["m"][block].size if adapter.dora and rank else 0)
     assert adapter.count(LLAMA) == counted
-    np.testing.assert_allclose(
-        hidden(adapter, params, lora), hidden(None, params, None), atol=1e-5, rtol=0
-    )
+    bare = hidden(None, params, None)
+    # DoRA's m / |W| is 1 up to an ulp in each projection; how it is summed is up to the compiler.
+    ulps = len(lora["blocks"]["attention"] | lora["blocks"]["mlp"]) * LAYERS if adapter.dora else 5
+    atol = ulps * np.finfo(np.float32).eps * np.abs(bare).max()
+    np.testing.assert_allclose(hidden(adapter, params, lora), bare, atol=atol, rtol=0)
 
 
 # --- what they do -------------------------------------------------------------------------------
