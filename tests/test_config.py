@@ -157,6 +157,8 @@ def test_what_nothing_reads_is_told():
             "adapter.kind=pool lora.r=4 lora.alpha=8", "task.sampling_temperature=3",
             "align.sampling=temperature align.sampling_temperature=3",
             "task.inner_steps=3 task.rule=maml", "task.inner_steps=3", "align.pivot=de",
+            "align.group=4", "align.group=4 align.negatives=global",
+            "align.rows=prompts align.layer=2 align.objective=distil batch.pair_max_length=20",
         )
     }  # fmt: skip
     alone = "is not read: an update holds one phase alone (align.every={}); set align.every=joint"
@@ -177,6 +179,12 @@ def test_what_nothing_reads_is_told():
         [],
         ["task.inner_steps=3 is not read: task.rule=mean"],
         ["align.pivot=de is not read: align.rows=pairs"],
+        [],
+        ["align.group=4 is not read: align.negatives=global"],
+        [
+            "batch.pair_max_length=20 is not read: rows of two prompts are as long as those of the "
+            "task (batch.max_length)"
+        ],
     ]
     words = ["align.states=standardised", "align.temperature=0.2", "align.pooling=last"]
     told = {

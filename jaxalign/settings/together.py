@@ -160,6 +160,16 @@ UNREAD: dict[str, Callable[[Config], str]] = {
     "task.inner_rate task.inner_steps": lambda config: (
         "" if config.task.halved else f"task.rule={config.task.rule}"
     ),
+    "align.group": lambda config: (
+        "align.negatives=global"
+        if config.align.objective == "contrastive" and not _grouped(config)
+        else ""
+    ),
+    "batch.pair_max_length": lambda config: (
+        "rows of two prompts are as long as those of the task (batch.max_length)"
+        if config.align.rows == "prompts"
+        else ""
+    ),
     "align.pivot": lambda config: "align.rows=pairs" if config.align.rows == "pairs" else "",
 }
 

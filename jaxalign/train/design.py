@@ -127,7 +127,7 @@ class Design:
         phase: str,
         rows: int,
         length: int,
-        answers: int | None = None,
+        answers: Mapping[str, int] | None = None,
         passes: str = "both",
         seen: int | None = None,
     ) -> float:
@@ -142,11 +142,11 @@ class Design:
 
     def work(self, phase: str, batch: Any, passes: str = "both") -> Work:
         """What a batch of this shape (stacked or not, arrays or their shapes) has to do."""
-        flat, sides = batch.flat, batch.sides().values()
-        *micro, rows, length = (flat or next(iter(sides))).tokens.shape
+        flat, sides = batch.flat, batch.sides()
+        *micro, rows, length = (flat or next(iter(sides.values()))).tokens.shape
         rows *= math.prod(micro)
-        predicted = [side.answer_at.shape for side in sides if side.answer_at is not None]
-        answers = sum(math.prod(shape) for shape in predicted) if predicted else None
+        places = {name: side.answer_at for name, side in sides.items()}
+        answers = {name: math.prod(at.shape) for name, at in places.items() if at is not None}
         # A text's own tokens see the shared ones and half of its own, of which there are C at most.
         seen = flat and 2 * flat.nodes.shape[-1] + flat.reach.shape[-1] // 2
         tokens = self.tokens(phase, rows, length, flat is not None)

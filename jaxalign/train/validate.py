@@ -61,12 +61,12 @@ def _average(run: Any, name: str, losses: list, rows: np.ndarray) -> tuple[float
         counts = np.array([float(loss[term.name].count) for loss in losses])
         if run.config.optim.average == "tokens":
             mean = sums.sum() / max(counts.sum(), 1.0)
-            share += term.weight * mean
-            plain += term.weight * mean
+            share += term.share * mean
+            plain += term.share * mean
         else:
             means = sums / np.maximum(counts, 1.0)
-            share += term.weight * float(np.average(means, weights=rows))
-            plain += term.weight * float(means.mean())
+            share += term.share * float(np.average(means, weights=rows))
+            plain += term.share * float(means.mean())
     return float(share), float(plain)
 
 

@@ -233,12 +233,12 @@ def test_least_work():
     """Vectors are tokens; keys and values are products with each token, and two more slopes."""
     spec, task = SPECS["llama"], Tap(FINAL, TOKENS)
     phase = Phase(None, (), (Pass(("text",), (task,), answers=("text",)),))
-    of = partial(phase.least_flops, spec, 4, answers=8)
+    of = partial(phase.least_flops, spec, 4, answers={"text": 8})
     plain = of(10, adapter=0)
     assert of(10, adapter=Prompt(P).multiplied(spec), vectors=P) == of(10 + P, adapter=0)
     pairs = P * spec.heads * spec.head_dim * spec.layers  # of a token, its scores and its mixture
     assert of(10, adapter=Prefix(P).multiplied(spec)) - plain == 40 * 12 * pairs
-    laid = phase.least_flops(spec, 1, 40, 0, 8, seen=10, vectors=P)
-    assert laid == phase.least_flops(spec, 1, 40 + P, 0, 8, seen=10 + 2 * P)
+    laid = phase.least_flops(spec, 1, 40, 0, {"text": 8}, seen=10, vectors=P)
+    assert laid == phase.least_flops(spec, 1, 40 + P, 0, {"text": 8}, seen=10 + 2 * P)
     scores = 40 * 6 * spec.layers * spec.heads * spec.head_dim * 10  # no weight is in them
     assert (of(10, adapter=0, whole=True) - scores) / (plain - scores) == pytest.approx(1.5)

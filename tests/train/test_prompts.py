@@ -17,6 +17,7 @@ from jaxalign.hf.peft import save_peft
 from jaxalign.objectives import Loss, Needs, Tap, declare
 from jaxalign.train import setup
 from jaxalign.train.design import adapter_of
+from jaxalign.train.flops import training_flops
 from jaxalign.train.loop import train
 from jaxalign.train.phases import facts_of
 from jaxalign.train.phases.build import phase_loss
@@ -106,6 +107,9 @@ def test_value_and_gradient_are_those_of_whole_logits(configure, moved):
     assert [(one.model, one.sides) for one in phase.passes] == [
         ("trained", ("student",)), ("stopped", ("teacher",)),
     ]  # fmt: skip
+    rows, places = batch.answers.shape  # each pass reads the answer of its own side
+    of = partial(training_flops, run.spec, rows * 64, 64, None, run.multiplied, rows * places)
+    assert run.work("align", batch).flops == of() + of("forward")
     ours = lambda t: phase_loss(phase, t, run.frozen, batch, None)[0]  # noqa: E731
     with jax.set_mesh(run.mesh):
         value, gradient = jax.jit(jax.value_and_grad(ours))(run.state.trained)
@@ -210,6 +214,20 @@ def test_a_resumed_run_has_its_teacher(configure, first, tmp_path, monkeypatch):
         (
             ("trainable=full", "align.options.teacher=start"),
             "objective distil compares with the frozen base, which full fine-tuning does not keep",
+        ),
+        (
+            (BOTH.replace("view: student", "view: teacher"),),
+            "objectives: distil and language_model read the answer of teacher from two models "
+            r"\(stopped and trained\), and each side is run once; leave one of them out",
+        ),
+        (
+            (
+                "align.rows=pairs",
+                "align.objective=language_model",
+                "align.options={view: source}",
+            ),
+            "objective language_model predicts the answer of source, and the rows of the align "
+            "phase have none there; choose another objective",
         ),
     ],
 )

@@ -50,6 +50,11 @@ class Term:
     weight: float = 1.0
     every: int = 1  # it counts in every n-th update
 
+    @property
+    def share(self) -> float:
+        """Its weight in the mean over updates."""
+        return self.weight / self.every
+
 
 class Inner(NamedTuple):
     """The steps within an update of rules that look ahead (`train.rules.meta`)."""
@@ -126,7 +131,7 @@ class Phase:
         rows: int,
         length: int,
         adapter: int,
-        answers: int | None = None,
+        answers: Mapping[str, int] | None = None,
         passes: str = "both",
         seen: int | None = None,
         vectors: int = 0,
@@ -135,6 +140,7 @@ class Phase:
         """What these rows cost at least; see `training_flops`.
 
         Args:
+          answers: side -> its places that reach the head; None: all.
           seen: of rows end to end, twice the tokens that each sees on average; None: they are
             padded rows.
           vectors: of the adapter in front of each sequence.
@@ -151,7 +157,7 @@ class Phase:
                 length + more if seen is None else seen + 2 * more,
                 None if one.answers else blocks,
                 beside,
-                answers,
+                None if answers is None else sum(answers[side] for side in one.answers),
                 passes if one.model == "trained" else "forward",
                 whole,
             )

@@ -44,6 +44,7 @@ class Facts(abc.ABC):
       name: of the phase, of its group of settings and of its logs.
       number: its place among the phases.
       sides: of its batches.
+      answered: those with an answer.
       rows_key: the setting of a micro-batch's rows, and `length_key` that of their length.
       unit: what follows a number of rows, where they are not rows.
       scores: what validation measures besides losses.
@@ -52,6 +53,7 @@ class Facts(abc.ABC):
     name: str
     number: int
     sides: tuple[str, ...]
+    answered: tuple[str, ...] = ()
     rows_key: str
     length_key: str
     unit: str = ""
@@ -188,9 +190,10 @@ class Facts(abc.ABC):
         """Whether model and terms go together.
 
         Raises:
-          UserError: a tap past the model, a side that the rows do not have, or what full
-            fine-tuning does not have.
+          UserError: a tap past the model, a side or an answer that the rows do not have, two terms
+            that read one answer from different models, or what full fine-tuning does not have.
         """
+        first: dict[str, tuple[str, str]] = {}  # side -> the first term that reads its answer
         for term in self.terms(config):
             for one in passes_of([term.objective.needs]):
                 for tap in one.taps:
@@ -207,6 +210,22 @@ class Facts(abc.ABC):
                     f"objective {term.name} reads {read}, and the rows of the {self.name} phase "
                     f"have {have}; choose another objective, phase or align.rows"
                 )
+            for side, asked in term.objective.needs.items():
+                if not asked.answers:
+                    continue
+                if side not in self.answered:
+                    raise UserError(
+                        f"objective {term.name} predicts the answer of {side}, and the rows of the "
+                        f"{self.name} phase have none there; choose another objective, phase or "
+                        "align.rows"
+                    )
+                other, model = first.setdefault(side, (term.name, asked.answers))
+                if model != asked.answers:
+                    raise UserError(
+                        f"objectives: {other} and {term.name} read the answer of {side} from two "
+                        f"models ({model} and {asked.answers}), and each side is run once; leave "
+                        "one of them out, or put it into another phase"
+                    )
             for found in term.objective.measured.values():
                 check_width(found, spec.dim)
             if term.objective.head and config.optim.missing == "skip":

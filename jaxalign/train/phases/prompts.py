@@ -21,7 +21,7 @@ class Prompts(Facts):
     """See the module."""
 
     name, number = "align", 1
-    sides = ("student", "teacher")
+    sides = answered = ("student", "teacher")
     rows_key, length_key = "batch.pairs", "batch.max_length"
     unit = " rows of two prompts"
 

@@ -17,7 +17,7 @@ class Task(Facts):
     """See the module."""
 
     name, number = "task", 0
-    sides = ("text",)
+    sides = answered = ("text",)
     rows_key, length_key = "batch.size", "batch.max_length"
 
     def stream(self, config: Config, tokenizer: Any, split: str = "train", ways: int = 1) -> Stream:
