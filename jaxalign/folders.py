@@ -40,7 +40,7 @@ def whole_folder(
     target: Path,
     existing: str,
     *,
-    marker: str = "",
+    markers: Sequence[str] = (),
     keep: Sequence[Path] = (),
     sealed: Sequence[str] = (".",),
 ) -> Iterator[Path]:
@@ -51,7 +51,8 @@ def whole_folder(
         existing: what becomes of a folder there that is not empty: refuse; replace (as a whole, in
             one step); update (replaced by a save of the same kind, but files that are not weights
             and were not written again are kept).
-        marker: for update, the file by which an older save of the same kind is known.
+        markers: files by any of which an older save is known; a folder of something else is
+            refused. None: whatever is there is replaced.
         keep: folders that must not go with it, whatever is asked.
         sealed: the parts of it, of which each gets a `SHA256SUMS`.
 
@@ -66,7 +67,7 @@ def whole_folder(
     with _disk(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         _clear(target)
-        check_target(target, existing, keep, marker)
+        check_target(target, existing, keep, markers)
         work = Path(
             tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent)
         )
@@ -94,7 +95,9 @@ def whole_folder(
         os.close(lock)
 
 
-def check_target(target: Path, existing: str, keep: Sequence[Path] = (), marker: str = "") -> None:
+def check_target(
+    target: Path, existing: str, keep: Sequence[Path] = (), markers: Sequence[str] = ()
+) -> None:
     """Refuses a place that must not be written to; cheap, for asking before the work begins.
 
     Raises:
@@ -111,9 +114,10 @@ def check_target(target: Path, existing: str, keep: Sequence[Path] = (), marker:
             raise UserError(
                 f"{target}: is not empty; choose another --out, or --force to replace it"
             )
-        if existing == "update" and not (target / marker).is_file():
+        if markers and not any((target / marker).is_file() for marker in markers):
             raise UserError(
-                f"{target}: holds other files and no {marker}; save into a new or empty folder"
+                f"{target}: holds other files and no {' or '.join(markers)}; save into a new or "
+                "empty folder"
             )
         for path in keep:
             if path.resolve().is_relative_to(target):

@@ -284,7 +284,7 @@ def assemble(tensors: Sequence[Pending], spec: ModelSpec) -> dict[str, Any]:
 def writing(folder: str | Path, marker: str) -> Iterator[Path | None]:
     """The folder to write into on process 0, None elsewhere."""
     first = jax.process_index() == 0
-    whole = whole_folder(Path(folder), "update", marker=marker) if first else nullcontext()
+    whole = whole_folder(Path(folder), "update", markers=[marker]) if first else nullcontext()
     with whole as target:
         yield target
 

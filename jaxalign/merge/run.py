@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -17,11 +18,11 @@ import numpy as np
 from jaxalign.base import Opened
 from jaxalign.data.template import TOKENIZER_FILE, Template, template_files
 from jaxalign.errors import UserError
-from jaxalign.folders import check_target
+from jaxalign.folders import check_target, whole_folder
 from jaxalign.generate.stops import taught_stops, unsaid
 from jaxalign.hf.card import model_card
 from jaxalign.hf.find import pinned
-from jaxalign.hf.peft import save_peft
+from jaxalign.hf.peft import CONFIG_FILE, save_peft
 from jaxalign.hf.save import (
     GENERATION_FILE,
     generation_files,
@@ -46,8 +47,11 @@ from jaxalign.merge.source import (
 from jaxalign.merge.tell import show
 from jaxalign.model.spec import ModelSpec
 from jaxalign.model.spec.tensors import TARGETS, sizes
-from jaxalign.multihost import barrier
+from jaxalign.multihost import barrier, is_main
 from jaxalign.terminal import console
+
+MODEL_FILE, SEARCH_FILE = "config.json", "search.json"
+MADE = (CONFIG_FILE, MODEL_FILE, SEARCH_FILE)  # by one of which an older result is known
 
 
 def merge(
@@ -85,6 +89,7 @@ def merge(
         )
     check_out(out, paths, existing)
     opened = find_base(paths, into or base)
+    check_out(out, [*paths, opened.path], existing)
     sources, spec = read_adapters(paths, opened), opened.spec
     parts = [source.weighted(weight) for source, weight in zip(sources, weights, strict=True)]
     check(parts, spec, recipe)
@@ -92,11 +97,14 @@ def merge(
     warn(sources, into or base, screen)
     warn_templates(sources, weights, screen)
     if into:
-        _into_base(sources, weights, opened, recipe, out)
+        check_weights(sources, opened)  # before anything is written
+        with replaced(out, existing) as folder:
+            _into_base(sources, weights, opened, recipe, out, folder)
         screen.print(f"{_sum_of(paths, weights)} by {recipe.method}, added to {into}: {out}")
     else:
         merged = combine(parts, spec, recipe)
-        write_adapter(merged, sources, weights, opened, recipe, out)
+        with replaced(out, existing) as folder:
+            write_adapter(merged, sources, weights, opened, recipe, out, folder)
         show(merged, sources, weights, recipe, out, screen)
     barrier("merged")
 
@@ -107,14 +115,25 @@ def merge(
 def check_out(out: str, paths: Sequence[str], existing: str) -> None:
     """Refuses a folder that must not be written to.
 
+    Args:
+      paths: what is read: adapters, a base; they may not go with what is replaced.
+
     Raises:
-      UserError: it is one of the adapters, or not empty and `existing` is `refuse`.
+      UserError: it is one of those, or not empty and `existing` is `refuse`, or holds something
+        that no merge has written.
     """
-    folder = Path(out)
-    for path in paths:
-        if Path(path).exists() and folder.resolve() == Path(path).resolve():
-            raise UserError(f"--out: {out} is one of the adapters; choose a folder of its own")
-    check_target(folder, existing)
+    folder, read = Path(out), [Path(path) for path in paths if Path(path).exists()]
+    if any(folder.resolve() == path.resolve() for path in read):
+        raise UserError(f"--out: {out} is read by this merge; choose a folder of its own")
+    check_target(folder, existing, [Path.cwd(), Path.home(), *read], MADE)
+
+
+@contextmanager
+def replaced(out: str, existing: str, sealed: Sequence[str] = (".",)) -> Iterator[Path]:
+    """The folder to write to, which takes the place of `out` as a whole; process 0 writes."""
+    new = whole_folder(Path(out), existing, markers=MADE, sealed=sealed)
+    with new if is_main() else nullcontext(Path(out)) as folder:
+        yield folder
 
 
 def write_adapter(
@@ -124,8 +143,9 @@ def write_adapter(
     base: Opened,
     recipe: Recipe,
     out: str,
+    folder: Path,
 ) -> None:
-    """The PEFT folder, with `merge.json` (how it was made), a card and what prompts need.
+    """The PEFT folder, to be `out`, with `merge.json` (how it was made), a card and what prompts need.
 
     That is the tokenizer of the base and the chat template of `template_of`.
     """
@@ -144,7 +164,7 @@ def write_adapter(
     )
     texts["README.md"] = model_card(facts)
     save_peft(
-        out,
+        folder,
         merged.lora,
         base.spec,
         merged.adapter,
@@ -160,9 +180,9 @@ def _into_base(
     base: Opened,
     recipe: Recipe,
     out: str,
+    target: Path,
 ) -> None:
     """Writes the base with the update added, tensor by tensor, in the dtype they are stored in."""
-    check_weights(sources, base)  # before anything is written
     spec, path = base.spec, base.path
     parts = [source.weighted(weight) for source, weight in zip(sources, weights, strict=True)]
     merged = None
@@ -187,7 +207,7 @@ def _into_base(
     taught = _taught(base, template)
     texts = {"README.md": model_card(facts)} | template_files(template, folder / TOKENIZER_FILE)
     texts |= generation_files(folder / GENERATION_FILE, spec, taught)
-    write_like_base(out, tensors, spec, folder, texts=texts)
+    write_like_base(target, tensors, spec, folder, texts=texts)
 
 
 def _taught(base: Opened, template: Template) -> tuple[int, ...]:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -43,7 +42,7 @@ from jaxalign.merge.check import check
 from jaxalign.merge.draw import draw
 from jaxalign.merge.grid import Mix, combinations
 from jaxalign.merge.methods import Recipe
-from jaxalign.merge.run import check_out, write_adapter
+from jaxalign.merge.run import SEARCH_FILE, check_out, replaced, write_adapter
 from jaxalign.merge.scored import LOSS, Candidate, Scores, Search
 from jaxalign.merge.source import (
     AdapterFolder,
@@ -97,10 +96,7 @@ def search(
       UserError: anything in the settings, the data, the adapters or the grids that cannot work.
     """
     candidates = combinations(grids, len(paths))
-    check_out(out, paths, existing)
-    folder = Path(out, "adapter")
-    if inside := [path for path in paths if Path(path).resolve().is_relative_to(folder.resolve())]:
-        raise UserError(f"--out: the result would replace {inside[0]}; choose another folder")
+    check_out(out, [*paths, config.model.path], existing)
     judged = _validation(config, data)
     golds = read_golds(judged)
     metric = _check_metric(judged, golds, metric)
@@ -134,19 +130,19 @@ def search(
     barrier("searched")
     best = found[result.best].weights
     merged = _merged(sources, best, base, recipe)
-    if merged:
-        warn_templates(sources, best, screen)
-        write_adapter(merged, sources, best, base.opened, recipe, str(folder))
+    name = f"{out}/adapter"
+    with replaced(out, existing, sealed=["adapter"] if merged else []) as folder:
+        if merged:
+            warn_templates(sources, best, screen)
+            write_adapter(merged, sources, best, base.opened, recipe, name, folder / "adapter")
+        if is_main():
+            write_json(folder / SEARCH_FILE, result.as_json())
+            draw(result, folder / "search.png")
     if not is_main():
         return None
-    if not merged:  # of an older search, which would pass for the result of this one
-        shutil.rmtree(folder, ignore_errors=True)
-    Path(out).mkdir(parents=True, exist_ok=True)
-    write_json(Path(out, "search.json"), result.as_json())
-    draw(result, Path(out, "search.png"))
     screen.print(_table(result))
     if merged:
-        show(merged, sources, best, recipe, str(folder), screen)
+        show(merged, sources, best, recipe, name, screen)
     else:
         screen.print("the bare base (every weight 0) is the best, so no adapter is written")
     screen.print(f"written: {out}/search.json, {out}/search.png")

@@ -270,6 +270,16 @@ def test_force_replaces(folders, tmp_path, capsys):
     assert told.startswith(f"jaxalign: {out}: ") and "--force" in told
     run(folders["equal"], "--out", out, "--force")
     assert Found(out).adapter == KINDS["equal"][0]
+    # As a whole: what an older merge wrote does not stay beside the new weights.
+    (folders["plain"] / "chat_template.jinja").write_text("a")
+    run(folders["plain"], "--out", out, "--force")
+    assert (out / "chat_template.jinja").is_file()
+    run(folders["equal"], "--out", out, "--force")
+    assert not (out / "chat_template.jinja").exists()
+    run(folders["equal"], "--into-base", tmp_path / "model", "--out", out, "--force")
+    assert (out / "config.json").is_file() and not (out / "adapter_config.json").exists()
+    told = refusal(capsys, folders["equal"], "--out", folders["equal"].parent, "--force")
+    assert "would remove" in told or "holds other files" in told
     stranger = tmp_path / "stranger"
     stranger.mkdir()
     (stranger / "thesis.tex").write_text("years")
@@ -344,7 +354,7 @@ def test_a_density_is_a_share(folders, tmp_path, capsys):
 
 def test_an_adapter_is_not_written_onto_itself(folders, capsys):
     told = refusal(capsys, folders["plain"], "--out", folders["plain"], "--force")
-    assert "is one of the adapters" in told
+    assert "is read by this merge" in told
 
 
 def test_a_base_that_nobody_names(folders, tmp_path, capsys):

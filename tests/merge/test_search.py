@@ -305,6 +305,7 @@ def test_the_bare_base_can_win(validated, paths, tmp_path, capsys, monkeypatch):
         lambda self, merged, bar: {"loss": {"de": bool(merged), "en": 0}},
     )
     (tmp_path / "out" / "adapter").mkdir(parents=True)  # of an older search
+    (tmp_path / "out" / "search.json").write_text("{}")
     words = {"metric": "loss", "existing": "replace"}
     out = str(tmp_path / "out")
     found = search(validated(), paths[:1], Recipe(), [[1, 0, 0.5]], out, **words)
@@ -315,8 +316,9 @@ def test_the_bare_base_can_win(validated, paths, tmp_path, capsys, monkeypatch):
 
 def test_the_result_does_not_replace_what_is_searched(validated, paths, tmp_path):
     shutil.copytree(paths[0], tmp_path / "out" / "adapter")
+    (tmp_path / "out" / "search.json").write_text("{}")
     again = [str(tmp_path / "out" / "adapter"), paths[1]]
-    with pytest.raises(UserError, match=r"would replace .*out/adapter; choose another"):
+    with pytest.raises(UserError, match=r"--force would remove .*out/adapter with it; choose an"):
         search(validated(), again, Recipe(), [[0, 1]], str(tmp_path / "out"), existing="replace")
 
 
