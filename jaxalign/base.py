@@ -32,7 +32,7 @@ from jaxalign.data.tokenizer import check_tokens, load_tokenizer
 from jaxalign.errors import UserError
 from jaxalign.frozen.projection import Attached
 from jaxalign.generate import Decoding, System, stop_ids
-from jaxalign.hf.find import holds_weights, locate, small_files
+from jaxalign.hf.find import holds_weights, locate, may_be_same, small_files
 from jaxalign.hf.load import abstract_params, fingerprint, load_params, load_spec
 from jaxalign.hf.peft import load_peft, named_base, trained_on
 from jaxalign.model.decoder import Decoder
@@ -160,6 +160,21 @@ class Opened:
         had = trained_on(adapter)
         if had and (fetch or holds_weights(self.files)) and self.fingerprint != had:
             raise another_base(str(adapter), self.path, named_base(adapter))
+
+    def doubt(self, adapter: Path, shown: str) -> str:
+        """A sentence where an adapter names another base and no record knows its weights; else ''.
+
+        Args:
+          adapter: its folder.
+          shown: what it is called.
+        """
+        named = named_base(adapter)
+        if not named or trained_on(adapter) or may_be_same(named, self.path):
+            return ""
+        return (
+            f"{shown} names {named} as its base, not {self.path}; the shapes agree, but an update "
+            "learnt on one base means little on another"
+        )
 
     def check_tokens(self, adapter: Path) -> None:
         """Whether the tokenizer knows the tokens of the one that an adapter may come with.

@@ -25,8 +25,8 @@ from jaxalign.evaluate.ask import Ask, ask
 from jaxalign.evaluate.entrants import Entrant
 from jaxalign.evaluate.gold import kind_of
 from jaxalign.generate import System
-from jaxalign.hf.find import locate, unpinned
-from jaxalign.hf.peft import named_base, weights_digest
+from jaxalign.hf.find import locate
+from jaxalign.hf.peft import weights_digest
 from jaxalign.multihost import is_main
 from jaxalign.settings.data import UNASKED
 from jaxalign.terminal import visible
@@ -69,7 +69,7 @@ def prepare(
     if entrant.kind == "adapter":
         _, adapter = base.opened.adapter(entrant.source)
         how = base.prompts_of(entrant.source)
-        notes += [_other_base(base, entrant.source)]
+        notes += [base.opened.doubt(locate(entrant.source), entrant.source)]
         # Finished rows know no template.
         notes += [how.note, how.system_note] if kind_of(base.config) not in UNASKED else []
     questions, cut = ask(base, examples, how, adapter)
@@ -103,15 +103,3 @@ def identity(base: Base, entrant: Entrant, how: Prompts, questions: Ask) -> dict
         "stop_tokens": sorted(base.stops(how)),
         **questions.settings(base),
     }
-
-
-def _other_base(base: Base, adapter: str) -> str:
-    """A sentence where an adapter that fits names a base of another name; else nothing."""
-    named, ours = named_base(locate(adapter)), base.config.model.path
-    last, our_last = (Path(unpinned(name)[0]).name.casefold() for name in (named, ours))
-    if not named or last == our_last:
-        return ""
-    return (
-        f"{adapter} names {named} as its base, model.path is {ours}; the shapes agree, but an "
-        "update learnt on one base means little on another"
-    )

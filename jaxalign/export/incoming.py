@@ -29,7 +29,7 @@ from jaxalign.errors import UserError
 from jaxalign.export.run import write_texts
 from jaxalign.export.source import CONFIG_FILE, read_adapter
 from jaxalign.folders import check_target, whole_folder
-from jaxalign.hf.find import locate
+from jaxalign.hf.find import locate, may_be_same
 from jaxalign.hf.peft import named_base, save_peft
 from jaxalign.hf.save import TOKENIZER_FILES, copy_files
 from jaxalign.hf.stream import Pending, write_file
@@ -172,11 +172,6 @@ def _check_vocabulary(path: str, tokenizer: Path, spec: ModelSpec) -> None:
         )
 
 
-def _same(one: str, other: str) -> bool:
-    """Whether two names are of one base: the same hub name, or the same folder."""
-    return one == other or Path(one).expanduser().resolve() == Path(other).expanduser().resolve()
-
-
 def _show(found: Found, spec: ModelSpec, tokenizer: str, template: str, out: str) -> None:
     screen = console(soft_wrap=True)
     rows = {
@@ -197,7 +192,7 @@ def _show(found: Found, spec: ModelSpec, tokenizer: str, template: str, out: str
             f"in blocks {block_range(found.idle)} every lora_B is zero: it changes nothing there",
             style="yellow",
         )
-    if found.named_base and not _same(found.named_base, found.base):
+    if found.named_base and not may_be_same(found.named_base, found.base):
         screen.print(
             f"it names {found.named_base} as its base; the shapes fit {found.base}, but an adapter "
             "means little on weights it was not trained on",

@@ -21,9 +21,9 @@ from jaxalign.config import saved
 from jaxalign.data.template import recorded
 from jaxalign.errors import UserError
 from jaxalign.export.checkpoint import Saved, find
-from jaxalign.hf.find import holds_weights, locate, unpinned
+from jaxalign.hf.find import holds_weights, locate
 from jaxalign.hf.load import abstract_params
-from jaxalign.hf.peft import load_peft, named_base, trained_on
+from jaxalign.hf.peft import load_peft, named_base
 from jaxalign.model.spec import ModelSpec
 from jaxalign.paths import SETTINGS
 from jaxalign.settings import Config
@@ -166,7 +166,9 @@ def _of_folder(run: str, folder: Path, base: str) -> Source:
         raise UserError(f"{folder / CONFIG_FILE}: names no base; give it by --base MODEL")
     opened = open_files(path)
     weights, adapter = read_adapter(folder, _spec(opened, run), path)
-    _check_base(folder, opened, named)
+    opened.check_weights(folder)
+    if doubt := opened.doubt(folder, str(folder)):
+        say(f"warning: {doubt}")
     return Source(
         run=run,
         name=_name(run),
@@ -176,22 +178,6 @@ def _of_folder(run: str, folder: Path, base: str) -> Source:
         config=recorded(folder),
         files=folder,
     )
-
-
-def _check_base(folder: Path, opened: Opened, named: str) -> None:
-    """Compares the base with the one that the record of the adapter's run names.
-
-    A folder without such a record knows only a name; another name gets a warning.
-
-    Raises:
-        UserError: it has other weights.
-    """
-    opened.check_weights(folder)
-    if not trained_on(folder) and named and opened.path not in (named, unpinned(named)[0]):
-        say(
-            f"warning: {folder} names {named} as its base, not {opened.path}; the shapes agree, "
-            "but an update learnt on one base means little on another"
-        )
 
 
 def _spec(opened: Opened, run: str) -> ModelSpec:

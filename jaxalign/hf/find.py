@@ -99,6 +99,21 @@ def unpinned(path: str) -> tuple[str, str | None]:
     return path.removesuffix(f"@{parts[2]}"), parts[2]
 
 
+def may_be_same(one: str, other: str) -> bool:
+    """Whether two names can be of one model.
+
+    They are one folder, or one hub name, of which a revision may be missing, or a folder of this
+    machine is called like a name that is not one.
+    """
+    (one, first), (other, second) = unpinned(one), unpinned(other)
+    if first and second and first != second:
+        return False
+    places = [Path(name).expanduser() for name in (one, other)]
+    if all(place.is_dir() for place in places):
+        return places[0].resolve() == places[1].resolve()
+    return one == other or places[0].name.casefold() == places[1].name.casefold()
+
+
 def _found(path: str | Path, revision: str | None, weights: bool) -> Path:
     if is_remote(path):
         return copied(str(path))

@@ -94,7 +94,7 @@ def merge(
     parts = [source.weighted(weight) for source, weight in zip(sources, weights, strict=True)]
     check(parts, spec, recipe)
     screen = console()
-    warn(sources, into or base, screen)
+    warn(sources, screen)
     warn_templates(sources, weights, screen)
     if into:
         check_weights(sources, opened)  # before anything is written
@@ -145,9 +145,10 @@ def write_adapter(
     out: str,
     folder: Path,
 ) -> None:
-    """The PEFT folder, to be `out`, with `merge.json` (how it was made), a card and what prompts need.
+    """The PEFT folder with `merge.json` (how it was made), a card and what prompts need.
 
-    That is the tokenizer of the base and the chat template of `template_of`.
+    That is the tokenizer of the base and the chat template of `template_of`. It is written into
+    `folder`, which becomes `out`.
     """
     how = record.recorded(merged, sources, weights, recipe)
     template = template_of(sources, weights, base.files)

@@ -12,7 +12,6 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -103,7 +102,7 @@ def search(
     base = open_base(config)
     sources = read_adapters(paths, base.opened)
     screen = console()
-    warn(sources, config.model.path, screen)
+    warn(sources, screen)
     for weights in candidates:
         if any(weights):
             check(_weighed(sources, weights), base.spec, recipe)

@@ -30,7 +30,7 @@ class AdapterFolder:
     path: str
     lora: dict[str, Any]
     adapter: Lora
-    base: str  # as its configuration names it
+    doubt: str  # a sentence where its configuration names another base; else ''
     template: str  # the chat template stored with it, or nothing
 
     def weighted(self, weight: float) -> Weighted:
@@ -88,25 +88,20 @@ def _read(path: str, base: Opened) -> AdapterFolder:
     lora, adapter = base.adapter(path)
     if not isinstance(adapter, Lora):
         raise UserError(f"{path}: {adapter.name} cannot be merged, only LoRA adapters can")
-    template = belonging(locate(path), lambda: base.tokenizer)
-    return AdapterFolder(path, lora, adapter, _named_base(path), template)
+    folder = locate(path)
+    template = belonging(folder, lambda: base.tokenizer)
+    return AdapterFolder(path, lora, adapter, base.doubt(folder, path), template)
 
 
 def _named_base(path: str) -> str:
     return named_base(locate(path))
 
 
-def warn(sources: Sequence[AdapterFolder], given: str, console: Console) -> None:
+def warn(sources: Sequence[AdapterFolder], console: Console) -> None:
     """Says what makes a merge doubtful: other bases."""
-    named = [(source.path, source.base) for source in sources if source.base]
-    reference = (sources[0].path, sources[0].base) if not given else ("the command line", given)
-    for path, base in named:
-        if reference[1] and base != reference[1]:
-            console.print(
-                f"warning: {path} names {base} as its base, {reference[0]} {reference[1]}; the "
-                "shapes agree, but an update learnt on one base means little on another",
-                style="yellow",
-            )
+    for source in sources:
+        if source.doubt:
+            console.print(f"warning: {source.doubt}", style="yellow")
 
 
 def warn_templates(
