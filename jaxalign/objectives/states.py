@@ -9,6 +9,7 @@ A phase takes the union of what its objectives need and runs the model once for 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -68,6 +69,15 @@ class View(NamedTuple):
     answers: jax.Array | None = None
     owners: jax.Array | None = None  # int32 [W, A]: the row of each, from 0 in its sequence
 
+    def only(self, asked: Needs) -> View:
+        """What of it was asked for."""
+        return self._replace(
+            taps={tap: self.taps[tap] for tap in asked.taps},
+            reference={tap: self.reference[tap] for tap in asked.reference},
+            answers=self.answers if asked.answers else None,
+            owners=self.owners if asked.answers else None,
+        )
+
     def __getitem__(self, layer: int) -> jax.Array:  # type: ignore[override]
         """The pooled states of this layer, where one tap is there.
 
@@ -88,6 +98,11 @@ class States(NamedTuple):
     head: jax.Array | None = None  # [V, D]; where the answers are asked for
     soft_cap: float = 0.0  # logits are c·tanh(hidden · head / c); 0: no cap
     heads: dict[str, Any] = {}  # term -> what it trains next to the adapter  # noqa: RUF012
+
+    def only(self, needs: Mapping[str, Needs]) -> States:
+        """What one objective has asked for, whatever others of the phase read."""
+        views = {side: view.only(needs.get(side, Needs())) for side, view in self.views.items()}
+        return self._replace(views=views)
 
     @property
     def text(self) -> View:

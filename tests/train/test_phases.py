@@ -162,6 +162,26 @@ def test_raw_and_standardised_taps_side_by_side(configure):
     assert list(run.frozen.standards) == [Tap(2, "mean", "standardised")]
 
 
+def distance(states, batch, *, layer: int):
+    apart = jnp.square(states.source[layer] - states.target[layer]).sum(-1)
+    return Loss(apart.sum(), jnp.float32(len(apart)), {})
+
+
+def test_a_term_sees_what_it_asked_for_alone(configure):
+    """Without a mark `states.source[layer]` is one tap, whatever another term reads there."""
+
+    def loss(*words):
+        run = setup.prepare(configure(f"align.objective={own('distance')}", *words))
+        phase, batch = run.phases["align"], run.train["align"].batch(0)
+        with jax.set_mesh(run.mesh):
+            losses = phase_loss(phase, run.state.trained, run.frozen, batch, None)[1]
+        return losses["distance"].sum
+
+    words = "align.options={layer: 2}", "lora.dropout=0"
+    other = "objectives=[{objective: contrastive, phase: align, options: {pooling: last}}]"
+    np.testing.assert_allclose(loss(*words, other), loss(*words), rtol=1e-5)
+
+
 @declare(
     lambda **_: {"text": Needs((Tap(1),))},
     settings="layer",

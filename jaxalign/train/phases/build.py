@@ -275,9 +275,9 @@ def terms_loss(
 
 
 def evaluated(term: Term, states: States, batch: Any) -> Loss:
-    """The term's loss; one with a head of its own gets it."""
+    """The term's loss by the states that it asks for; one with a head of its own gets it."""
     own = {"head": states.heads[term.name]} if term.objective.head else {}
-    return term.objective.function(states, batch, **own)
+    return term.objective.function(states.only(term.objective.needs), batch, **own)
 
 
 def _weight(term: Term, update: Any) -> Any:
