@@ -293,7 +293,8 @@ def _choice(given: Any, file: Path) -> Choice:
             )
     each = [words_of({key: value})[0] for key, values in grid.items() for value in values]
     by_key = [[word for word in each if word.startswith(f"{key}=")] for key in grid]
-    return Choice(tuple(itertools.product(*by_key)), words_of(given))
+    # Judged by all languages alike; the groups of the evaluation may name others.
+    return Choice(tuple(itertools.product(*by_key)), ("evaluate.groups={}", *words_of(given)))
 
 
 def _check_words(words: Sequence[str], choice: Choice, file: Path) -> None:

@@ -349,6 +349,14 @@ def test_the_grid_chooses_by_validation_rows(files, tmp_path, monkeypatch):
     assert (best, found) == ({"sft": ("lora.r=2",)}, {"sft": {"lora.r=2": 10.0}})
 
 
+def test_the_grid_is_chosen_on_languages_of_its_own(files, tmp_path):
+    """Fewer than the groups of the evaluation have, as development rows often are."""
+    text = (files / "study.yaml").read_text()
+    choose = f"choose: {{grid: {{lora.r: [2, 4]}}, evaluate.data: [{files}/dev.en.jsonl]}}\n"
+    (files / "few.yaml").write_text(text + choose)
+    run.check_data(read_study(files / "few.yaml", out=str(tmp_path)))
+
+
 def test_processes_share_the_trials(files, tmp_path, monkeypatch):
     """One that another process holds comes last, and then it is read."""
     study = read_study(files / "study.yaml", out=str(tmp_path))

@@ -111,7 +111,7 @@ def test_a_grid_is_every_combination(write):
     study = read_study(write(PLAIN + grid))
     assert study.choice == Choice(
         (("lora.r=4", "optim.learning_rate=0.001"), ("lora.r=8", "optim.learning_rate=0.001")),
-        ("evaluate.rows=5",),
+        ("evaluate.groups={}", "evaluate.rows=5"),
     )
     trial = Trial("sft", 1, study.choice.candidates[1])
     (config,) = configs(study, trial)
