@@ -40,3 +40,27 @@ def test_pages_install_from_the_clone(page):
 def test_a_page_whose_code_needs_pytorch_says_how_to_install_it(page):
     needs = any(re.search(r"\b(torch|peft|AutoModel\w*)\b", code) for code in blocks(page, "python"))
     assert not needs or "pip install '.[torch]'" in PAGES[page]
+
+
+def test_the_script_of_massive_may_run_twice(tmp_path, monkeypatch):
+    (script,) = (code for code in blocks("reproduce.md", "python") if "data/massive" in code)
+    rows = [
+        f'{{"partition": "{partition}", "locale": "{locale}", "utt": "ä {number}"}}\n'
+        for locale in ("de-DE", "en-US")
+        for number, partition in enumerate(["train", "dev", "train"])
+    ]
+    release = tmp_path / "1.1" / "data"
+    release.mkdir(parents=True)
+    for locale in ("de-DE", "en-US"):
+        (release / f"{locale}.jsonl").write_text("".join(r for r in rows if locale in r), "utf-8")
+    monkeypatch.chdir(tmp_path)
+    for _ in range(2):
+        exec(script, {})
+    written = {f.name: f.read_text("utf-8") for f in (tmp_path / "data" / "massive").iterdir()}
+    assert set(written) == {
+        f"{partition}.{locale}.jsonl"
+        for partition in ("train", "dev")
+        for locale in ("de-DE", "en-US")
+    }
+    assert written["train.de-DE.jsonl"] == rows[0] + rows[2]
+    assert written["dev.en-US.jsonl"] == rows[4]
