@@ -47,7 +47,7 @@ COMMANDS = {
     "merge": ("combine adapters of one base, or write them into it", "merge.Merge"),
     "export": ("write a run as what PyTorch, vLLM or JAX load", "export.Export"),
     "import": ("check an adapter trained elsewhere and take it in", "export.Import"),
-    "plan": ("compile a run for machines that are not there", "plan.Plan"),
+    "plan": ("compile a run for hardware that you do not have", "plan.Plan"),
     "config": ("print every setting with its origin", "config.Settings"),
     "demo": ("train the embedded small model with and without alignment", "demo.Demo"),
 }

@@ -58,7 +58,9 @@ def test_the_shipped_comparison_loads():
 
 
 @pytest.mark.parametrize(
-    "page", [(TREE / "docs" / "compare.md").read_text("utf-8"), reader.__doc__], ids=["docs", "code"]
+    "page",
+    [(TREE / "docs" / "compare.md").read_text("utf-8"), reader.__doc__],
+    ids=["docs", "code"],
 )
 def test_the_comparison_that_is_shown_is_one(page, tmp_path, monkeypatch):
     """Next to `demo.yaml`, and run where its rows are."""
