@@ -194,6 +194,21 @@ def _is_place(one: dataclasses.Field[Any]) -> bool:
     return "words" in one.metadata and one.metadata["words"].get("nargs", "?") == "?"
 
 
+def without_dashes(option: str, options: type[Command]) -> str | None:
+    """`align.layer=8` of `--align.layer=8`, which is no option; None where it is no setting.
+
+    Args:
+      option: a word that argparse does not know.
+      options: those of the command; one that takes no settings has none to offer.
+    """
+    if "settings" not in {one.name for one in dataclasses.fields(options)}:  # type: ignore[arg-type]
+        return None
+    from jaxalign.config import is_known
+
+    key, equals, value = option.lstrip("-").partition("=")
+    return f"{key}={value if equals else 'VALUE'}" if is_known(key) else None
+
+
 def is_setting(word: str) -> bool:
     """Whether a word is key=value, and not a file or folder that is called so."""
     return "=" in word and not os.path.exists(word)  # Path.exists raises where a name is too long

@@ -28,7 +28,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from jaxalign import __version__, commands
-from jaxalign.arguments import Command, declare, read
+from jaxalign.arguments import Command, declare, read, without_dashes
 from jaxalign.bounds import check_text
 from jaxalign.errors import UserError
 from jaxalign.interrupts import heard_interrupts
@@ -47,7 +47,7 @@ COMMANDS = {
     "merge": ("combine adapters of one base, or write them into it", "merge.Merge"),
     "export": ("write a run as what PyTorch, vLLM or JAX load", "export.Export"),
     "import": ("check an adapter trained elsewhere and take it in", "export.Import"),
-    "plan": ("compile a run for machines that are not there", "plan.Plan"),
+    "plan": ("compile a run for hardware that you do not have", "plan.Plan"),
     "config": ("print every setting with its origin", "config.Settings"),
     "demo": ("train the embedded small model with and without alignment", "demo.Demo"),
 }
@@ -107,6 +107,8 @@ def _run(words: Sequence[str]) -> int:
     args, rest = parser.parse_known_args(words)
     # Settings may stand anywhere after the command, also behind an option.
     if wrong := next((word for word in rest if word.startswith("-")), None):
+        if meant := without_dashes(wrong, args.options):
+            return _refuse(f"{wrong} is a setting; write {meant}")
         parser.error(f"unrecognized option {wrong}")
     try:
         for word in words:

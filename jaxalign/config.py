@@ -324,13 +324,19 @@ def _switches() -> set[str]:
     return {key for key, about in abouts() if "off" in about.bounds.choices}
 
 
-def _check_known(key: str, origin: str) -> None:
+def is_known(key: str) -> bool:
+    """Whether a key is a setting, or a name within one such as `task.columns.text`."""
     known = _known()
+    # Free-form dictionaries (columns, options) are known by their own key alone.
+    return key in known or any(key.startswith(f"{k}.") and v == {} for k, v in known.items())
+
+
+def _check_known(key: str, origin: str) -> None:
     if key in MOVED:
         raise UserError(f"{origin}: {key} is called {MOVED[key]} now; change its name")
-    # Free-form dictionaries (columns, options) are known by their own key alone.
-    if key in known or any(key.startswith(k + ".") and v == {} for k, v in known.items()):
+    if is_known(key):
         return
+    known = _known()
     if any(k.startswith(key + ".") for k in known):
         raise UserError(f"{origin}: {key} is a group of settings; set one of its keys")
     near = difflib.get_close_matches(key[:60], known, 1, 0.0)[0]

@@ -157,6 +157,38 @@ def test_numbers_of_options_have_bounds(words, capsys):
     assert "should be a" in error
 
 
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        (("--align.layer=8",), "align.layer=8"),
+        (("--align.layer", "8"), "align.layer=VALUE"),
+        (("-seed=2",), "seed=2"),
+        (("--prompt.system=",), "prompt.system="),
+        (("--task.columns.text=a=b",), "task.columns.text=a=b"),
+    ],
+    ids=str,
+)
+def test_a_setting_with_dashes_is_told_without(given, meant, capsys):
+    assert main(["train", "own.yaml", *given]) == 2
+    assert capsys.readouterr().err == f"jaxalign: {given[0]} is a setting; write {meant}\n"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("train", "own.yaml", "--align.leyer=8"),
+        ("train", "own.yaml", "--align=8"),
+        ("import", "a", "--base", "b", "--out", "o", "--align.layer=8"),  # takes no settings
+    ],
+    ids=str,
+)
+def test_an_option_that_is_not_known(words, capsys):
+    with pytest.raises(SystemExit) as left:
+        main(words)
+    assert left.value.code == 2
+    assert f"unrecognized option {words[-1]}" in capsys.readouterr().err
+
+
 def test_words_that_are_not_text(capsys):
     assert main(["config", "output=\udcff"]) == 2
     error = capsys.readouterr().err

@@ -7,14 +7,15 @@ systems:
   sft: {align.weight: 0}                     # settings over the base; the first is the baseline
   aligned: {}
   afp: {extends: methods/afp.yaml}           # another file in place of the base
-  lens: {extends: methods/lens.yaml, prepare: {subspace: {parallel: dev.jsonl}}}  # written first
+  lens: {extends: methods/lens.yaml, prepare: {subspace: {parallel: "dev.*.jsonl"}}}
   xsgd:                                      # stages: each goes on from the one before it
     - {extends: methods/xsgd_align.yaml}
     - {extends: methods/xsgd_task.yaml}
-  merged: {merge: [task_alone, align_alone], weights: [0.5, 0.5], method: svd, rank: 8}
-choose: {grid: {optim.learning_rate: [1.0e-3, 3.0e-3]}, evaluate.data: [dev.jsonl]}
+  align_alone: {task.weight: 0}
+  merged: {merge: [sft, align_alone], weights: [0.5, 0.5], method: svd, rank: 8}
+choose: {grid: {optim.learning_rate: [1.0e-3, 3.0e-3]}, evaluate.data: ["dev.*.jsonl"]}
 evaluations: {intents: {}}                   # name -> settings over the system's own
-probe: {parallel: dev_pairs.jsonl, rows: 200}
+probe: {parallel: "dev.*.jsonl", rows: 200}
 
 study = read_study('compare.yaml', ['train.steps=20'])
 study.systems['xsgd'][1].config(['seed=2'])  # the settings of its second stage

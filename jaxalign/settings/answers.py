@@ -21,17 +21,17 @@ class GenerateConfig:
         choices=("auto", "off"),
     )
     method: str = setting("greedy", "the paper's is `greedy`", choices=("greedy", "sample", "beam"))
-    temperature: float = setting(1.0, "of `sample`", above=0)
-    top_k: int = setting(0, "of `sample`; 0: off", lowest=0)
-    top_p: float = setting(1.0, "of `sample`", above=0, highest=1)
+    temperature: float = setting(1.0, "for `sample`", above=0)
+    top_k: int = setting(0, "for `sample`; 0: off", lowest=0)
+    top_p: float = setting(1.0, "for `sample`", above=0, highest=1)
     seed: int = setting(
         1,
-        "of `sample`; draws depend on this, the prompt and how many equal prompts come before it",
+        "for `sample`; draws depend on this, the prompt and how many equal prompts come before it",
         lowest=0,
         highest=2**32 - 1,
     )
-    beams: int = setting(4, "of `beam`", lowest=1)
-    length_penalty: float = setting(1.0, "of `beam`: the exponent of the length")
+    beams: int = setting(4, "for `beam`", lowest=1)
+    length_penalty: float = setting(1.0, "for `beam`: the exponent of the length")
     adapter: str = setting(
         "unmerged", "`merged`: first added to the base's weights", choices=("unmerged", "merged")
     )
@@ -63,14 +63,14 @@ class EvaluateConfig:
         "languages with a mean of their own: `{aligned: [de]}`",
         free=True,
     )
-    rows: int = setting(0, "of each language, the first ones; 0: all", lowest=0)
+    rows: int = setting(0, "rows of each language, the first ones; 0: all", lowest=0)
     shots: int = setting(
         0,
         "solved rows of `task.train` shown to the bare base in a run of its own; 0: none",
         lowest=0,
     )
-    draws: int = setting(1000, "of the paired bootstrap", lowest=1, highest=10**6)
-    options: dict[str, Any] = setting({}, "of the scorer: `comet`, `tokenize`", free=True)
+    draws: int = setting(1000, "resamples of the paired bootstrap", lowest=1, highest=10**6)
+    options: dict[str, Any] = setting({}, "options of the scorer: `comet`, `tokenize`", free=True)
     sample: int = setting(
         0, "rows of each language answered at every validation of a training; 0: none", lowest=0
     )

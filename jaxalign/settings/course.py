@@ -19,7 +19,7 @@ class OptimConfig:
     clip_norm: float = setting(1.0, "largest norm of all gradients together; 0: no clip", lowest=0)
     schedule: str = setting(
         "inverse_sqrt",
-        "of the learning rate; the paper's is `inverse_sqrt`",
+        "how the learning rate changes; the paper's is `inverse_sqrt`",
         choices=("inverse_sqrt", "cosine", "linear", "constant"),
     )
     warmup_steps: int = setting(0, "updates", lowest=0)
@@ -33,8 +33,8 @@ class OptimConfig:
     )
     combine: str = setting(
         "weighted",
-        "gradients of the phases: their sum; `pcgrad`: each without what it has against the "
-        "others; `task_first`: alignment without what it has against the task",
+        "`weighted`: the sum of the phases' gradients; `pcgrad` removes from each phase's gradient "
+        "the component that conflicts with the other's, `task_first` only from that of alignment",
         choices=("weighted", "pcgrad", "task_first"),
     )
     missing: str = setting(
@@ -55,7 +55,9 @@ class TrainConfig:
     )
     eval_every: int = setting(200, "updates between validations; 0: only at the end", lowest=0)
     eval_batches: int = setting(
-        0, "of each validation, with every language in its share; 0: all validation rows", lowest=0
+        0,
+        "batches of each validation, with every language in its share; 0: all validation rows",
+        lowest=0,
     )
     metric: str = setting(
         "eval/loss", "any logged eval metric; decides best checkpoint and early stop"

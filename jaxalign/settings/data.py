@@ -123,7 +123,7 @@ class AlignConfig:
     )
     rows: str = setting(
         "pairs",
-        "`prompts`: one answer behind two prompts, from task rows (`task.kind`) of one `id`",
+        "`prompts`: one answer to two prompts, from task rows (`task.kind`) of one `id`",
         choices=("pairs", "prompts"),
         see="objectives.md#two-prompts",
     )

@@ -72,7 +72,7 @@ def _written(value: Any) -> str:
 def _may_be(about: About) -> str:
     bounds = about.bounds
     if bounds.number:
-        return f"of each: {bounds.phrase()}" if bounds.many else bounds.phrase()
+        return f"each: {bounds.phrase()}" if bounds.many else bounds.phrase()
     return " | ".join(bounds.choices)
 
 

@@ -19,11 +19,13 @@ class ModelConfig:
     )
     revision: str | None = setting(None, "hub branch, tag or commit")
     dtype: str = setting(
-        "bfloat16", "of the frozen weights and the activations", choices=("bfloat16", "float32")
+        "bfloat16",
+        "dtype of the frozen weights and the activations",
+        choices=("bfloat16", "float32"),
     )
     quantize: str = setting(
         "none",
-        "of the frozen projections' weights",
+        "how the frozen projections' weights are stored",
         choices=("none", "int8", "int4", "nf4"),
         see="quantize.md",
     )
@@ -53,15 +55,15 @@ class AdapterConfig:
     kind: str = setting(
         "lora",
         "`prefix`: keys and values in front of every block's; `prompt`: vectors in front of the "
-        "embeddings; `pool`: such vectors, mixed by what the input is",
+        "embeddings; `pool`: such vectors, mixed according to the input",
         choices=("lora", "prefix", "prompt", "pool"),
         see="methods.md#trained-prompts",
     )
     num_virtual_tokens: int = setting(
-        16, "of prefix, prompt and pool: how many stand in front", lowest=1
+        16, "for prefix, prompt and pool: how many stand in front", lowest=1
     )
-    pool_size: int = setting(32, "of pool: prompts to mix", lowest=1)
-    temperature: float = setting(0.1, "of pool: of the weights, softmax(cos / τ)", above=0)
+    pool_size: int = setting(32, "for pool: prompts to mix", lowest=1)
+    temperature: float = setting(0.1, "for pool: τ of the weights, softmax(cos / τ)", above=0)
     start: str | None = setting(None, "PEFT folder or hub name to go on from", path=True)
 
 

@@ -1,10 +1,10 @@
 """From the gradients of several phases to one.
 
     weighted    the sum, each by its share
-    pcgrad      each without what it has against any other, then the sum (Yu et al. 2020, "Gradient
-                Surgery for Multi-Task Learning", algorithm 1; no random order, as the projections
-                are from the original gradients)
-    task_first  the first phase as it is, the others without what they have against it
+    pcgrad      each without the component that conflicts with any other, then the sum (Yu et al.
+                2020, "Gradient Surgery for Multi-Task Learning", algorithm 1; no random order, as
+                the projections are from the original gradients)
+    task_first  the first phase as it is, the others without the component that conflicts with it
 
     gradient = COMBINE['pcgrad']([g_task, g_align])
 

@@ -67,8 +67,8 @@ class Result:
             return f"{how}; written: {self.adapter}"
         more = "train.steps" if self.stopped == "finished" else "train.patience"
         return (
-            f"{how} before, nothing was trained or changed: {self.adapter}; a larger {more} goes "
-            "on, another output begins anew"
+            f"{how} before, nothing was trained or changed: {self.adapter}; raise {more} to "
+            "continue, or choose another output to start over"
         )
 
 

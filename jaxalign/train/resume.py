@@ -122,7 +122,7 @@ def _progress(store: Checkpoints, meta: dict, step: int) -> tuple[Progress, tupl
 
 
 def _longer(config: Config, before: int | None, now: int, step: int) -> tuple[str, ...]:
-    """A sentence where updates already done had other learning rates than a run of this length."""
+    """What to say where updates already done had other learning rates than with this length."""
     if before is None or before == now:
         return ()
     optim, done = config.optim, np.arange(step)
@@ -138,10 +138,9 @@ def _longer(config: Config, before: int | None, now: int, step: int) -> tuple[st
     if np.array_equal(old(done), new(done)):
         return ()
     return (
-        f"the run is {now:,} updates long now and was {before:,}: the learning rate "
-        f"({optim.schedule}) depends on that, up to update {step:,} it was that of {before:,} "
-        f"updates, from here on it is that of {now:,} (next {float(new(step)):.2e}, it would have "
-        f"been {float(old(step)):.2e})",
+        f"the run now has {now:,} updates instead of {before:,}. After update {step:,}, the "
+        f"learning rate ({optim.schedule}) follows the new length: {float(new(step)):.2e} next, "
+        f"where it would have been {float(old(step)):.2e}",
     )
 
 

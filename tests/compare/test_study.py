@@ -1,10 +1,13 @@
 """The file of a comparison: what becomes of its systems, and every mistake named."""
 
+import re
+import shutil
 from pathlib import Path
 
 import pytest
 
 from jaxalign.cli import main
+from jaxalign.compare import study as reader
 from jaxalign.compare.measure import asked
 from jaxalign.compare.run import check_data
 from jaxalign.compare.study import Choice, Mixture, read_study, words_of
@@ -12,7 +15,8 @@ from jaxalign.compare.trial import Trial, configs, mix, outcome
 from jaxalign.errors import UserError
 from jaxalign.merge.methods import Recipe
 
-SHIPPED = Path(__file__).resolve().parents[2] / "configs" / "compare_methods.yaml"
+TREE = Path(__file__).resolve().parents[2]
+SHIPPED = TREE / "configs" / "compare_methods.yaml"
 PLAIN = """
 base: base.yaml
 output: out
@@ -51,6 +55,23 @@ def test_the_shipped_comparison_loads():
     used = {stage.file.name for stages in study.systems.values() for stage in stages}
     methods = {path.name for path in (SHIPPED.parent / "methods").glob("*.yaml")}
     assert methods <= used
+
+
+@pytest.mark.parametrize(
+    "page",
+    [(TREE / "docs" / "compare.md").read_text("utf-8"), reader.__doc__],
+    ids=["docs", "code"],
+)
+def test_the_comparison_that_is_shown_is_one(page, tmp_path, monkeypatch):
+    """Next to `demo.yaml`, and run where its rows are."""
+    shown = re.search(r"^base: .*?^probe: [^\n]*$", page, re.M | re.S)[0]
+    folder = shutil.copytree(SHIPPED.parent, tmp_path / "configs")
+    (folder / "study.yaml").write_text(shown, "utf-8")
+    monkeypatch.chdir(TREE / "jaxalign" / "demo" / "assets" / "data")
+    study = read_study(folder / "study.yaml")
+    assert [len(stages) for stages in study.systems.values()].count(2) == 1
+    assert set(study.mixtures) == {"merged"}
+    check_data(study)
 
 
 def test_jaxalign_config_prints_the_systems_of_a_comparison(capsys):

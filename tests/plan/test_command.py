@@ -1,11 +1,16 @@
 """`jaxalign plan`: exit codes, JSON and what is refused. GPU places are planned by formula here."""
 
 import json
+import re
+from pathlib import Path
 
 import pytest
 
 from jaxalign.cli import main
+from jaxalign.plan.report import SOURCES
+from jaxalign.plan.run import PADDED
 
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "plan.md"
 CONFIG = "configs/llama3_8b_slots_align.yaml"
 
 
@@ -28,6 +33,19 @@ def test_a_run_that_fits(tmp_path, capsys):
     ]  # fmt: skip
     assert values["mesh"] == {"data": 1, "fsdp": 8, "tensor": 1, "seq": 1}
     assert values["settings"]["model"]["path"] == "meta-llama/Meta-Llama-3-8B-Instruct"
+
+
+def test_the_page_shows_what_is_printed(capsys):
+    """The columns and the notes of docs/plan.md; its numbers are a compiler's."""
+    plan("--topology", "h100:8", "--phases", "task")
+    printed = capsys.readouterr().out.splitlines()
+    shown = PAGE.read_text("utf-8").split("```text\n")[1].partition("```")[0].splitlines()
+    (ours,), (theirs,) = (
+        [re.split(" {2,}", line.strip()) for line in lines if line.startswith(" program ")]
+        for lines in (printed, shown)
+    )
+    assert theirs == ours
+    assert PADDED in printed and PADDED in shown and SOURCES["compiler"] in shown
 
 
 def test_a_run_that_does_not_fit_leaves_with_1_and_the_way_out(tmp_path, capsys):

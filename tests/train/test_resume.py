@@ -93,7 +93,7 @@ def test_a_finished_run_repeated_stays_as_it_is(finished, monkeypatch, tmp_path,
     assert main(["train", str(file)]) == 0
     told = capsys.readouterr().out
     assert "finished at step 4 before, nothing was trained or changed" in told
-    assert "a larger train.steps goes on" in told
+    assert "raise train.steps to continue" in told
 
 
 def test_other_settings_are_refused_before_anything_is_loaded(finished, monkeypatch):
@@ -132,8 +132,8 @@ def test_a_longer_run_goes_on_and_says_what_its_learning_rates_are(configure, ca
     result = train(longer)
     assert result.step == 4 and not result.repeated
     told = capsys.readouterr().out
-    assert "the run is 4 updates long now and was 2: the learning rate (cosine)" in told
-    assert "up to update 2 it was that of 2 updates" in told
+    assert "the run now has 4 updates instead of 2. " in told
+    assert "After update 2, the learning rate (cosine) follows the new length" in told
     assert lines(config, "changed")[0]["total"] == [2, 4]
     assert "steps: 4" in Path(config.output, "config.yaml").read_text()
     assert [row["step"] for row in lines(config, "train")] == [1, 2, 3, 4]

@@ -166,4 +166,4 @@ def test_what_each_end_is_called():
     }  # fmt: skip
     assert ends["patience"].sentence == "stopped early at step 5; written: out/adapter"
     repeated = Result("out/adapter", 5, None, stopped="patience", repeated=True)
-    assert "a larger train.patience goes on" in repeated.sentence
+    assert "raise train.patience to continue" in repeated.sentence
