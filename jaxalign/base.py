@@ -390,14 +390,4 @@ def open_files(path: str, revision: str | None = None) -> Opened:
 
 def decoding_of(config: Config) -> Decoding:
     """The settings of `generate.*` as the decoder takes them."""
-    settings = config.generate
-    return Decoding(
-        max_new_tokens=settings.max_new_tokens,
-        method=settings.method,
-        temperature=settings.temperature,
-        top_k=settings.top_k,
-        top_p=settings.top_p,
-        seed=settings.seed,
-        beams=settings.beams,
-        length_penalty=settings.length_penalty,
-    )
+    return Decoding.of(dataclasses.asdict(config.generate))

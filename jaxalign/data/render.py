@@ -292,7 +292,7 @@ def _with_system_role(
         for example, text in zip(examples, instructions, strict=True)
     ]
     first = next((talk for talk in talks if talk[0]["role"] == "system"), None)
-    if first is None or _accepts(tokenizer, first):
+    if first is None or takes_system(tokenizer, first):
         return talks
     return [_without_system(talk) if text else talk
             for talk, text in zip(talks, instructions, strict=True)]  # fmt: skip
@@ -313,8 +313,16 @@ def _shots(example: Example) -> list[dict[str, str]]:
     ]
 
 
-def _accepts(tokenizer: PreTrainedTokenizerBase, talk: list[dict[str, str]]) -> bool:
-    """Whether the template takes a system turn, and prints it."""
+def takes_system(tokenizer: PreTrainedTokenizerBase, talk: list[dict[str, str]]) -> bool:
+    """Whether the template takes a system turn, and prints it.
+
+    Where it does not (Gemma 2, Mistral 0.2), the instruction and a blank line go before the text of
+    the first turn of the user.
+
+    Args:
+        tokenizer: with the template.
+        talk: begins with a system turn.
+    """
     try:
         (text,) = _apply(tokenizer, [talk], add_generation_prompt=True)
     except Exception:  # most raise a TemplateError of their own words

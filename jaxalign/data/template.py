@@ -31,7 +31,7 @@ from jaxalign.data.chat import (
     LLAMA3_TURN,
     render_examples,
 )
-from jaxalign.data.render import on_one_day
+from jaxalign.data.render import on_one_day, takes_system
 from jaxalign.data.tasks import Example
 from jaxalign.errors import UserError, brief, first_line
 from jaxalign.paths import SETTINGS
@@ -248,11 +248,29 @@ def prompts_by(tokenizer: PreTrainedTokenizerBase, said: str, text: str, name: s
             f"prompt.template={said}; remove its {TEMPLATE_FILE} if it was trained with {said}"
         )
         return Prompts(tokenizer, "chat", "" if said == "chat" else note)
-    own: Any = copy.copy(tokenizer)
-    own.chat_template = text
+    own = wearing(tokenizer, text)
     _check_renders(own, name)
     note = f"{name} is prompted with the chat template in its folder, which is not the base's"
     return Prompts(own, "chat", note)
+
+
+def wearing(tokenizer: PreTrainedTokenizerBase, text: str) -> PreTrainedTokenizerBase:
+    """The tokenizer with another chat template; '' for none."""
+    own: Any = copy.copy(tokenizer)
+    own.chat_template = text or None
+    return own
+
+
+def joins(tokenizer: PreTrainedTokenizerBase, text: str, system: str) -> bool:
+    """Whether training put an instruction before the user's text, for want of a system turn.
+
+    Args:
+        tokenizer: of the base.
+        text: the chat template that belongs to the weights.
+        system: the instruction.
+    """
+    talk = [{"role": "system", "content": system}, {"role": "user", "content": "a"}]
+    return not takes_system(wearing(tokenizer, text), talk)
 
 
 def _check_renders(tokenizer: PreTrainedTokenizerBase, name: str) -> None:

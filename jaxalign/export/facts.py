@@ -3,31 +3,35 @@
 Every line comes from the configuration saved with the checkpoint, from the data files as they are,
 or from an evaluation of these very weights; where one of them is missing, so is the line.
 
-    facts = card_facts(source, 'adapter', path='runs/own/export/peft', template='base')
+    facts = card_facts(source, 'adapter', path='runs/own/export/peft', template=template)
     model_card(facts)                                    # README.md
 """
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from jaxalign.adapters import Adapter
+from jaxalign.base import decoding_of
 from jaxalign.data import sources, tasks
 from jaxalign.data.chat import instruction
 from jaxalign.data.example import Example
 from jaxalign.data.languages import base_language, split_direction
 from jaxalign.data.pairs import Pair, to_pair
 from jaxalign.data.prompts import Prompts, two_prompts
+from jaxalign.data.template import Template, joins
 from jaxalign.data.transforms import transformed
 from jaxalign.errors import UserError
 from jaxalign.export.scores import scores_of
 from jaxalign.export.source import Source
-from jaxalign.hf.card import Data, Facts, base_facts
+from jaxalign.generate.decoding import Decoding
+from jaxalign.hf.card import Data, Facts, Scores, base_facts
 from jaxalign.model.spec.tensors import parameter_count
 from jaxalign.objectives import FINAL
 from jaxalign.settings import AlignConfig, Config, TaskConfig
@@ -60,7 +64,7 @@ def card_facts(
     source: Source,
     kind: str,
     path: str,
-    template: str,
+    template: Template,
     stops: tuple[int, ...] = (),
     dtype: str = "",
 ) -> Facts:
@@ -70,13 +74,16 @@ def card_facts(
         source: what is exported.
         kind: as of `Facts`.
         path: the folder or hub name it will be loaded from; its last part is the title.
-        template: the chat template stored with it: base (the base's own), own, none.
+        template: the chat template stored with it.
         stops: the tokens that end its answers, where its base does not say them all.
         dtype: of a model's weights.
     """
     config, adapter = source.config, source.adapter
     found = list(streams(config)) if config else []
     systems = {system for stream in found for system in stream.systems}
+    system = systems.pop() if len(systems) == 1 else ""
+    scores = scores_of(source)
+    how = _decoding(config, scores)
     return Facts(
         title=Path(path).name if path != "." else source.name,
         kind=kind,
@@ -88,10 +95,13 @@ def card_facts(
         summary=_summary(config) if config else "",
         training=tuple(_training(source, config, dtype)),
         data=tuple(stream.data for stream in found),
-        scores=scores_of(source),
-        prompts=_prompts(config, template) if config else "",
-        system=systems.pop() if len(systems) == 1 else "",
-        template=template,
+        scores=scores,
+        prompts=_prompts(config, template.kind) if config else "",
+        system=system,
+        asked=_how_asked(source, template, system),
+        call=how.call(),
+        request=how.request(),
+        template=template.kind,
         stops=stops,
         served_rank=adapter.served_rank if adapter else None,
         limits=tuple(adapter.limits()) if adapter else (),
@@ -197,7 +207,7 @@ def _looks(config: Config) -> Looks:
     """What training bound; nothing where the objective's code or files are not here any more."""
     facts = facts_of(config, "align")
     try:
-        term = facts.terms(replace(config, objectives=[]))[0].objective
+        term = facts.terms(dataclasses.replace(config, objectives=[]))[0].objective
     except UserError:
         return Looks()
     layers = {tap.layer for needs in term.needs.values() for tap in needs.taps}
@@ -271,6 +281,22 @@ def _prompts(config: Config, template: str) -> str:
     return f"Prompts were built by {PROMPTS[config.prompt.template]}." if template != "none" else ""
 
 
+def _how_asked(source: Source, template: Template, system: str) -> str:
+    """As `Facts.asked` names it: as prompts were built in training."""
+    if source.config and not source.config.templated:
+        return "text"
+    # Training saw the instruction, so the base has a tokenizer.
+    joined = bool(system) and joins(source.opened.tokenizer, template.text, system)
+    return "joined" if joined else "turns"
+
+
+def _decoding(config: Config | None, scores: Scores | None) -> Decoding:
+    """That of the scored answers, or what the run's settings say."""
+    if scores and scores.decoding:
+        return Decoding.of(scores.decoding)
+    return decoding_of(config) if config else Decoding()
+
+
 # Data ---------------------------------------------------------------------------------------------
 
 
@@ -280,7 +306,7 @@ class Stream:
 
     data: Data
     codes: frozenset[str]  # of its languages
-    systems: frozenset[str]  # the system turns of its rows
+    systems: frozenset[str]  # the instructions of its rows
 
 
 def streams(config: Config) -> Iterator[Stream]:
@@ -298,7 +324,7 @@ def streams(config: Config) -> Iterator[Stream]:
             (row.language, getattr(row, "languages", None) or _sides(row.language, directed))
             for row in rows
         ]
-        asked = [one for row in rows for one in _asked(row)]
+        asked = [one for row in rows for one in _asked(row) if not one.finished]
         systems = frozenset(instruction(one, config.prompt.system) for one in asked)
         counts = Counter(language for language, _ in named if language)
         if part.languages:  # the training saw these only, and made sure that each has rows

@@ -30,7 +30,7 @@ from jaxalign.export.source import (
 )
 from jaxalign.export.verify import BOUNDS, in_memory, verify
 from jaxalign.folders import check_target, whole_folder
-from jaxalign.generate.stops import taught_stops, unsaid
+from jaxalign.generate.stops import taught_stops
 from jaxalign.hf.card import model_card
 from jaxalign.hf.files import read_json, write_json
 from jaxalign.hf.find import on_hub, pinned
@@ -44,6 +44,7 @@ from jaxalign.hf.save import (
     generation_files,
     merged_tensors,
     tree_tensors,
+    unsaid_stops,
     write_like_base,
 )
 from jaxalign.hf.stream import SHARD_BYTES, Pending, finite
@@ -106,8 +107,8 @@ def export(request: Request) -> Path:
             source,
             KINDS[request.format],
             path=request.push or str(out),
-            template=template.kind,
-            stops=unsaid(source.spec, taught),
+            template=template,
+            stops=unsaid_stops(source.folder / GENERATION_FILE, source.spec, taught),
             dtype="" if request.format == "peft" else dtype,
         )
         (folder / "README.md").write_text(model_card(facts), "utf-8")

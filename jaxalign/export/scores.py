@@ -6,6 +6,7 @@ scores_of(source)          # a table, or None
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from jaxalign.checksums import check_sums
 from jaxalign.errors import UserError
 from jaxalign.evaluate.report import label
 from jaxalign.export.source import Source
+from jaxalign.generate.decoding import Decoding
 from jaxalign.hf.card import Scores
 from jaxalign.hf.find import holds_weights
 from jaxalign.hf.peft import load_peft, weights_digest
@@ -84,7 +86,8 @@ def _score_table(report: dict[str, Any], own: str) -> Scores:
     ]
     if any(seeds > 1 for seeds in report["seeds"].values()):
         notes.append("±: standard deviation over seeds.")
-    return Scores(head, tuple(rows), (*notes, *report.get("signatures", ())))
+    notes += report.get("signatures", ())
+    return Scores(head, tuple(rows), tuple(notes), asdict(Decoding.of(made_by)))
 
 
 def _rows_of(report: dict[str, Any]) -> str:

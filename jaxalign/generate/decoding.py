@@ -7,8 +7,11 @@ Decoding(128, method="beam", beams=4, length_penalty=1.0)
 
 from __future__ import annotations
 
+import dataclasses
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from jaxalign.errors import UserError
 
@@ -57,6 +60,42 @@ class Decoding:
             raise UserError(f"top_p: {self.top_p} should be in (0, 1]")
         if not math.isfinite(self.length_penalty):
             raise UserError(f"length_penalty: {self.length_penalty} should be a finite number")
+
+    @classmethod
+    def of(cls, settings: Mapping[str, Any]) -> Decoding:
+        """Those of these settings that are about the choice of tokens, such as `generate.*`."""
+        names = {field.name for field in dataclasses.fields(cls)}
+        return cls(**{name: value for name, value in settings.items() if name in names})
+
+    def call(self) -> dict[str, Any]:
+        """The arguments of transformers' `generate` that decode so, whatever a base's settings are.
+
+        What a call leaves out comes from generation_config.json: many instruction-tuned models
+        sample by it, some with a penalty that works against words copied from the prompt.
+        """
+        own: dict[str, dict[str, Any]] = {
+            "greedy": {"do_sample": False},
+            "sample": {"do_sample": True, **self._sampling},
+            "beam": {
+                "do_sample": False,
+                "num_beams": self.beams,
+                "length_penalty": self.length_penalty,
+                "early_stopping": False,
+            },
+        }
+        always = {"repetition_penalty": 1.0, "max_new_tokens": self.max_new_tokens}
+        return own[self.method] | always
+
+    def request(self) -> dict[str, Any]:
+        """The same in a request to vLLM; nothing for beams, which it decodes by its own rules."""
+        own: dict[str, dict[str, Any]] = {"greedy": {"temperature": 0}, "sample": self._sampling}
+        if self.method not in own:
+            return {}
+        return own[self.method] | {"repetition_penalty": 1.0, "max_tokens": self.max_new_tokens}
+
+    @property
+    def _sampling(self) -> dict[str, Any]:
+        return {"temperature": self.temperature, "top_k": self.top_k, "top_p": self.top_p}
 
     @property
     def rows(self) -> int:

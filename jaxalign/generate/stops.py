@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from jaxalign.data.chat import encode_examples
 from jaxalign.data.tasks import Example
+from jaxalign.data.template import wearing
 from jaxalign.model.spec import ModelSpec
 
 if TYPE_CHECKING:
@@ -42,15 +42,7 @@ def taught_stops(tokenizer: PreTrainedTokenizerBase | None, text: str) -> tuple[
     """
     if tokenizer is None:
         return ()
-    own: Any = copy.copy(tokenizer)
-    own.chat_template = text or None
-    return tuple(dict.fromkeys(_taught(own, "chat")))
-
-
-def unsaid(spec: ModelSpec, taught: tuple[int, ...]) -> tuple[int, ...]:
-    """All tokens that end an answer, where the base's own do not say them all; else nothing."""
-    stops = tuple(dict.fromkeys((*spec.eos_ids, *taught)))
-    return () if stops == spec.eos_ids else stops
+    return tuple(dict.fromkeys(_taught(wearing(tokenizer, text), "chat")))
 
 
 def _taught(tokenizer: PreTrainedTokenizerBase, template: str) -> Iterator[int]:

@@ -9,9 +9,10 @@ licence is the user's to choose.
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,7 @@ class Scores:
     head: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     notes: tuple[str, ...] = ()
+    decoding: Mapping[str, Any] = field(default_factory=dict)  # of the answers that were scored
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,10 @@ class Facts:
     merge: Merge | None = None
     scores: Scores | None = None
     prompts: str = ""  # how prompts looked in training
-    system: str = ""  # the system turn that all of them had
+    system: str = ""  # the instruction that all of them had
+    asked: str = "turns"  # turns | joined (the instruction is in the user's) | text (no template)
+    call: Mapping[str, Any] = field(default_factory=dict)  # how transformers' generate is to decode
+    request: Mapping[str, Any] = field(default_factory=dict)  # the same for vLLM
     template: str = "none"  # the chat template of the weights: base (the base's) | own | none
     stops: tuple[int, ...] = ()  # tokens that end answers, where the base does not say them all
     served_rank: int | None = None  # vLLM's --max-lora-rank
@@ -99,7 +104,15 @@ def model_card(facts: Facts) -> str:
         base_model_relation="finetune" if facts.base and facts.kind != "adapter" else None,
     )
     base = facts.base or "PATH/TO/THE/BASE"
-    card = ModelCard.from_template(about, str(TEMPLATE), facts=facts, base=base, table=table)
+    card = ModelCard.from_template(
+        about,
+        str(TEMPLATE),
+        facts=facts,
+        base=base,
+        table=table,
+        call=", ".join(f"{name}={value!r}" for name, value in facts.call.items()),
+        request=json.dumps(facts.request).strip("{}"),
+    )
     return f"{card}\n"
 
 

@@ -38,6 +38,7 @@ from jaxalign.hf.stream import METADATA as METADATA
 from jaxalign.hf.stream import SHARD_BYTES, Pending, write_shards
 from jaxalign.hf.tensors import StoredTensor, check_content
 from jaxalign.model.spec import ModelSpec
+from jaxalign.model.spec.keys import ids
 from jaxalign.model.spec.tensors import (
     TARGETS,
     Row,
@@ -175,6 +176,29 @@ def write_like_base(
     return kinds
 
 
+def unsaid_stops(file: Path, spec: ModelSpec, taught: Sequence[int]) -> tuple[int, ...]:
+    """All tokens that end an answer, where others would go on behind one that training taught.
+
+    Transformers and vLLM stop by generation_config.json alone where it is there, and by config.json
+    where it is not; here answers end by the tokens of both.
+
+    Args:
+        file: the base's generation_config.json; it need not be there.
+        spec: the model.
+        taught: see `jaxalign.generate.stops.taught_stops`.
+
+    Returns:
+        Those that others know first; nothing where they know what was taught.
+
+    Raises:
+        UserError: the file is not JSON, or what it calls ends are no tokens.
+    """
+    said = ids(read_json(file), "eos_token_id", str(file)) if file.is_file() else spec.eos_ids
+    if set(taught) <= set(said):
+        return ()
+    return tuple(dict.fromkeys((*said, *spec.eos_ids, *taught)))
+
+
 def generation_files(file: Path, spec: ModelSpec, taught: Sequence[int]) -> dict[str, str]:
     """The generation_config.json of a model that learned to end its answers, by name.
 
@@ -183,20 +207,22 @@ def generation_files(file: Path, spec: ModelSpec, taught: Sequence[int]) -> dict
 
     Args:
         file: the base's, whose other settings stay; it need not be there.
-        spec: the model.
-        taught: the tokens that end them, see `jaxalign.generate.stops.taught_stops`.
+        spec: as `unsaid_stops`.
+        taught: as `unsaid_stops`.
 
     Returns:
         Nothing where the base's settings end answers there already.
+
+    Raises:
+        UserError: as `unsaid_stops`.
     """
-    own = {"bos_token_id": spec.bos_id, "eos_token_id": spec.eos_ids, "pad_token_id": spec.pad_id}
-    said = read_json(file) if file.is_file() else own
-    ends = said.get("eos_token_id")
-    known = ends if isinstance(ends, list | tuple) else [] if ends is None else [ends]
-    if set(taught) <= set(known):
+    stops = unsaid_stops(file, spec, taught)
+    if not stops:
         return {}
+    own = {"bos_token_id": spec.bos_id, "pad_token_id": spec.pad_id}
+    said = read_json(file) if file.is_file() else own
     content = {key: value for key, value in said.items() if value is not None}
-    content["eos_token_id"] = list(dict.fromkeys([*known, *taught]))
+    content["eos_token_id"] = list(stops)
     return {GENERATION_FILE: json.dumps(content, indent=2) + "\n"}
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from jaxalign.adapters.lora import Lora
 from jaxalign.adapters.peft_config import vllm_limits, vllm_rank
 from jaxalign.evaluate.entrants import name_of
+from jaxalign.generate.decoding import Decoding
 from jaxalign.hf.card import Facts, Merge, base_facts
 from jaxalign.merge.algebra import Merged
 from jaxalign.merge.methods import METHODS, Recipe
@@ -47,6 +48,7 @@ def merge_facts(
     used = sum(weight != 0 for _, weight, _ in parts)
     number = "one adapter" if used == 1 else f"{used} adapters"
     lora = merged.adapter if merged and kind == "adapter" else None
+    how = Decoding()
     return Facts(
         title=Path(out).name,
         kind=kind,
@@ -58,6 +60,8 @@ def merge_facts(
             tuple((_shown(path), f"{weight:g}", str(one.r)) for path, weight, one in parts),
             tuple(_settings(recipe, merged, lora)),
         ),
+        call=how.call(),
+        request=how.request(),
         template=template,
         stops=stops,
         served_rank=vllm_rank(lora.r) if lora else None,

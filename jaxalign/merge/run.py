@@ -19,7 +19,7 @@ from jaxalign.base import Opened
 from jaxalign.data.template import TOKENIZER_FILE, Template, template_files
 from jaxalign.errors import UserError
 from jaxalign.folders import check_target, whole_folder
-from jaxalign.generate.stops import taught_stops, unsaid
+from jaxalign.generate.stops import taught_stops
 from jaxalign.hf.card import model_card
 from jaxalign.hf.find import pinned
 from jaxalign.hf.peft import CONFIG_FILE, save_peft
@@ -27,6 +27,7 @@ from jaxalign.hf.save import (
     GENERATION_FILE,
     generation_files,
     merged_tensors,
+    unsaid_stops,
     write_like_base,
 )
 from jaxalign.hf.stream import Pending, finite
@@ -161,7 +162,7 @@ def write_adapter(
         recipe,
         merged,
         template=template.kind,
-        stops=unsaid(base.spec, _taught(base, template)),
+        stops=unsaid_stops(base.files / GENERATION_FILE, base.spec, _taught(base, template)),
     )
     texts["README.md"] = model_card(facts)
     save_peft(

@@ -5,7 +5,8 @@ import pytest
 
 from jaxalign.data.chat import encode_examples, encode_prompts, load_tokenizer, render_examples
 from jaxalign.data.tasks import Example
-from jaxalign.data.template import llama3_paper, training_template
+from jaxalign.data.template import joins, llama3_paper, training_template
+from tests.data.conftest import CHATML_TEMPLATE
 from tests.parity.test_pipeline import CASES
 
 TALKS = [
@@ -102,3 +103,24 @@ def test_the_template_of_a_training(tokenizer, chatml):
         assert training_template(chatml, "chat") is None
     finally:
         chatml.chat_template = kept
+
+
+@pytest.mark.parametrize(
+    ("head", "joined"),
+    [
+        ("", False),
+        ("{% if messages[0]['role'] == 'system' %}{{ raise_exception('no') }}{% endif %}", True),
+        ("{% set messages = messages | rejectattr('role', 'equalto', 'system') | list %}", True),
+    ],
+    ids=["taken", "refused", "dropped"],
+)  # fmt: skip
+def test_where_an_instruction_stands(chatml, head, joined):
+    """Whoever prompts later does as training did."""
+    template = head + CHATML_TEMPLATE
+    assert joins(chatml, template, "Find the slots.") == joined
+    own, chatml.chat_template = chatml.chat_template, template
+    try:
+        (row,) = render_examples(TALKS[:1], chatml)
+    finally:
+        chatml.chat_template = own
+    assert ("Find the slots.\n\nwake me up" in row.prompt) == joined

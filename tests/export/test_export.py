@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -11,6 +12,9 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from jaxalign.base import decoding_of, open_base
+from jaxalign.config import saved_in
+from jaxalign.data.tasks import Example
 from jaxalign.errors import UserError
 from jaxalign.export.request import Request
 from jaxalign.export.run import default_out, export, parse_size
@@ -283,6 +287,78 @@ def test_others_end_answers_where_training_did(run, no_chat_model, tmp_path):
     assert "max_new_tokens=128, eos_token_id=[0, 2])" in card
     assert '"stop_token_ids": [0, 2]' in card
     assert "eos_token_id" not in (merged / "README.md").read_text("utf-8")
+
+
+def test_others_stop_by_one_file_alone(run, base, tmp_path):
+    """Transformers takes no end token of config.json where generation_config.json is there."""
+    folder = tmp_path / "two"
+    shutil.copytree(base, folder)
+    (folder / "SHA256SUMS").unlink(missing_ok=True)
+    assert read_json(folder / "config.json")["eos_token_id"] == 2
+    write_json(folder / "generation_config.json", {"eos_token_id": 0, "do_sample": True})
+    out, _ = run(f"model.path={folder}")
+    merged = export(Request(out, format="merged"))
+    assert read_json(merged / "generation_config.json") == {
+        "eos_token_id": [0, 2], "do_sample": True,
+    }  # fmt: skip
+    card = (export(Request(out)) / "README.md").read_text("utf-8")
+    assert "eos_token_id=[0, 2])" in card and '"stop_token_ids": [0, 2]' in card
+    again = tmp_path / "again"
+    merge([str(Path(out, "export", "peft"))], [1.0], Recipe(), str(again))
+    assert '"stop_token_ids": [0, 2]' in (again / "README.md").read_text("utf-8")
+
+
+NO_SYSTEM = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+TEXT = "wake me up at nine"
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("kind", ["turns", "joined", "text"])
+def test_the_card_s_code_answers_as_an_evaluation(run, base, jsonl, tmp_path, kind):
+    """Token for token, on a base that samples, penalises and stops elsewhere by its own file."""
+    pytest.importorskip("torch")
+    pytest.importorskip("peft")
+    folder = tmp_path / "other"
+    shutil.copytree(base, folder)
+    (folder / "SHA256SUMS").unlink(missing_ok=True)
+    settings = {"do_sample": True, "temperature": 2.0, "repetition_penalty": 1.5, "eos_token_id": 0}
+    write_json(folder / "generation_config.json", settings)
+    words = ["prompt.system=Find the slots."]
+    if kind == "joined":
+        file = folder / "chat_template.jinja"
+        file.write_text(NO_SYSTEM + file.read_text("utf-8"), "utf-8")
+    if kind == "text":
+        rows = [
+            {"prefix": f"{number}: {TEXT}", "text": " no", "lang": "en"} for number in range(32)
+        ]
+        words = ["task.kind=rows", f"task.train=[{jsonl('r.jsonl', rows)}]", "align.weight=0"]
+    out, _ = run(f"model.path={folder}", "generate.max_new_tokens=24", *words)
+    adapter = export(Request(out))
+
+    card = (adapter / "README.md").read_text("utf-8")
+    code = "".join(re.findall(r"```python\n(.*?)```", card, re.S))
+    for name, value in (
+        ("PATH/TO/THE/BASE", str(folder)),
+        ("PREFIX", TEXT),
+        ('"system", "content": "..."', '"system", "content": "Find the slots."'),
+        ("INSTRUCTION", "Find the slots."),
+        ('..."', f'{TEXT}"'),
+    ):
+        code = code.replace(name, value)
+    found = {}
+    exec(code, found)
+    theirs = found["answer"][0, found["inputs"]["input_ids"].shape[1] :].tolist()
+
+    config = saved_in(Path(out, "config.yaml"))
+    opened = open_base(config)
+    system = opened.wear(str(adapter))
+    example = Example(TEXT, answer="", system=None if kind == "text" else "")
+    prompts, _ = opened.encode(
+        [example], dataclasses.replace(system.prompts, system=config.prompt.system)
+    )
+    (_, (ours,)) = next(iter(system.chunks(prompts, decoding_of(config), 1)))
+    assert len(ours) > 3 and theirs[: len(ours)] == ours
+    assert all(token in system.stops for token in theirs[len(ours) :])
 
 
 def test_settings_of_generation_that_say_it_stay(tmp_path):

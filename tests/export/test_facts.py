@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import json
 import re
+import shutil
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -15,14 +16,18 @@ from jaxalign import objectives
 from jaxalign.adapters.dora import Dora
 from jaxalign.adapters.lora import Lora
 from jaxalign.adapters.ranks import Part, block_range
+from jaxalign.data.template import Template
 from jaxalign.export.facts import card_facts, streams
 from jaxalign.export.request import Request
 from jaxalign.export.run import export
 from jaxalign.export.scores import scores_of
 from jaxalign.export.source import open_source
+from jaxalign.generate import Decoding
 from jaxalign.hf.card import model_card
 from jaxalign.hf.load import load_spec
 from jaxalign.hf.peft import save_peft, weights_digest
+
+BASE = Template("", "base")
 
 
 def card_of(folder):
@@ -72,6 +77,58 @@ def test_a_run_without_alignment(run):
     assert "Citation" not in body
 
 
+def test_a_base_without_a_system_turn(run, base, tmp_path):
+    """The card says what training did with the instruction, and its call does the same."""
+    folder = tmp_path / "other"
+    shutil.copytree(base, folder)
+    (folder / "SHA256SUMS").unlink(missing_ok=True)
+    file = folder / "chat_template.jinja"
+    refuses = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no') }}{% endif %}"
+    file.write_text(refuses + file.read_text("utf-8"), "utf-8")
+    words = ["prompt.system=Find the slots."]
+    for path, joined in ((base, False), (folder, True)):
+        out, _ = run(f"model.path={path}", *words)
+        _, body = card_of(export(Request(out, out=str(tmp_path / f"{joined}"))))
+        assert "\n> Find the slots.\n" in body
+        assert ("The system turn was:" in body) == ('"role": "system"' in body) == (not joined)
+        assert ("before the user's text:" in body) == ("INSTRUCTION" in body) == joined
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["task.kind=rows", "prompt.system=Find the slots."], "no chat template was applied"),
+        (["task.weight=0"], ""),
+    ],
+    ids=["rows", "alignment"],
+)
+def test_a_run_that_rendered_no_template(run, jsonl, words, says):
+    """The base has one, which comes along: prompts of this training would look otherwise in it."""
+    rows = jsonl("r.jsonl", [{"prefix": "a", "text": " b", "lang": "en"}] * 8)
+    out, _ = run(*words, f"task.train=[{rows}]")
+    folder = export(Request(out))
+    assert (folder / "chat_template.jinja").is_file()
+    _, body = card_of(folder)
+    assert says in body and "Find the slots" not in body
+    assert 'tokenizer("PREFIX", return_tensors="pt")' in body
+    assert "apply_chat_template" not in body and "turns = " not in body
+
+
+def test_the_decoding_of_a_run(run, base):
+    """That of the scores where there are any, or else of its settings."""
+    out, trained = run("generate.method=beam", "generate.beams=3", "generate.max_new_tokens=64")
+    source = open_source(out)
+    facts = card_facts(source, "adapter", "x", BASE)
+    assert facts.call == Decoding(64, "beam", beams=3).call() and not facts.request
+    save_peft(f"{out}/adapter", trained, load_spec(base), source.adapter, base_name=base)
+    evaluation(
+        out, weights_digest(f"{out}/adapter"), method="greedy", max_new_tokens=32, adapter=""
+    )
+    facts = card_facts(source, "adapter", "x", BASE)
+    assert facts.scores and facts.call == Decoding(32).call()
+    assert facts.request == Decoding(32).request()
+
+
 def row(body, name):
     """A row of the card's tables; None where there is none."""
     lines = (line.strip("| ").partition(" | ") for line in body.splitlines())
@@ -81,7 +138,7 @@ def row(body, name):
 def body_of(configure, *words):
     """The card of a run with these settings."""
     source = dataclasses.replace(open_source(configure().output), config=configure(*words))
-    return model_card(card_facts(source, "adapter", "x", "base"))
+    return model_card(card_facts(source, "adapter", "x", BASE))
 
 
 def test_settings_as_training_reads_them(run, configure):
@@ -229,7 +286,7 @@ def test_data_sets_of_the_hub(run):
     out, _ = run()
     source = open_source(out)
     source.config.task.train = ["hf:someone/data:subset@train", "hf:someone/data@test"]
-    facts = card_facts(source, "adapter", "x", "base")
+    facts = card_facts(source, "adapter", "x", BASE)
     assert facts.datasets == ("someone/data",)
 
 
@@ -239,7 +296,7 @@ def test_the_revision_of_a_base(run, path, revision):
     source = open_source(out)
     opened = copy.copy(source.opened)
     opened.model = dataclasses.replace(opened.model, path=path, revision=revision)
-    facts = card_facts(dataclasses.replace(source, opened=opened), "adapter", "x", "base")
+    facts = card_facts(dataclasses.replace(source, opened=opened), "adapter", "x", BASE)
     assert (facts.base, facts.revision, facts.base_folder) == ("me/base", "v2", "")
 
 
@@ -254,7 +311,7 @@ def test_what_vllm_takes(run):
         (Dora(r=8), None),
         (Lora(r=8, parts=(Part("q", 1, 2, 16.0),)), None),
     ):
-        facts = card_facts(dataclasses.replace(source, adapter=adapter), "adapter", "x", "base")
+        facts = card_facts(dataclasses.replace(source, adapter=adapter), "adapter", "x", BASE)
         assert bool(facts.limits) == (rank is None), adapter
         assert rank is None or facts.served_rank == rank
 

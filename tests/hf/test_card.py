@@ -20,6 +20,8 @@ FULL = Facts(
     scores=Scores(("", "**slots**"), (("slot F1, %, all", "55.5 ± 0.3"),), ("a note",)),
     prompts="Prompts were built by the tokenizer's chat template.",
     system="Find the slots.\nAll of them.",
+    call={"do_sample": False, "top_p": 0.5},
+    request={"temperature": 0, "top_p": 0.5},
     template="own",
     served_rank=8,
     aligned="yes",
@@ -111,11 +113,42 @@ def test_an_adapter_that_vllm_does_not_serve():
 def test_the_code_in_it_is_code():
     import re
 
-    for facts in (FULL, Facts("m", "model", template="base"), Facts("m", "tree")):
+    ways = [dataclasses.replace(FULL, asked=asked) for asked in ("joined", "text")]
+    for facts in (FULL, *ways, Facts("m", "model", template="base"), Facts("m", "tree")):
         blocks = re.findall(r"```python\n(.*?)```", model_card(facts), re.S)
         assert blocks
         for block in blocks:
             compile(block, "card", "exec")
+
+
+def test_the_calls_decode_as_the_answers_were_scored():
+    for kind in ("adapter", "model"):
+        _, body = front(model_card(dataclasses.replace(FULL, kind=kind, stops=(2, 5))))
+        ends = ", eos_token_id=[2, 5]" * (kind == "adapter")
+        assert f"model.generate(**inputs, do_sample=False, top_p=0.5{ends})" in body
+        assert '`"temperature": 0, "top_p": 0.5` with each request' in body
+        assert ("from the base's `generation_config.json`" in body) == (kind == "adapter")
+    _, body = front(model_card(dataclasses.replace(FULL, call={}, request={})))
+    assert "model.generate(**inputs)" in body and "with each request" not in body
+
+
+def test_an_instruction_in_the_user_s_turn():
+    _, body = front(model_card(dataclasses.replace(FULL, asked="joined")))
+    assert "The system turn was" not in body
+    words = "The instruction, followed by a blank line, stood before the user's text:"
+    assert f"{words}\n\n> Find the slots.\n> All of them." in body
+    turns = r'turns = [{"role": "user", "content": "INSTRUCTION\n\n..."}]'
+    assert f"{turns}\n" in body
+
+
+def test_prompts_without_a_template():
+    for template in ("none", "base"):
+        facts = dataclasses.replace(FULL, asked="text", template=template, system="")
+        _, body = front(model_card(facts))
+        assert 'inputs = tokenizer("PREFIX", return_tensors="pt")\nanswer = ' in body
+        assert "no chat template: send prompts to `/v1/completions`." in body
+        for word in ("apply_chat_template", "turns", "chat_template.jinja"):
+            assert word not in body
 
 
 def test_a_merge():
