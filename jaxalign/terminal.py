@@ -18,7 +18,9 @@ import contextlib
 import io
 import os
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
 WIDE = 400  # columns of a pipe or file, which has no edge to wrap at
+MINUTE = 60.0  # seconds between two lines of progress
 # C0 and C1 controls but tab and newline, the bidirectional overrides and isolates (which show text
 # in another order than it has), line separators, halves of surrogate pairs.
 STEERING = (
@@ -65,7 +68,7 @@ def console(**given: Any) -> Console:
 
 
 def bars(*notes: str, mode: str = "auto") -> Progress:
-    """Progress bars of rich on a terminal; elsewhere they draw nothing.
+    """Progress bars of rich on a terminal; elsewhere, as in the log of a job, a line a minute.
 
     Args:
       notes: more columns, such as '{task.fields[rate]}'.
@@ -74,7 +77,8 @@ def bars(*notes: str, mode: str = "auto") -> Progress:
     from rich import progress
 
     screen = console()
-    return progress.Progress(
+    drawn = mode == "none" or screen.is_terminal
+    return (progress.Progress if drawn else _lines(progress.Progress, notes))(
         "{task.description}",
         progress.BarColumn(20),
         progress.MofNCompleteColumn(),
@@ -84,6 +88,34 @@ def bars(*notes: str, mode: str = "auto") -> Progress:
         console=screen,
         disable=mode == "none" or screen.quiet or not screen.is_terminal,
     )
+
+
+def _lines(bars: type[Progress], notes: Sequence[str]) -> type[Progress]:
+    """Bars that are told; rich, which takes a while to import, is imported by who draws."""
+
+    class Lines(bars):  # type: ignore[misc, valid-type]
+        told = time.monotonic()
+
+        def update(self, task_id: Any, **fields: Any) -> None:
+            super().update(task_id, **fields)
+            self.tell(task_id)
+
+        def advance(self, task_id: Any, advance: float = 1) -> None:
+            super().advance(task_id, advance)
+            self.tell(task_id)
+
+        def tell(self, task_id: Any) -> None:
+            if time.monotonic() - self.told < MINUTE:
+                return
+            self.told = time.monotonic()
+            task = next(one for one in self.tasks if one.id == task_id)
+            left = task.time_remaining
+            words = [f"{task.description}: {task.completed:,.0f} of {task.total:,.0f}"]
+            words += [f"{timedelta(seconds=int(left))} left"] if left else []
+            words += [note.format(task=task) for note in notes]
+            say(", ".join(filter(None, words)))
+
+    return Lines
 
 
 def _speaks() -> bool:

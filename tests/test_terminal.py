@@ -5,6 +5,7 @@ import sys
 
 import pytest
 
+from jaxalign import terminal
 from jaxalign.terminal import visible
 
 
@@ -41,3 +42,16 @@ def test_a_closed_pipe_does_not_end_the_command(tmp_path):
     )  # fmt: skip
     assert (done.returncode, done.stdout, done.stderr) == (0, "line 0\n", "")
     assert (tmp_path / "report").read_text() == "whole"
+
+
+def test_a_log_gets_a_line_of_progress_a_minute(capsys, monkeypatch):
+    with terminal.bars("{task.fields[rate]}") as bar:
+        task = bar.add_task("answers", total=2000, rate="")
+        bar.advance(task, 500)
+        assert capsys.readouterr().out == ""
+        monkeypatch.setattr(terminal, "MINUTE", 0)
+        bar.update(task, advance=700, rate="9 tokens/s")
+    assert capsys.readouterr().out.startswith("answers: 1,200 of 2,000, ")
+    with terminal.bars(mode="none") as bar:
+        bar.advance(bar.add_task("answers", total=2), 1)
+    assert capsys.readouterr().out == ""

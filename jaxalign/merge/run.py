@@ -51,8 +51,8 @@ from jaxalign.model.spec.tensors import TARGETS, sizes
 from jaxalign.multihost import barrier, is_main
 from jaxalign.terminal import console
 
-MODEL_FILE, SEARCH_FILE = "config.json", "search.json"
-MADE = (CONFIG_FILE, MODEL_FILE, SEARCH_FILE)  # by one of which an older result is known
+SEARCH_FILE = "search.json"
+MADE = (CONFIG_FILE, "config.json", SEARCH_FILE)  # by one of which an older result is known
 
 
 def merge(

@@ -94,7 +94,7 @@ def language_means(
     for note in (*corpus.notes, *cut_sentences(base, [corpus])):
         say(note)
     whole, means = Moments(base.spec.dim), []
-    with bars() as bar:
+    with bars(mode=base.config.log.progress) as bar:
         task = bar.add_task("states", total=len(corpus) * len(corpus.languages))
         for language in corpus.languages:
             states = pooled_states(

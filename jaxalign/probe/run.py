@@ -108,7 +108,7 @@ def measure_corpora(
     config = base.config
     parts = []
     asked: list[dict[str, dict[str, np.ndarray]]] = []  # of each system: score -> language -> [L+1]
-    with bars() as bar:
+    with bars(mode=config.log.progress) as bar:
         more = sum(min(neurons, len(corpus)) * len(corpus.sentences) for corpus in corpora)
         more += sum(len(options) for rows in (items or {}).values() for options in rows)
         task = bar.add_task("states", total=(_sentences(corpora) + more) * len(systems))

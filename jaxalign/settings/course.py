@@ -103,7 +103,9 @@ class CheckpointConfig:
 class LogConfig:
     """JSONL is always written."""
 
-    progress: str = setting("auto", "a bar on a terminal", choices=("auto", "none"))
+    progress: str = setting(
+        "auto", "a bar on a terminal, elsewhere a line a minute", choices=("auto", "none")
+    )
     tensorboard: bool = setting(False, "needs `jaxalign[log]`")
     wandb: str | None = setting(None, "the project's name; needs `jaxalign[log]`")
     profile: list[int] = setting(

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import abc
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -193,8 +193,8 @@ class Facts(abc.ABC):
           UserError: a tap past the model, a side or an answer that the rows do not have, two terms
             that read one answer from different models, or what full fine-tuning does not have.
         """
-        first: dict[str, tuple[str, str]] = {}  # side -> the first term that reads its answer
-        for term in self.terms(config):
+        terms = self.terms(config)
+        for term in terms:
             for one in passes_of([term.objective.needs]):
                 for tap in one.taps:
                     if tap.layer != FINAL:
@@ -210,28 +210,37 @@ class Facts(abc.ABC):
                     f"objective {term.name} reads {read}, and the rows of the {self.name} phase "
                     f"have {have}; choose another objective, phase or align.rows"
                 )
-            for side, asked in term.objective.needs.items():
-                if not asked.answers:
-                    continue
-                if side not in self.answered:
-                    raise UserError(
-                        f"objective {term.name} predicts the answer of {side}, and the rows of the "
-                        f"{self.name} phase have none there; choose another objective, phase or "
-                        "align.rows"
-                    )
-                other, model = first.setdefault(side, (term.name, asked.answers))
-                if model != asked.answers:
-                    raise UserError(
-                        f"objectives: {other} and {term.name} read the answer of {side} from two "
-                        f"models ({model} and {asked.answers}), and each side is run once; leave "
-                        "one of them out, or put it into another phase"
-                    )
             for found in term.objective.measured.values():
                 check_width(found, spec.dim)
             if term.objective.head and config.optim.missing == "skip":
                 raise UserError(
                     f"optim.missing: skip works on adapters only, and objective {term.name} "
                     "trains a head; set optim.missing=zero"
+                )
+        self._check_answers(terms)
+
+    def _check_answers(self, terms: Sequence[Term]) -> None:
+        """Whether sides have the answers that terms read, each from one model."""
+        first: dict[str, tuple[str, str]] = {}  # side -> who reads its answer, and of which model
+        read = (
+            (term.name, side, asked.answers)
+            for term in terms
+            for side, asked in term.objective.needs.items()
+            if asked.answers
+        )
+        for name, side, model in read:
+            if side not in self.answered:
+                raise UserError(
+                    f"objective {name} predicts the answer of {side}, and the rows of the "
+                    f"{self.name} phase have none there; choose another objective, phase or "
+                    "align.rows"
+                )
+            other, others = first.setdefault(side, (name, model))
+            if model != others:
+                raise UserError(
+                    f"objectives: {other} and {name} read the answer of {side} from two models "
+                    f"({others} and {model}), and each side is run once; leave one of them out, or "
+                    "put it into another phase"
                 )
 
     def _layer_key(self, config: Config, term: Term) -> str:
