@@ -92,6 +92,7 @@ TABLES = (
     "seeds_cpu",
     "slots_seeds",
     "ner_cpu",
+    "ner_seeds_cpu",
     "ner_gpu",
     "ner_gpu_seeds",
     "slots_gpu",
