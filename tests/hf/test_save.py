@@ -137,7 +137,7 @@ def test_other_peoples_folders_are_not_replaced(tmp_path):
 
 def test_the_folder_is_as_readable_as_any_other(tmp_path):
     (tmp_path / "plain").mkdir()
-    with whole_folder(tmp_path / "deep" / "m", "update", marker="x") as folder:
+    with whole_folder(tmp_path / "deep" / "m", "update", markers=["x"]) as folder:
         (folder / "x").touch()
     assert (tmp_path / "deep" / "m").stat().st_mode == (tmp_path / "plain").stat().st_mode
 

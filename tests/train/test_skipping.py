@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-from jaxalign.objectives import Loss, Objective, Tap
+from jaxalign.objectives import Loss, Needs, Objective, States, Tap, View
 from jaxalign.train.optim import make_optimiser
 from jaxalign.train.phases.align import retrieval
 from jaxalign.train.phases.build import Phase, Term
@@ -18,6 +18,7 @@ from jaxalign.train.state import TrainState
 from jaxalign.train.step import make_train_step
 
 LAYERS, WIDTH = 3, 4
+TAP = Tap(1)
 
 
 class Rows(NamedTuple):
@@ -25,7 +26,8 @@ class Rows(NamedTuple):
 
 
 def squares(states, batch):
-    return Loss(jnp.sum(states**2), jnp.asarray(states.size, jnp.float32), {})
+    found = states.text.taps[TAP]
+    return Loss(jnp.sum(found**2), jnp.asarray(found.size, jnp.float32), {})
 
 
 def infinite(states, batch):
@@ -37,8 +39,13 @@ def infinite(states, batch):
 
 def build(objective=squares, rate=None, mask=None, **options):
     rate = rate or (lambda step: jnp.asarray(0.1))
-    states = lambda w, frozen, batch, key: batch.x * w["blocks"]["a"] + 1  # noqa: E731
-    phase = Phase(states, (Term("own", Objective(objective, {})),))
+
+    def states(w, frozen, batch, key):
+        return States(
+            {"text": View(batch.x[:, :, 0] > 0, {TAP: batch.x * w["blocks"]["a"] + 1}, {})}
+        )
+
+    phase = Phase(states, (Term("own", Objective(objective, {"text": Needs((TAP,))})),))
     optimiser = make_optimiser(rate, layer_mask=mask, **options)
     start = {"blocks": {"a": jnp.linspace(0.5, 1.5, LAYERS * WIDTH).reshape(LAYERS, WIDTH)}}
     step = make_train_step({"task": phase}, optimiser, rate=rate, layer_mask=mask)
