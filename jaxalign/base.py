@@ -75,7 +75,7 @@ class Opened:
     @cached_property
     def spec(self) -> ModelSpec:
         """Its facts; of a run's model it is said where the run is not finished."""
-        _tell(unfinished(self.files, origin(self.files)))
+        _tell_unfinished(self.files)
         return load_spec(self.path, self.revision)
 
     @cached_property
@@ -156,7 +156,7 @@ class Opened:
           UserError: they are others.
         """
         if not fetch:
-            _tell(unfinished(adapter, origin(adapter)))
+            _tell_unfinished(adapter)
         had = trained_on(adapter)
         if had and (fetch or holds_weights(self.files)) and self.fingerprint != had:
             raise another_base(str(adapter), self.path, named_base(adapter))
@@ -355,8 +355,8 @@ class Base:
         return System(decoder, params, lora, self.mesh, self.stops(prompts), prompts, share)
 
 
-def _tell(sentence: str) -> None:
-    if sentence:
+def _tell_unfinished(folder: Path) -> None:
+    if sentence := unfinished(folder, origin(folder)):
         say(sentence)
 
 

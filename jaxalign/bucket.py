@@ -2,8 +2,8 @@
 
 What is small is copied into a temporary folder; weights stay in the bucket, and this module knows
 of each copy which they are. A request brings one range of bytes, so a host of many fetches no more
-than its share. What a run hands over comes with the record beside it, as a reader of folders finds
-it.
+than its share. An adapter or model of a run is copied together with the run's record, which readers
+of folders expect beside it.
 
     folder = copied('gs://bucket/llama')        # config.json, tokenizer.json, ...; once a process
     left_in_bucket(folder)['model.safetensors'].read(0, 8)
@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatch
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from jaxalign.errors import UserError, first_line, missing_extra
 from jaxalign.paths import CHECKPOINTS, HANDED_OVER, RECORD, SETTINGS
@@ -68,9 +68,15 @@ class BucketFile:
         return content
 
 
+class Copy(NamedTuple):
+    """Where a folder of this machine was copied from, and by name the files left there."""
+
+    address: str
+    left: Mapping[str, BucketFile]
+
+
 # Copies of this process. Not noted in the folder itself, where others could have written it.
-_LEFT: dict[Path, Mapping[str, BucketFile]] = {}
-_ORIGIN: dict[Path, str] = {}
+_COPIES: dict[Path, Copy] = {}
 
 
 @cache
@@ -105,22 +111,22 @@ def copied(address: str) -> Path:
             left[file.name] = file
     if name in HANDED_OVER:
         _copy_record(run, home)
-    _LEFT[folder], _ORIGIN[folder] = left, address
+    _COPIES[folder] = Copy(address, left)
     return folder
 
 
 def left_in_bucket(folder: Path) -> Mapping[str, BucketFile]:
     """By name, the files that the folder of this copy has in its bucket; of others none."""
-    return _LEFT.get(folder, {})
+    return _COPIES[folder].left if folder in _COPIES else {}
 
 
 def origin(folder: Path) -> str:
-    """Where a folder was copied from; of others the folder."""
-    return _ORIGIN.get(folder, str(folder))
+    """The address that a folder was copied from; the folder itself where it is no copy."""
+    return _COPIES[folder].address if folder in _COPIES else str(folder)
 
 
 def _copy_record(run: str, home: Path) -> None:
-    """What tells of a run next to what it hands over; its checkpoints as an empty folder."""
+    """Copies the settings and the result of a run; its checkpoints become an empty folder."""
     listed = _listed(run)
     for file in _files(listed):
         if file.name in (SETTINGS, RECORD):

@@ -34,17 +34,15 @@ from jaxalign.generate.stops import taught_stops
 from jaxalign.hf.card import model_card
 from jaxalign.hf.files import read_json, write_json
 from jaxalign.hf.find import on_hub, pinned
+from jaxalign.hf.generation import GENERATION_FILE, generation_files, unsaid_stops
 from jaxalign.hf.peft import save_peft
 from jaxalign.hf.save import (
-    GENERATION_FILE,
     TOKENIZER_FILES,
     assemble,
     config_for,
     copy_files,
-    generation_files,
     merged_tensors,
     tree_tensors,
-    unsaid_stops,
     write_like_base,
 )
 from jaxalign.hf.stream import SHARD_BYTES, Pending, finite

@@ -13,7 +13,6 @@ have a room of their own: `jaxalign.hf.peft`.
 from __future__ import annotations
 
 import dataclasses
-import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -33,12 +32,12 @@ from jaxalign.folders import whole_folder
 from jaxalign.hf.files import read_json, write_json
 from jaxalign.hf.find import TOKENIZER_FILES as TOKENIZER_FILES
 from jaxalign.hf.find import locate, small_files
+from jaxalign.hf.generation import GENERATION_FILE
 from jaxalign.hf.load import base_index
 from jaxalign.hf.stream import METADATA as METADATA
 from jaxalign.hf.stream import SHARD_BYTES, Pending, write_shards
 from jaxalign.hf.tensors import StoredTensor, check_content
 from jaxalign.model.spec import ModelSpec
-from jaxalign.model.spec.keys import ids
 from jaxalign.model.spec.tensors import (
     TARGETS,
     Row,
@@ -48,8 +47,6 @@ from jaxalign.model.spec.tensors import (
     set_leaf,
     sizes,
 )
-
-GENERATION_FILE = "generation_config.json"
 
 
 def save_base(
@@ -174,56 +171,6 @@ def write_like_base(
         texts=texts,
     )
     return kinds
-
-
-def unsaid_stops(file: Path, spec: ModelSpec, taught: Sequence[int]) -> tuple[int, ...]:
-    """All tokens that end an answer, where others would go on behind one that training taught.
-
-    Transformers and vLLM stop by generation_config.json alone where it is there, and by config.json
-    where it is not; here answers end by the tokens of both.
-
-    Args:
-        file: the base's generation_config.json; it need not be there.
-        spec: the model.
-        taught: see `jaxalign.generate.stops.taught_stops`.
-
-    Returns:
-        Those that others know first; nothing where they know what was taught.
-
-    Raises:
-        UserError: the file is not JSON, or what it calls ends are no tokens.
-    """
-    said = ids(read_json(file), "eos_token_id", str(file)) if file.is_file() else spec.eos_ids
-    if set(taught) <= set(said):
-        return ()
-    return tuple(dict.fromkeys((*said, *spec.eos_ids, *taught)))
-
-
-def generation_files(file: Path, spec: ModelSpec, taught: Sequence[int]) -> dict[str, str]:
-    """The generation_config.json of a model that learned to end its answers, by name.
-
-    Whoever generates from the files reads there where to stop. A base that is no chat model names
-    the end of texts alone, and would go on behind the end of the turn that training taught.
-
-    Args:
-        file: the base's, whose other settings stay; it need not be there.
-        spec: as `unsaid_stops`.
-        taught: as `unsaid_stops`.
-
-    Returns:
-        Nothing where the base's settings end answers there already.
-
-    Raises:
-        UserError: as `unsaid_stops`.
-    """
-    stops = unsaid_stops(file, spec, taught)
-    if not stops:
-        return {}
-    own = {"bos_token_id": spec.bos_id, "pad_token_id": spec.pad_id}
-    said = read_json(file) if file.is_file() else own
-    content = {key: value for key, value in said.items() if value is not None}
-    content["eos_token_id"] = list(stops)
-    return {GENERATION_FILE: json.dumps(content, indent=2) + "\n"}
 
 
 def tree_tensors(

@@ -22,12 +22,10 @@ from jaxalign.folders import check_target, whole_folder
 from jaxalign.generate.stops import taught_stops
 from jaxalign.hf.card import model_card
 from jaxalign.hf.find import pinned
+from jaxalign.hf.generation import GENERATION_FILE, generation_files, unsaid_stops
 from jaxalign.hf.peft import CONFIG_FILE, save_peft
 from jaxalign.hf.save import (
-    GENERATION_FILE,
-    generation_files,
     merged_tensors,
-    unsaid_stops,
     write_like_base,
 )
 from jaxalign.hf.stream import Pending, finite
@@ -88,7 +86,7 @@ def merge(
         raise UserError(
             f"--base: --into-base {into} is taken as the base of the adapters; leave out --base"
         )
-    check_out(out, paths, existing)
+    check_out(out, paths, existing)  # before a base is looked for, which may be on the hub
     opened = find_base(paths, into or base)
     check_out(out, [*paths, opened.path], existing)
     sources, spec = read_adapters(paths, opened), opened.spec

@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 from jaxalign.data.template import TOKENIZER_FILE, template_files, trained_with
 from jaxalign.generate.stops import taught_stops
 from jaxalign.hf.find import pinned
+from jaxalign.hf.generation import GENERATION_FILE, generation_files
 from jaxalign.hf.peft import save_peft
-from jaxalign.hf.save import GENERATION_FILE, generation_files, save_base
+from jaxalign.hf.save import save_base
 from jaxalign.multihost import barrier
 from jaxalign.paths import Desk
 from jaxalign.settings import Config

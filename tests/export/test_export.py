@@ -20,9 +20,9 @@ from jaxalign.export.request import Request
 from jaxalign.export.run import default_out, export, parse_size
 from jaxalign.export.source import adapter_of, open_source
 from jaxalign.hf.files import read_json, write_json
+from jaxalign.hf.generation import generation_files
 from jaxalign.hf.load import load_params, load_spec
 from jaxalign.hf.peft import load_peft, save_peft
-from jaxalign.hf.save import generation_files
 from jaxalign.hf.tensors import open_index
 from jaxalign.merge.methods import Recipe
 from jaxalign.merge.run import merge
