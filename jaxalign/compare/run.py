@@ -48,11 +48,13 @@ from jaxalign.evaluate.comparable import System, check_groups, check_rows, same_
 from jaxalign.evaluate.compare import Comparison
 from jaxalign.evaluate.compare import compare as compared
 from jaxalign.evaluate.draw import draw as draw_gains
+from jaxalign.evaluate.entrants import Entrant
 from jaxalign.evaluate.gold import kind_of, read_golds
 from jaxalign.evaluate.measure import Scored
 from jaxalign.evaluate.report import PICTURE
 from jaxalign.evaluate.report import write as write_scores
 from jaxalign.evaluate.scorers import rehearse
+from jaxalign.evaluate.seen import seen
 from jaxalign.hf.peft import load_peft
 from jaxalign.probe.corpus import read_parallel
 from jaxalign.programs import shared_programs
@@ -307,10 +309,13 @@ def _found(
             for name in systems
         ]
         config = study.base.config(study.evaluations[evaluation])
+        entrants = [Entrant(name, one.adapter) for name in systems for one in outcomes[name]]
         comparisons[evaluation] = compared(
             runs, report.groups_of(config.evaluate.groups), draws=config.evaluate.draws,
-            seed=config.seed,
+            seed=config.seed, notes=seen(config, entrants),
         )  # fmt: skip
+    first, *others = comparisons.values()
+    more = dict.fromkeys(note for one in others for note in one.notes if note not in first.notes)
     layer = study.base.config().align.layer
     said = study.texts.layer if study.texts else None
     return report.Found(
@@ -323,7 +328,7 @@ def _found(
         chosen=chosen,
         base=shape(study, None, bases),
         layer=said if said is not None else None if layer == AUTO else layer,
-        notes=left_out,
+        notes=[*left_out, *more],
     )
 
 

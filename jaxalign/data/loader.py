@@ -20,7 +20,7 @@ import functools
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, Self, TypeVar
 
 import numpy as np
 
@@ -242,6 +242,11 @@ class Stream(abc.ABC, Generic[Row, Batch]):
             for content in self._contents(row):
                 found.update(len(content).to_bytes(8, "big") + content)
         return found.hexdigest()
+
+    def also_in(self, other: Self) -> int:
+        """How many of these rows stand in another stream, too, token by token."""
+        known = set(map(other._contents, other.rows))
+        return sum(self._contents(row) in known for row in self.rows)
 
     @property
     def packed(self) -> list[Slot]:

@@ -107,6 +107,11 @@ def digest_of(sources: Sequence[str]) -> str:
     return text_digest("".join(itertools.chain(*parts))) if parts and all(parts) else ""
 
 
+def in_files(sources: Sequence[str]) -> bool:
+    """Whether all of these are files: nothing is asked of a hub to read them again."""
+    return all(_scheme(source)[0] is FILES for source in sources)
+
+
 def nearest(name: str, names: Iterable[str]) -> str:
     """'; did you mean X?' where a name like it exists, else nothing."""
     found = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)

@@ -10,11 +10,11 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
-from jaxalign.data import sources, tasks
+from jaxalign.data import tasks
 from jaxalign.data.batch import Encoded, EncodedPrompts, cover
 from jaxalign.data.chat import encode_examples
 from jaxalign.data.flat import Text, begin, lay, own_of, shared_by
@@ -28,8 +28,8 @@ from jaxalign.data.loader import (
     TaskStream,
     longer,
 )
-from jaxalign.data.pairs import Pair, encode_pairs, shuffle_targets, to_pair
-from jaxalign.data.prompts import PromptStream, encode_both, two_prompts
+from jaxalign.data.pairs import encode_pairs, shuffle_targets
+from jaxalign.data.prompts import PromptStream, encode_both
 from jaxalign.data.sampling import (
     Grouped,
     Packed,
@@ -40,7 +40,7 @@ from jaxalign.data.sampling import (
     mixture,
 )
 from jaxalign.data.stem import Stem
-from jaxalign.data.transforms import transformed
+from jaxalign.data.wanted import wanted_examples, wanted_pairs, wanted_prompts
 from jaxalign.errors import UserError
 from jaxalign.settings import AlignConfig, Config, TaskConfig
 from jaxalign.settings.together import least_pairs
@@ -74,12 +74,7 @@ def task_stream(
     Raises:
         UserError: data missing or broken; names file:line or the key.
     """
-    records, found = _records(config.task, "task", split, config.seed)
-    rendered = [tasks.render(config.task.kind, record) for record in records]
-    directed = config.task.kind == "translation"
-    examples = in_task_languages(rendered, config.task, directed, split)
-    left_out = len(rendered) - len(examples)
-    made = found, len(records)
+    examples, left_out, made = wanted_examples(config, split)
     return stream_of(examples, config, tokenizer, split, ways, left_out, made, block)
 
 
@@ -159,7 +154,7 @@ def pair_stream(
 
     `align.control: shuffled` moves the targets of training and validation pairs alike.
     """
-    pairs, made = wanted_pairs(config, split)
+    pairs, others, made = wanted_pairs(config, split)
     if config.align.control == "shuffled":
         pairs = shuffle_targets(pairs, config.seed)
     size = config.batch.pairs
@@ -174,7 +169,7 @@ def pair_stream(
     limit = min(config.batch.pair_max_length, tokenizer.model_max_length)
     rows = encode_pairs(pairs, tokenizer, limit)
     cut = [r.whole > longer(r) for r in rows]
-    report = _report(rows, len(rows), cut, made[1] - len(pairs), made)
+    report = _report(rows, len(rows), cut, others, made)
     buckets = _buckets(config, [longer(r) for r in rows], size, "batch.pair_max_length")
     order = _order(rows, config, config.align, split)
     pad_id = tokenizer.pad_token_id
@@ -188,21 +183,6 @@ def pair_stream(
     return PairStream(rows, order, size, buckets, pad_id, report, layout)
 
 
-def wanted_pairs(config: Config, split: str = "train") -> tuple[list[Pair], tuple[int, int]]:
-    """The pairs of a run as sentences, behind `align.transforms` and in `align.languages`.
-
-    Returns:
-        The pairs; the numbers of rows before transforms and behind them.
-
-    Raises:
-        UserError: data missing or broken, or no row of a language.
-    """
-    records, found = _records(config.align, "align", split, config.seed)
-    pairs = [to_pair(record) for record in records]
-    kept = _keep(pairs, config.align, "align", split, lambda p: [set(p.languages)])
-    return kept, (found, len(records))
-
-
 def prompt_stream(
     config: Config, tokenizer: PreTrainedTokenizerBase, split: str = "train", ways: int = 1
 ) -> PromptStream:
@@ -211,15 +191,13 @@ def prompt_stream(
     They have no layout, whatever `batch.pack` says: their two answers, of one row, would be apart
     in a sequence.
     """
-    records, found = _records(config.align, "align", split, config.seed)
-    both = two_prompts(records, config.task.kind, config.align.pivot)
-    prompts = _keep(both, config.align, "align", split, lambda p: [set(p.languages)])
+    prompts, others, made = wanted_prompts(config, split)
     limit = min(config.batch.max_length, tokenizer.model_max_length)
     asked = config.prompt
     encoded = encode_both(prompts, tokenizer, asked.template, asked.system, limit)
     rows = _answered(encoded, f"align.{split}", limit)
     cut = [row.whole > longer(row) for row in rows]
-    report = _report(rows, len(encoded), cut, len(both) - len(prompts), (found, len(records)))
+    report = _report(rows, len(encoded), cut, others, made)
     size = config.batch.pairs
     buckets = _buckets(config, [longer(row) for row in rows], size, "batch.max_length")
     order = _order(rows, config, config.align, split)
@@ -272,67 +250,6 @@ def _lays(config: Config, longest: int, packs: bool = False) -> bool:
     if config.batch.buckets and not packs:  # lengths of padded rows
         return False
     return longest <= LONGEST or packs or config.batch.pack == "flatten"
-
-
-def _records(
-    part: TaskConfig | AlignConfig, name: str, split: str, seed: int
-) -> tuple[list[sources.Record], int]:
-    """The records that a stream is made of, and how many rows the files hold."""
-    named = getattr(part, split)
-    if not named:
-        raise UserError(f"{name}.{split} names no data; give files, globs, hf:NAME or tfds:NAME")
-    records = sources.read_all(named, part.columns)
-    return transformed(records, part.transforms, f"{name}.transforms", split, seed), len(records)
-
-
-def _keep(
-    items: list[Any],
-    part: TaskConfig | AlignConfig,
-    name: str,
-    split: str,
-    sides: Callable[[Any], list[set[str]]],
-) -> list[Any]:
-    """Items in the languages wanted: one of the alternatives of `sides` is within them."""
-    wanted = set(part.languages)
-    if not wanted:
-        return items
-    kept = [item for item in items if any(s <= wanted for s in sides(item))]
-    # In training a name without rows is a slip of the pen; validation sets may hold fewer.
-    matched = set().union(*(s for item in kept for s in sides(item))) if kept else set()
-    missing = sorted(wanted - matched) if split == "train" else []
-    if missing or not kept:
-        present = sorted(set().union(*(s for item in items for s in sides(item))) - {""})
-        raise UserError(
-            f"{name}.languages: no row of {name}.{split} is in "
-            f"{', '.join(missing or sorted(wanted))}; present: "
-            f"{', '.join(present) or 'none, the rows name no language'}"
-        )
-    return kept
-
-
-def in_task_languages(
-    examples: list[tasks.Example], part: TaskConfig, directed: bool, split: str = "train"
-) -> list[tasks.Example]:
-    """The examples in `task.languages`; all of them where it is empty.
-
-    Args:
-        directed: whether they are translations, whose language is a direction.
-
-    Raises:
-        UserError: none is or, of the rows of a training, none of one of the languages.
-    """
-    return _keep(
-        examples,
-        part,
-        "task",
-        split,
-        lambda e: _direction(e.language) if directed else [{e.language}],
-    )
-
-
-def _direction(language: str) -> list[set[str]]:
-    """The direction 'de-en' is wanted by its own name or by both its sides."""
-    return [{language}, set(split_direction(language))]
 
 
 def _report(

@@ -86,6 +86,7 @@ class Comparison:
     seed: int
     confidence: int = CONFIDENCE
     signatures: list[str] = field(default_factory=list)  # bleu signature: ...; comet model: ...
+    notes: list[str] = field(default_factory=list)  # sentences about the rows
 
     def as_json(self) -> dict[str, Any]:
         """Plain dicts, lists and numbers."""
@@ -98,6 +99,7 @@ def compare(
     *,
     draws: int = 1000,
     seed: int = 1,
+    notes: Sequence[str] = (),
 ) -> Comparison:
     """Every score, and every gain over the first system with its interval and p value.
 
@@ -110,6 +112,7 @@ def compare(
         are translations of the same rows, or of some of them, a draw takes the same items of all,
         so that the interval of a group knows they are not independent (see `resample`). Rows
         without ids are drawn by language.
+      notes: sentences about the rows, for the report.
 
     Raises:
       UserError: Systems differ in languages, rows or measures, or share a name; no draws.
@@ -177,6 +180,7 @@ def compare(
         draws=draws,
         seed=seed,
         signatures=_signatures(systems),
+        notes=list(notes),
     )
 
 

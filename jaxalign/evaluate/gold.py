@@ -16,9 +16,9 @@ from collections.abc import Callable, Collection, Sequence
 from jaxalign.base import open_base
 from jaxalign.checksums import text_digest
 from jaxalign.data import sources
-from jaxalign.data.streams import in_task_languages
 from jaxalign.data.tasks import Example, render
 from jaxalign.data.transforms import transformed
+from jaxalign.data.wanted import in_task_languages
 from jaxalign.errors import UserError
 from jaxalign.evaluate.measure import Gold
 from jaxalign.settings import Config

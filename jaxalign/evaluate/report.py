@@ -69,7 +69,7 @@ def notes(comparison: Comparison) -> list[str]:
         )
     for group, languages in comparison.absent.items():
         found.append(f"{group} is without {', '.join(languages)}: not measured.")
-    return [*found, *comparison.signatures]
+    return [*found, *comparison.signatures, *comparison.notes]
 
 
 def score_text(score: Score, between: str = f" {PLUS_MINUS} ") -> str:

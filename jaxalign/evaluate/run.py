@@ -37,6 +37,7 @@ from jaxalign.evaluate.predictions import read_predictions, write_predictions
 from jaxalign.evaluate.prepare import ANSWERS_FILE, Asked, prepare, tell
 from jaxalign.evaluate.report import PICTURE, withdraw, write
 from jaxalign.evaluate.scorers import SCORERS, rehearse
+from jaxalign.evaluate.seen import seen
 from jaxalign.evaluate.show import show
 from jaxalign.multihost import barrier, is_main
 from jaxalign.paths import check_writable
@@ -61,7 +62,8 @@ def evaluate(config: Config, entrants: Sequence[Entrant], out: str) -> Compariso
     Raises:
       UserError: anything in the settings, the data, an adapter or a file that cannot work.
     """
-    tell([columns_note(config)], console())
+    known = seen(config, entrants) if is_main() else []
+    tell([columns_note(config), *known], console())
     found = scored(config, entrants, out)
     if not is_main():
         return None
@@ -70,6 +72,7 @@ def evaluate(config: Config, entrants: Sequence[Entrant], out: str) -> Compariso
         config.evaluate.groups,
         draws=config.evaluate.draws,
         seed=config.seed,
+        notes=known,
     )
     screen = console()
     show(comparison, screen)

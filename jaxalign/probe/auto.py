@@ -9,7 +9,7 @@ from __future__ import annotations
 import tempfile
 
 from jaxalign.base import Base
-from jaxalign.data.streams import wanted_pairs
+from jaxalign.data.wanted import wanted_pairs
 from jaxalign.errors import UserError
 from jaxalign.probe.choice import Choice, choose_for_training
 from jaxalign.probe.corpus import Parallel

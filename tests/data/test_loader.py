@@ -217,6 +217,16 @@ def test_validation_goes_through_once_in_order(config, chatml):
     assert not pairs.batch(3).source_mask[4:].any()
 
 
+@pytest.mark.parametrize("make", [task_stream, pair_stream])
+def test_rows_that_stand_in_both_streams_are_known(config, chatml, jsonl, make):
+    part = config.task if make is task_stream else config.align
+    own = task_rows(50) if make is task_stream else pair_rows({"de": 20})
+    other = {**own[0], **({"slots": []} if make is task_stream else {"text0": "anders"})}
+    part.valid = [jsonl("valid.jsonl", [other, own[3], own[5]])]
+    train = make(config, chatml)
+    assert make(config, chatml, "valid").also_in(train) == 2
+
+
 def test_a_part_of_the_validation_has_every_language(config, chatml, jsonl):
     """Files come one after the other, and often each is one language."""
     files = [[row | {"lang": lang} for row in task_rows(n)] for lang, n in (("en", 60), ("cy", 20))]

@@ -7,8 +7,8 @@ import pytest
 from jaxalign.data.chat import encode_examples, encode_prompts, load_tokenizer, render_examples
 from jaxalign.data.pairs import Pair, encode_pairs, to_pair
 from jaxalign.data.sources import Record
-from jaxalign.data.streams import _direction
 from jaxalign.data.tasks import Example, render
+from jaxalign.data.wanted import _direction
 from jaxalign.errors import UserError
 
 

@@ -271,9 +271,12 @@ def test_every_command(configure, tmp_path, capsys):
 @pytest.mark.slow
 def test_rules_give_one_gradient(configure, moved):
     """The loss is of each row alone, so that all rows at once give what micro-batches give."""
+    # At temperature 1 student and teacher hardly differ here: their gradient is the small rest of
+    # two large ones, and holds the rounding of those.
+    words = (*WORDS, "align.options.teacher=base", "align.options.temperature=0.05")
     found = []
     for rule in ("mean", "cached"):
-        run = setup.prepare(configure(*WORDS, "align.options.teacher=base", f"align.rule={rule}"))
+        run = setup.prepare(configure(*words, f"align.rule={rule}"))
         with jax.set_mesh(run.mesh):
             stack = run.train["align"].stack([0, 1])
             found.append(run.step.gradient("align", run.state, run.frozen, stack, None))

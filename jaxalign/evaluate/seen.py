@@ -1,0 +1,116 @@
+"""Rows that are asked and stood in the training, too: what a model says to them is memory.
+
+    seen(config, [Entrant('sft', 'runs/sft/adapter')])
+    # ['sft: 16 of 400 rows that are asked stand in the training rows, too, ... (as test.en:3).']
+
+Looked at is the run that an adapter comes from, by its record. Where there is none, or its rows
+are not here any more or not in files, nothing is said.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from jaxalign.data.example import Example
+from jaxalign.data.sources import in_files
+from jaxalign.data.template import recorded
+from jaxalign.data.wanted import wanted_examples, wanted_pairs, wanted_prompts
+from jaxalign.errors import UserError
+from jaxalign.evaluate.entrants import Entrant
+from jaxalign.evaluate.gold import read_golds
+from jaxalign.hf.find import locate
+from jaxalign.settings import Config
+
+Said = tuple[str, str]  # a prompt and its answer, or a sentence and its translation
+
+
+class Trained(NamedTuple):
+    """What a run has learned from."""
+
+    rows: frozenset[Said]
+    texts: frozenset[str]  # the sentences of its pairs
+
+
+def seen(config: Config, entrants: Sequence[Entrant]) -> list[str]:
+    """A sentence for each way in which rows of `evaluate.data` were trained on.
+
+    Args:
+      config: names the rows that are asked.
+      entrants: who is asked; adapters with the record of their run are looked at.
+
+    Raises:
+      UserError: as `read_golds`.
+    """
+    runs = {one: had for one in entrants if one.kind == "adapter" and (had := _record(one))}
+    if not runs:
+        return []
+    asked = [gold.example for rows in read_golds(config).values() for gold in rows]
+    known: dict[str, Trained] = {}  # by what is trained on: seeds and systems share it
+    found: dict[str, dict[str, None]] = {}
+    for entrant, had in runs.items():
+        name = _named(had)
+        if name not in known:
+            known[name] = trained(had)
+        for sentence in _sentences(asked, known[name]):
+            found.setdefault(sentence, {})[entrant.name] = None
+    return [f"{', '.join(names)}: {sentence}" for sentence, names in found.items()]
+
+
+def trained(had: Config) -> Trained:
+    """What a run of this configuration learns from; nothing where its rows cannot be read."""
+    rows: set[Said] = set()
+    texts: set[str] = set()
+    for part in (had.task, had.align):
+        if not part.weight or not part.train or not in_files(part.train):
+            continue
+        try:
+            if part is had.task:
+                rows.update(map(_said, wanted_examples(had)[0]))
+            elif had.align.rows == "prompts":
+                prompts = wanted_prompts(had)[0]
+                rows.update(_said(one) for both in prompts for one in (both.student, both.teacher))
+            else:
+                for pair in wanted_pairs(had)[0]:
+                    sides = _plain(pair.source), _plain(pair.target)
+                    rows.update((sides, sides[::-1]))
+                    texts.update(sides)
+        except UserError:  # a file that is gone, or another folder than the run's
+            continue
+    return Trained(frozenset(rows), frozenset(texts))
+
+
+def _sentences(asked: Sequence[Example], had: Trained) -> Iterator[str]:
+    rows = {place for place, one in enumerate(asked) if _said(one) in had.rows}
+    texts = {place for place, one in enumerate(asked) if _plain(one.prompt) in had.texts} - rows
+    for known, what in (
+        (rows, "stand in the training rows, too, answers and all; leave them out of one of both"),
+        (texts, "are sentences of align.train, too"),
+    ):
+        if known:
+            first = asked[min(known)].origin
+            yield f"{len(known)} of {len(asked)} rows that are asked {what} (as {first})."
+
+
+def _record(entrant: Entrant) -> Config | None:
+    return recorded(locate(entrant.source))
+
+
+def _named(had: Config) -> str:
+    """By which runs that learn from the same rows are known; seeds change what transforms make."""
+    parts = [
+        (part.weight > 0, part.train, part.columns, part.languages, part.transforms)
+        for part in (had.task, had.align)
+    ]
+    drawn = had.seed if had.task.transforms or had.align.transforms else None
+    return repr((*parts, had.task.kind, had.align.rows, had.align.pivot, drawn))
+
+
+def _said(example: Example) -> Said:
+    return _plain(example.prompt), _plain(example.answer)
+
+
+def _plain(text: str) -> str:
+    """Without differences that nobody sees: of composition and of blanks."""
+    return " ".join(unicodedata.normalize("NFC", text).split())
