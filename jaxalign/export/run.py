@@ -36,15 +36,8 @@ from jaxalign.hf.files import read_json, write_json
 from jaxalign.hf.find import on_hub, pinned
 from jaxalign.hf.generation import GENERATION_FILE, generation_files, unsaid_stops
 from jaxalign.hf.peft import save_peft
-from jaxalign.hf.save import (
-    TOKENIZER_FILES,
-    assemble,
-    config_for,
-    copy_files,
-    merged_tensors,
-    tree_tensors,
-    write_like_base,
-)
+from jaxalign.hf.pending import assemble, merged_tensors, tree_tensors
+from jaxalign.hf.save import TOKENIZER_FILES, config_for, copy_files, write_like_base
 from jaxalign.hf.stream import SHARD_BYTES, Pending, finite
 from jaxalign.hf.tensors import open_index
 from jaxalign.terminal import console

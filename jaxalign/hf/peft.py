@@ -24,7 +24,8 @@ from jaxalign.checksums import check_sums, read_sealed
 from jaxalign.errors import reading
 from jaxalign.hf.files import read_json, write_json
 from jaxalign.hf.find import locate, pinned
-from jaxalign.hf.save import METADATA, TOKENIZER_FILES, copy_files, to_host, writing
+from jaxalign.hf.pending import to_host
+from jaxalign.hf.save import METADATA, TOKENIZER_FILES, copy_files, writing
 from jaxalign.hf.tensors import DiskFile, StoredTensor, check_content, open_index, weights_in
 from jaxalign.model.spec import ModelSpec
 from jaxalign.paths import RECORD

@@ -24,10 +24,8 @@ from jaxalign.hf.card import model_card
 from jaxalign.hf.find import pinned
 from jaxalign.hf.generation import GENERATION_FILE, generation_files, unsaid_stops
 from jaxalign.hf.peft import CONFIG_FILE, save_peft
-from jaxalign.hf.save import (
-    merged_tensors,
-    write_like_base,
-)
+from jaxalign.hf.pending import merged_tensors
+from jaxalign.hf.save import write_like_base
 from jaxalign.hf.stream import Pending, finite
 from jaxalign.merge import record
 from jaxalign.merge.algebra import Merged, combine, whole_updates

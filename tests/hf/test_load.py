@@ -16,7 +16,8 @@ from jaxalign.errors import UserError
 from jaxalign.hf import load
 from jaxalign.hf.leaf import by_rows
 from jaxalign.hf.load import abstract_params, fingerprint, load_params, load_spec
-from jaxalign.hf.save import merged_tensors, save_base
+from jaxalign.hf.pending import merged_tensors
+from jaxalign.hf.save import save_base
 from jaxalign.model.spec.tensors import base_rows, get_leaf, parameter_count, sizes
 from jaxalign.sharding import make_mesh, shard_tree
 from tests.hf.conftest import HF_MODELS, LLAMA, assert_same_tree, hf_model, random_params

@@ -14,7 +14,8 @@ from jaxalign.errors import UserError
 from jaxalign.hf.files import read_json, write_json
 from jaxalign.hf.load import fingerprint, load_params, load_spec
 from jaxalign.hf.peft import load_peft, save_peft
-from jaxalign.hf.save import copy_files, merged_tensors, save_base
+from jaxalign.hf.pending import merged_tensors
+from jaxalign.hf.save import copy_files, save_base
 from tests.hf.conftest import LLAMA, assert_same_tree, random_lora, random_params
 
 
