@@ -18,9 +18,10 @@ def value_of(record: Record, *either: str) -> Any:
     for name in either:
         if record.fields.get(name) is not None:
             return record.fields[name]
+    way_out = f" Name the column with {record.columns}.{either[0]}=..." if record.columns else ""
     raise UserError(
         f"{record.origin}: this row has no {either[0]!r} (it has: {names(record.fields)})"
-        f"{nearest(either[0], record.fields)} Name the column with task.columns.{either[0]}=..."
+        f"{nearest(either[0], record.fields)}{way_out}"
     )
 
 

@@ -15,7 +15,7 @@ import gzip
 import json
 import re
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -28,6 +28,8 @@ PAIR_FIELDS = ("text0", "text1", "lang0", "lang1")
 # First rows of XX-YY.tsv that name its columns, and what a name of a column looks like.
 HEADINGS = (("source", "target"), ("src", "tgt"), ("text_parallel_0", "text_parallel_1"))
 HEADING = r"(?:text|sentence|sent|segment|source|target|src|tgt|lang(?:uage)?)?[-_ ]?(?:[01]|{})?"
+# A cell in quotes with doubled ones inside, as CSV escapes them and no text has them.
+QUOTED = re.compile(r'"(?=.*"".*")(?:[^"]|"")*"', re.DOTALL)
 HALF = re.compile(r"\\u[dD][89a-fA-F]")  # the escape of half a surrogate pair
 
 
@@ -219,6 +221,7 @@ def _table(path: str, **dialect: Any) -> Iterator[Row]:
                         continue
                 if len(cells) != len(header):
                     raise UserError(f"{origin}: {len(cells)} columns where {len(header)} belong")
+                _check_cells(cells, header, origin, dialect)
                 yield {**languages, **dict(zip(header, cells, strict=True))}, origin
         except csv.Error as error:
             raise UserError(f"{path}:{reader.line_num}: broken table ({error})") from error
@@ -250,6 +253,23 @@ def _header(cells: list[str], languages: Mapping[str, str], origin: str) -> tupl
             f"{origin}: two columns are called {brief(twice)}, and one would be lost; rename one"
         )
     return cells, True
+
+
+def _check_cells(
+    cells: Sequence[str], header: Sequence[str], origin: str, dialect: Mapping[str, Any]
+) -> None:
+    """What no row says, and tables that were put together or written by another tool do."""
+    if len(cells) > 1 and [cells[0].lstrip("\ufeff"), *cells[1:]] == list(header):
+        raise UserError(
+            f"{origin}: the names of the columns stand here again, as where files were put one "
+            "behind the other; remove the line"
+        )
+    quoted = [cell for cell in cells if QUOTED.fullmatch(cell)]
+    if quoted and dialect.get("quoting") == csv.QUOTE_NONE:
+        raise UserError(
+            f"{origin}: {brief(quoted[0])} is quoted as in a CSV file, and quotes in a .tsv are "
+            "text; write the file as .csv, or without quoting"
+        )
 
 
 def _pair_languages(path: str) -> dict[str, str]:

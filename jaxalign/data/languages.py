@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache
 
 LANGUAGE_NAMES = dict(
@@ -81,6 +81,24 @@ def language_name(code: str) -> str:
     script = _script(code)
     unusual = script and script != _script(base_language(code))
     return f"{name} ({SCRIPT_NAMES.get(script, script)})" if unusual else name
+
+
+def namesakes(codes: Iterable[str]) -> dict[str, list[str]]:
+    """Names that stand for several varieties of these codes, by region: {'Persian': ['fa', 'prs']}.
+
+    Two spellings of one variety (`pt`, `pt-BR`, `por_Latn`) are no varieties.
+    """
+    import langcodes
+
+    found: dict[str, dict[str, str]] = {}
+    for code in sorted(codes):
+        try:
+            tag = langcodes.standardize_tag(code, macro=True)
+            likely = langcodes.get(tag).maximize().to_tag()
+        except langcodes.LanguageTagError:
+            continue
+        found.setdefault(language_name(code), {}).setdefault(likely, code)
+    return {name: list(own.values()) for name, own in found.items() if len(own) > 1}
 
 
 def _script(code: str) -> str:

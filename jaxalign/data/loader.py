@@ -37,7 +37,7 @@ from jaxalign.data.batch import (
     cover,
 )
 from jaxalign.data.flat import Layout, own_of
-from jaxalign.data.languages import language_number
+from jaxalign.data.languages import language_number, namesakes
 from jaxalign.data.sampling import Grouped, Packed, Sequential, Shuffled, Slot
 
 Row = TypeVar("Row", Encoded, EncodedPair, EncodedPrompts)
@@ -301,6 +301,11 @@ class TaskStream(Stream[Encoded, TaskBatch]):
         if isinstance(self._order, Packed):
             return dict.fromkeys(self.buckets, self._order.capacity)
         return capacities_of(self.buckets, [(len(row.tokens), row.targets) for row in self.rows])
+
+    @property
+    def namesakes(self) -> dict[str, list[str]]:
+        """Languages of translations that their prompts call by one name; see `languages`."""
+        return namesakes({side for row in self.rows for side in row.languages})
 
     def _spoken(self, row: Encoded) -> tuple[str, ...]:
         return (row.language,)

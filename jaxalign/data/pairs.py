@@ -81,10 +81,11 @@ def to_pair(record: Record) -> Pair:
     else:
         half = next((f for f in FORMS if f[0] in fields or f[1] in fields), FORMS[0])
         missing = half[1] if half[0] in fields else half[0]
+        key = record.columns
+        way_out = f" Name the columns with {key}.text0=... and {key}.text1=..." if key else ""
         raise UserError(
             f"{record.origin}: no sentence pair in this row, {missing!r} is missing (it has: "
-            f"{names(fields)}){nearest(missing, fields)} Name the columns with "
-            f"align.columns.text0=... and align.columns.text1=..."
+            f"{names(fields)}){nearest(missing, fields)}{way_out}"
         )
     wrong = next((name for name in languages if name is not None and type(name) is not str), None)
     if wrong is not None:

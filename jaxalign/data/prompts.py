@@ -15,7 +15,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -46,6 +46,13 @@ class Prompts:
     def language(self) -> str:
         """'de-en'; '' where the rows name no languages."""
         return direction(self.languages)
+
+
+def examples_of(row: Any) -> tuple[Example, ...]:
+    """The examples of which a row consists: an example itself, two prompts; of a pair none."""
+    if isinstance(row, Prompts):
+        return row.student, row.teacher
+    return (row,) if isinstance(row, Example) else ()
 
 
 def two_prompts(records: Sequence[Record], kind: str, pivot: str) -> list[Prompts]:

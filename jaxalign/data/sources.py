@@ -31,6 +31,7 @@ class Record:
     fields: dict[str, Any]
     origin: str
     companion: Companion | None = None
+    columns: str = ""  # the setting that renames its fields, if there is one
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class Companion:
     order: str = "own"
 
 
-def read(source: str, columns: Mapping[str, str] | None = None) -> list[Record]:
+def read(source: str, columns: Mapping[str, str] | None = None, key: str = "") -> list[Record]:
     """All records of one source.
 
     Args:
@@ -50,6 +51,7 @@ def read(source: str, columns: Mapping[str, str] | None = None) -> list[Record]:
         columns: our field name -> the data's; a dotted name reaches into a dict
             (`translation.de`, whose `src` or `tgt` has that language). Fields that are not named
             keep their names.
+        key: the setting that `columns` is, for sentences.
 
     Returns:
         Records in file order; files of a glob in the order of their names.
@@ -59,7 +61,7 @@ def read(source: str, columns: Mapping[str, str] | None = None) -> list[Record]:
     """
     scheme, name = _scheme(source)
     records = [
-        Record(_rename(fields, columns or {}, origin), origin)
+        Record(_rename(fields, columns or {}, origin, key), origin, columns=key)
         for fields, origin in guarded(scheme.rows(name), source, "rows")
     ]
     if not records:
@@ -67,9 +69,11 @@ def read(source: str, columns: Mapping[str, str] | None = None) -> list[Record]:
     return records
 
 
-def read_all(sources: Sequence[str], columns: Mapping[str, str] | None = None) -> list[Record]:
-    """The records of several sources, one after the other."""
-    return [record for source in sources for record in read(source, columns)]
+def read_all(
+    sources: Sequence[str], columns: Mapping[str, str] | None = None, key: str = ""
+) -> list[Record]:
+    """The records of several sources, one after the other; arguments as `read`."""
+    return [record for source in sources for record in read(source, columns, key)]
 
 
 def check_once(sources: Sequence[str], key: str) -> None:
@@ -124,14 +128,16 @@ def names(fields: Mapping[str, Any]) -> str:
     return ", ".join(shown[:20] + (["..."] if len(shown) > 20 else [])) or "no fields"
 
 
-def _rename(fields: dict[str, Any], columns: Mapping[str, str], origin: str) -> dict[str, Any]:
+def _rename(
+    fields: dict[str, Any], columns: Mapping[str, str], origin: str, key: str
+) -> dict[str, Any]:
     out = dict(fields)
     for ours, theirs in columns.items():
         value: Any = fields
         for part in [theirs] if theirs in fields else theirs.split("."):
             if not isinstance(value, Mapping) or part not in value:
                 raise UserError(
-                    f"{origin}: no column {theirs!r} (columns.{ours}); this row has: "
+                    f"{origin}: no column {theirs!r} ({key or 'columns'}.{ours}); this row has: "
                     f"{names(fields)}{nearest(theirs, fields)}"
                 )
             value = value[part]

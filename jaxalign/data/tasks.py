@@ -16,6 +16,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -215,7 +216,8 @@ def _translation(record: Record) -> Example:
     if isinstance(sides, Mapping) and len(sides) == 2 and "src" not in record.fields:
         source, target = sides  # the order of the data: {"cs": ..., "en": ...} is cs -> en
         fields = {"src": sides[source], "tgt": sides[target], "src_lang": source}
-        record = Record({**fields, "tgt_lang": target, **record.fields}, record.origin)
+        fields |= {"tgt_lang": target, **record.fields}
+        record = dataclasses.replace(record, fields=fields)
     source, target = (text_of(record, key) for key in ("src_lang", "tgt_lang"))
     return Example(
         prompt=text_of(record, "src"),

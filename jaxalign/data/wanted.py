@@ -7,7 +7,7 @@ prompts, *_ = wanted_prompts(config)                 # [Prompts, ...] where alig
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from jaxalign.data import sources, tasks
@@ -55,6 +55,24 @@ def wanted_prompts(config: Config, split: str = "train") -> Wanted[Prompts]:
     return prompts, len(both) - len(prompts), (found, len(records))
 
 
+def read_again(
+    config: Config, part: TaskConfig | AlignConfig
+) -> Sequence[tasks.Example | Pair | Prompts]:
+    """The training rows of one of a finished run's two streams, as far as its files have them now.
+
+    There are none where one of its sources is no file (which might be a long download), is gone, or
+    holds other rows.
+    """
+    if not sources.in_files(part.train):
+        return []
+    try:
+        if isinstance(part, TaskConfig):
+            return wanted_examples(config)[0]
+        return (wanted_prompts if part.rows == "prompts" else wanted_pairs)(config)[0]
+    except (UserError, OSError):
+        return []
+
+
 def in_task_languages(
     examples: list[tasks.Example], part: TaskConfig, directed: bool, split: str = "train"
 ) -> list[tasks.Example]:
@@ -87,7 +105,7 @@ def _records(
     named = getattr(part, split)
     if not named:
         raise UserError(f"{name}.{split} names no data; give files, globs, hf:NAME or tfds:NAME")
-    records = sources.read_all(named, part.columns)
+    records = sources.read_all(named, part.columns, f"{name}.columns")
     return transformed(records, part.transforms, f"{name}.transforms", split, seed), len(records)
 
 

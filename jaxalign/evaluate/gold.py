@@ -124,7 +124,7 @@ def _asked(
       given: of the kind and a record, what is rendered.
     """
     kind, wanted = kind_of(config), config.evaluate.languages
-    records = sources.read_all(data, config.evaluate.columns)
+    records = sources.read_all(data, config.evaluate.columns, "evaluate.columns")
     contents = {record.origin: _content(record) for record in records}
     golds = []
     seen: Counter[str] = Counter()
@@ -176,7 +176,8 @@ def solved_examples(config: Config) -> Shots:
     kind = kind_of(config)
     if not config.task.train:
         raise UserError("evaluate.shots: the solved rows come from task.train, which is empty")
-    records = _transformed(config, sources.read_all(config.task.train, config.task.columns))
+    read = sources.read_all(config.task.train, config.task.columns, "task.columns")
+    records = _transformed(config, read)
     rendered = [render(kind, record) for record in records]
     directed = kind == "translation"
     groups: dict[str, list[Example]] = {}

@@ -14,10 +14,10 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from jaxalign.data.example import Example
-from jaxalign.data.sources import in_files
+from jaxalign.data.pairs import Pair
+from jaxalign.data.prompts import examples_of
 from jaxalign.data.template import recorded
-from jaxalign.data.wanted import wanted_examples, wanted_pairs, wanted_prompts
-from jaxalign.errors import UserError
+from jaxalign.data.wanted import read_again
 from jaxalign.evaluate.entrants import Entrant
 from jaxalign.evaluate.gold import read_golds
 from jaxalign.hf.find import locate
@@ -63,21 +63,13 @@ def trained(had: Config) -> Trained:
     rows: set[Said] = set()
     texts: set[str] = set()
     for part in (had.task, had.align):
-        if not part.weight or not part.train or not in_files(part.train):
-            continue
-        try:
-            if part is had.task:
-                rows.update(map(_said, wanted_examples(had)[0]))
-            elif had.align.rows == "prompts":
-                prompts = wanted_prompts(had)[0]
-                rows.update(_said(one) for both in prompts for one in (both.student, both.teacher))
+        for row in read_again(had, part) if part.weight > 0 and part.train else ():
+            if isinstance(row, Pair):
+                sides = _plain(row.source), _plain(row.target)
+                rows.update((sides, sides[::-1]))
+                texts.update(sides)
             else:
-                for pair in wanted_pairs(had)[0]:
-                    sides = _plain(pair.source), _plain(pair.target)
-                    rows.update((sides, sides[::-1]))
-                    texts.update(sides)
-        except UserError:  # a file that is gone, or another folder than the run's
-            continue
+                rows.update(map(_said, examples_of(row)))
     return Trained(frozenset(rows), frozenset(texts))
 
 

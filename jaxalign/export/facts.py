@@ -19,14 +19,12 @@ from typing import Any
 
 from jaxalign.adapters import Adapter
 from jaxalign.base import decoding_of
-from jaxalign.data import sources, tasks
+from jaxalign.data import sources
 from jaxalign.data.chat import instruction
-from jaxalign.data.example import Example
 from jaxalign.data.languages import base_language, split_direction
-from jaxalign.data.pairs import Pair, to_pair
-from jaxalign.data.prompts import Prompts, two_prompts
+from jaxalign.data.prompts import examples_of
 from jaxalign.data.template import Template, joins
-from jaxalign.data.transforms import transformed
+from jaxalign.data.wanted import read_again
 from jaxalign.errors import UserError
 from jaxalign.export.scores import scores_of
 from jaxalign.export.source import Source
@@ -318,13 +316,13 @@ def streams(config: Config) -> Iterator[Stream]:
     for name, part in parts:
         if part.weight <= 0 or not part.train:
             continue
-        rows = _rows(config, part)
+        rows = read_again(config, part)
         directed = isinstance(part, TaskConfig) and part.kind == "translation"
         named = [
             (row.language, getattr(row, "languages", None) or _sides(row.language, directed))
             for row in rows
         ]
-        asked = [one for row in rows for one in _asked(row) if not one.finished]
+        asked = [one for row in rows for one in examples_of(row) if not one.finished]
         systems = frozenset(instruction(one, config.prompt.system) for one in asked)
         counts = Counter(language for language, _ in named if language)
         if part.languages:  # the training saw these only, and made sure that each has rows
@@ -339,29 +337,6 @@ def streams(config: Config) -> Iterator[Stream]:
             frozenset(filter(CODE.fullmatch, map(base_language, {c for _, s in named for c in s}))),
             systems - {""},
         )
-
-
-def _rows(config: Config, part: TaskConfig | AlignConfig) -> list[Any]:
-    """Its examples, pairs or prompts; none where they are not files, or not these any more."""
-    if any(_scheme(one) for one in part.train):
-        return []  # not worth a download
-    try:
-        records = sources.read_all(part.train, part.columns)
-        records = transformed(records, part.transforms, "transforms", "train", config.seed)
-        if isinstance(part, TaskConfig):
-            return [tasks.render(part.kind, record) for record in records]
-        if part.rows == "prompts":
-            return two_prompts(records, config.task.kind, part.pivot)
-        return [to_pair(record) for record in records]
-    except (UserError, OSError):
-        return []
-
-
-def _asked(row: Example | Pair | Prompts) -> tuple[Example, ...]:
-    """The examples of which a row consists; a pair asks nothing."""
-    if isinstance(row, Prompts):
-        return row.student, row.teacher
-    return (row,) if isinstance(row, Example) else ()
 
 
 def _sides(language: str, directed: bool) -> tuple[str, ...]:

@@ -8,6 +8,7 @@ from jaxalign.data.languages import (
     base_language,
     find_language,
     language_name,
+    namesakes,
     resource_class,
     split_direction,
 )
@@ -28,6 +29,18 @@ def test_a_language_in_two_scripts_has_two_names():
     assert language_name("srp_Cyrl") == language_name("sr") == "Serbian"
     assert language_name("kk-Mong") == "Kazakh (Mong)"
     assert language_name("de-st") == "German"
+
+
+@pytest.mark.parametrize(
+    "codes, named",
+    [
+        ("pes_Arab prs_Arab eng_Latn", {"Persian": ["pes_Arab", "prs_Arab"]}),
+        ("pt-BR pt-PT de", {"Portuguese": ["pt-BR", "pt-PT"]}),
+        ("pt pt-BR por_Latn es es-ES zh zho_Hant zho_Hans sr srp_Latn xx", {}),
+    ],
+)
+def test_varieties_that_prompts_call_by_one_name(codes, named):
+    assert namesakes({*codes.split(), "", "Brazilian Portuguese"}) == named
 
 
 @pytest.mark.parametrize(

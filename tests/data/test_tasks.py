@@ -132,7 +132,7 @@ def test_rows_are_left_alone():
             {"utterance": "x", "intent": "alarm", "target": "time:nine; place: Rome"},
             "'time:nine' of 'target' is no 'type: words' and would be lost",
         ),
-        ("slots", {"slots": []}, "no 'utterance'.*task.columns.utterance="),
+        ("slots", {"slots": []}, "no 'utterance'"),
         ("slots", {"utterance": "x", "slots": ["a"]}, r"data\.jsonl:7: 'a' is not a \[type, words"),
         ("intent_slots", {"utterance": "x", "slots": []}, "no 'intent'"),
         ("translation", {"src": "a", "tgt": "b", "src_lang": "de"}, "no 'tgt_lang'"),

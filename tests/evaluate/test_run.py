@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from jaxalign.base import open_base
+from jaxalign.data.wanted import wanted_examples, wanted_pairs
 from jaxalign.errors import UserError
 from jaxalign.evaluate import comparable
 from jaxalign.evaluate import run as running
@@ -367,6 +368,18 @@ def test_columns_of_the_training_are_not_those_of_an_evaluation(judged, adapters
     renamed = "task.columns={utterance: better}"
     assert told(renamed) == [True, True]
     assert told() == told(renamed, "evaluate.columns={utterance: utterance}") == [False, False]
+
+
+@pytest.mark.parametrize("name", ["task", "align", "evaluate"])
+def test_the_sentence_about_a_column_names_the_setting_that_helps(judged, tmp_path, name):
+    file = tmp_path / "rows.jsonl"
+    file.write_text(
+        json.dumps({"sentence": "x", "text1": "y", "intent": "a", "slots": []}) + "\n", "utf-8"
+    )
+    config = judged(f"task.train=[{file}]", f"align.train=[{file}]", f"evaluate.data=[{file}]")
+    read = {"task": wanted_examples, "align": wanted_pairs, "evaluate": read_golds}[name]
+    with pytest.raises(UserError, match=rf"{name}\.columns\.(utterance|text0)=\.\.\."):
+        read(config)
 
 
 @pytest.mark.parametrize(
