@@ -127,12 +127,14 @@ def _spans(record: Record, items: Any) -> list[Span]:
 def slot_spans(record: Record) -> list[Span]:
     """The (type, words) of a row: its `slots`, its `annot_utt` or its ready `target`.
 
+    Without blanks around either, as `parse_slots` reads them from an answer.
+
     Raises:
         UserError: none of them is there, or it is not what it should be.
     """
     fields = record.fields
     if fields.get("slots") is not None:
-        return _spans(record, fields["slots"])
+        return [(kind.strip(), words.strip()) for kind, words in _spans(record, fields["slots"])]
     if fields.get("annot_utt") is not None:
         parts = (part.partition(":") for part in _annotations(record))
         return [(kind.strip(), words.strip()) for kind, _, words in parts]
@@ -157,6 +159,20 @@ def format_slots(spans: Sequence[Span]) -> str:
     return BETWEEN.join(f"{kind}: {words}" for kind, words in spans) or NOTHING
 
 
+def _answer(record: Record, spans: Sequence[Span]) -> str:
+    """`format_slots` of a row's slots, which `parse_slots` gives back."""
+    answer = format_slots(spans)
+    if parse_slots(answer) != list(spans):
+        lost = next(span for span in spans if parse_slots(format_slots([span])) != [span])
+        raise UserError(
+            f"{record.origin}: the slot {brief(list(lost))} cannot be read back from an answer, "
+            f"where {BETWEEN!r} ends its words and the first ': ' its type, so that no answer "
+            "could be right; name its type without them, and make two slots of such words or "
+            "change them in the row's text, too"
+        )
+    return answer
+
+
 def _slots(record: Record) -> Example:
     # A ready target is taken as it is, so that any wording of one's own survives.
     target = record.fields.get("target")
@@ -167,7 +183,7 @@ def _slots(record: Record) -> Example:
         target = string_of(record, "target")
     return Example(
         prompt=text_of(record, "utterance", "utt"),
-        answer=target if target is not None else format_slots(slot_spans(record)),
+        answer=target if target is not None else _answer(record, slot_spans(record)),
         language=language_of(record),
         system=SLOTS_SYSTEM,
         origin=record.origin,
@@ -177,7 +193,7 @@ def _slots(record: Record) -> Example:
 def _intent(record: Record, spans: Sequence[Span] = (), system: str = INTENT_SYSTEM) -> Example:
     return Example(
         prompt=text_of(record, "utterance", "utt"),
-        answer=format_slots([(INTENT, _intent_name(record)), *spans]),
+        answer=_answer(record, [(INTENT, _intent_name(record)), *spans]),
         language=language_of(record),
         system=system,
         origin=record.origin,
@@ -193,7 +209,7 @@ def _intent_name(record: Record) -> str:
             f"{record.origin}: the intent {brief(name)} contains {BETWEEN!r}, which ends it in an "
             "answer, so that no answer could be right; give it another name"
         )
-    return name
+    return name.strip()
 
 
 def _intent_slots(record: Record) -> Example:
