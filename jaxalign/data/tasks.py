@@ -1,6 +1,7 @@
 """Tasks: a record becomes a prompt and an answer, and an answer becomes a structure again.
 
-`TASKS` has one row per kind. The answers are plain text a model can write:
+`TASKS` has one row per kind, with all that is said of it but its scorer, which `evaluate` knows
+(`evaluate/scorers.py`). The answers are plain text a model can write:
 
     slots         datetime: tomorrow; location: New York        (None where there are none)
     intent        intent: weather/find
@@ -49,8 +50,13 @@ class Command(NamedTuple):
 class Task:
     """One kind of task."""
 
+    words: str  # what a model card calls it
     render: Callable[[Record], Example]
     parse: Callable[[str], Any]
+    blank: Mapping[str, object]  # the fields of an answer, for a row that is asked without one
+    asked: str | None  # the field that a prompt of the command line fills; None: it is not enough
+    copied: bool = False  # whether answers are words of the row's own text
+    directed: bool = False  # whether a row's language is the direction of a translation, 'de-en'
 
 
 SLOTS_SYSTEM = (
@@ -335,14 +341,40 @@ def _entity(item: Any) -> list[Span]:
 
 
 TASKS: dict[str, Task] = {
-    "rows": Task(_rows, str.strip),
-    "slots": Task(_slots, parse_slots),
-    "intent": Task(_intent, parse_intent_slots),
-    "intent_slots": Task(_intent_slots, parse_intent_slots),
-    "translation": Task(_translation, str.strip),
-    "ner": Task(_ner, parse_entities),
-    "choice": Task(choice, str.strip),
-    "text": Task(_plain_text, str.strip),
+    "rows": Task(
+        "rows with prompts of their own", _rows, str.strip, blank={"text": "-"}, asked="prefix"
+    ),
+    "slots": Task(
+        "slot filling", _slots, parse_slots, blank={"slots": []}, asked="utterance", copied=True
+    ),
+    "intent": Task(
+        "intent classification",
+        _intent,
+        parse_intent_slots,
+        blank={"intent": "-"},
+        asked="utterance",
+    ),
+    "intent_slots": Task(
+        "intents and slots",
+        _intent_slots,
+        parse_intent_slots,
+        blank={"intent": "-", "slots": []},
+        asked="utterance",
+        copied=True,
+    ),
+    "translation": Task(
+        "translation", _translation, str.strip, blank={"tgt": "-"}, asked=None, directed=True
+    ),
+    "ner": Task(
+        "named entities as JSON",
+        _ner,
+        parse_entities,
+        blank={"entities": []},
+        asked="text",
+        copied=True,
+    ),
+    "choice": Task("multiple choice", choice, str.strip, blank={"answer": 0}, asked=None),
+    "text": Task("texts, every token of them", _plain_text, str.strip, blank={}, asked=None),
 }
 
 

@@ -15,17 +15,12 @@ from jaxalign.data.tasks import (
     slot_spans,
 )
 from jaxalign.errors import UserError
-from jaxalign.settings.data import KINDS
 
 SPANS = [("datetime", "at nine: sharp"), ("reminder/todo", "buy milk")]
 
 
 def record(**fields):
     return Record(fields, "data.jsonl:7")
-
-
-def test_the_configuration_offers_every_kind():
-    assert set(KINDS) == set(TASKS)
 
 
 @pytest.mark.parametrize(
