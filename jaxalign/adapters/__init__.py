@@ -7,10 +7,11 @@
     save_peft('out', trained, spec, adapter)                   # jaxalign.hf.peft: any kind
     trained, adapter = load_peft('out', spec)
 
-A kind is one file with a frozen, hashable dataclass that has the methods of `Adapter`, and a row of
-`KINDS`. A class that derives from `Adapter` inherits what most kinds share. LoRA and DoRA change
-projections (`project`), a prefix hands more keys and values to a block's attention (`per_block`),
-soft prompts and a pool of them bring vectors in front of the embeddings (`prompt`).
+A kind is one file with a frozen, hashable dataclass that has the methods of `Adapter`, a row of
+`KINDS`, and its word among the choices of `adapter.kind` in `settings/model.py`. A class that
+derives from `Adapter` inherits what most kinds share. LoRA and DoRA change projections (`project`),
+a prefix hands more keys and values to a block's attention (`per_block`), soft prompts and a pool of
+them bring vectors in front of the embeddings (`prompt`).
 """
 
 from __future__ import annotations

@@ -68,8 +68,8 @@ def two_prompts(records: Sequence[Record], kind: str, pivot: str) -> list[Prompt
             whose language is the same, an item without the pivot, no other language.
     """
     examples = [tasks.render(kind, record) for record in records]
-    spoken = [split_direction(e.language)[0] if kind == "translation" else e.language
-              for e in examples]  # fmt: skip
+    directed = tasks.TASKS[kind].directed
+    spoken = [split_direction(e.language)[0] if directed else e.language for e in examples]
     if not pivot:
         return [Prompts(e, e, (name, name)) for e, name in zip(examples, spoken, strict=True)]
     known: dict[str, dict[str, Example]] = {}

@@ -97,7 +97,7 @@ def stream_of(
     Raises:
         UserError: rows of which no token of an answer is left.
     """
-    directed = config.task.kind == "translation"
+    directed = tasks.TASKS[config.task.kind].directed
     limit = min(config.batch.max_length, tokenizer.model_max_length)
     encoded = encode_examples(
         examples, tokenizer, config.prompt.template, config.prompt.system, limit

@@ -1,6 +1,7 @@
 """Tasks: a record becomes a prompt and an answer, and an answer becomes a structure again.
 
-`TASKS` has one row per kind. The answers are plain text a model can write:
+`TASKS` has one row per kind, with all that is said of it but its scorer, which `evaluate` knows
+(`evaluate/scorers.py`). The answers are plain text a model can write:
 
     slots         datetime: tomorrow; location: New York        (None where there are none)
     intent        intent: weather/find
@@ -50,8 +51,13 @@ class Command(NamedTuple):
 class Task:
     """One kind of task."""
 
+    words: str  # what a model card calls it
     render: Callable[[Record], Example]
     parse: Callable[[str], Any]
+    blank: Mapping[str, object]  # the fields of an answer, for a row that is asked without one
+    asked: str | None  # the field that a prompt of the command line fills; None: it is not enough
+    copied: bool = False  # whether answers are words of the row's own text
+    directed: bool = False  # whether a row's language is the direction of a translation, 'de-en'
 
 
 SLOTS_SYSTEM = (
@@ -128,12 +134,14 @@ def _spans(record: Record, items: Any) -> list[Span]:
 def slot_spans(record: Record) -> list[Span]:
     """The (type, words) of a row: its `slots`, its `annot_utt` or its ready `target`.
 
+    Without blanks around either, as `parse_slots` reads them from an answer.
+
     Raises:
         UserError: none of them is there, or it is not what it should be.
     """
     fields = record.fields
     if fields.get("slots") is not None:
-        return _spans(record, fields["slots"])
+        return [(kind.strip(), words.strip()) for kind, words in _spans(record, fields["slots"])]
     if fields.get("annot_utt") is not None:
         parts = (part.partition(":") for part in _annotations(record))
         return [(kind.strip(), words.strip()) for kind, _, words in parts]
@@ -158,6 +166,20 @@ def format_slots(spans: Sequence[Span]) -> str:
     return BETWEEN.join(f"{kind}: {words}" for kind, words in spans) or NOTHING
 
 
+def _answer(record: Record, spans: Sequence[Span]) -> str:
+    """`format_slots` of a row's slots, which `parse_slots` gives back."""
+    answer = format_slots(spans)
+    if parse_slots(answer) != list(spans):
+        lost = next(span for span in spans if parse_slots(format_slots([span])) != [span])
+        raise UserError(
+            f"{record.origin}: the slot {brief(list(lost))} cannot be read back from an answer, "
+            f"where {BETWEEN!r} ends its words and the first ': ' its type, so that no answer "
+            "could be right; name its type without them, and make two slots of such words or "
+            "change them in the row's text, too"
+        )
+    return answer
+
+
 def _slots(record: Record) -> Example:
     # A ready target is taken as it is, so that any wording of one's own survives.
     target = record.fields.get("target")
@@ -168,7 +190,7 @@ def _slots(record: Record) -> Example:
         target = string_of(record, "target")
     return Example(
         prompt=text_of(record, "utterance", "utt"),
-        answer=target if target is not None else format_slots(slot_spans(record)),
+        answer=target if target is not None else _answer(record, slot_spans(record)),
         language=language_of(record),
         system=SLOTS_SYSTEM,
         origin=record.origin,
@@ -178,7 +200,7 @@ def _slots(record: Record) -> Example:
 def _intent(record: Record, spans: Sequence[Span] = (), system: str = INTENT_SYSTEM) -> Example:
     return Example(
         prompt=text_of(record, "utterance", "utt"),
-        answer=format_slots([(INTENT, _intent_name(record)), *spans]),
+        answer=_answer(record, [(INTENT, _intent_name(record)), *spans]),
         language=language_of(record),
         system=system,
         origin=record.origin,
@@ -194,7 +216,7 @@ def _intent_name(record: Record) -> str:
             f"{record.origin}: the intent {brief(name)} contains {BETWEEN!r}, which ends it in an "
             "answer, so that no answer could be right; give it another name"
         )
-    return name
+    return name.strip()
 
 
 def _intent_slots(record: Record) -> Example:
@@ -321,14 +343,40 @@ def _entity(item: Any) -> list[Span]:
 
 
 TASKS: dict[str, Task] = {
-    "rows": Task(_rows, str.strip),
-    "slots": Task(_slots, parse_slots),
-    "intent": Task(_intent, parse_intent_slots),
-    "intent_slots": Task(_intent_slots, parse_intent_slots),
-    "translation": Task(_translation, str.strip),
-    "ner": Task(_ner, parse_entities),
-    "choice": Task(choice, str.strip),
-    "text": Task(_plain_text, str.strip),
+    "rows": Task(
+        "rows with prompts of their own", _rows, str.strip, blank={"text": "-"}, asked="prefix"
+    ),
+    "slots": Task(
+        "slot filling", _slots, parse_slots, blank={"slots": []}, asked="utterance", copied=True
+    ),
+    "intent": Task(
+        "intent classification",
+        _intent,
+        parse_intent_slots,
+        blank={"intent": "-"},
+        asked="utterance",
+    ),
+    "intent_slots": Task(
+        "intents and slots",
+        _intent_slots,
+        parse_intent_slots,
+        blank={"intent": "-", "slots": []},
+        asked="utterance",
+        copied=True,
+    ),
+    "translation": Task(
+        "translation", _translation, str.strip, blank={"tgt": "-"}, asked=None, directed=True
+    ),
+    "ner": Task(
+        "named entities as JSON",
+        _ner,
+        parse_entities,
+        blank={"entities": []},
+        asked="text",
+        copied=True,
+    ),
+    "choice": Task("multiple choice", choice, str.strip, blank={"answer": 0}, asked=None),
+    "text": Task("texts, every token of them", _plain_text, str.strip, blank={}, asked=None),
 }
 
 

@@ -34,7 +34,7 @@ def wanted_examples(config: Config, split: str = "train") -> Wanted[tasks.Exampl
     """
     records, found = _records(config.task, "task", split, config.seed)
     rendered = [tasks.render(config.task.kind, record) for record in records]
-    directed = config.task.kind == "translation"
+    directed = tasks.TASKS[config.task.kind].directed
     examples = in_task_languages(rendered, config.task, directed, split)
     return examples, len(rendered) - len(examples), (found, len(records))
 

@@ -16,28 +16,18 @@ from collections.abc import Callable, Collection, Sequence
 from jaxalign.base import open_base
 from jaxalign.checksums import text_digest
 from jaxalign.data import sources
-from jaxalign.data.tasks import Example, render
+from jaxalign.data.tasks import TASKS, Example, render
 from jaxalign.data.transforms import transformed
 from jaxalign.data.wanted import in_task_languages
 from jaxalign.errors import UserError
 from jaxalign.evaluate.measure import Gold
 from jaxalign.settings import Config
+from jaxalign.settings.data import UNJUDGED
 
 Golds = dict[str, list[Gold]]  # language -> its rows, in the order of the data
 # Solved prompts and answers by what they stand before: a direction of translations, or ANY row.
 Shots = dict[str, tuple[tuple[str, str], ...]]
 ANY = ""
-# What a row without an answer is rendered with, where only the question is wanted.
-BLANK: dict[str, dict[str, object]] = {
-    "rows": {"text": "-"},
-    "slots": {"slots": []},
-    "intent": {"intent": "-"},
-    "intent_slots": {"intent": "-", "slots": []},
-    "translation": {"tgt": "-"},
-    "ner": {"entities": []},
-    "choice": {"answer": 0},
-}
-COPIED = ("slots", "intent_slots", "ner")  # kinds whose answers are words of the row's text
 
 
 def kind_of(config: Config) -> str:
@@ -46,10 +36,10 @@ def kind_of(config: Config) -> str:
     Raises:
       UserError: texts, which ask nothing.
     """
-    if config.judged == "text":
+    if config.judged in UNJUDGED:
         raise UserError(
-            "evaluate.kind: rows of kind text ask nothing that a model could answer; name the kind "
-            "of the rows of evaluate.data, as in evaluate.kind=choice"
+            f"evaluate.kind: rows of kind {config.judged} ask nothing that a model could answer; "
+            "name the kind of the rows of evaluate.data, as in evaluate.kind=choice"
         )
     return config.judged
 
@@ -160,8 +150,7 @@ def _transformed(config: Config, records: list[sources.Record]) -> list[sources.
 def _unsolved(kind: str, record: sources.Record) -> sources.Record:
     """The row with an answer that it may lack."""
     fields = {name: value for name, value in record.fields.items() if value is not None}
-    solved = {"target", "annot_utt", "translation"} & fields.keys()
-    return dataclasses.replace(record, fields=fields if solved else BLANK[kind] | fields)
+    return dataclasses.replace(record, fields={**TASKS[kind].blank, **fields})
 
 
 def solved_examples(config: Config) -> Shots:
@@ -179,7 +168,7 @@ def solved_examples(config: Config) -> Shots:
     read = sources.read_all(config.task.train, config.task.columns, "task.columns")
     records = _transformed(config, read)
     rendered = [render(kind, record) for record in records]
-    directed = kind == "translation"
+    directed = TASKS[kind].directed
     groups: dict[str, list[Example]] = {}
     for example in in_task_languages(rendered, config.task, directed):
         groups.setdefault(example.language if directed else ANY, []).append(example)
@@ -224,7 +213,7 @@ def _check_turns(example: Example) -> None:
 
 def _check_copied(kind: str, example: Example) -> None:
     """Refuses a row whose answer cannot be found in it."""
-    if example.answered_in and kind in COPIED:
+    if example.answered_in and TASKS[kind].copied:
         raise UserError(
             f"{example.origin}: answers of kind {kind} copy words of the row's own text, but "
             f"evaluate.transforms asks for this one in {example.answered_in!r}; remove "

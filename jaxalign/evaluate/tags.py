@@ -151,7 +151,7 @@ def _given_places(gold: Gold, given: Any, spans: Sequence[Span]) -> list[tuple[i
     pairs = given if isinstance(given, list) else []
     for pair, (label, words) in zip(pairs, spans, strict=False):
         whole = isinstance(pair, list) and len(pair) == 2 and all(type(n) is int for n in pair)
-        if whole and pair[0] >= 0 and command[pair[0] : pair[1]] == words:
+        if whole and pair[0] >= 0 and command[pair[0] : pair[1]].strip() == words:
             places.append((pair[0], pair[1], label))
     if len(places) != len(spans) or len(pairs) != len(spans):
         raise UserError(

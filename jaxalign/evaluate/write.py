@@ -13,12 +13,12 @@ from pathlib import Path
 
 from jaxalign.base import open_base
 from jaxalign.data.sources import Record
-from jaxalign.data.tasks import render
+from jaxalign.data.tasks import TASKS, render
 from jaxalign.errors import UserError
 from jaxalign.evaluate.answers import answer
 from jaxalign.evaluate.ask import answers
 from jaxalign.evaluate.entrants import Entrant
-from jaxalign.evaluate.gold import BLANK, columns_note, kind_of, questions
+from jaxalign.evaluate.gold import columns_note, kind_of, questions
 from jaxalign.evaluate.measure import Gold
 from jaxalign.evaluate.predictions import write_rows
 from jaxalign.evaluate.prepare import prepare, tell
@@ -26,14 +26,6 @@ from jaxalign.multihost import is_main
 from jaxalign.paths import check_file
 from jaxalign.settings import Config
 from jaxalign.terminal import console, say, visible
-
-ASKED = {  # the field that a prompt of the command line fills
-    "rows": "prefix",
-    "slots": "utterance",
-    "intent": "utterance",
-    "intent_slots": "utterance",
-    "ner": "text",
-}
 
 
 def write(
@@ -96,8 +88,10 @@ def _write(path: Path, golds: Sequence[Gold], texts: Sequence[str]) -> None:
 
 def _asked(config: Config, text: str) -> Record:
     kind = kind_of(config)
-    if kind not in ASKED:
+    task = TASKS[kind]
+    if task.asked is None:
         raise UserError(
-            f"--prompt does not say enough for {kind} (which languages?); give rows with --data"
+            f"--prompt does not say enough for {kind}, whose rows hold more than a text; give rows "
+            "with --data"
         )
-    return Record(BLANK[kind] | {ASKED[kind]: text}, "--prompt")
+    return Record({**task.blank, task.asked: text}, "--prompt")

@@ -19,7 +19,7 @@ from typing import Any
 
 from jaxalign.adapters import Adapter
 from jaxalign.base import decoding_of
-from jaxalign.data import sources
+from jaxalign.data import sources, tasks
 from jaxalign.data.chat import instruction
 from jaxalign.data.languages import base_language, split_direction
 from jaxalign.data.prompts import examples_of
@@ -39,16 +39,6 @@ from jaxalign.train.phases import PHASES, facts_of
 from jaxalign.train.phases.align import reads
 
 CODE = re.compile(r"[a-z]{2,3}")
-KINDS = {
-    "rows": "rows with prompts of their own",
-    "slots": "slot filling",
-    "intent": "intent classification",
-    "intent_slots": "intents and slots",
-    "translation": "translation",
-    "ner": "named entities as JSON",
-    "choice": "multiple choice",
-    "text": "texts, every token of them",
-}
 PROMPTS = {
     "chat": "the tokenizer's chat template",
     "llama3_paper": (
@@ -247,7 +237,7 @@ def _is_aligned(config: Config) -> bool:
 def _summary(config: Config) -> str:
     on = []
     if config.task.weight > 0:
-        on.append(f"fine-tuned for {KINDS.get(config.task.kind, config.task.kind)}")
+        on.append(f"fine-tuned for {tasks.TASKS[config.task.kind].words}")
     if config.align.weight > 0:
         place = "".join(
             " after the final norm" if layer == FINAL else f" at layer {layer}"
@@ -317,7 +307,7 @@ def streams(config: Config) -> Iterator[Stream]:
         if part.weight <= 0 or not part.train:
             continue
         rows = read_again(config, part)
-        directed = isinstance(part, TaskConfig) and part.kind == "translation"
+        directed = isinstance(part, TaskConfig) and tasks.TASKS[part.kind].directed
         named = [
             (row.language, getattr(row, "languages", None) or _sides(row.language, directed))
             for row in rows

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from jaxalign.bounds import setting
-from jaxalign.settings.data import KINDS
+from jaxalign.settings.data import KINDS, UNJUDGED
 
 
 @dataclass
@@ -50,7 +50,7 @@ class EvaluateConfig:
     kind: str = setting(
         "task",
         "as `task.kind`; `task`: the same",
-        choices=("task", *(kind for kind in KINDS if kind != "text")),
+        choices=("task", *(kind for kind in KINDS if kind not in UNJUDGED)),
     )
     columns: dict[str, str] = setting({}, "our field name: the data's")
     transforms: list[Any] = setting(

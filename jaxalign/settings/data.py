@@ -9,6 +9,7 @@ from jaxalign.bounds import setting
 
 AUTO = "auto"  # align.layer=auto: the layer where a probe of the base finds retrieval best
 KINDS = ("rows", "slots", "intent", "intent_slots", "translation", "ner", "choice", "text")
+UNJUDGED = ("text",)  # kinds without a scorer: nothing is answered
 UNASKED = ("rows", "text")  # kinds whose rows get no template: nobody is asked
 HALVED = ("maml", "fomaml", "reptile")  # rules that learn from a half of each micro-batch
 SAMPLING = ("proportional", "uniform", "temperature")

@@ -12,6 +12,7 @@ from jaxalign.hf.load import load_params, load_spec
 from jaxalign.hf.peft import load_peft, save_peft
 from jaxalign.model.decoder import Decoder
 from jaxalign.model.spec.tensors import TARGETS, sizes
+from jaxalign.settings import abouts
 from jaxalign.sharding import make_mesh
 from jaxalign.train.loop import train
 
@@ -70,11 +71,23 @@ class Scale(Adapter):
         return {"blocks": blocks}, cls()
 
 
+def test_settings_name_every_kind():
+    """The settings, which import nothing, list the same words."""
+    choices = {key: about.bounds.choices for key, about in abouts()}
+    assert {*choices["adapter.kind"], *choices["lora.variant"]} == set(KINDS), (
+        "KINDS of jaxalign/adapters/__init__.py and the choices of adapter.kind and lora.variant "
+        "in jaxalign/settings/model.py must name the same kinds"
+    )
+    assert {word: kind.kind for word, kind in KINDS.items()} == {word: word for word in KINDS}
+
+
 def test_another_kind_needs_one_file(configure, base, tmp_path, monkeypatch):
-    monkeypatch.setitem(KINDS, "lora", Scale)  # its row in the table
+    monkeypatch.setitem(KINDS, Scale.kind, Scale)  # its row in the table
     mesh = make_mesh(1, 2, 1, 1, devices=jax.devices()[:2])
     monkeypatch.setattr("jaxalign.base.make_mesh", lambda *_: mesh)
-    result = train(configure("train.steps=2", "train.eval_every=0"))
+    config = configure("train.steps=2", "train.eval_every=0")
+    config.adapter.kind = Scale.kind  # its word in the settings
+    result = train(config)
     spec = load_spec(base)
     trained, adapter = load_peft(result.adapter, spec)
     assert adapter == Scale()

@@ -12,19 +12,15 @@ from jaxalign.data.tasks import (
     parse_intent_slots,
     parse_slots,
     render,
+    slot_spans,
 )
 from jaxalign.errors import UserError
-from jaxalign.settings.data import KINDS
 
 SPANS = [("datetime", "at nine: sharp"), ("reminder/todo", "buy milk")]
 
 
 def record(**fields):
     return Record(fields, "data.jsonl:7")
-
-
-def test_the_configuration_offers_every_kind():
-    assert set(KINDS) == set(TASKS)
 
 
 @pytest.mark.parametrize(
@@ -74,6 +70,36 @@ def test_intent_comes_first_and_only_there():
 def test_an_intent_that_no_answer_could_name_is_refused(kind):
     row = record(utterance="x", intent="play; music", slots=[])
     with pytest.raises(UserError, match="intent 'play; music' contains '; '"):
+        render(kind, row)
+
+
+@pytest.mark.parametrize("kind", ["slots", "intent_slots"])
+@pytest.mark.parametrize(
+    "given, spans",
+    [
+        (["time ", "nine"], ("time", "nine")),
+        (["time", " nine\u00a0"], ("time", "nine")),
+        (["todo", "me: call mom"], ("todo", "me: call mom")),
+        (["todo", "milk;"], ("todo", "milk;")),
+        (["song", "None"], ("song", "None")),
+    ],
+)
+def test_the_slots_of_a_row_are_read_from_its_answer(kind, given, spans):
+    """Blanks around a type and its words are no part of either, as in what a model writes."""
+    row = record(utterance="x", intent="alarm", slots=[given, ["last", "one"]])
+    wanted = [spans, ("last", "one")]
+    found = TASKS[kind].parse(render(kind, row).answer)
+    assert found == (wanted if kind == "slots" else Command("alarm", wanted))
+    assert slot_spans(row) == wanted
+
+
+@pytest.mark.parametrize("kind", ["slots", "intent_slots"])
+@pytest.mark.parametrize(
+    "slot", [("todo", "papa; sara"), ("time: at", "nine"), ("time; place", "nine")]
+)
+def test_slots_that_no_answer_could_say_are_refused(kind, slot):
+    row = record(utterance="x", intent="alarm", slots=[["last", "one"], list(slot)])
+    with pytest.raises(UserError, match=r"data\.jsonl:7: the slot \['t.* cannot be read back"):
         render(kind, row)
 
 

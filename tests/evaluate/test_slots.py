@@ -167,6 +167,15 @@ def test_places_that_are_not_those_of_the_words_are_told(places):
         score_slots([wake(char_spans=places)], [RIGHT])
 
 
+def test_reference_answers_of_slots_with_blanks_around_are_right():
+    """Neither the type nor the words have them, whether their places are given or searched."""
+    slots = [["datetime ", " at nine "], ["reminder/todo", "gas\u00a0"]]
+    places = {}, {"char_spans": [[7, 16], [20, 23]]}
+    rows = [gold(utterance="Wake me at nine for gas.", slots=slots, **more) for more in places]
+    found = score_slots(rows, [row.example.answer for row in rows])
+    assert [measure.value for measure in found.measures] == [100] * 5
+
+
 def test_chinese_by_character_with_the_leak_and_mended():
     row = gold("zh-CN", utt="播放 hello 歌 吧", annot_utt="播放 [song : hello] 歌 吧")
     assert tag_command(row).labels == ["Other", "Other", "song", "song", "song"]
