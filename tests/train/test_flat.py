@@ -122,7 +122,6 @@ WORDS = {
     "last": ("align.pooling=last", "align.detach=target"),
     "all that an objective may see": (f"task.objective={__name__}:curious",),
     "a row each": (f"task.objective={__name__}:each_row",),
-    "a row each, cached": (f"task.objective={__name__}:each_row", "task.rule=cached"),
     "cka and drift": (
         "objectives=[{objective: cka, phase: align}, {objective: drift, phase: align}]",
     ),
