@@ -338,7 +338,7 @@ def _facts(one: Outcome, layers: dict[str, Any], bases: Bases) -> report.Facts:
     return report.Facts(
         seed=one.trial.seed,
         candidate=one.trial.candidate,
-        parameters=adapter.count(spec),
+        parameters=one.parameters or adapter.count(spec),
         layer=one.layer,
         layers=layers,
         **cost(one.outputs),

@@ -68,6 +68,8 @@ class Outcome:
     adapter: str
     outputs: tuple[Path, ...]  # of its stages; of a mixture those of its parts
     layer: int | None  # that its last aligned stage aligned
+    # Trained ones of its last stage, with those of heads; None: a mixture, or an older run.
+    parameters: int | None = None
 
 
 @dataclass
@@ -167,7 +169,8 @@ def outcome(study: Study, trial: Trial) -> Outcome:
         if config.align.weight:
             said = config.align.layer
             layer = int(said if said != AUTO else _record(config)["config"]["align"]["layer"])
-    return Outcome(trial, trial, stages[-1], f"{outputs[-1]}/adapter", outputs, layer)
+    parameters = _record(stages[-1]).get("parameters")
+    return Outcome(trial, trial, stages[-1], f"{outputs[-1]}/adapter", outputs, layer, parameters)
 
 
 def finished(study: Study, trial: Trial) -> bool:

@@ -52,15 +52,17 @@ class Flat(NamedTuple):
     nodes: np.ndarray  # int32 [W, P]; the bit of each shared token's node
     texts: np.ndarray  # int32 [W, sides·R]; the nodes of each text; 0 where it has or is none
     reach: np.ndarray  # int8 [W, C]; only C matters: no text has more tokens of its own
-    roles: np.ndarray | None = None  # int8 [W, T]; pairs have none
+    # Pairs have none of these.
+    roles: np.ndarray | None = None  # int8 [W, T]
+    answer_at: np.ndarray | None = None  # int32 [W, A]; as of `TaskBatch`, in these sequences
+    answers: np.ndarray | None = None  # int32 [W, A]; row by row, without gaps
 
 
 class TaskBatch(NamedTuple):
     """Task rows, padded on the right; a NamedTuple, so JAX sees a pytree without our importing it.
 
     One leading axis M stands before B where several micro-batches are stacked. Where rows are laid
-    end to end, `flat` is what the model runs over: `answer_at` counts in its sequences, answers
-    are [W, A], and the other arrays still have a row for each text.
+    end to end, `flat` is what the model runs over, and the other arrays have a row for each text.
     """
 
     tokens: np.ndarray  # int32 [B, T]; the pad id at padding
@@ -77,13 +79,14 @@ class TaskBatch(NamedTuple):
 
     def sides(self) -> dict[str, Side]:
         """`text`, the only one."""
+        seen = self.flat or self
         return {
             "text": Side(
                 self.tokens,
                 self.segments != 0,
                 self.segments,
                 self.positions,
-                self.answer_at,
+                seen.answer_at,
                 self.roles,
                 self.language,
             )
@@ -126,7 +129,7 @@ class PromptBatch(NamedTuple):
     rows: Any = None  # int32 [B]; the stream's row, -1 where a place is empty
     student_language: Any = None  # int32 [B]
     teacher_language: Any = None  # int32 [B]
-    flat: None = None  # never end to end
+    flat: Flat | None = None  # never end to end
 
     def sides(self) -> dict[str, Side]:
         """`student` and `teacher`, of one length."""
@@ -321,6 +324,19 @@ def collate_prompts(
     student, teacher = (None, None) if languages is None else languages
     arrays = tokens[0], roles[0], at[0], tokens[1], roles[1], at[1], answers
     return PromptBatch(*arrays, numbers, student, teacher)
+
+
+def mixed(batch: Any) -> bool:
+    """Whether a row of the arrays holds several of the stream."""
+    rows = batch.rows
+    return batch.flat is None and rows is not None and rows.ndim > 1 and rows.shape[-1] > 1
+
+
+def by_token(batch: Any) -> Any:
+    """The batch with its answers as the sequences of the model hold them, whosever they are."""
+    if batch.flat is None or batch.flat.answers is None:
+        return batch
+    return batch._replace(answers=batch.flat.answers, answer_at=None)
 
 
 def cover(length: int, multiple: int) -> int:

@@ -6,7 +6,7 @@ from them and is rounded up to one of a few.
 
     layout = Layout.of(pieces, order, size=32, ways=1, pad_id=0)
     layout.lengths                                   # {912: 320, 976: 336}: T -> answer places A
-    layout.flat(slots, 912).flat                     # Flat, [W, T]
+    layout.flat(slots, 912)                          # Flat, [W, T]
 """
 
 from __future__ import annotations
@@ -41,14 +41,6 @@ class Text(NamedTuple):
     def shareable(self) -> Shareable:
         """What `stem.find` looks at."""
         return Shareable(self.tokens, self.limit, self.roles)
-
-
-class Laid(NamedTuple):
-    """What a batch has instead where its texts are end to end; one of pairs has no answers."""
-
-    flat: Flat
-    answer_at: np.ndarray  # int32 [W, A]
-    answers: np.ndarray  # int32 [W, A]
 
 
 Begun = tuple[Text, Start]
@@ -101,6 +93,11 @@ class Layout:
     def whole(self) -> int:
         """Tokens of the longest text."""
         return max((len(text.tokens) for row in self.rows for text, _ in row))
+
+    @functools.cached_property
+    def answered(self) -> bool:
+        """Whether a token of any row is predicted."""
+        return any(map(targets_of, self.rows))
 
     def own(self, slots: Sequence[Slot]) -> int:
         """Tokens of these slots that are not shared."""
@@ -160,7 +157,7 @@ class Layout:
         each = self.size // self.ways
         return [slots[start : start + each] for start in range(0, len(slots), each)]
 
-    def flat(self, slots: Sequence[Slot], length: int) -> Laid:
+    def flat(self, slots: Sequence[Slot], length: int) -> Flat:
         """These slots in sequences of T tokens."""
         stem, shares = self.stem, self.shares(slots)
         ways, shared, sides = len(shares), len(stem.tokens), len(self.rows[0])
@@ -193,11 +190,9 @@ class Layout:
                         at, filled = end, filled + count
         nodes = np.tile(stem.bits, (ways, 1))
         reach = np.zeros((ways, self.reach), np.int8)
-        known = self.rows[0][0][0].roles is not None
-        flat = Flat(
-            tokens, segments, positions, sees, nodes, texts, reach, roles if known else None
-        )
-        return Laid(flat, answer_at, answers)
+        told = roles if self.rows[0][0][0].roles is not None else None
+        own = (answer_at, answers) if self.answered else ()
+        return Flat(tokens, segments, positions, sees, nodes, texts, reach, told, *own)
 
 
 def begin(rows: Sequence[Sequence[Text]], stem: Stem) -> list[list[Begun]]:

@@ -175,8 +175,7 @@ class Stream(abc.ABC, Generic[Row, Batch]):
             for number in range(self._order.most)
         ]
         batch = self._collate(alone, cover(self.layout.whole, 8))
-        laid = self.layout.flat(slots, length)._asdict()
-        return batch._replace(**{name: laid[name] for name in batch._fields if name in laid})
+        return batch._replace(flat=self.layout.flat(slots, length))
 
     @property
     def lengths(self) -> tuple[int, ...]:
@@ -298,9 +297,10 @@ class TaskStream(Stream[Encoded, TaskBatch]):
     @functools.cached_property
     def capacities(self) -> dict[int, int]:
         """A for each T: room for the longest answer of all rows that may come with this T."""
-        if isinstance(self._order, Packed):
+        if isinstance(self._order, Packed) and not self.layout:
             return dict.fromkeys(self.buckets, self._order.capacity)
-        return capacities_of(self.buckets, [(len(row.tokens), row.targets) for row in self.rows])
+        lengths = (cover(self.layout.whole, 8),) if self.layout else self.buckets
+        return capacities_of(lengths, [(len(row.tokens), row.targets) for row in self.rows])
 
     @property
     def namesakes(self) -> dict[str, list[str]]:
@@ -329,8 +329,8 @@ class TaskStream(Stream[Encoded, TaskBatch]):
             for place, row in enumerate(self.rows[i] for i in slot):
                 names = (row.language, *row.languages)
                 languages[:, b, place] = [language_number(name) for name in names]
-        capacity = length if self.layout else self.capacities[length]
-        return collate_tasks(sequences, length, capacity, self._pad_id, numbers, languages)
+        arrays = length, self.capacities[length], self._pad_id, numbers, languages
+        return collate_tasks(sequences, *arrays)
 
 
 class PairStream(Stream[EncodedPair, PairBatch]):

@@ -39,6 +39,7 @@ class Declared:
     group: Callable[..., int] = lambda **_: 0  # (**options) -> `Objective.group`
     ordered: Callable[..., bool] = lambda **_: True  # (**options) -> `Objective.ordered`
     head: Callable[..., Any] | None = None  # (spec, key, **options) -> a tree of float32 arrays
+    by_token: bool = False
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,7 @@ class Objective:
     measured: Mapping[str, Subspace] = field(default_factory=dict)  # options: {file: x.npz}
     group: int = 0  # consecutive rows that its loss compares; 1: each alone; 0: the whole batch
     ordered: bool = True  # the order of the rows that it compares matters
+    by_token: bool = False  # it adds up tokens and does not ask which rows they are of
 
 
 def declare(
@@ -60,6 +62,7 @@ def declare(
     group: int | Callable[..., int] = 0,
     ordered: bool | Callable[..., bool] = False,
     head: Callable[..., Any] | None = None,
+    by_token: bool = False,
 ) -> Callable[[Function], Function]:
     """Marks an objective.
 
@@ -74,11 +77,16 @@ def declare(
         tokens. Of a function without a mark it matters.
       head: (spec, key, **options) -> arrays trained next to the adapter; the function receives
         them as `head`. They are kept in checkpoints and not exported.
+      by_token: the loss adds up answer tokens and does not ask which rows they are of. Where rows
+        are end to end, it gets the answers as they stand there, `states.text.answers` [W, A, D] and
+        `batch.answers` [W, A], and no `batch.answer_at`; else each row's own, [B, A].
     """
 
     def mark(function: Function) -> Function:
         names = frozenset(settings.split())
-        function.declared = Declared(needs, names, _of(group), _of(ordered), head)  # type: ignore[attr-defined]
+        function.declared = Declared(  # type: ignore[attr-defined]
+            needs, names, _of(group), _of(ordered), head, by_token
+        )
         return function
 
     return mark
@@ -134,6 +142,7 @@ def bind(
         {option: one for option, one in given.items() if isinstance(one, Subspace)},
         declared.group(**every),
         declared.ordered(**every),
+        declared.by_token,
     )
 
 

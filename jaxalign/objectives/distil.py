@@ -34,8 +34,8 @@ import jax.numpy as jnp
 
 from jaxalign.objectives.chunked import columns, summed
 from jaxalign.objectives.declare import Positive, declare
-from jaxalign.objectives.language_model import IGNORE, through_head
-from jaxalign.objectives.states import Loss, Needs, States
+from jaxalign.objectives.language_model import through_head
+from jaxalign.objectives.states import IGNORE, Loss, Needs, States
 from jaxalign.sharding import constrain
 
 TEACHERS = {"online": "stopped", "start": "start", "base": "reference"}  # -> `Needs.answers`

@@ -16,22 +16,20 @@ import jax.numpy as jnp
 
 from jaxalign.objectives.chunked import columns, summed
 from jaxalign.objectives.declare import Share, declare
-from jaxalign.objectives.states import Loss, Needs, States
+from jaxalign.objectives.states import IGNORE, Loss, Needs, States
 from jaxalign.sharding import constrain
 
-IGNORE = -100
 
-
-@declare(lambda view, **_: {view: Needs(answers="trained")}, group=1)
+@declare(lambda view, **_: {view: Needs(answers="trained")}, group=1, by_token=True)
 def language_model(
     states: States, batch: Any, *, view: str = "text", label_smoothing: Share = 0.0
 ) -> Loss:
     """Token cross-entropy of the answers (natural log).
 
     Args:
-      states: final states [B, A, D] at the places that predict an answer token, head [V, D],
-        soft_cap of the logits.
-      batch: `answers` [B, A] token ids, -100 where there is none.
+      states: final states [B, A, D] at the places that predict an answer token (or [W, A, D]),
+        head [V, D], soft_cap of the logits.
+      batch: `answers` [B, A] token ids, -100 where there is none (or [W, A]).
       view: the side whose answers are predicted: `text`; of rows of two prompts `student`.
       label_smoothing: e: the loss is (1 - e) of the token's and e of the mean over all tokens of
         the vocabulary, as torch's CrossEntropyLoss has it.

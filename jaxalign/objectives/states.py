@@ -13,10 +13,12 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 FINAL = -1  # a tap's layer: after the last block and the final norm
 TOKENS = "tokens"  # a tap's pool: none, whole states
 USER, ANSWER = 2, 3  # a batch's `roles`: tokens of the user's text, of the answer
+IGNORE = -100  # in a batch's `answers`: no token is predicted here
 
 
 class Tap(NamedTuple):
@@ -64,10 +66,12 @@ class View(NamedTuple):
     real: jax.Array  # [B, T] bool: no padding
     taps: dict[Tap, jax.Array]
     reference: dict[Tap, jax.Array]
-    # After the final norm: [B, A, D], or [W, A, D] where the answers of several rows follow one
-    # another; `batch.answers` has the same two axes.
+    # After the final norm: [B, A, D], a row each; of functions that are declared `by_token`
+    # [W, A, D] where rows are end to end, their answers one behind the other. `batch.answers` has
+    # the same two axes.
     answers: jax.Array | None = None
-    owners: jax.Array | None = None  # int32 [W, A]: the row of each, from 0 in its sequence
+    # int32 [W, A]: of answers one behind the other the row of each, from 0 in its sequence.
+    owners: jax.Array | None = None
 
     def only(self, asked: Needs) -> View:
         """What of it was asked for."""
@@ -77,6 +81,21 @@ class View(NamedTuple):
             answers=self.answers if asked.answers else None,
             owners=self.owners if asked.answers else None,
         )
+
+    def by_rows(self, batch: Any) -> View:
+        """The same with the answers of each row, [B, A, D] as `batch.answers` [B, A] has them.
+
+        Where that has no token, any state stands.
+        """
+        if self.answers is None or self.owners is None:
+            return self
+        answers = batch.answers
+        there = (answers != IGNORE).reshape(len(self.owners), -1, answers.shape[-1])  # [W, R, A]
+        number = jnp.sum(there, axis=-1)
+        first = jnp.cumsum(number, axis=-1) - number
+        at = jnp.where(there, first[..., None] + jnp.arange(answers.shape[-1]), 0)
+        found = jax.vmap(lambda states, places: states[places])(self.answers, at)
+        return self._replace(answers=found.reshape(*answers.shape, -1), owners=None)
 
     def __getitem__(self, layer: int) -> jax.Array:  # type: ignore[override]
         """The pooled states of this layer, where one tap is there.
@@ -103,6 +122,10 @@ class States(NamedTuple):
         """What one objective has asked for, whatever others of the phase read."""
         views = {side: view.only(needs.get(side, Needs())) for side, view in self.views.items()}
         return self._replace(views=views)
+
+    def by_rows(self, batch: Any) -> States:
+        """The same with the answers of each row; see `View.by_rows`."""
+        return self._replace(views={side: view.by_rows(batch) for side, view in self.views.items()})
 
     @property
     def text(self) -> View:

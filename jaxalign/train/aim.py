@@ -8,13 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from jaxalign.data.loader import Stream, each
 from jaxalign.errors import UserError
 from jaxalign.objectives import Loss
 from jaxalign.settings import Config
-from jaxalign.train.phases import facts_of
+from jaxalign.train.phases import PHASES, facts_of
+from jaxalign.train.phases.facts import term_name
 
 # The last part of a name -> its direction; losses are small, the scores of answers large.
 DIRECTIONS = {"loss": "min", "retrieval": "max", "accuracy": "max", "agreement": "max"}
@@ -70,7 +72,7 @@ def aim_of(config: Config, measured: Collection[str], scores: Collection[str] | 
                 "train.goal=min or train.goal=max"
             )
         return Aim(metric, found)
-    if found not in (None, goal):
+    if found not in (None, goal) and not _own(config, metric):
         raise UserError(
             f"train.goal: {goal} would keep the worst {metric}; set train.goal=auto, or {found}"
         )
@@ -97,6 +99,15 @@ def measured_by(
         for term, loss in trace(phase, each(lambda array: array[0], stacked)).items():
             names |= {f"eval/{phase}/{term}/{what}" for what in loss.logs}
     return names
+
+
+def _own(config: Config, metric: str) -> bool:
+    """Whether an objective of one's own logs it: what is good there, its author knows."""
+    return any(
+        ":" in part.objective and metric.startswith(f"eval/{facts.name}/{term_name(part)}/")
+        for facts in map(partial(facts_of, config), PHASES)
+        for _, part in facts.objectives(config)
+    )
 
 
 def _last(metric: str) -> str:

@@ -55,6 +55,7 @@ def write(desk: Desk, run: Run, start: Start, progress: Progress, result: Result
         "best_step": result.best_step,
         "metrics": result.metrics,
         "waited": progress.waited,
+        "parameters": run.trained_count,
         "config": dataclasses.asdict(run.config),
         "inputs": run.inputs,
     }

@@ -54,17 +54,21 @@ def _look(phase: Phase) -> Callable:
 
     @jax.jit
     def look(trained: Any, frozen: Any, batch: Any) -> dict[Tap, tuple[jax.Array, ...]]:
-        views = phase.states(trained, frozen, batch, None).views.values()
-        having = {tap: [v for v in views if tap in v.taps] for tap in phase.formed}
-        return {tap: _moments(found, tap) for tap, found in having.items()}
+        views = [*phase.states(trained, frozen, batch, None).views.values()]
+        return {tap: _moments(views, tap) for tap in phase.formed}
 
     return look
 
 
 def _moments(views: Sequence[View], tap: Tap) -> tuple[jax.Array, ...]:
-    """Number of real states of these sides, their mean [D], and squares about it [D]."""
-    vectors = jnp.concatenate([view.taps[tap] for view in views])  # [2B, D]
-    real = jnp.concatenate([jnp.any(view.real != 0, axis=-1) for view in views])[:, None]
+    """Number of real states of the sides that have this tap, their mean [D], squares about it [D].
+
+    A side that has it of the frozen base alone is measured there.
+    """
+    found = [(view, (view.reference | view.taps).get(tap)) for view in views]
+    having = [(view, states) for view, states in found if states is not None]
+    vectors = jnp.concatenate([states for _, states in having])  # [2B, D]
+    real = jnp.concatenate([jnp.any(view.real != 0, axis=-1) for view, _ in having])[:, None]
     number = jnp.sum(real).astype(jnp.float32)
     mean = jnp.sum(jnp.where(real, vectors, 0.0), axis=0) / jnp.maximum(number, 1.0)
     square = jnp.sum(jnp.where(real, (vectors - mean) ** 2, 0.0), axis=0)

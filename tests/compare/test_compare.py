@@ -24,8 +24,10 @@ from jaxalign.compare.trial import (
     cost,
     outcome,
     prepare,
+    train,
 )
 from jaxalign.errors import UserError
+from jaxalign.hf.peft import load_peft
 from jaxalign.train import loop, setup
 from jaxalign.train.finish import Result
 from tests.conftest import open_on_one_device
@@ -213,6 +215,23 @@ def test_states_of_a_merged_adapter_are_measured_again(files, monkeypatch):
         done = outcome(study, Trial("sft", 1))
         with pytest.raises(TypeError) if words else contextlib.nullcontext():
             assert shape(study, done, Bases())
+
+
+def test_heads_count_among_the_trained_parameters(files, tmp_path):
+    """As the run itself says; the adapter that it hands over does not have them."""
+    text = (files / "study.yaml").read_text("utf-8").replace(
+        SYSTEMS, """
+systems:
+  headed: {align.weight: 0, objectives: [{objective: language_matching, options: {width: 3}}]}
+"""
+    )  # fmt: skip
+    (files / "headed.yaml").write_text(text, "utf-8")
+    study, bases = read_study(files / "headed.yaml", out=str(tmp_path)), Bases()
+    done = train(study, Trial("headed", 1), bases)
+    spec = bases.under(done.config).spec
+    head = 2 * 2 * spec.dim * 3 + 3 * 2  # gate, up and down
+    expected = load_peft(done.adapter, spec)[1].count(spec) + head
+    assert run._facts(done, {}, bases).parameters == expected
 
 
 def test_a_stop_leaves_with_the_code_of_the_run(files, tmp_path, monkeypatch):

@@ -82,7 +82,8 @@ def test_every_token_is_there_once(ways, endless):
     for index in range(5):
         slots = order.slots(8 * index, 8 * index + 8)
         length = layout.fitting([slots])
-        flat, answer_at, answers = layout.flat(slots, length)
+        flat = layout.flat(slots, length)
+        answer_at, answers = flat.answer_at, flat.answers
         assert flat.tokens.shape == (ways, length) and answers.shape[0] == ways
         own = (flat.segments != 0).sum()
         assert own == layout.own(slots) and length - shared - own / ways < 40

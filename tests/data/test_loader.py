@@ -326,10 +326,11 @@ def test_the_whole_row_is_predicted_where_asked(config, chatml, pack):
     seen = batch.flat or batch
     if batch.flat:
         assert not batch.flat.nodes.shape[-1]  # a shared token would be predicted once for all
-    for b, a in zip(*np.nonzero(batch.answers != NO_TARGET), strict=True):
-        at = batch.answer_at[b, a]
-        assert seen.tokens[b, at + 1] == batch.answers[b, a]
-        assert seen.segments[b, at + 1] == seen.segments[b, at]
+    for one in (batch, seen):
+        for b, a in zip(*np.nonzero(one.answers != NO_TARGET), strict=True):
+            at = one.answer_at[b, a]
+            assert one.tokens[b, at + 1] == one.answers[b, a]
+            assert one.segments[b, at + 1] == one.segments[b, at]
     assert digest_of(stream) == digest_of(answers)  # rows of runs before there was a choice
     row = stream.rows[0]
     assert row.first == 1 and answers.rows[0].first == row.prompt

@@ -46,6 +46,18 @@ def test_a_direction_that_nobody_knows(configure):
     assert aim_of(own, MEASURED, None) == Aim("eval/own", "max")
 
 
+def test_the_metric_of_an_objective_of_ones_own_takes_either_goal(configure):
+    """An adversary is good where its accuracy is small; a name does not tell."""
+    term = "objectives=[{objective: 'mine:adversary', phase: align}]"
+    metric = "eval/align/adversary/accuracy"
+    for goal in ("min", "max"):
+        config = configure(term, f"train.metric={metric}", f"train.goal={goal}")
+        assert aim_of(config, {*MEASURED, metric}, SCORES) == Aim(metric, goal)
+    config = configure(term, f"train.metric={metric.replace('align', 'task')}", "train.goal=min")
+    with pytest.raises(UserError, match="min would keep the worst"):
+        aim_of(config, {*MEASURED, config.train.metric}, SCORES)
+
+
 def test_what_is_not_measured(configure):
     with pytest.raises(UserError, match=r"'eval/f1' is not measured; choose among eval/align/"):
         aim_of(configure("train.metric=eval/f1"), MEASURED, SCORES)

@@ -4,6 +4,8 @@ Losses, metrics and gradients of a micro-batch, whatever objectives look at; twe
 devices; validation. Only dropout draws other masks.
 """
 
+from itertools import product
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -56,6 +58,21 @@ def one_sided(states, batch):
     return Loss(jnp.sum(moved**2), jnp.ones(()), {})
 
 
+def each_row(states, batch):
+    """Each row counts the same, however long its answer is, read at both places where it stands."""
+    there = (batch.answers != -100).astype(jnp.float32)
+    wanted = jnp.maximum(batch.answers, 0)[..., None]
+    tokens = jnp.maximum(jnp.sum(there, -1), 1.0)
+    at = jnp.take_along_axis(states.hidden, batch.answer_at[..., None], axis=1)
+    found = {}
+    for name, hidden in (("given", states.text.answers), ("looked_up", at)):
+        scores = jax.nn.log_softmax(hidden.astype(jnp.float32) @ states.head.T)
+        own = jnp.take_along_axis(scores, wanted, axis=-1)[..., 0]
+        found[name] = -jnp.sum(jnp.sum(own * there, -1) / tokens)
+    rows = jnp.sum(jnp.any(there, -1).astype(jnp.float32))
+    return Loss(found["given"] + 2 * found["looked_up"], rows, found)
+
+
 def _kept(x, real):
     return real[:, : x.shape[1], None] if x.ndim == 3 else 1.0
 
@@ -104,6 +121,7 @@ WORDS = {
     "mean_rest": ("align.pooling=mean_rest", "align.negatives=global"),
     "last": ("align.pooling=last", "align.detach=target"),
     "all that an objective may see": (f"task.objective={__name__}:curious",),
+    "a row each": (f"task.objective={__name__}:each_row",),
     "cka and drift": (
         "objectives=[{objective: cka, phase: align}, {objective: drift, phase: align}]",
     ),
@@ -115,7 +133,9 @@ WORDS = {
 }
 
 
-@pytest.mark.parametrize("case", few(WORDS, "standardised", "all that an objective may see"))
+@pytest.mark.parametrize(
+    "case", few(WORDS, "standardised", "all that an objective may see", "a row each")
+)
 def test_what_is_trained_is_that_of_padded_rows(configure, one_device, case):
     words = [*FREE, *WORDS[case], "lora.dropout=0"]
     expected, padded = gradients(configure(*words, *LAYOUTS["padded"]))
@@ -140,9 +160,12 @@ def test_prompts_that_depend_on_the_text_have_padded_rows(configure, one_device)
 MESHES = {"8x1": (8, 1, 1, 1), "2x2x2": (2, 2, 2, 1), "1x1x4": (1, 1, 4, 1)}
 
 
-@pytest.mark.parametrize("mesh", few(MESHES, "2x2x2"))
-def test_devices_have_a_stem_each(configure, monkeypatch, mesh):
-    words = [*FREE, "lora.dropout=0", "batch.size=16", "batch.pairs=16"]
+@pytest.mark.parametrize(
+    ("case", "mesh"),
+    few(product(("plain", "a row each"), MESHES), ("plain", "2x2x2"), ("a row each", "2x2x2")),
+)
+def test_devices_have_a_stem_each(configure, monkeypatch, case, mesh):
+    words = [*FREE, *WORDS[case], "lora.dropout=0", "batch.size=16", "batch.pairs=16"]
     make = lambda *shape: make_mesh(*shape, devices=jax.devices()[: int(np.prod(shape))])  # noqa: E731
     monkeypatch.setattr(bases, "make_mesh", lambda *_: make(1, 1, 1, 1))
     expected, _ = gradients(configure(*words, *LAYOUTS["padded"]))
@@ -153,16 +176,18 @@ def test_devices_have_a_stem_each(configure, monkeypatch, mesh):
     assert len(run.train["task"].layout.stem.tokens) > 20
 
 
-def test_packed_rows_share_too(configure, one_device):
+@pytest.mark.parametrize("case", ["plain", "a row each"])
+def test_packed_rows_share_too(configure, one_device, case):
     """Slots of a fixed length hold more rows; each row's loss is the one that it has alone."""
-    words = [*FREE, "lora.dropout=0", "batch.size=2"]
+    free = [*FREE, *WORDS[case], "lora.dropout=0"]
+    words = [*free, "batch.size=2"]
     found, run = gradients(configure(*words, "batch.pack=segments"), names=("task",))
     stream = run.train["task"]
     assert len(stream.layout.lengths) == 1 and stream.layout.most > 1
     rows = [row for index in (0, 1) for slot in stream._slots(index) for row in slot]
     length = max(stream.layout.lengths) - len(stream.layout.stem.tokens)
     assert sum(len(stream.rows[row].tokens) for row in rows) > 1.5 * 2 * length
-    whole = setup.prepare(configure(*FREE, "lora.dropout=0", *LAYOUTS["padded"]))
+    whole = setup.prepare(configure(*free, *LAYOUTS["padded"]))
     batch = whole.train["task"]._made([(row,) for row in rows], 160)
     stack = jax.tree.map(lambda x: x[None], batch)
     with jax.set_mesh(whole.mesh):
@@ -223,7 +248,7 @@ def test_rows_whose_states_are_lost_are_named(configure, one_device):
         found = states(batch)
         assert not lost_rows(found).any()
         own = int(np.flatnonzero(batch.flat.segments[0] == 3)[-1])
-        place = int(np.flatnonzero(batch.answer_at[0] == own - 1)[0])
+        place = int(np.flatnonzero(batch.flat.answer_at[0] == own - 1)[0])
         answers = found.text.answers.at[0, place].set(jnp.nan)
         view = found.text._replace(answers=answers)
         lost = lost_rows(found._replace(views={"text": view}))
@@ -238,8 +263,8 @@ def test_a_longer_batch_than_all_before_gets_its_own_length(configure, one_devic
     wide = layout.__class__(**{**vars_of(layout), "size": 24})
     length = wide.fitting(slots)
     assert length > known and length not in layout.lengths
-    flat, answer_at, _ = wide.flat(slots[0], length)
-    assert flat.tokens.shape == (1, length) and answer_at.shape == (1, length)
+    flat = wide.flat(slots[0], length)
+    assert flat.tokens.shape == (1, length) and flat.answer_at.shape == (1, length)
 
 
 def vars_of(layout):

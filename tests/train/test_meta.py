@@ -87,6 +87,7 @@ def test_halves_are_the_same_rows_in_both_layouts_on_any_mesh(configure):
                 assert half.flat.tokens.shape[0] == ways
                 # What the sequences hold are these rows: so many predicted tokens each.
                 targets = sum(stream.rows[row].targets for row in half.rows.ravel())
+                assert int(np.sum(half.flat.answers != -100)) == targets
                 assert int(np.sum(half.answers != -100)) == targets
     slots = [row for (row,) in stream._order.slots(48, 64)]
     assert found[0] == [sorted(slots[0::2]), sorted(slots[1::2])]

@@ -16,8 +16,10 @@ from jaxalign.train.loop import train
 from jaxalign.train.phases import PHASES, facts_of
 from jaxalign.train.phases.align import Align, retrieval
 from jaxalign.train.phases.build import build, passes_of, phase_loss
+from jaxalign.train.phases.facts import Facts
 from jaxalign.train.phases.walk import Pass
 from jaxalign.train.state import HEADS, without_heads
+from tests.tiny import SPEC
 from tests.train.test_loop import lines
 
 SEEN = {}  # what an objective of these tests was given
@@ -35,6 +37,11 @@ def curious(states, batch):
 
 def unmarked(states, batch):
     """It may read rows in their order: nobody says that it does not."""
+    return Loss(jnp.sum(states.text.answers), jnp.ones(()), {})
+
+
+@declare(lambda **_: {"text": Needs(answers="trained")})
+def unpooled(states, batch):
     return Loss(jnp.sum(states.text.answers), jnp.ones(()), {})
 
 
@@ -128,6 +135,15 @@ def test_packed_rows_have_no_vectors_of_their_own(configure, pool):
     with pytest.raises(UserError, match=r"batch\.pack: segments puts several rows"):
         batch = run.train["task"].batch(0)
         run.phases["task"].states(run.state.trained, run.frozen, batch, None)
+
+
+def test_packed_rows_have_no_answers_of_their_own(configure):
+    """Behind a stem they have (`test_flat.py`): the loss would depend on there being one."""
+    words = "batch.pack=segments", "batch.share_prefix=off", "align.weight=0", "task.valid=[]"
+    run = setup.prepare(configure(*words, f"task.objective={own('unpooled')}"))
+    with pytest.raises(UserError, match=r"segments puts several rows .* objective unpooled reads"):
+        phase, batch = run.phases["task"], run.train["task"].batch(0)
+        jax.eval_shape(lambda t: phase_loss(phase, t, run.frozen, batch, None), run.state.trained)
 
 
 @declare(lambda tap, **_: both_sides(Needs((Tap(*tap),))))
@@ -236,6 +252,26 @@ def test_a_setting_is_not_contradicted(configure):
     with pytest.raises(UserError, match=r"objectives\[0\].options.layer=9 is outside this model"):
         words = "objectives=[{objective: contrastive, phase: task, options: {layer: 9}}]"
         setup.prepare(configure(words))
+
+
+@declare(lambda layers, depth, **_: both_sides(Needs(tuple(Tap(k) for k in (*layers, depth)))))
+def several(states, batch, *, layers, depth: int = 8): ...
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("align.options={layers: [1, 2, 9]}",), r"align\.options\.layers=9 is outside this model"),
+        (("align.options={layers: [1], depth: 9}",), r"align\.options\.depth=9 is outside"),
+        (("align.options={layers: [1]}",), r"objective several: layer=8 is outside"),
+        (("align.options={layers: [9]}", "align.layer=9"), r"align\.options\.layers=9 is outside"),
+        (("align.objective=contrastive", "align.layer=9"), r"align\.layer=9 is outside"),
+    ],
+)
+def test_a_layer_past_the_model_is_told_where_it_stands(configure, words, message):
+    config = configure(f"align.objective={own('several')}", *words)
+    with pytest.raises(UserError, match=f"^{message}"):
+        Facts.check(facts_of(config, "align"), config, SPEC, full=False)
 
 
 def test_sentences_that_end_in_token_0_are_others():

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import get_args
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -13,7 +14,7 @@ from jaxalign import base as bases
 from jaxalign.config import load
 from jaxalign.hf.load import load_params
 from jaxalign.hf.save import save_base
-from jaxalign.objectives import Tap
+from jaxalign.objectives import Loss, Needs, Tap, declare
 from jaxalign.objectives.standards import FORMS, Form, Moments, Standards, standardise
 from jaxalign.settings import AlignConfig
 from jaxalign.sharding import make_mesh
@@ -63,6 +64,33 @@ def test_standards_are_the_moments_of_the_training_pairs(configure):
     even = np.asarray(standardise(vectors.astype(np.float32), one))
     np.testing.assert_allclose(even.mean(0), 0, atol=1e-4)
     np.testing.assert_allclose(even.std(0), 1, rtol=1e-4)
+
+
+FORMED = TAP._replace(states="centred")
+
+
+@declare(lambda **_: {"source": Needs((TAP,)), "target": Needs(reference=(TAP, FORMED))})
+def toward_base(states, batch):
+    """A source goes where the base without the adapter puts its target."""
+    apart = states.source.taps[TAP] - states.target.reference[TAP]
+    told = jnp.sum(states.target.reference[FORMED])
+    return Loss(jnp.sum(apart**2), jnp.float32(len(apart)), {"told": told})
+
+
+def test_states_of_the_base_alone_have_standards_too(configure):
+    run = setup.prepare(configure(f"align.objective={__name__}:toward_base"))
+    run.state = run.state.replace(trained=jax.tree.map(lambda w: w + 0.05, run.state.trained))
+    with jax.set_mesh(run.mesh):
+        standards.settle(run, None)
+        found = run.frozen.standards
+        one, stream = found[FORMED], run.train["align"]
+        phase, blank = run.phases["align"], dict.fromkeys(found, Standards.neutral(SPEC.dim))
+        raw = run.frozen._replace(standards=blank)
+        look = jax.jit(lambda batch: phase.states(run.state.trained, raw, batch, None))
+        views = [look(stream.batch(n)).views for n in range(stream.epoch_batches)]
+    targets = np.concatenate([view["target"].reference[FORMED] for view in views])
+    np.testing.assert_allclose(one.mean, targets.mean(0), rtol=1e-4, atol=1e-6)
+    assert np.abs(one.mean - found[TAP].mean).max() > 1  # that is of the adapter's states
 
 
 def test_a_constant_dimension_is_left_out():

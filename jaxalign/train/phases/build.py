@@ -18,6 +18,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxalign.data.batch import by_token, mixed
+from jaxalign.errors import UserError
 from jaxalign.model.decoder import Decoder
 from jaxalign.model.spec import ModelSpec, check_tap
 from jaxalign.objectives import FINAL, TOKENS, Loss, Needs, Objective, States, Tap, View
@@ -275,9 +277,25 @@ def terms_loss(
 
 
 def evaluated(term: Term, states: States, batch: Any) -> Loss:
-    """The term's loss by the states that it asks for; one with a head of its own gets it."""
-    own = {"head": states.heads[term.name]} if term.objective.head else {}
-    return term.objective.function(states.only(term.objective.needs), batch, **own)
+    """The term's loss by the states that it asks for; one with a head of its own gets it.
+
+    It gets a row of states and of answers for each row of the stream, whatever the layout, unless
+    it adds up tokens.
+
+    Raises:
+      UserError: it reads rows, and the batch has several of them in one.
+    """
+    objective = term.objective
+    own = {"head": states.heads[term.name]} if objective.head else {}
+    seen = states.only(objective.needs)
+    if objective.by_token:
+        return objective.function(seen, by_token(batch), **own)
+    if mixed(batch):
+        raise UserError(
+            "batch.pack: segments puts several rows into a sequence, and the objective "
+            f"{term.name} reads each of them; set batch.pack=auto"
+        )
+    return objective.function(seen.by_rows(batch), batch, **own)
 
 
 def _weight(term: Term, update: Any) -> Any:

@@ -184,7 +184,7 @@ class Facts(abc.ABC):
             main=key == self.name,
         )
         every = getattr(part, "every", 1) if part is not self.part(config) else 1
-        return Term(part.objective.rpartition(":")[2], objective, part.weight, every)
+        return Term(term_name(part), objective, part.weight, every)
 
     def check(self, config: Config, spec: ModelSpec, full: bool) -> None:
         """Whether model and terms go together.
@@ -198,7 +198,7 @@ class Facts(abc.ABC):
             for one in passes_of([term.objective.needs]):
                 for tap in one.taps:
                     if tap.layer != FINAL:
-                        check_tap(spec, tap.layer, self._layer_key(config, term))
+                        check_tap(spec, tap.layer, self._tap_key(config, term, tap.layer))
                 if full and one.model in FIXED:
                     raise UserError(
                         f"objective {term.name} compares with the frozen base, which full "
@@ -243,12 +243,17 @@ class Facts(abc.ABC):
                     "put it into another phase"
                 )
 
-    def _layer_key(self, config: Config, term: Term) -> str:
-        """The setting that names a term's layer."""
-        for number, extra in enumerate(config.objectives):
-            if extra.phase == self.name and extra.objective.rpartition(":")[2] == term.name:
-                return f"objectives[{number}].options.layer"
-        return "align.layer"
+    def _tap_key(self, config: Config, term: Term, layer: int) -> str:
+        """What names this layer of a term: an option of it, or the setting that it follows."""
+        named = (
+            f"{key}.options.{option}"
+            for key, part in self.objectives(config)
+            if term_name(part) == term.name
+            for option, value in part.options.items()
+            if layer in (value if isinstance(value, list) else [value])
+        )
+        followed = layer == config.align.layer
+        return next(named, "align.layer" if followed else f"objective {term.name}: layer")
 
     def build(
         self,
@@ -276,6 +281,11 @@ class Facts(abc.ABC):
             inner=self.inner(config),
             layer_mask=layer_mask,
         )
+
+
+def term_name(part: Any) -> str:
+    """How the log calls the objective of these settings: by its function."""
+    return part.objective.rpartition(":")[2]
 
 
 def _value(config: Config, key: str) -> Any:
