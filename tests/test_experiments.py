@@ -99,6 +99,7 @@ TABLES = (
     "slots_gpu_seeds",
     "merged_gpu",
     "neighbours_more",
+    "neighbours_cpu",
     "sweep_gpu",
     "long_gpu",
     "states_cpu",
