@@ -128,7 +128,8 @@ def stream_of(phase: str, rows: list[list[np.ndarray]], laid: bool) -> Any:
     """A stream of one micro-batch, as `jaxalign.data.streams` makes it of encoded rows."""
     from jaxalign.data.batch import Encoded, EncodedPair
     from jaxalign.data.flat import Text, begin, lay, shared_by
-    from jaxalign.data.loader import PairStream, Report, TaskStream
+    from jaxalign.data.loader import PairStream, TaskStream
+    from jaxalign.data.report import Report
     from jaxalign.data.sampling import Sequential, choose_buckets
 
     report, order = Report(len(rows), len(rows), 0, 0, {}), Sequential(len(rows))

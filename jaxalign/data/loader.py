@@ -19,7 +19,6 @@ import bisect
 import functools
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any, Generic, NamedTuple, Self, TypeVar
 
 import numpy as np
@@ -38,6 +37,7 @@ from jaxalign.data.batch import (
 )
 from jaxalign.data.flat import Layout, own_of
 from jaxalign.data.languages import language_number, namesakes
+from jaxalign.data.report import Report
 from jaxalign.data.sampling import Grouped, Packed, Sequential, Shuffled, Slot
 
 Row = TypeVar("Row", Encoded, EncodedPair, EncodedPrompts)
@@ -46,41 +46,6 @@ Order = Sequential | Shuffled | Grouped | Packed
 
 CAPACITY_STEP = 16  # answer capacities are multiples of it, to keep compiled shapes few
 THREADS, AHEAD = 2, 4  # of the prefetch
-
-
-@dataclass(frozen=True)
-class Report:
-    """What became of the data, for the log."""
-
-    read: int  # rows in the files, after the language filter
-    kept: int
-    cut: int  # kept rows that lost tokens on the right
-    dropped: int  # rows whose whole answer was cut away
-    languages: dict[str, int]  # kept rows of each
-    others: int = 0  # rows that the language filter left out
-    found: int = 0  # rows in the files, before transforms
-    made: int = 0  # rows that transforms made of them
-
-    @property
-    def shortened(self) -> bool:
-        """Whether not all of the data is there."""
-        return bool(self.cut or self.dropped or self.others)
-
-    def __str__(self) -> str:
-        """One line for people."""
-        among = f" of {self.read + self.others}" if self.others else ""
-        parts = [f"{self.kept}{among} rows"]
-        if self.cut:
-            parts.append(f"{self.cut} cut to the maximum length")
-        if self.dropped:
-            parts.append(f"{self.dropped} dropped, their answer lay beyond it")
-        named = [f"{name} {count}" for name, count in self.languages.items() if name]
-        line = [", ".join(parts) + (f" ({', '.join(named)})" if named else "")]
-        if self.made != self.found:
-            line.append(f"transforms made {self.made} of {self.found}")
-        if self.others:
-            line.append(f"{self.others} in other languages or none")
-        return "; ".join(line)
 
 
 class Counted(NamedTuple):
@@ -391,13 +356,21 @@ def prefetch(item: Callable[[int], Any], start: int, stop: int) -> Iterator[Any]
         item: a pure function of its number, such as a stream's `batch`.
         start: the first number; a resumed run passes the updates it has done.
         stop: the number after the last.
+
+    Raises:
+        RuntimeError: an item ended the iteration (`StopIteration`), which Grain takes for the end.
     """
     import grain
 
     options = grain.ReadOptions(num_threads=THREADS, prefetch_buffer_size=AHEAD)
     iterator = iter(grain.MapDataset.range(start, stop).map(item).to_iter_dataset(options))
+    done = start
     try:
-        yield from iterator
+        for made in iterator:
+            yield made
+            done += 1
+        if done < stop:
+            raise RuntimeError(f"the input ended at item {done} of {stop}")
     finally:
         iterator.close()
 

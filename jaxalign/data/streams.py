@@ -23,13 +23,13 @@ from jaxalign.data.loader import (
     CAPACITY_STEP,
     Order,
     PairStream,
-    Report,
     Row,
     TaskStream,
     longer,
 )
 from jaxalign.data.pairs import encode_pairs, shuffle_targets
 from jaxalign.data.prompts import PromptStream, encode_both
+from jaxalign.data.report import Report
 from jaxalign.data.sampling import (
     Grouped,
     Packed,
@@ -140,6 +140,8 @@ def stream_of(
     if _lays(config, max(own), packs) and (stem.nodes or not packs):
         packed = buckets[0] if packs else 0
         layout = lay(started, order, size, ways * halves, pad_id, stem, packed, block, halves)
+    elif packs:
+        _check_longest(own, buckets[0], "batch.max_length")
     return TaskStream(rows, order, size, buckets, pad_id, report, layout)
 
 
@@ -297,9 +299,13 @@ def _buckets(config: Config, lengths: Sequence[int], size: int, key: str) -> tup
     buckets = tuple(sorted(config.batch.buckets))
     if not buckets:
         return choose_buckets(lengths, size)
-    if buckets[-1] < max(lengths):
-        raise UserError(
-            f"batch.buckets end at {buckets[-1]}, but the longest row has {max(lengths)} tokens; "
-            f"add a bucket or set {key}={buckets[-1]}"
-        )
+    _check_longest(lengths, buckets[-1], key)
     return buckets
+
+
+def _check_longest(lengths: Sequence[int], last: int, key: str) -> None:
+    if last < max(lengths):
+        raise UserError(
+            f"batch.buckets end at {last}, but the longest row has {max(lengths)} tokens; "
+            f"add a bucket or set {key}={last}"
+        )

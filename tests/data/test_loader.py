@@ -200,6 +200,26 @@ def test_prefetched_batches_are_the_batches(config, chatml, make):
     assert len(list(prefetch(stream.batch, 3, 10))) == 7
 
 
+def test_an_input_that_ends_early_is_no_end():
+    """Grain takes a StopIteration for the end, and a run would be finished."""
+
+    def item(number):
+        return next(iter([number] if number < 5 else []))
+
+    items = prefetch(item, 2, 9)
+    assert list(itertools.islice(items, 3)) == [2, 3, 4]
+    with pytest.raises(RuntimeError, match="ended at item 5 of 9"):
+        next(items)
+
+
+@pytest.mark.parametrize("pack", ["none", "segments"])
+def test_a_row_longer_than_the_last_bucket(config, chatml, pack):
+    config.batch.pack, config.batch.share_prefix = pack, "off"
+    config.batch.buckets = [16]
+    with pytest.raises(UserError, match=r"buckets end at 16, but the longest row has \d+ tokens"):
+        task_stream(config, chatml)
+
+
 def test_validation_goes_through_once_in_order(config, chatml):
     stream = task_stream(config, chatml, "valid")
     assert not stream.endless and stream.epoch_batches == 7
