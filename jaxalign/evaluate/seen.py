@@ -77,7 +77,10 @@ def _sentences(asked: Sequence[Example], had: Trained) -> Iterator[str]:
     rows = {place for place, one in enumerate(asked) if _said(one) in had.rows}
     texts = {place for place, one in enumerate(asked) if _plain(one.prompt) in had.texts} - rows
     for known, what in (
-        (rows, "stand in the training rows, too, answers and all; leave them out of one of both"),
+        (
+            rows,
+            "stand in the training rows, too, answers and all; leave them out of one of the two",
+        ),
         (texts, "are sentences of align.train, too"),
     ):
         if known:
