@@ -23,6 +23,9 @@ TAP = Tap(1)
 
 class Rows(NamedTuple):
     x: jax.Array  # [B, L, D]
+    # As of a batch of the data: padded rows, one in each sequence.
+    rows: None = None
+    flat: None = None
 
 
 def squares(states, batch):
