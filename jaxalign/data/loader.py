@@ -18,6 +18,7 @@ import abc
 import bisect
 import functools
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Generic, NamedTuple, Self, TypeVar
 
@@ -208,9 +209,13 @@ class Stream(abc.ABC, Generic[Row, Batch]):
         return found.hexdigest()
 
     def also_in(self, other: Self) -> int:
-        """How many of these rows stand in another stream, too, token by token."""
-        known = set(map(other._contents, other.rows))
-        return sum(self._contents(row) in known for row in self.rows)
+        """How many of these rows stand in another stream, too, token by token.
+
+        Only these are held in memory; the other stream may be much larger.
+        """
+        own = Counter(map(self._contents, self.rows))
+        both = {content for row in other.rows if (content := other._contents(row)) in own}
+        return sum(own[content] for content in both)
 
     @property
     def packed(self) -> list[Slot]:

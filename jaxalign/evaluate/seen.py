@@ -26,11 +26,11 @@ from jaxalign.settings import Config
 Said = tuple[str, str]  # a prompt and its answer, or a sentence and its translation
 
 
-class Trained(NamedTuple):
-    """What a run has learned from."""
+class Held(NamedTuple):
+    """Rows, and texts without their answers."""
 
     rows: frozenset[Said]
-    texts: frozenset[str]  # the sentences of its pairs
+    texts: frozenset[str]
 
 
 def seen(config: Config, entrants: Sequence[Entrant]) -> list[str]:
@@ -47,33 +47,34 @@ def seen(config: Config, entrants: Sequence[Entrant]) -> list[str]:
     if not runs:
         return []
     asked = [gold.example for rows in read_golds(config).values() for gold in rows]
-    known: dict[str, Trained] = {}  # by what is trained on: seeds and systems share it
+    held = Held(frozenset(map(_said, asked)), frozenset(_plain(one.prompt) for one in asked))
+    known: dict[str, Held] = {}  # by what is trained on: seeds and systems share it
     found: dict[str, dict[str, None]] = {}
     for entrant, had in runs.items():
         name = _named(had)
         if name not in known:
-            known[name] = trained(had)
+            known[name] = trained(had, held)
         for sentence in _sentences(asked, known[name]):
             found.setdefault(sentence, {})[entrant.name] = None
     return [f"{', '.join(names)}: {sentence}" for sentence, names in found.items()]
 
 
-def trained(had: Config) -> Trained:
-    """What a run of this configuration learns from; nothing where its rows cannot be read."""
+def trained(had: Config, asked: Held) -> Held:
+    """What of `asked` a run of this configuration learns from; texts are those of its pairs."""
     rows: set[Said] = set()
     texts: set[str] = set()
     for part in (had.task, had.align):
         for row in read_again(had, part) if part.weight > 0 and part.train else ():
             if isinstance(row, Pair):
                 sides = _plain(row.source), _plain(row.target)
-                rows.update((sides, sides[::-1]))
-                texts.update(sides)
+                rows |= asked.rows & {sides, sides[::-1]}
+                texts |= asked.texts & {*sides}
             else:
-                rows.update(map(_said, examples_of(row)))
-    return Trained(frozenset(rows), frozenset(texts))
+                rows |= asked.rows & {*map(_said, examples_of(row))}
+    return Held(frozenset(rows), frozenset(texts))
 
 
-def _sentences(asked: Sequence[Example], had: Trained) -> Iterator[str]:
+def _sentences(asked: Sequence[Example], had: Held) -> Iterator[str]:
     rows = {place for place, one in enumerate(asked) if _said(one) in had.rows}
     texts = {place for place, one in enumerate(asked) if _plain(one.prompt) in had.texts} - rows
     for known, what in (
