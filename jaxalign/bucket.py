@@ -2,8 +2,8 @@
 
 What is small is copied into a temporary folder; weights stay in the bucket, and this module knows
 of each copy which they are. A request brings one range of bytes, so a host of many fetches no more
-than its share. An adapter or model of a run is copied together with the run's record, which readers
-of folders expect beside it.
+than its share. An adapter or model comes with the record of its run, so that a copy reads as the
+run's own folder does.
 
     folder = copied('gs://bucket/llama')        # config.json, tokenizer.json, ...; once a process
     left_in_bucket(folder)['model.safetensors'].read(0, 8)

@@ -312,7 +312,7 @@ def _found(
         entrants = [Entrant(name, one.adapter) for name in systems for one in outcomes[name]]
         comparisons[evaluation] = compared(
             runs, report.groups_of(config.evaluate.groups), draws=config.evaluate.draws,
-            seed=config.seed, notes=seen(config, entrants),
+            seed=config.seed, notes=seen(read_golds(config), entrants),
         )  # fmt: skip
     first, *others = comparisons.values()
     more = dict.fromkeys(note for one in others for note in one.notes if note not in first.notes)

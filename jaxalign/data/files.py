@@ -258,7 +258,7 @@ def _header(cells: list[str], languages: Mapping[str, str], origin: str) -> tupl
 def _check_cells(
     cells: Sequence[str], header: Sequence[str], origin: str, dialect: Mapping[str, Any]
 ) -> None:
-    """What no row says, and tables that were put together or written by another tool do."""
+    """Refuses a second header within a table, and the quoting of CSV where quotes are text."""
     if len(cells) > 1 and [cells[0].lstrip("\ufeff"), *cells[1:]] == list(header):
         raise UserError(
             f"{origin}: the names of the columns stand here again, as where files were put one "

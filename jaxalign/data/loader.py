@@ -218,6 +218,11 @@ class Stream(abc.ABC, Generic[Row, Batch]):
         return sum(own[content] for content in both)
 
     @property
+    def namesakes(self) -> dict[str, list[str]]:
+        """Languages that prompts call by one name; see `languages`. Most rows name none."""
+        return {}
+
+    @property
     def packed(self) -> list[Slot]:
         """The rows of each packed sequence of the first epoch; none where rows are not packed."""
         order = self._order

@@ -62,9 +62,10 @@ def evaluate(config: Config, entrants: Sequence[Entrant], out: str) -> Compariso
     Raises:
       UserError: anything in the settings, the data, an adapter or a file that cannot work.
     """
-    known = seen(config, entrants) if is_main() else []
+    golds = read_golds(config)
+    known = seen(golds, entrants) if is_main() else []
     tell([columns_note(config), *known], console())
-    found = scored(config, entrants, out)
+    found = scored(config, entrants, out, golds=golds)
     if not is_main():
         return None
     comparison = compare(
@@ -85,7 +86,11 @@ def evaluate(config: Config, entrants: Sequence[Entrant], out: str) -> Compariso
 
 
 def scored(
-    config: Config, entrants: Sequence[Entrant], out: str, base: Base | None = None
+    config: Config,
+    entrants: Sequence[Entrant],
+    out: str,
+    base: Base | None = None,
+    golds: Golds | None = None,
 ) -> dict[str, list[dict[str, Scored]]]:
     """Answers what is not answered yet and scores; arguments and errors are those of `evaluate`.
 
@@ -94,6 +99,7 @@ def scored(
 
     Args:
       base: the base of this configuration, where it is opened already.
+      golds: the rows that are asked, where they are read already.
 
     Returns:
       Name -> language -> scores, of each entrant of that name; {} on processes but the first.
@@ -102,7 +108,7 @@ def scored(
         raise UserError("nobody to evaluate; name --base, --adapter or --predictions")
     labels = folder_names(entrants)
     check_groups(config.evaluate.groups)
-    golds = read_golds(config)
+    golds = golds or read_golds(config)
     rehearse(kind_of(config), golds, config.evaluate.options)
     for label in ("", *labels):
         check_writable(Path(out, label), "--out")

@@ -1,10 +1,10 @@
-"""Rows that are asked and stood in the training, too: what a model says to them is memory.
+"""Test rows that were also training rows: answers to them show memory, not skill.
 
-    seen(config, [Entrant('sft', 'runs/sft/adapter')])
+    seen(read_golds(config), [Entrant('sft', 'runs/sft/adapter')])
     # ['sft: 16 of 400 rows that are asked stand in the training rows, too, ... (as test.en:3).']
 
-Looked at is the run that an adapter comes from, by its record. Where there is none, or its rows
-are not here any more or not in files, nothing is said.
+The check reads the record of the run that an adapter comes from. It says nothing where there is no
+record, or where the training rows are gone or did not come from files.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from jaxalign.data.prompts import examples_of
 from jaxalign.data.template import recorded
 from jaxalign.data.wanted import read_again
 from jaxalign.evaluate.entrants import Entrant
-from jaxalign.evaluate.gold import read_golds
+from jaxalign.evaluate.gold import Golds
 from jaxalign.hf.find import locate
 from jaxalign.settings import Config
 
@@ -33,20 +33,17 @@ class Held(NamedTuple):
     texts: frozenset[str]
 
 
-def seen(config: Config, entrants: Sequence[Entrant]) -> list[str]:
+def seen(golds: Golds, entrants: Sequence[Entrant]) -> list[str]:
     """A sentence for each way in which rows of `evaluate.data` were trained on.
 
     Args:
-      config: names the rows that are asked.
-      entrants: who is asked; adapters with the record of their run are looked at.
-
-    Raises:
-      UserError: as `read_golds`.
+      golds: the rows that are asked.
+      entrants: who is asked; the check reads the runs of adapters.
     """
     runs = {one: had for one in entrants if one.kind == "adapter" and (had := _record(one))}
     if not runs:
         return []
-    asked = [gold.example for rows in read_golds(config).values() for gold in rows]
+    asked = [gold.example for rows in golds.values() for gold in rows]
     held = Held(frozenset(map(_said, asked)), frozenset(_plain(one.prompt) for one in asked))
     known: dict[str, Held] = {}  # by what is trained on: seeds and systems share it
     found: dict[str, dict[str, None]] = {}

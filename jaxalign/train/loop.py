@@ -22,7 +22,7 @@ import jax
 
 from jaxalign.base import Base
 from jaxalign.config import to_yaml
-from jaxalign.data.loader import Counted, TaskStream, prefetch
+from jaxalign.data.loader import Counted, prefetch
 from jaxalign.multihost import is_main
 from jaxalign.paths import RECORD, SETTINGS, Desk
 from jaxalign.settings import Config, flatten
@@ -237,7 +237,7 @@ def _open_log(run: Run, desk: Desk, start: Start, again: bool, title: str) -> Lo
     )
     for name, stream in run.train.items():
         log.message(f"{name}: {stream.report}; {stream.shape}")
-        for called, codes in stream.namesakes.items() if isinstance(stream, TaskStream) else ():
+        for called, codes in stream.namesakes.items():
             log.message(
                 f"{name}: prompts call {' and '.join(codes)} {called}; to tell them apart, write "
                 "names as the languages of these rows (Brazilian Portuguese)"

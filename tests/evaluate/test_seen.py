@@ -1,4 +1,4 @@
-"""Rows that are asked and were trained on are told, in the report, too."""
+"""Test rows that were also training rows are reported, on the screen and in the report."""
 
 import json
 import shutil
@@ -8,6 +8,7 @@ import pytest
 
 from jaxalign.config import to_yaml
 from jaxalign.data.wanted import wanted_examples
+from jaxalign.evaluate.gold import read_golds
 from jaxalign.evaluate.run import Entrant, evaluate
 from jaxalign.evaluate.seen import seen
 from jaxalign.paths import SETTINGS
@@ -67,7 +68,7 @@ def test_what_is_the_same_row(judged, run, tmp_path, change):
     entrant = run(had)
     if change == "gone":
         file.unlink()
-    told = seen(asked, [entrant])
+    told = seen(read_golds(asked), [entrant])
     assert bool(told) == (change in ("none", "blanks", "composition"))
     assert all("2 of 6 rows" in sentence for sentence in told)
 
@@ -77,7 +78,7 @@ def test_sentences_of_pairs(judged, run, tmp_path):
     had = judged(f"task.train=[{rows(tmp_path / 'train.jsonl', COMMANDS[0])}]",
                  f"align.train=[{rows(tmp_path / 'pairs.jsonl', pair)}]")  # fmt: skip
     asked = judged(f"evaluate.data=[{rows(tmp_path / 'asked.jsonl', *COMMANDS)}]")
-    first, second = seen(asked, [run(had)])
+    first, second = seen(read_golds(asked), [run(had)])
     assert "1 of 6 rows that are asked stand in the training rows" in first
     assert "1 of 6 rows that are asked are sentences of align.train" in second
     assert first.endswith("asked.jsonl:1).") and second.endswith("asked.jsonl:2).")
@@ -88,7 +89,7 @@ def test_a_translation_of_a_pair_is_a_row_of_the_training(judged, run, tmp_path)
     had = judged("task.weight=0", f"align.train=[{rows(tmp_path / 'pairs.jsonl', pair)}]")
     row = {"src": "good day", "tgt": "guten Tag", "src_lang": "en", "tgt_lang": "de"}
     asked = judged("task.kind=translation", f"evaluate.data=[{rows(tmp_path / 't.jsonl', row)}]")
-    (sentence,) = seen(asked, [run(had)])
+    (sentence,) = seen(read_golds(asked), [run(had)])
     assert "1 of 1 rows that are asked stand in the training rows" in sentence
 
 
@@ -96,12 +97,12 @@ def test_rows_that_were_left_out_were_not_trained_on(judged, run, tmp_path):
     file = rows(tmp_path / "all.jsonl", *COMMANDS)
     part = "task.transforms=[{name: part, options: {share: 0.5, of: utterance}}]"
     had = judged(f"task.train=[{file}]", part)
-    (sentence,) = seen(judged(f"evaluate.data=[{file}]"), [run(had)])
+    (sentence,) = seen(read_golds(judged(f"evaluate.data=[{file}]")), [run(had)])
     kept = len(wanted_examples(had)[0])
     assert 0 < kept < 6
     assert f"{kept} of 6 rows" in sentence
 
 
 def test_adapters_without_a_record_say_nothing(judged, adapters):
-    assert seen(judged(), [Entrant("a", str(adapters / "a1"))]) == []
-    assert seen(judged("evaluate.data=[nothing.jsonl]"), [Entrant("bare", kind="base")]) == []
+    assert seen(read_golds(judged()), [Entrant("a", str(adapters / "a1"))]) == []
+    assert seen({}, [Entrant("bare", kind="base")]) == []
