@@ -131,7 +131,9 @@ def test_the_tables_of_real_models_are_those_of_the_page(name, tmp_path):
 def test_the_curves_of_real_models_are_those_of_the_page():
     curves = script(HERE.parent / "real_llm" / "curves.py")
     page = (HERE.parents[1] / "docs" / "results.md").read_text("utf-8")
-    made = (curves.table(), curves.measures(), curves.table(36), curves.classes())
+    made = [curves.table(), curves.measures(), curves.table(36), curves.classes()]
+    made += [curves.table(36, 50), curves.classes(50)]
+    assert len(curves.known(36, 50)) == 2
     assert all(line in page for line in "\n".join(made).splitlines())
 
 

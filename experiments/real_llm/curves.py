@@ -3,8 +3,10 @@
 python experiments/real_llm/curves.py reduce NAME PROBE/report.json   # into results/probe
 python experiments/real_llm/curves.py table                           # of all that is there
 python experiments/real_llm/curves.py table 36                        # over 36 languages
+python experiments/real_llm/curves.py table 36 50                     # with 50 sentences of each
 python experiments/real_llm/curves.py measures                        # the best layer by each
 python experiments/real_llm/curves.py classes                         # by resource class
+python experiments/real_llm/curves.py classes 50                      # with 50 sentences of each
 python experiments/real_llm/curves.py draw curves.png
 """
 
@@ -20,7 +22,7 @@ import numpy as np
 from jaxalign.data.languages import resource_class
 from jaxalign.picture import GRID, PALETTE, picture
 
-LANGUAGES = 16  # of the probes of all models; two models were probed with more
+LANGUAGES, SENTENCES = 16, 300  # of the probes of all models; there are others, too
 HERE = Path(__file__).resolve().parent / "results" / "probe"
 # Share of sentences that find their translation, mean over all directions; MEXA with English.
 CURVES = ("margin", "csls", "cosine", "standardised_csls", "standardised_cosine")
@@ -41,8 +43,11 @@ def reduce(name: str, report: Path) -> None:
     for key in HEALTH:
         kept[key] = mean(np.reshape(found["health"][key][0][0], (len(kept["margin"]), -1))).tolist()
     stem = name
-    if (number := len(kept["languages"])) != LANGUAGES:
+    number, sentences = shape(kept)
+    if number != LANGUAGES:
         kept["classes"], stem = by_class(found), f"{name} {number}"
+    if sentences != SENTENCES:
+        stem += f" {sentences}"
     file = HERE / f"{stem.lower().replace(' ', '-')}.json"
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps({"name": name} | kept, indent=1) + "\n", "utf-8")
@@ -65,20 +70,25 @@ def by_class(found: dict[str, Any]) -> dict[str, Any]:
     return kept
 
 
-def known(languages: int = LANGUAGES) -> dict[str, dict[str, Any]]:
-    """The probes over so many languages, by name."""
+def known(languages: int = LANGUAGES, sentences: int = SENTENCES) -> dict[str, dict[str, Any]]:
+    """The probes over so many languages with so many sentences of each, by name."""
     found = [json.loads(file.read_text("utf-8")) for file in sorted(HERE.glob("*.json"))]
-    return {one["name"]: one for one in found if len(one["languages"]) == languages}
+    return {one["name"]: one for one in found if shape(one) == (languages, sentences)}
 
 
-def classes(languages: int = 36) -> str:
+def shape(found: dict[str, Any]) -> tuple[int, int]:
+    """Languages, and sentences of each."""
+    return len(found["languages"]), max(found["sentences"].values())
+
+
+def classes(sentences: int = SENTENCES, languages: int = 36) -> str:
     """What each class of languages finds from and to English, by raw and standardised states."""
     lines = [
         "| model | class: languages | best by raw states | best by standardised states | "
         "raw and standardised at the model's best |",
         "|---|---|---:|---:|---:|",
     ]
-    for name, found in known(languages).items():
+    for name, found in known(languages, sentences).items():
         tops = [int(np.argmax(found[key])) for key in (RAW, PLAIN)]
         for number, one in found["classes"].items():
             raw, plain = (100 * np.array(one[key]) for key in (RAW, PLAIN))
@@ -90,14 +100,14 @@ def classes(languages: int = 36) -> str:
     return "\n".join(lines)
 
 
-def table(languages: int = LANGUAGES) -> str:
+def table(languages: int = LANGUAGES, sentences: int = SENTENCES) -> str:
     """Each model's best blocks and the massive dimension."""
     lines = [
         "| model, blocks | embeddings | best by raw states | last | best by standardised states | "
         "last | blocks within 90 % of it | largest dimension |",
         "|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
-    for name, found in known(languages).items():
+    for name, found in known(languages, sentences).items():
         raw, plain = (100 * np.array(found[key]) for key in (RAW, PLAIN))
         near = np.flatnonzero(plain >= 0.9 * plain.max())
         lines.append(
@@ -149,9 +159,9 @@ if __name__ == "__main__":
             draw(Path(path))
         case ["measures"]:
             print(measures())
-        case ["classes"]:
-            print(classes())
-        case ["table", languages]:
-            print(table(int(languages)))
+        case ["classes", *numbers]:
+            print(classes(*map(int, numbers)))
+        case ["table", *numbers]:
+            print(table(*map(int, numbers)))
         case _:
             print(table())

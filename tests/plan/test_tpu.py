@@ -48,6 +48,7 @@ def traffic(program):
     return sum(one["bytes"] for one in program["collectives"].values())
 
 
+@pytest.mark.slow
 def test_a_small_model(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(SMALL), "utf-8")
     words = ("align.layer=2", "batch.max_length=256", "batch.pairs=32", "generate.batch=8",

@@ -121,6 +121,7 @@ def test_maml_is_the_slope_of_the_loss_after_the_steps(configure, layout):
     assert relative(first, found) > 0.02
 
 
+@pytest.mark.slow
 def test_first_order_rules_are_what_they_are_called(configure):
     run, phase, trained, stack, key = prepared(configure, "fomaml", *LAYOUTS["padded"])
     support, query = parts(stack)

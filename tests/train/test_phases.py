@@ -209,19 +209,26 @@ def headed(states, batch, *, layer: int, width: int, head):
     return Loss(jnp.sum(squares), jnp.asarray(len(squares), jnp.float32), {})
 
 
-def test_a_head_is_trained_kept_and_not_exported(configure, tmp_path):
-    words = (
+def with_head(*words):
+    return (
         f"objectives=[{{objective: '{own('headed')}', options: {{width: 3}}}}]", *QUIET,
-        "lora.layers=1..2", "checkpoint.every=2",
+        "lora.layers=1..2", "checkpoint.every=2", *words,
     )  # fmt: skip
-    whole = train(configure(*words, "train.steps=4", f"output={tmp_path / 'whole'}"))
-    parts = configure(*words, "train.steps=2", f"output={tmp_path / 'parts'}")
+
+
+@pytest.mark.slow
+def test_a_head_is_kept_by_a_checkpoint(configure, tmp_path):
+    whole = train(configure(*with_head("train.steps=4"), f"output={tmp_path / 'whole'}"))
+    parts = configure(*with_head("train.steps=2"), f"output={tmp_path / 'parts'}")
     train(parts)
     parts.train.steps = 4
     resumed = train(parts)
     files = [Path(one.adapter, "adapter_model.safetensors") for one in (whole, resumed)]
     assert files[0].read_bytes() == files[1].read_bytes()
-    run = setup.prepare(parts)
+
+
+def test_a_head_is_trained_and_not_exported(configure):
+    run = setup.prepare(configure(*with_head()))
     head = run.state.trained[HEADS]["headed"]["w"]
     assert head.shape == (run.spec.dim, 3) and HEADS not in without_heads(run.state.trained)
     assert run.trained_count == sum(x.size for x in jax.tree.leaves(run.state.trained)) - sum(
@@ -232,7 +239,7 @@ def test_a_head_is_trained_kept_and_not_exported(configure, tmp_path):
     )(run.state.trained)
     assert np.abs(gradient[HEADS]["headed"]["w"]).max() > 0
     with pytest.raises(UserError, match="skip works on adapters only"):
-        setup.prepare(configure(*words, "optim.missing=skip"))
+        setup.prepare(configure(*with_head("optim.missing=skip")))
 
 
 def test_a_term_may_count_in_every_second_update(configure):
