@@ -84,6 +84,7 @@ TABLES = (
     "controls",
     "merged",
     "translation_gpu",
+    "translation_cpu",
     "sweep",
     "sweep_32",
     "slots",
