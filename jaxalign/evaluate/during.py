@@ -18,10 +18,10 @@ import numpy as np
 from jaxalign.base import Base
 from jaxalign.checksums import text_digest
 from jaxalign.evaluate.ask import answers, ask
-from jaxalign.evaluate.gold import Golds, read_golds
+from jaxalign.evaluate.gold import Golds, kind_of, read_golds
 from jaxalign.evaluate.measure import Scored
 from jaxalign.evaluate.run import score
-from jaxalign.evaluate.translation import COMET
+from jaxalign.evaluate.scorers import rehearse
 from jaxalign.settings import Config
 from jaxalign.train.state import without_heads
 
@@ -59,12 +59,9 @@ def sample_judge(config: Config) -> Callable[[Any, Any], dict[str, float]] | Non
         return _values(scored)
 
     # What it will be asked for is known before a training starts, but for its numbers.
-    silent = {language: [""] * len(rows) for language, rows in golds.items()}
-    options = {name: value for name, value in config.evaluate.options.items() if name != "comet"}
-    plain = dataclasses.replace(config.evaluate, options=options)
-    names = set(_values(score(dataclasses.replace(config, evaluate=plain), golds, silent)))
-    if config.evaluate.options.get("comet"):
-        names |= {f"eval/{COMET}", *(f"eval/{COMET}/{language}" for language in golds)}
+    measures = rehearse(kind_of(config), golds, config.evaluate.options)
+    endings = ("", *(f"/{language}" for language in golds))
+    names = {f"eval/{measure}{ending}" for measure in measures for ending in endings}
     judge.scores = names  # type: ignore[attr-defined]
     judge.rows = _digest(golds)  # type: ignore[attr-defined]
     return judge

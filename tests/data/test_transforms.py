@@ -91,6 +91,8 @@ def test_validation_rows_are_left_alone_unless_named():
         (3, "should be a name, or a dict"),
         ({"name": "swap", "option": {}}, "'option' is not one of"),
         ({"name": "swap", "splits": ["test"]}, "should be a list of train, valid"),
+        ({"name": "swap", "splits": 5}, "should be a list of train, valid"),
+        ({"name": "swap", "splits": [["train"]]}, "should be a list of train, valid"),
         ({"name": "sample"}, "rows: None should be a whole number"),
         ({"name": "sample", "options": {"rows": 2, "of": "src_lang"}}, "of is not an option"),
         ({"name": "sample", "options": {"rows": 2, "by": "language"}}, "row has no 'language'"),

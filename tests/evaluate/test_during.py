@@ -94,5 +94,12 @@ def test_a_metric_without_rows_is_refused(configure, golds):  # noqa: F811
         train(config, judge=sample_judge(config))
 
 
+def test_options_that_the_scorer_lacks_are_refused(configure, golds):  # noqa: F811
+    config = configure(f"evaluate.data=[{golds}/test.*.jsonl]", "evaluate.sample=2",
+                       "evaluate.options={tokenize: zh}")  # fmt: skip
+    with pytest.raises(UserError, match=r"evaluate\.options\.tokenize"):
+        sample_judge(config)
+
+
 def test_no_sample_no_judge(configure):  # noqa: F811
     assert sample_judge(configure()) is None

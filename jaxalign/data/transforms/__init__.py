@@ -115,6 +115,6 @@ def _read(
     options, splits = entry.get("options") or {}, entry.get("splits") or SPLITS[:1]
     if unknown is not None or not isinstance(options, Mapping):
         raise UserError(f"{where}: {brief(unknown or options)} is not one of {', '.join(keys)}")
-    if isinstance(splits, str) or not set(splits) <= set(SPLITS):
+    if not isinstance(splits, list | tuple) or any(one not in SPLITS for one in splits):
         raise UserError(f"{where}.splits: {brief(splits)} should be a list of {', '.join(SPLITS)}")
     return entry["name"], options, splits
