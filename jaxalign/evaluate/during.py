@@ -38,7 +38,7 @@ def sample_judge(config: Config) -> Callable[[Any, Any], dict[str, float]] | Non
       `rows` the digest of what is asked and of the references.
 
     Raises:
-      UserError: as `read_golds`.
+      UserError: as `read_golds` and `rehearse`.
     """
     if not config.evaluate.sample:
         return None

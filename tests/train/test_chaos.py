@@ -37,7 +37,7 @@ def told(folder):
 
 
 def test_training_short(server, configure, tmp_path):
-    assert len(train(server, configure, tmp_path, kills=1, steps=6)) >= 1
+    assert len(train(server, configure, tmp_path, kills=2, steps=8)) >= 2
 
 
 @pytest.mark.slow
