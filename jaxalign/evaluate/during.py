@@ -59,9 +59,9 @@ def sample_judge(config: Config) -> Callable[[Any, Any], dict[str, float]] | Non
         return _values(scored)
 
     # What it will be asked for is known before a training starts, but for its numbers.
-    measures = rehearse(kind_of(config), golds, config.evaluate.options)
-    endings = ("", *(f"/{language}" for language in golds))
-    names = {f"eval/{measure}{ending}" for measure in measures for ending in endings}
+    names = set()
+    for language, measures in rehearse(kind_of(config), golds, config.evaluate.options).items():
+        names |= {f"eval/{name}{end}" for name in measures for end in ("", f"/{language}")}
     judge.scores = names  # type: ignore[attr-defined]
     judge.rows = _digest(golds)  # type: ignore[attr-defined]
     return judge

@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from typing import Any
 
 import jax
@@ -308,7 +309,8 @@ def _splits(transform: Any) -> Sequence[str]:
 
 def _check_metric(config: Config, golds: Golds, metric: str) -> str:
     """The measure's name, before anything is computed."""
-    known = rehearse(kind_of(config), golds, config.evaluate.options)
+    found = rehearse(kind_of(config), golds, config.evaluate.options)
+    known = list(dict.fromkeys(chain.from_iterable(found.values())))
     if metric and metric not in (*known, LOSS):
         raise UserError(
             f"--metric: {metric!r} is not measured for {kind_of(config)}; choose among "

@@ -1,5 +1,6 @@
 """Scores of a sample while training: the same numbers as afterwards, and they may choose."""
 
+import dataclasses
 import signal
 from pathlib import Path
 
@@ -7,7 +8,9 @@ import pytest
 
 from jaxalign.errors import UserError
 from jaxalign.evaluate.during import sample_judge
+from jaxalign.evaluate.gold import kind_of
 from jaxalign.evaluate.run import Entrant, evaluate
+from jaxalign.evaluate.scorers import SCORERS
 from jaxalign.train.loop import train
 from jaxalign.train.stop import Request
 from tests.train.conftest import base, configure, rows  # noqa: F401  (fixtures)
@@ -99,6 +102,24 @@ def test_options_that_the_scorer_lacks_are_refused(configure, golds):  # noqa: F
                        "evaluate.options={tokenize: zh}")  # fmt: skip
     with pytest.raises(UserError, match=r"evaluate\.options\.tokenize"):
         sample_judge(config)
+
+
+def test_a_score_is_of_the_languages_that_have_it(configure, golds, monkeypatch):  # noqa: F811
+    """As fidelity, which is missing in a language that nobody recognises."""
+    config = configure(f"evaluate.data=[{golds}/test.*.jsonl]", "evaluate.sample=2")
+    scorer = SCORERS[kind_of(config)]
+
+    def some(rows, answers):
+        found = scorer(rows, answers)
+        if rows[0].example.language == "en":
+            return found
+        fewer = [one for one in found.measures if one.name != "span_f1"]
+        return dataclasses.replace(found, measures=fewer)
+
+    monkeypatch.setitem(SCORERS, kind_of(config), some)
+    scores = sample_judge(config).scores
+    assert {"eval/span_f1", "eval/span_f1/en", "eval/slot_f1/en", "eval/slot_f1/de"} <= scores
+    assert "eval/span_f1/de" not in scores
 
 
 def test_no_sample_no_judge(configure):  # noqa: F811
