@@ -109,9 +109,9 @@ def test_a_score_is_of_the_languages_that_have_it(configure, golds, monkeypatch)
     config = configure(f"evaluate.data=[{golds}/test.*.jsonl]", "evaluate.sample=2")
     scorer = SCORERS[kind_of(config)]
 
-    def some(rows, answers):
-        found = scorer(rows, answers)
-        if rows[0].example.language == "en":
+    def some(part, answers):
+        found = scorer(part, answers)
+        if part[0].example.language == "en":
             return found
         fewer = [one for one in found.measures if one.name != "span_f1"]
         return dataclasses.replace(found, measures=fewer)
