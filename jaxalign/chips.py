@@ -23,6 +23,12 @@ class Chip:
     bandwidth: float  # bytes/s of that memory
     link: float = 0.0  # bytes/s to all neighbours together, one way; 0: not known here
     clock: float = 0.0  # Hz in which the TPU compiler counts cycles; 0: it does not
+    capability: str = ""  # of a GPU, the CUDA compute capability; empty: a TPU
+
+    @property
+    def platform(self) -> str:
+        """`tpu` or `gpu`, as JAX names it."""
+        return "gpu" if self.capability else "tpu"
 
 
 # TPUs: cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e}; memory is what the compiler lets programs have
@@ -40,10 +46,28 @@ CHIPS = {
         Chip("v5e", ("TPU v5 lite", "TPU v5e"), 197e12, 15.75 * GiB, 0.819e12, 200e9, 1.5e9),
         Chip("v5p", ("TPU v5", "TPU v5p"), 459e12, 95.74 * GiB, 2.765e12, 600e9, 1.75e9),
         Chip("v6e", ("TPU v6 lite", "TPU v6e"), 918e12, 31.25 * GiB, 1.638e12, 400e9, 1.75e9),
-        Chip("a100-40", ("NVIDIA A100-SXM4-40GB",), 312e12, 0.9 * 40e9, 1.555e12, 300e9),
-        Chip("a100", ("NVIDIA A100-SXM4-80GB",), 312e12, 0.9 * 80e9, 2.039e12, 300e9),
-        Chip("h100", ("NVIDIA H100 80GB HBM3",), 989e12, 0.9 * 80e9, 3.35e12, 450e9),
-        Chip("h200", ("NVIDIA H200",), 989e12, 0.9 * 141e9, 4.8e12, 450e9),
+        Chip(
+            "a100-40",
+            ("NVIDIA A100-SXM4-40GB",),
+            312e12,
+            0.9 * 40e9,
+            1.555e12,
+            300e9,
+            capability="8.0",
+        ),
+        Chip(
+            "a100",
+            ("NVIDIA A100-SXM4-80GB",),
+            312e12,
+            0.9 * 80e9,
+            2.039e12,
+            300e9,
+            capability="8.0",
+        ),
+        Chip(
+            "h100", ("NVIDIA H100 80GB HBM3",), 989e12, 0.9 * 80e9, 3.35e12, 450e9, capability="9.0"
+        ),
+        Chip("h200", ("NVIDIA H200",), 989e12, 0.9 * 141e9, 4.8e12, 450e9, capability="9.0"),
     )
 }
 

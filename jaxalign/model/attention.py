@@ -130,6 +130,15 @@ def cut(reach: int) -> tuple[int, int]:
     return min(ways, key=lambda way: (-(-keys[way] // 128), keys[way], way[1]))
 
 
+def cut_of(length: int, reach: int) -> tuple[int, int] | None:
+    """`cut` of sequences of so many tokens; None where they are not cut.
+
+    Args:
+      reach: tokens of the longest text in them; 0: unknown.
+    """
+    return cut(reach) if 0 < 2 * reach < length else None
+
+
 def near(queries: Array, keys: Array, window: Array | int) -> jax.Array:
     """Whether a key is less than `window` places before a query, [..., T, S] bool.
 
@@ -171,21 +180,39 @@ def attend(
       UserError: a kernel asked for by name that cannot take these shapes.
     """
     scale = q.shape[-1] ** -0.5 if scale is None else scale
-    name = FASTEST.get(platform(), "reference") if backend == "auto" else backend
-    if name == "reference" or sight is None or before is not None:
+    told = sight is not None and before is None
+    kernel = kernel_of(q, backend, cap, platform(), cudnn.capability()) if told else None
+    if kernel is None or sight is None:
         return checkpoint_name(_reference(q, k, v, mask, before, scale, cap), MIXED)
-    kernel = KERNELS[name]
-    refusal = kernel.refusal(q, cap)
-    if backend == "auto" and (refusal or q.shape[1] < kernel.LEAST):
-        return checkpoint_name(_reference(q, k, v, mask, before, scale, cap), MIXED)
-    if refusal:
-        raise UserError(f"model.attention={name} {refusal}; use model.attention=auto")
     runs = [partial(kernel.attend, window=window, scale=scale, cap=cap) for window in sight.windows]
     if len(runs) == 1:
         mixed = runs[0](q, k, v, sight.segments)
     else:
         mixed = jax.lax.switch(sight.kind, runs, q, k, v, sight.segments)
     return mixed if kernel is cudnn else checkpoint_name(mixed, MIXED)
+
+
+def kernel_of(q: Any, backend: str, cap: float, platform: str, capability: str) -> Any:
+    """The kernel that takes such queries where it is told who sees whom; None: the reference.
+
+    Args:
+      q: [B, T, N, H], an array or its shape and dtype.
+      backend: as of `attend`, and so is `cap`.
+      platform: `tpu`, `gpu` or `cpu`; `capability` as of `cudnn.capability`, of a GPU.
+
+    Raises:
+      UserError: it was asked for by name and cannot.
+    """
+    name = FASTEST.get(platform, "reference") if backend == "auto" else backend
+    if name == "reference":
+        return None
+    kernel = KERNELS[name]
+    refusal = kernel.refusal(q, cap, capability)
+    if backend == "auto":
+        return None if refusal or q.shape[1] < kernel.LEAST else kernel
+    if refusal:
+        raise UserError(f"model.attention={name} {refusal}; use model.attention=auto")
+    return kernel
 
 
 # The backward pass computes the [T, S] scores again instead of keeping them for every layer.

@@ -15,26 +15,30 @@ import jax.numpy as jnp
 LEAST = 0  # tokens of a row from which the kernel is worth it
 
 
-def refusal(q: jax.Array, cap: float) -> str:
-    """Why the kernel cannot take these shapes; empty where it can."""
+def refusal(q: Any, cap: float, capability: str) -> str:
+    """Why the kernel cannot take these shapes on such a GPU; empty where it can."""
     if cap:
         return "cannot cap the scores of attention, as this model does"
     if q.dtype not in (jnp.bfloat16, jnp.float16):
         return f"takes bfloat16, not {q.dtype}"
-    most = widest()
+    most = widest(capability)
     if q.shape[-1] % 8 or q.shape[-1] > most:
         return f"takes heads of up to {most} numbers, a multiple of 8, not {q.shape[-1]}"
     return ""
 
 
-def widest() -> int:
-    """Numbers of a head whose gradient cuDNN computes on a GPU of this machine.
+def widest(capability: str) -> int:
+    """Numbers of a head whose gradient cuDNN computes on a GPU of this compute capability.
 
-    256 are for Hopper alone (compute capability 9): cuDNN's backward pass on newer cards takes 128,
-    though JAX lets more pass. 128 as well where no GPU is here.
+    256 are for Hopper alone (9): cuDNN's backward pass on newer cards takes 128, though JAX lets
+    more pass.
     """
-    capability = getattr(jax.local_devices()[0], "compute_capability", "")
-    return 256 if str(capability).startswith("9.") else 128
+    return 256 if capability.startswith("9.") else 128
+
+
+def capability() -> str:
+    """The compute capability of a GPU of this machine; empty where there is none."""
+    return str(getattr(jax.local_devices()[0], "compute_capability", ""))
 
 
 def keeps(primitive: Any) -> bool:

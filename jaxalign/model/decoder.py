@@ -24,7 +24,7 @@ import jax.numpy as jnp
 
 from jaxalign.frozen.projection import Attached
 from jaxalign.model import cudnn, splash
-from jaxalign.model.attention import MIXED, Sight, causal, chunks, cut, local, near, soft_cap
+from jaxalign.model.attention import MIXED, Sight, causal, chunks, cut_of, local, near, soft_cap
 from jaxalign.model.front import Entered, Stem
 from jaxalign.model.layers import Block, Cache, Context, Front, pool, rms_norm
 from jaxalign.model.rotary import rotary
@@ -372,7 +372,8 @@ def _texts(
 ) -> tuple[jax.Array, tuple[Array, Array], Sight | None]:
     """Mask, places and sight of the texts of sequences; of a front's tokens they see nothing."""
     place = jnp.arange(length)[None]  # in one segment as far apart as positions
-    if segments is None or not reach or length <= 2 * reach:
+    way = None if segments is None else cut_of(length, reach)
+    if segments is None or way is None:
         mask = causal(length, segments)
         if front is not None and segments is not None:
             mask &= segments[:, :, None] > 0
@@ -380,7 +381,7 @@ def _texts(
     # A kernel visits blocks of hundreds of keys: it gains where texts are as long.
     windows = tuple(min(window, reach) if window else reach for window in kinds)
     sight = Sight(segments, windows) if reach >= splash.LEAST else None
-    chunk, back = cut(reach)
+    chunk, back = way
     mask = local(segments, chunk, back)
     if front is not None:
         mask &= chunks(segments, chunk)[0][..., None] > 0

@@ -28,8 +28,8 @@ SAVED = "splash"  # checkpoint name of the kernel's output and its normalisers
 PRODUCTS = {"fwd": 2, "dq": 3, "dkv": 4}
 
 
-def refusal(q: jax.Array, cap: float) -> str:
-    """Why the kernel cannot take these shapes; empty where it can."""
+def refusal(q: Any, cap: float, capability: str = "") -> str:
+    """Why the kernel cannot take these shapes in the mesh in use; empty where it can."""
     mesh = jax.sharding.get_abstract_mesh()
     ways = 1 if mesh.empty else mesh.shape["seq"]
     if q.shape[1] % (LANES * ways):

@@ -11,15 +11,21 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import traceback
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Annotated, Any, Literal, TypeVar
+from pathlib import Path
+from types import NoneType, SimpleNamespace, UnionType
+from typing import Annotated, Any, Literal, TypeVar, Union
+
+import jax.numpy as jnp
 
 from jaxalign.bounds import Bounds
 from jaxalign.errors import UserError, brief
-from jaxalign.objectives.states import Loss, Needs
+from jaxalign.objectives.states import Loss, Needs, States
 from jaxalign.objectives.subspace import Subspace
 
 Function = TypeVar("Function", bound=Callable[..., Loss])
@@ -53,6 +59,26 @@ class Objective:
     group: int = 0  # consecutive rows that its loss compares; 1: each alone; 0: the whole batch
     ordered: bool = True  # the order of the rows that it compares matters
     by_token: bool = False  # it adds up tokens and does not ask which rows they are of
+    own: str = ""  # `module:function` of the user's, whose errors are told as such
+
+    def loss(self, states: States, batch: Any, **head: Any) -> Loss:
+        """Its loss; `head` is what it trains next to the adapter.
+
+        Raises:
+          UserError: the user's function fails, or gives something else than a `Loss` of two sums.
+        """
+        if not self.own:
+            return self.function(states, batch, **head)
+        with _told(self.own, self.function.func):
+            found = self.function(states, batch, **head)
+        if not isinstance(found, Loss):
+            raise UserError(
+                f"{self.own} returns {type(found).__name__}, not a jaxalign.objectives.Loss"
+            )
+        for name, value in (("sum", found.sum), ("count", found.count)):
+            if shape := jnp.shape(value):
+                raise UserError(f"{self.own}: Loss.{name} has the shape {shape}; it is one number")
+        return found
 
 
 def declare(
@@ -125,6 +151,8 @@ def bind(
     """
     declared: Declared = getattr(function, "declared", Declared())
     filled = {n: value for n, value in settings.items() if n in declared.settings}
+    if declared.needs is None:
+        _check_layer(options, key, otherwise)
     for option in filled.keys() & options.keys() if main else ():
         if options[option] != filled[option]:
             where = f"{key.rpartition('.')[0]}.{option}"
@@ -135,15 +163,46 @@ def bind(
     given = filled | dict(options)
     defaults = _check(function, name, given, key, {HEAD} if declared.head else set())
     every = defaults | given
-    return Objective(
-        partial(function, **given),
-        otherwise if declared.needs is None else declared.needs(**every),
-        partial(declared.head, **every) if declared.head else None,
-        {option: one for option, one in given.items() if isinstance(one, Subspace)},
-        declared.group(**every),
-        declared.ordered(**every),
-        declared.by_token,
-    )
+    own = name if ":" in name else ""
+    with _told(f"{key}: {own}", function) if own else nullcontext():
+        return Objective(
+            partial(function, **given),
+            otherwise if declared.needs is None else declared.needs(**every),
+            partial(declared.head, **every) if declared.head else None,
+            {option: one for option, one in given.items() if isinstance(one, Subspace)},
+            declared.group(**every),
+            declared.ordered(**every),
+            declared.by_token,
+            own,
+        )
+
+
+@contextmanager
+def _told(name: str, function: Callable[..., Any]) -> Iterator[None]:
+    """Whatever fails in a function of the user's is one sentence, which names its line."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        file = getattr(getattr(inspect.unwrap(function), "__code__", None), "co_filename", "")
+        lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == file]
+        where = f" ({Path(file).name}, line {lines[-1]})" if lines else ""
+        reason = (str(error).splitlines() or [""])[0]
+        raise UserError(
+            f"{name} fails: {type(error).__name__}: {reason}{where}; --debug shows all of it"
+        ) from error
+
+
+def _check_layer(options: Mapping[str, Any], key: str, otherwise: Mapping[str, Needs]) -> None:
+    """Whether a function without a mark asks for the layer that it gets."""
+    layers = {tap.layer for needs in otherwise.values() for tap in needs.taps}
+    if layers and options.get("layer", *layers) not in layers:
+        raise UserError(
+            f"{key}.layer: {brief(options['layer'])} contradicts align.layer={layers.pop()}, which "
+            "is what a function without a mark gets; set align.layer, or mark the function "
+            "(docs/objectives.md#what-it-needs)"
+        )
 
 
 def _of(value: Any) -> Callable[..., Any]:
@@ -157,8 +216,7 @@ def _check(
     """The defaults of the function's options, which `options` fit; `own` are not the user's."""
     try:
         parameters = inspect.signature(function).parameters
-        kinds = typing.get_type_hints(function, include_extras=True)
-    except (NameError, TypeError, ValueError):  # written in C, or annotated with what is not there
+    except (TypeError, ValueError):  # written in C
         return {}
     # What comes behind states and batch.
     taken = {
@@ -172,19 +230,42 @@ def _check(
             near = difflib.get_close_matches(option, taken, 1, 0.0)
             known = f"; did you mean {near[0]!r}?" if near else "; it takes none"
             raise UserError(f"{key}: {name} takes no option {brief(option)}{known}")
-        wanted = kinds.get(option)
-        if (rule := _bounds(wanted)) is not None:
-            rule.check(f"{key}.{option}", value)
-        elif wanted in KINDS and not _is_a(value, wanted):
-            raise UserError(
-                f"{key}.{option}: {brief(value)} should be of the kind {wanted.__name__}, as "
-                f"{name} declares it"
-            )
+        if option in taken:
+            _check_kind(_kind(function, taken[option]), value, f"{key}.{option}", name)
     missing = [n for n, p in taken.items() if p.default is p.empty and n not in options
                and p.kind is not p.VAR_POSITIONAL]  # fmt: skip
     if missing:
         raise UserError(f"{key}: {name} needs the option {missing[0]!r}; add it")
     return {n: p.default for n, p in taken.items() if p.default is not p.empty}
+
+
+def _kind(function: Callable[..., Any], parameter: inspect.Parameter) -> Any:
+    """What a signature says of an option: its annotation, or else the kind of its default."""
+    kind, default = parameter.annotation, parameter.default
+    if kind is parameter.empty:
+        found = type(default)
+        return {int: float}.get(found, found) if found in KINDS else None
+    one = SimpleNamespace(__annotations__={"kind": kind})
+    names = getattr(inspect.unwrap(function), "__globals__", {})
+    try:
+        return typing.get_type_hints(one, names, include_extras=True)["kind"]
+    except Exception:  # it names what is not there, as imports under TYPE_CHECKING
+        return None
+
+
+def _check_kind(kind: Any, value: Any, key: str, name: str) -> None:
+    """Refuses a value that is not of this kind; kinds that say nothing of a setting take any."""
+    kinds = typing.get_args(kind) if typing.get_origin(kind) in (Union, UnionType) else (kind,)
+    if value is None and NoneType in kinds:
+        return
+    kinds = tuple(one for one in kinds if one is not NoneType)
+    if len(kinds) == 1 and (rule := _bounds(kinds[0])) is not None:
+        rule.check(key, value)
+    elif all(one in KINDS for one in kinds) and not any(_is_a(value, one) for one in kinds):
+        wanted = " or ".join(one.__name__ for one in kinds)
+        raise UserError(
+            f"{key}: {brief(value)} should be of the kind {wanted}, as {name} declares it"
+        )
 
 
 def _bounds(kind: Any) -> Bounds | None:

@@ -31,7 +31,6 @@ from jaxalign.plan.programs import (
     size,
 )
 from jaxalign.plan.rows import Known
-from jaxalign.plan.topology import FORMS
 from jaxalign.train.design import Design
 from jaxalign.train.phases import PHASES, facts_of
 from jaxalign.train.rules import RULES
@@ -54,6 +53,12 @@ KEPT = {
 # recomputed; where nothing is, the first derivative's slopes are kept as well.
 TWICE = {"none": 2}
 WORKING = (6, 4, 4, 5)  # the same of one layer, whose backward pass is under way
+# Arrays of attention scores at once, where no kernel takes them: of a pass; with their slopes (2 by
+# the compiler for TPUs, 3 by that for CPUs); of a second derivative (4 and, with the scheduler that
+# takes most, 12). Where nothing is recomputed, that keeps two more of each layer: of every inner
+# step, of their slopes but the last.
+SCORES = {"forward": 2, "once": 2.5, "twice": 5}
+SCORES_KEPT = 2
 COPIES = 3  # of a chunk of logits: themselves, their powers, the slopes
 
 
@@ -150,12 +155,16 @@ def _numbers(plan: Design, counts: tuple[int, ...]) -> float:
     return dim * spec.dim + (query * queries + key * keys + ffn * spec.ffn) / tensor
 
 
-def _working(plan: Design, asked: Job) -> float:
+def _working(plan: Design, asked: Job, chip: Chip, way: str = "forward") -> float:
     """One layer at work: its arrays and its weights, gathered."""
     wide = 0.0
     if plan.config.model.quantize != "none":
         wide = 2 * plan.spec.dim * plan.spec.ffn * _width(plan) / plan.mesh.shape["tensor"]
     arrays = _tokens(plan, asked) * _numbers(plan, WORKING) * _width(plan)
+    scores = SCORES[way] * asked.attends.scores(plan, chip) if asked.attends else 0.0
+    # On the way up scores are gone before the feed-forward layer begins; of a second derivative
+    # what is kept of all layers has counted these arrays.
+    arrays = arrays + scores if way == "once" else max(arrays, scores)
     return arrays + _layer(plan) + wide
 
 
@@ -163,26 +172,30 @@ def _loss(plan: Design, asked: Job, name: str, chip: Chip) -> float:
     """Logits of one chunk, and the states before them."""
     if not plan.phases[name.removesuffix(EVAL)].answers:
         return 0.0
-    most = at_once("tpu" if chip.name in FORMS else "gpu", chip.memory)
+    most = at_once(chip.platform, chip.memory)
     logits = min(most, asked.tokens * plan.spec.vocab / plan.mesh.size) * 4
     return COPIES * logits + 3 * _tokens(plan, asked) * plan.spec.dim * _width(plan)
 
 
 def _gradient(plan: Design, asked: Job, name: str, chip: Chip) -> float:
     built, remat = plan.phases[name], plan.config.model.remat
-    rule, steps = RULES[built.rule], built.inner.steps
+    rule, steps, depth = RULES[built.rule], built.inner.steps, _depth(plan, name)
+    tape = 0.0
     if rule.twice:
         kept = _numbers(plan, KEPT["none"]) * (steps + 1) * TWICE.get(remat, 1)
+        if remat == "none" and asked.attends:
+            tape = SCORES_KEPT * (2 * steps - 1) * depth * asked.attends.scores(plan, chip)
     else:
         kept = _numbers(plan, KEPT[remat])
     asked = replace(asked, tokens=int(asked.tokens * rule.share))  # at once
-    tape = _tokens(plan, asked) * kept * _width(plan) * _depth(plan, name)
+    tape += _tokens(plan, asked) * kept * _width(plan) * depth
     slopes = rule.copies(built.inner) * size(plan.state.trained)
-    return tape + slopes + max(_working(plan, asked), _loss(plan, asked, name, chip))
+    working = _working(plan, asked, chip, "twice" if rule.twice else "once")
+    return tape + slopes + max(working, _loss(plan, asked, name, chip))
 
 
 def _forward(plan: Design, asked: Job, name: str, chip: Chip) -> float:
-    return max(_working(plan, asked), _loss(plan, asked, name, chip))
+    return max(_working(plan, asked, chip), _loss(plan, asked, name, chip))
 
 
 def _update(plan: Design, asked: Job, name: str, chip: Chip) -> float:
@@ -190,11 +203,11 @@ def _update(plan: Design, asked: Job, name: str, chip: Chip) -> float:
 
 
 def _prompt(plan: Design, asked: Job, name: str, chip: Chip) -> float:
-    return size(asked.made) + _working(plan, asked)
+    return size(asked.made) + _working(plan, asked, chip)
 
 
 def _token(plan: Design, asked: Job, name: str, chip: Chip) -> float:
-    return _working(plan, asked)
+    return _working(plan, asked, chip)
 
 
 _TEMPORARIES = {

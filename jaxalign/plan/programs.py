@@ -22,7 +22,7 @@ import numpy as np
 
 from jaxalign.chips import Chip
 from jaxalign.model import splash
-from jaxalign.plan import writing
+from jaxalign.plan import attends, writing
 from jaxalign.plan.cost import Cost, measure
 from jaxalign.plan.hlo import dims
 from jaxalign.plan.job import Job
@@ -270,6 +270,7 @@ def _gradient(plan: Design, phase: str, rows: Rows | None) -> Job:
         lower=lower,
         what=_shape(plan, phase, rows),
         given=given,
+        attends=attends.of_batch(plan, phase, batch),
         tokens=work.tokens // number,
         times=number,
         least=work.flops / number,
@@ -287,17 +288,35 @@ def _update(plan: Design, _: None) -> Job:
     return Job(lower, f"{plan.trained_count:,} trained", gradients)
 
 
-def _evaluation(plan: Design, phase: str, rows: Rows | None) -> Job:
+def look(plan: Design, rows: Known = NO_ROWS) -> None:
+    """Runs the user's own terms on shapes, where no compiler will.
+
+    Raises:
+      UserError: one of them fails.
+    """
+    for phase, built in plan.phases.items():
+        if any(term.objective.own for term in built.terms):
+            batch = _one(plan, phase, rows.get(phase))
+            jax.eval_shape(plan.evaluate[phase], plan.state.trained, plan.frozen, batch)
+
+
+def _one(plan: Design, phase: str, rows: Rows | None) -> Any:
+    """A micro-batch, as shapes."""
     sharding = batch_sharding(plan.mesh)
-    batch = jax.tree.map(
+    return jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype, sharding=sharding),
         _batch(plan, phase, rows, 1),
     )
+
+
+def _evaluation(plan: Design, phase: str, rows: Rows | None) -> Job:
+    batch = _one(plan, phase, rows)
     work = plan.work(phase, batch, passes="forward")
     return Job(
         lower=partial(plan.evaluate[phase].lower, plan.state.trained, plan.frozen, batch),
         what=_shape(plan, phase, rows),
         given=batch,
+        attends=attends.of_batch(plan, phase, batch, forward=True),
         tokens=work.tokens,
         least=work.flops,
         mean=rows.mean() if rows else 1.0,

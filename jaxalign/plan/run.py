@@ -24,7 +24,7 @@ from jaxalign.errors import UserError
 from jaxalign.hf.load import load_spec
 from jaxalign.model.spec import ModelSpec
 from jaxalign.plan.analytic import estimate_all, pace
-from jaxalign.plan.programs import NO_ROWS, PROGRAMS, Program, compile_all, micro_batches
+from jaxalign.plan.programs import NO_ROWS, PROGRAMS, Program, compile_all, look, micro_batches
 from jaxalign.plan.rows import Known, read
 from jaxalign.plan.topology import Place, devices
 from jaxalign.settings import AUTO, BatchConfig, Config, MeshConfig
@@ -161,6 +161,8 @@ def plan_run(
     programs: list[Program] = []
     speed = 0.0
     if chips is None:
+        if how == "compile":  # a formula would not run what the user wrote
+            look(found, rows)
         for program in estimate_all(found, place.chip, only, rows):
             report(program)
             programs.append(program)

@@ -18,7 +18,7 @@ from jax.sharding import NamedSharding
 from jaxalign.generate import shapes
 from jaxalign.generate.decoding import Decoding
 from jaxalign.generate.loop import Model, advance, share, start
-from jaxalign.model.splash import LANES, LEAST
+from jaxalign.plan.attends import of_prompts
 from jaxalign.plan.job import Job
 from jaxalign.plan.rows import Prompts
 from jaxalign.sharding import activation_spec, replicated
@@ -88,16 +88,6 @@ class _Generation:
         one = _left(plan.mesh, jax.ShapeDtypeStruct(shape, jnp.dtype(plan.config.model.dtype)))
         return [one, one]
 
-    def scores(self, plan: Design) -> Any:
-        """Of one layer, in float32, where no kernel takes the prompts."""
-        rows, width = self.tokens.shape
-        suits = not self.ahead and width >= LEAST and width % LANES == 0
-        if suits and plan.config.model.attention != "reference":
-            return []
-        shape = (rows, plan.spec.heads, width, self.ahead + width)
-        spec = activation_spec("B N - -", shape, plan.mesh)
-        return [jax.ShapeDtypeStruct(shape, jnp.float32, sharding=NamedSharding(plan.mesh, spec))]
-
     def least(self, plan: Design, tokens: int, seen: float) -> float:
         """Of so many tokens, each of which sees `seen` others of its row and all shared ones."""
         rows, length = self.tokens.shape[0], int(2 * (seen + self.ahead))
@@ -117,7 +107,8 @@ def prompt(plan: Design, prompts: Prompts | None = None) -> Job:
         lower=partial(start.lower, with_.model, with_.tokens, *given, *static),
         what=f"{rows} x {width}{with_.behind}",
         given=(with_.tokens, with_.model.shared),
-        made=(with_.cache(plan), 2 * with_.scores(plan)),
+        made=with_.cache(plan),
+        attends=of_prompts(plan, rows, width, with_.ahead),
         tokens=rows * width,
         least=with_.least(plan, rows * whole, whole / 2),
         mean=prompts.mean() if prompts else 1.0,

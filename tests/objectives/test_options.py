@@ -1,20 +1,35 @@
 """Options of an objective are compared with its signature before a weight is read."""
 
+import numpy as np
 import pytest
 
 from jaxalign.errors import UserError
-from jaxalign.objectives import Loss, bind, resolve
+from jaxalign.objectives import Loss, Needs, Tap, bind, both_sides, declare, resolve
 
 
 def own(states, batch, *, layer: int, margin: float = 0.0, mode: str = "a", deep=None) -> Loss:
     return Loss(layer, margin, {})
 
 
+def hinted(states: "NotHere", batch, *, margin: "float | None" = None, by: "NotHere" = 1) -> Loss:  # noqa: F821
+    return Loss(margin, by, {})
+
+
+def plain(states, batch, *, layer, margin=0, scale=None) -> Loss:
+    return Loss(layer, margin, {})
+
+
+@declare(lambda layer, sides, **_: {side: Needs((Tap(layer, "mean"),)) for side in sides})
+def marked(states, batch, *, layer, sides) -> Loss:
+    return Loss(0, 1, {})
+
+
 def greedy(states, batch, **options) -> Loss:
     return Loss(0, 1, options)
 
 
-OWN = f"{__name__}:own"
+OWN, HINTED, PLAIN, MARKED = (f"{__name__}:{name}" for name in ("own", "hinted", "plain", "marked"))
+PAIRS = both_sides(Needs((Tap(2, "mean"),)))
 
 
 def with_options(name, options, key, settings=None, **more):
@@ -31,6 +46,17 @@ def with_options(name, options, key, settings=None, **more):
         (OWN, {"layer": True}, "own.options.layer: True should be of the kind int"),
         (OWN, {"layer": 1, "mode": 3}, "own.options.mode: 3 should be of the kind str"),
         (OWN, {"layer": 1, "states": 3}, "takes no option 'states'"),
+        # A hint that nobody finds says nothing, and the others do.
+        (HINTED, {"margn": 0.1}, "takes no option 'margn'; did you mean 'margin'?"),
+        (HINTED, {"margin": "0.1"}, "own.options.margin: '0.1' should be of the kind float"),
+        (HINTED, {"margin": [1]}, "own.options.margin: [1] should be of the kind float"),
+        (PLAIN, {"margin": 1}, "needs the option 'layer'; add it"),
+        (PLAIN, {"layer": 1, "margin": "0.1"}, "options.margin: '0.1' should be of the kind float"),
+        (
+            MARKED,
+            {"layer": 1, "sides": 3},
+            "own.options: tests.objectives.test_options:marked fails: TypeError: 'int'",
+        ),
         ("language_model", {"gamma": 2}, "language_model takes no option 'gamma'; did you mean"),
         ("contrastive", {"layer": 1, "tau": 0.1}, "contrastive takes no option 'tau'"),
         *(
@@ -58,7 +84,39 @@ def test_options_that_do_not_fit(name, options, says):
     assert says in str(error.value) and str(error.value).startswith("own.options")
 
 
+def test_a_function_without_a_mark_gets_the_layer_of_the_settings():
+    bound = lambda layer: bind(resolve(PLAIN), PLAIN, {"layer": layer}, "k.options", {}, PAIRS)  # noqa: E731
+    assert bound(2).needs == PAIRS
+    with pytest.raises(UserError, match=r"k\.options\.layer: 5 contradicts align\.layer=2, which"):
+        bound(5)
+
+
+@pytest.mark.parametrize(
+    ("function", "says"),
+    [
+        (lambda states, batch: states.source[3], "fails: AttributeError: .*line"),
+        (lambda states, batch: [], "returns list, not a jaxalign.objectives.Loss"),
+        (
+            lambda states, batch: Loss(np.zeros(1), 1, {}),
+            r"Loss.sum has the shape \(1,\); it is one",
+        ),
+        (lambda states, batch: Loss(0.0, np.ones(2), {}), r"Loss.count has the shape \(2,\)"),
+    ],
+)
+def test_what_fails_in_the_users_function_is_one_sentence(function, says):
+    with pytest.raises(UserError, match=f"mine:it.* ?{says}"):
+        bind(function, "mine:it", {}, "k.options", {}, {}).loss(None, None)
+
+
+def test_what_fails_in_ours_is_not():
+    with pytest.raises(AttributeError):
+        bind(lambda states, batch: states.no, "contrastive", {}, "", {}, {}).loss(None, None)
+
+
 def test_options_that_fit():
+    for options in ({}, {"margin": None}, {"margin": 2}, {"by": "what it says"}):
+        with_options(HINTED, options, "")
+    with_options(PLAIN, {"layer": "2x", "margin": 0.5, "scale": [1]}, "")
     loss = with_options(OWN, {"layer": 2, "margin": 1, "deep": {"a": [1]}}, "").function(None, None)
     assert tuple(loss[:2]) == (2, 1)
     with_options(f"{__name__}:greedy", {"anything": 1}, "")

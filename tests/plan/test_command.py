@@ -35,6 +35,18 @@ def test_a_run_that_fits(tmp_path, capsys):
     assert values["settings"]["model"]["path"] == "meta-llama/Meta-Llama-3-8B-Instruct"
 
 
+def fails(states, batch, *, width: int = 1):
+    """A user's objective with an error in it."""
+    return states.source[width].no_such_thing
+
+
+def test_an_objective_that_fails_is_told_by_a_formula_too(capsys):
+    own = f"align.objective={__name__}:fails"
+    assert plan("--topology", "h100:8", "--phases", "update", own, "align.options={width: 16}") == 2
+    said = capsys.readouterr().err
+    assert f"{__name__}:fails fails: AttributeError" in said and "test_command.py, line" in said
+
+
 def test_the_page_shows_what_is_printed(capsys):
     """The columns and the notes of docs/plan.md; its numbers are a compiler's."""
     plan("--topology", "h100:8", "--phases", "task")

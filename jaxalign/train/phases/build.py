@@ -289,13 +289,13 @@ def evaluated(term: Term, states: States, batch: Any) -> Loss:
     own = {"head": states.heads[term.name]} if objective.head else {}
     seen = states.only(objective.needs)
     if objective.by_token:
-        return objective.function(seen, by_token(batch), **own)
+        return objective.loss(seen, by_token(batch), **own)
     if mixed(batch):
         raise UserError(
             "batch.pack: segments puts several rows into a sequence, and the objective "
             f"{term.name} reads each of them; set batch.pack=auto"
         )
-    return objective.function(seen.by_rows(batch), batch, **own)
+    return objective.loss(seen.by_rows(batch), batch, **own)
 
 
 def _weight(term: Term, update: Any) -> Any:
