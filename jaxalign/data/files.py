@@ -34,6 +34,7 @@ HALF = re.compile(r"\\u[dD][89a-fA-F]")  # the escape of half a surrogate pair
 
 
 Row = tuple[dict[str, Any], str]  # fields, origin
+RETURN = "a carriage return stands within a line; write a blank for it, or \\n where it ends a line"
 LONGEST = 1 << 26  # characters of a line: a row of data is shorter
 
 
@@ -115,7 +116,8 @@ def _told(rows: Iterator[Row], path: str) -> Iterator[Row]:
 def _open(path: str) -> IO[str]:
     # utf-8-sig: a byte order mark, as spreadsheets write it, must not end up in the first name.
     opener: Callable[..., IO[str]] = gzip.open if path.endswith(".gz") else open  # type: ignore[assignment]
-    return opener(path, "rt", encoding="utf-8-sig", newline="")
+    # A line ends at \n or \r\n; a carriage return alone is a part of its text.
+    return opener(path, "rt", encoding="utf-8-sig", newline="\n")
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -224,7 +226,8 @@ def _table(path: str, **dialect: Any) -> Iterator[Row]:
                 _check_cells(cells, header, origin, dialect)
                 yield {**languages, **dict(zip(header, cells, strict=True))}, origin
         except csv.Error as error:
-            raise UserError(f"{path}:{reader.line_num}: broken table ({error})") from error
+            reason = RETURN if "new-line character" in str(error) else f"broken table ({error})"
+            raise UserError(f"{path}:{reader.line_num}: {reason}") from error
 
 
 def _header(cells: list[str], languages: Mapping[str, str], origin: str) -> tuple[list[str], bool]:

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from jaxalign.data.files import text_lines
+from jaxalign.data.files import read_files, text_lines
 from jaxalign.data.sources import read
 from jaxalign.errors import UserError
 from jaxalign.probe.corpus import read_parallel
@@ -147,6 +147,30 @@ def test_headers_of_pair_files(tmp_path, name, first, rows):
 def test_what_looks_like_a_header_is_not_a_pair(refused, first):
     sentence = refused("de-en.tsv", f"{first}\n{PAIR}".encode())
     assert sentence.startswith("T/de-en.tsv:1: ") and "look like the names of columns" in sentence
+
+
+@pytest.mark.parametrize("name", ["f.tsv", "f.csv"])
+@pytest.mark.parametrize("head", ["text", "text\ttext2", "text,text2"])
+def test_a_carriage_return_within_a_line_of_a_table(refused, name, head):
+    """It made two rows of one, and later lines were told by wrong numbers."""
+    rows = head.replace("text2", "x").replace("text", "hello\rthere")
+    content = f"{head}\r\n{rows}\r\nbye\n".encode()
+    assert "a carriage return stands within a line" in refused(name, content)
+    assert f"{name}:2: " in refused(name, content)
+
+
+def test_a_carriage_return_in_quotes_is_text(tmp_path):
+    (tmp_path / "f.csv").write_bytes(b'text,lang\r\n"hello\rthere\nyou",en\r\nbye,de\r\n')
+    rows = list(read_files(str(tmp_path / "f.csv")))
+    assert [fields["text"] for fields, _ in rows] == ["hello\rthere\nyou", "bye"]
+    assert rows[1][1].endswith("f.csv:4")
+
+
+def test_a_carriage_return_between_parts_of_json_is_a_blank(tmp_path):
+    (tmp_path / "f.jsonl").write_bytes(b'{"text": "a",\r "n": 1}\r\n{"text": "b"}\r\n')
+    rows = list(read_files(str(tmp_path / "f.jsonl")))
+    assert [fields["text"] for fields, _ in rows] == ["a", "b"]
+    assert rows[1][1].endswith("f.jsonl:2")
 
 
 def test_lines_end_at_newlines_alone(tmp_path):
