@@ -34,7 +34,7 @@ from jaxalign.frozen.projection import Attached
 from jaxalign.generate import Decoding, System, stop_ids
 from jaxalign.hf.find import holds_weights, locate, may_be_same, small_files
 from jaxalign.hf.load import abstract_params, fingerprint, load_params, load_spec
-from jaxalign.hf.peft import load_peft, named_base, trained_on
+from jaxalign.hf.peft import load_peft, named_base, rounded_to, trained_on
 from jaxalign.model.decoder import Decoder
 from jaxalign.model.spec import ModelSpec
 from jaxalign.paths import unfinished
@@ -175,6 +175,15 @@ class Opened:
             f"{shown} names {named} as its base, not {self.path}; the shapes agree, but an update "
             "learnt on one base means little on another"
         )
+
+    def rounding(self, adapter: Path, shown: str) -> str:
+        """A sentence where an adapter learnt on weights that were rounded otherwise; else ''.
+
+        Args:
+          adapter: its folder; one without a record says nothing.
+          shown: what it is called.
+        """
+        return other_rounding(rounded_to(adapter), self.model.quantize, shown)
 
     def check_tokens(self, adapter: Path) -> None:
         """Whether the tokenizer knows the tokens of the one that an adapter may come with.
@@ -365,6 +374,22 @@ def another_base(what: str, path: str, named: str) -> UserError:
     return UserError(
         f"{what} was trained on another base than {path} (it was {named}, with other weights); "
         "give that base by --base MODEL or as model.path"
+    )
+
+
+def other_rounding(had: str, has: str, shown: str) -> str:
+    """A sentence where the base of `shown` was rounded otherwise in training; else ''.
+
+    Args:
+      had: its `model.quantize` then; empty: unknown.
+      has: the one of now.
+    """
+    if not had or had == has:
+        return ""
+    then, now = ("full" if kind == "none" else kind for kind in (had, has))
+    return (
+        f"{shown} was trained on {then} weights of its base (model.quantize) and is used with "
+        f"{now} ones here, which it fits less well (docs/quantize.md)"
     )
 
 

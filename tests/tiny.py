@@ -56,10 +56,13 @@ def base(tmp_path_factory):
     return str(folder / "base")
 
 
-def of_run(adapter, folder, base_then):
+def of_run(adapter, folder, base_then, quantize="none"):
     """A copy of an adapter as a run left it in `folder`, with the record of its base."""
     shutil.copytree(adapter, Path(folder, "adapter"))
-    record = {"inputs": {"model.path": fingerprint(base_then)}}
+    record = {
+        "inputs": {"model.path": fingerprint(base_then)},
+        "config": {"model": {"quantize": quantize}},
+    }
     Path(folder, "result.json").write_text(json.dumps(seal(record)))
     return f"{folder}/adapter"
 

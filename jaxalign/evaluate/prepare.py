@@ -69,7 +69,10 @@ def prepare(
     if entrant.kind == "adapter":
         _, adapter = base.opened.adapter(entrant.source)
         how = base.prompts_of(entrant.source)
-        notes += [base.opened.doubt(locate(entrant.source), entrant.source)]
+        folder = locate(entrant.source)
+        notes += [
+            doubt(folder, entrant.source) for doubt in (base.opened.doubt, base.opened.rounding)
+        ]
         # Finished rows know no template.
         notes += [how.note, how.system_note] if kind_of(base.config) not in UNASKED else []
     questions, cut = ask(base, examples, how, adapter)

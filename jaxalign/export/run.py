@@ -15,6 +15,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from jaxalign.base import other_rounding
 from jaxalign.data.template import TOKENIZER_FILE, find_template, template_files
 from jaxalign.errors import UserError
 from jaxalign.export.facts import card_facts
@@ -87,6 +88,9 @@ def export(request: Request) -> Path:
     must_stay = [Path.cwd(), Path.home(), source.folder, *([source.files] if source.files else [])]
     if "://" not in request.source and Path(request.source).is_dir():
         must_stay.append(Path(request.source))
+    trained = source.config.model.quantize if source.config and source.adapter else ""
+    if request.format != "peft" and (doubt := other_rounding(trained, "none", request.source)):
+        screen.print(f"warning: {doubt}")
     with whole_folder(out, request.existing, keep=must_stay) as folder:
         dtype = WRITERS[request.format](source, folder, request.dtype, shard_bytes)
         template = find_template(source.opened.its_tokenizer, source.config, source.files)

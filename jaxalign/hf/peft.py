@@ -120,9 +120,18 @@ def trained_on(folder: Path) -> str:
 
     Empty where there is no such record beside the folder.
     """
+    return str(_record(folder).get("inputs", {}).get("model.path", ""))
+
+
+def rounded_to(folder: Path) -> str:
+    """The `model.quantize` that an adapter was trained with, by the same record; empty: unknown."""
+    return str(_record(folder).get("config", {}).get("model", {}).get("quantize", ""))
+
+
+def _record(folder: Path) -> dict[str, Any]:
+    """Of the run whose output an adapter is; empty where there is none."""
     folder = folder.absolute()
-    record = read_sealed(folder.parent / RECORD) if folder.name == "adapter" else {}
-    return str(record.get("inputs", {}).get("model.path", ""))
+    return read_sealed(folder.parent / RECORD) if folder.name == "adapter" else {}
 
 
 def weights_digest(adapter: str) -> str:

@@ -91,7 +91,7 @@ def merge(
     parts = [source.weighted(weight) for source, weight in zip(sources, weights, strict=True)]
     check(parts, spec, recipe)
     screen = console()
-    warn(sources, screen)
+    warn(sources, screen, used=bool(into))
     warn_templates(sources, weights, screen)
     if into:
         check_weights(sources, opened)  # before anything is written

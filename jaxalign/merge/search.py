@@ -103,7 +103,7 @@ def search(
     base = open_base(config)
     sources = read_adapters(paths, base.opened)
     screen = console()
-    warn(sources, screen)
+    warn(sources, screen, used=True)
     for weights in candidates:
         if any(weights):
             check(_weighed(sources, weights), base.spec, recipe)

@@ -31,6 +31,7 @@ class AdapterFolder:
     lora: dict[str, Any]
     adapter: Lora
     doubt: str  # a sentence where its configuration names another base; else ''
+    rounding: str  # the same where it learnt on rounded weights
     template: str  # the chat template stored with it, or nothing
 
     def weighted(self, weight: float) -> Weighted:
@@ -90,18 +91,23 @@ def _read(path: str, base: Opened) -> AdapterFolder:
         raise UserError(f"{path}: {adapter.name} cannot be merged, only LoRA adapters can")
     folder = locate(path)
     template = belonging(folder, lambda: base.tokenizer)
-    return AdapterFolder(path, lora, adapter, base.doubt(folder, path), template)
+    doubts = base.doubt(folder, path), base.rounding(folder, path)
+    return AdapterFolder(path, lora, adapter, *doubts, template)
 
 
 def _named_base(path: str) -> str:
     return named_base(locate(path))
 
 
-def warn(sources: Sequence[AdapterFolder], console: Console) -> None:
-    """Says what makes a merge doubtful: other bases."""
+def warn(sources: Sequence[AdapterFolder], console: Console, used: bool) -> None:
+    """Says what makes a merge doubtful: other bases.
+
+    Args:
+      used: whether the base as it is here takes part in what is written or judged.
+    """
     for source in sources:
-        if source.doubt:
-            console.print(f"warning: {source.doubt}", style="yellow")
+        for doubt in filter(None, (source.doubt, source.rounding if used else "")):
+            console.print(f"warning: {doubt}", style="yellow")
 
 
 def warn_templates(

@@ -176,6 +176,23 @@ def test_an_adapter_of_a_base_with_other_weights(judged, adapters, base, loads, 
         open_base(config).wear(adapter)
 
 
+@pytest.mark.parametrize(("then", "now"), [("nf4", "none"), ("none", "int8"), ("nf4", "nf4")])
+def test_an_adapter_that_learnt_on_otherwise_rounded_weights(
+    judged, adapters, base, tmp_path, capsys, then, now
+):
+    adapter = of_run(adapters / "a1", tmp_path / "run", base, then)
+    config = judged("evaluate.rows=1", "evaluate.languages=[de]", f"model.quantize={now}")
+    evaluate(config, [Entrant("a", adapter)], str(tmp_path / "out"))
+    told = " ".join(capsys.readouterr().out.split())
+    names = {"none": "full"}
+    sentence = (
+        f"{adapter} was trained on {names.get(then, then)} weights of its base (model.quantize) "
+        f"and is used with {names.get(now, now)} ones here"
+    )
+    assert (sentence in told) == (then != now)
+    assert ("was trained on" in told) == (then != now)
+
+
 @pytest.mark.parametrize("what", ["file", "inside a file", "system", "read-only"])
 def test_an_output_that_cannot_be_written(judged, adapters, loads, tmp_path, monkeypatch, what):
     (tmp_path / "file").write_text("mine")

@@ -217,6 +217,16 @@ def test_merging_by_tensor_is_merging_as_a_whole(run, llama_base, words):
     )
 
 
+@pytest.mark.parametrize(("kind", "form"), [("nf4", "merged"), ("nf4", "peft"), ("none", "merged")])
+def test_rounded_weights_of_a_training_are_told_where_full_ones_are_written(
+    run, llama_base, tmp_path, capsys, kind, form
+):
+    out, _ = run(f"model.path={llama_base}", f"model.quantize={kind}")
+    export(Request(out, format=form, out=str(tmp_path / "out")))
+    told = " ".join(capsys.readouterr().out.split())
+    assert ("was trained on nf4 weights" in told) == (kind == "nf4" and form == "merged")
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 def test_another_dtype(run, llama_base, dtype):
     out, _ = run(f"model.path={llama_base}")

@@ -229,6 +229,16 @@ def test_a_base_with_other_weights_than_in_training_is_refused(folders, tmp_path
     run(adapter, "--into-base", tmp_path / "copy", "--out", tmp_path / "out")
 
 
+def test_an_adapter_that_learnt_on_rounded_weights(folders, tmp_path, capsys):
+    """It is told where the base's own weights are written, not where an adapter is."""
+    adapter = of_run(folders["plain"], tmp_path / "run", tmp_path / "model", "nf4")
+    sentence = f"{adapter} was trained on nf4 weights of its base (model.quantize) and is used with"
+    run(adapter, folders["upper"], "--weights=1,1", "--out", tmp_path / "adapters")
+    assert "nf4" not in capsys.readouterr().out
+    run(adapter, "--into-base", tmp_path / "model", "--out", tmp_path / "whole")
+    assert sentence in " ".join(capsys.readouterr().out.split())
+
+
 def test_a_stored_dtype_is_kept(folders, tmp_path):
     import jax.numpy as jnp
 
