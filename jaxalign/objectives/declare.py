@@ -25,7 +25,7 @@ import jax.numpy as jnp
 
 from jaxalign.bounds import Bounds
 from jaxalign.errors import UserError, brief
-from jaxalign.objectives.states import Loss, Needs, States
+from jaxalign.objectives.states import FINAL, Loss, Needs, States
 from jaxalign.objectives.subspace import Subspace
 
 Function = TypeVar("Function", bound=Callable[..., Loss])
@@ -196,8 +196,8 @@ def _told(name: str, function: Callable[..., Any]) -> Iterator[None]:
 
 def _check_layer(options: Mapping[str, Any], key: str, otherwise: Mapping[str, Needs]) -> None:
     """Whether a function without a mark asks for the layer that it gets."""
-    layers = {tap.layer for needs in otherwise.values() for tap in needs.taps}
-    if layers and options.get("layer", *layers) not in layers:
+    layers = {tap.layer for needs in otherwise.values() for tap in needs.taps} - {FINAL}
+    if layers and "layer" in options and options["layer"] not in layers:
         raise UserError(
             f"{key}.layer: {brief(options['layer'])} contradicts align.layer={layers.pop()}, which "
             "is what a function without a mark gets; set align.layer, or mark the function "

@@ -1,10 +1,12 @@
 """Options of an objective are compared with its signature before a weight is read."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 
 from jaxalign.errors import UserError
-from jaxalign.objectives import Loss, Needs, Tap, bind, both_sides, declare, resolve
+from jaxalign.objectives import FINAL, TOKENS, Loss, Needs, Tap, bind, both_sides, declare, resolve
 
 
 def own(states, batch, *, layer: int, margin: float = 0.0, mode: str = "a", deep=None) -> Loss:
@@ -85,10 +87,13 @@ def test_options_that_do_not_fit(name, options, says):
 
 
 def test_a_function_without_a_mark_gets_the_layer_of_the_settings():
-    bound = lambda layer: bind(resolve(PLAIN), PLAIN, {"layer": layer}, "k.options", {}, PAIRS)  # noqa: E731
-    assert bound(2).needs == PAIRS
-    with pytest.raises(UserError, match=r"k\.options\.layer: 5 contradicts align\.layer=2, which"):
-        bound(5)
+    text = {"text": Needs((Tap(FINAL, TOKENS), Tap(2, "mean")), answers="trained")}  # of task rows
+    for needs in (PAIRS, text):
+        bound = partial(bind, resolve(PLAIN), PLAIN, key="k.options", settings={}, otherwise=needs)
+        assert bound(options={"layer": 2}).needs == needs
+        with pytest.raises(UserError, match=r"k\.options\.layer: 5 contradicts align\.layer=2, wh"):
+            bound(options={"layer": 5})
+        assert bind(resolve(HINTED), HINTED, {}, "", {}, needs).needs == needs  # asks for none
 
 
 @pytest.mark.parametrize(
