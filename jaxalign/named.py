@@ -52,9 +52,10 @@ def find(name: str, table: Mapping[str, Callable], what: str) -> Callable[..., A
 def code_digest(name: str) -> str:
     """SHA-256 of the code behind a `package.module:function` path, without comments and layout.
 
-    It covers the module that holds the function and what this one imports from beside it: modules
-    in the same folder, or of the same installed package. A name of a table has the digest '', and
-    so has a module whose source cannot be read.
+    It covers the module of the path, the one that holds the function where this is another
+    (behind a decorator), and what they import from beside them: modules in the same folder, or of
+    the same installed package. A name of a table has the digest '', and so has a module whose
+    source cannot be read.
 
     Raises:
       UserError: a path that leads to no function.
@@ -62,12 +63,20 @@ def code_digest(name: str) -> str:
     if ":" not in name:
         return ""
     function = inspect.unwrap(find(name, {}, "function"))
+    module = importlib.import_module(name.partition(":")[0])
+    first, *others = _sources_of(module, module.__name__) or [""]
+    for more in _sources_of(function, getattr(function, "__module__", "")):
+        if more not in (first, *others):
+            others.append(more)
+    return text_digest("".join([first, *sorted(others)])) if first or others else ""
+
+
+def _sources_of(thing: Any, module: str) -> list[str]:
+    """`_dumps` of the file that holds a module or a function; nothing where there is none."""
     try:
-        file = Path(inspect.getsourcefile(function) or "")
-        first, *others = _dumps(file, function.__module__.split("."))
+        return _dumps(Path(inspect.getsourcefile(thing) or ""), module.split("."))
     except (OSError, TypeError, SyntaxError, ValueError):  # written in C, or edited just now
-        return ""
-    return text_digest("".join([first, *sorted(others)]))
+        return []
 
 
 def _dumps(file: Path, module: list[str]) -> list[str]:

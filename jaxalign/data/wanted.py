@@ -105,6 +105,8 @@ def _records(
     named = getattr(part, split)
     if not named:
         raise UserError(f"{name}.{split} names no data; give files, globs, hf:NAME or tfds:NAME")
+    if split == "valid":
+        sources.check_once(named, f"{name}.valid")
     records = sources.read_all(named, part.columns, f"{name}.columns")
     return transformed(records, part.transforms, f"{name}.transforms", split, seed), len(records)
 

@@ -21,7 +21,9 @@ from pathlib import Path
 from types import NoneType, SimpleNamespace, UnionType
 from typing import Annotated, Any, Literal, TypeVar, Union
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxalign.bounds import Bounds
 from jaxalign.errors import UserError, brief
@@ -65,7 +67,7 @@ class Objective:
         """Its loss; `head` is what it trains next to the adapter.
 
         Raises:
-          UserError: the user's function fails, or gives something else than a `Loss` of two sums.
+          UserError: the user's function fails, or gives something else than a `Loss` of numbers.
         """
         if not self.own:
             return self.function(states, batch, **head)
@@ -75,7 +77,10 @@ class Objective:
             raise UserError(
                 f"{self.own} returns {type(found).__name__}, not a jaxalign.objectives.Loss"
             )
-        for name, value in (("sum", found.sum), ("count", found.count)):
+        logs = {f"logs[{name!r}]": value for name, value in found.logs.items()}
+        for name, value in {"sum": found.sum, "count": found.count, **logs}.items():
+            if not isinstance(value, jax.Array | np.generic | np.ndarray | int | float):
+                raise UserError(f"{self.own}: Loss.{name} is {brief(value)}; it is one number")
             if shape := jnp.shape(value):
                 raise UserError(f"{self.own}: Loss.{name} has the shape {shape}; it is one number")
         return found
@@ -149,7 +154,7 @@ def bind(
       UserError: an unknown option, one that is missing, one of a wrong kind, one that says
         something else than the setting that it takes.
     """
-    declared: Declared = getattr(function, "declared", Declared())
+    declared = _declared(function)
     filled = {n: value for n, value in settings.items() if n in declared.settings}
     if declared.needs is None:
         _check_layer(options, key, otherwise)
@@ -165,9 +170,15 @@ def bind(
     every = defaults | given
     own = name if ":" in name else ""
     with _told(f"{key}: {own}", function) if own else nullcontext():
+        needs = otherwise if declared.needs is None else declared.needs(**every)
+        if not isinstance(needs, Mapping) or not all(isinstance(n, Needs) for n in needs.values()):
+            raise UserError(
+                f"{key}: the mark of {name} gives {brief(needs)}, and not the Needs of each side "
+                "(docs/objectives.md#what-it-needs)"
+            )
         return Objective(
             partial(function, **given),
-            otherwise if declared.needs is None else declared.needs(**every),
+            needs,
             partial(declared.head, **every) if declared.head else None,
             {option: one for option, one in given.items() if isinstance(one, Subspace)},
             declared.group(**every),
@@ -175,6 +186,15 @@ def bind(
             declared.by_token,
             own,
         )
+
+
+def _declared(function: Any) -> Declared:
+    """The mark of a function, also behind `functools.wraps`, `jax.jit` and `functools.partial`."""
+    while function is not None:
+        if (found := getattr(function, "declared", None)) is not None:
+            return found
+        function = getattr(function, "__wrapped__", None) or getattr(function, "func", None)
+    return Declared()
 
 
 @contextmanager
@@ -259,13 +279,28 @@ def _check_kind(kind: Any, value: Any, key: str, name: str) -> None:
     if value is None and NoneType in kinds:
         return
     kinds = tuple(one for one in kinds if one is not NoneType)
+    if any(_fits(one, value) for one in kinds):
+        return
     if len(kinds) == 1 and (rule := _bounds(kinds[0])) is not None:
-        rule.check(key, value)
-    elif all(one in KINDS for one in kinds) and not any(_is_a(value, one) for one in kinds):
-        wanted = " or ".join(one.__name__ for one in kinds)
-        raise UserError(
-            f"{key}: {brief(value)} should be of the kind {wanted}, as {name} declares it"
-        )
+        rule.check(key, value)  # which has words of its own
+    wanted = " or ".join(map(_phrase, kinds))
+    raise UserError(f"{key}: {brief(value)} should be {wanted}, as {name} declares it")
+
+
+def _fits(kind: Any, value: Any) -> bool:
+    if (rule := _bounds(kind)) is None:
+        return kind not in KINDS or _is_a(value, kind)
+    try:
+        rule.check("", value)
+    except UserError:
+        return False
+    return True
+
+
+def _phrase(kind: Any) -> str:
+    if (rule := _bounds(kind)) is None:
+        return f"of the kind {kind.__name__}"
+    return " or ".join(map(repr, rule.choices)) or rule.phrase()
 
 
 def _bounds(kind: Any) -> Bounds | None:

@@ -238,6 +238,20 @@ def test_validation_goes_through_once_in_order(config, chatml):
 
 
 @pytest.mark.parametrize("make", [task_stream, pair_stream])
+def test_validation_files_count_once_and_training_files_as_often_as_named(config, chatml, make):
+    name = "task" if make is task_stream else "align"
+    part = getattr(config, name)
+    once = len(make(config, chatml).rows)
+    (file,) = part.train
+    part.train = part.valid = [file, f"{file[:-1]}?"]
+    assert len(make(config, chatml).rows) == 2 * once
+    with pytest.raises(
+        UserError, match=rf"{name}\.valid: .* is named by .* rows would count twice"
+    ):
+        make(config, chatml, "valid")
+
+
+@pytest.mark.parametrize("make", [task_stream, pair_stream])
 def test_rows_that_stand_in_both_streams_are_known(config, chatml, jsonl, make):
     part = config.task if make is task_stream else config.align
     own = task_rows(50) if make is task_stream else pair_rows({"de": 20})

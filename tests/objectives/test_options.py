@@ -1,7 +1,10 @@
 """Options of an objective are compared with its signature before a weight is read."""
 
-from functools import partial
+from contextlib import nullcontext
+from functools import partial, wraps
+from typing import Literal
 
+import jax
 import numpy as np
 import pytest
 
@@ -105,12 +108,39 @@ def test_a_function_without_a_mark_gets_the_layer_of_the_settings():
             lambda states, batch: Loss(np.zeros(1), 1, {}),
             r"Loss.sum has the shape \(1,\); it is one",
         ),
+        (lambda states, batch: Loss(0.0, 1, {"v": "a"}), r"Loss.logs\['v'\] is 'a'; it is one"),
         (lambda states, batch: Loss(0.0, np.ones(2), {}), r"Loss.count has the shape \(2,\)"),
     ],
 )
 def test_what_fails_in_the_users_function_is_one_sentence(function, says):
     with pytest.raises(UserError, match=f"mine:it.* ?{says}"):
         bind(function, "mine:it", {}, "k.options", {}, {}).loss(None, None)
+
+
+@pytest.mark.parametrize(
+    ("value", "fits"), [(3, True), ("auto", True), (None, True), ("nope", False), (True, False)]
+)
+def test_kinds_of_a_union(value, fits):
+    def many(states, batch, *, width: int | Literal["auto"] | None = None) -> Loss: ...
+
+    says = "should be of the kind int or 'auto', as mine:it declares"
+    with nullcontext() if fits else pytest.raises(UserError, match=says):
+        bind(many, "mine:it", {"width": value}, "k.options", {}, {})
+
+
+def test_a_mark_is_found_behind_partial_wraps_and_jit():
+    whole = {"layer": 3, "sides": ["source"]}
+    for function in (partial(marked, sides=["source"]), wraps(marked)(lambda *_: None)):
+        assert bind(function, "mine:it", whole, "", {}, {}).needs == marked.declared.needs(**whole)
+    assert bind(jax.jit(marked), "mine:it", whole, "", {}, {}).needs.keys() == {"source"}
+
+
+def test_a_mark_that_gives_no_needs_of_sides():
+    wrong = declare(lambda **_: Needs((Tap(1),)))(lambda states, batch: None)
+    with pytest.raises(
+        UserError, match=r"k\.options: the mark of mine:it gives Needs\(.*each side"
+    ):
+        bind(wrong, "mine:it", {}, "k.options", {}, {})
 
 
 def test_what_fails_in_ours_is_not():

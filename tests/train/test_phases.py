@@ -155,10 +155,12 @@ def odd(states, batch, *, tap): ...
     [
         ("[1, answer]", "rows that have none"),
         ("[1, tokens, standardised]", "no mean and deviation"),
+        ("[1, average]", "objective odd: Tap.pool is 'average', which is not among mean,"),
+        ("[1, mean, standardized]", "Tap.states is 'standardized', which is not among raw, stand"),
     ],
 )
 def test_a_tap_that_cannot_be(configure, tap, says):
-    with pytest.raises(ValueError, match=says):
+    with pytest.raises(UserError, match=says):
         words = f"align.objective={own('odd')}", f"align.options={{tap: {tap}}}"
         run = setup.prepare(configure(*words, "train.metric=eval/align/odd/nothing"))
         run.phases["align"].states(run.state.trained, run.frozen, run.train["align"].batch(0), None)

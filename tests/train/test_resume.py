@@ -439,6 +439,29 @@ def test_an_installed_module_is_compared_without_its_neighbours(tmp_path, monkey
     assert before and code_digest("mine_alone:mine") == before
 
 
+FAR = "def base(): return 1\ndef bare(f): return lambda: f()\n"
+MADE = {
+    "partial": "import functools\ndef plain(): return 1\nmine = functools.partial(plain)\n",
+    "instance": "class Call:\n    def __call__(self): return 1\nmine = Call()\n",
+    "decorated elsewhere": "import mine_far\n@mine_far.bare\ndef mine(): return 1\n",
+    "wrapper": "from functools import wraps\nimport mine_far\n@wraps(mine_far.base)\n"
+    "def mine(): return 1\n",
+}
+
+
+@pytest.mark.parametrize("form", MADE)
+def test_the_module_of_the_path_is_compared_whatever_the_name_leads_to(tmp_path, monkeypatch, form):
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "mine_far.py").write_text(FAR, "utf-8")
+    own, digests = tmp_path / "mine_made.py", []
+    for text in (MADE[form], "# A note.\n" + MADE[form], MADE[form].replace("1", "2")):
+        monkeypatch.delitem(sys.modules, "mine_made", raising=False)
+        own.write_text(text, "utf-8")
+        digests.append(code_digest("mine_made:mine"))
+    assert digests[0] == digests[1] != digests[2] and all(digests)
+    monkeypatch.delitem(sys.modules, "mine_made")
+
+
 def test_an_edited_transform_is_compared_by_its_rows(configure, tmp_path, monkeypatch):
     own = tmp_path / "my_rows.py"
     own.write_text(OWN, "utf-8")

@@ -188,15 +188,14 @@ def build(
       rule: as of `Phase`, and so are the others.
 
     Raises:
-      UserError: a tap past the model.
-      ValueError: a tap of whole states in another form than raw.
+      UserError: a tap past the model, or of whole states in another form than raw.
     """
     passes = passes_of([*(term.objective.needs for term in terms), also or {}])
     for tap in (tap for one in passes for tap in one.taps):
         if tap.layer != FINAL:
             check_tap(decoder.spec, tap.layer)
         if tap.pool == TOKENS and tap.states != "raw":
-            raise ValueError(f"{tap}: whole states have no mean and deviation over sentences")
+            raise UserError(f"{tap}: whole states have no mean and deviation over sentences")
     # The adapter off: (base, no adapter).
     models: dict[str, Weights] = {
         "trained": weights,

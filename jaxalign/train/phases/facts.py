@@ -10,16 +10,18 @@ from __future__ import annotations
 
 import abc
 import math
+import typing
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 
 from jaxalign.data.loader import Stream
-from jaxalign.errors import UserError
+from jaxalign.errors import UserError, brief
 from jaxalign.model.decoder import Decoder
 from jaxalign.model.spec import ModelSpec, check_tap
 from jaxalign.objectives import FINAL, Needs, Tap, bind, resolve
+from jaxalign.objectives.standards import Form
 from jaxalign.settings import Config
 from jaxalign.train.phases.build import (
     FIXED,
@@ -32,6 +34,7 @@ from jaxalign.train.phases.build import (
     passes_of,
 )
 from jaxalign.train.phases.measured import check_width, opened
+from jaxalign.train.phases.walk import POOLS
 
 # The log has these numbers of each phase; its terms stand there under their own names.
 LOGGED = ("loss", "micro_losses", "grad_norm", "plain_cosine", "tokens_per_second")
@@ -190,13 +193,15 @@ class Facts(abc.ABC):
         """Whether model and terms go together.
 
         Raises:
-          UserError: a tap past the model, a side or an answer that the rows do not have, two terms
-            that read one answer from different models, or what full fine-tuning does not have.
+          UserError: a tap past the model or of an unknown form, a side or an answer that the rows
+            do not have, two terms that read one answer from different models, or what full
+            fine-tuning does not have.
         """
         terms = self.terms(config)
         for term in terms:
             for one in passes_of([term.objective.needs]):
                 for tap in one.taps:
+                    _check_form(tap, term.name)
                     if tap.layer != FINAL:
                         check_tap(spec, tap.layer, self._tap_key(config, term, tap.layer))
                 if full and one.model in FIXED:
@@ -286,6 +291,17 @@ class Facts(abc.ABC):
 def term_name(part: Any) -> str:
     """How the log calls the objective of these settings: by its function."""
     return part.objective.rpartition(":")[2]
+
+
+def _check_form(tap: Tap, name: str) -> None:
+    for what, word, known in (
+        ("pool", tap.pool, POOLS), ("states", tap.states, typing.get_args(Form)),
+    ):  # fmt: skip
+        if word not in known:
+            raise UserError(
+                f"objective {name}: Tap.{what} is {brief(word)}, which is not among "
+                f"{', '.join(known)}"
+            )
 
 
 def _value(config: Config, key: str) -> Any:

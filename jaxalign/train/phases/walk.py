@@ -26,13 +26,14 @@ from jaxalign.model.front import Stem
 from jaxalign.model.layers import pool
 from jaxalign.model.spec import ModelSpec
 from jaxalign.objectives import FINAL, TOKENS, Tap
-from jaxalign.objectives.pooling import pooling_weights
+from jaxalign.objectives.pooling import POOLINGS, pooling_weights
 from jaxalign.objectives.standards import standardise
 from jaxalign.sharding import constrain
 from jaxalign.train.state import Frozen
 
 NO_ROLES = "a tap asks for the prompt or the answer of rows that have none"
 BY_INPUT = "an adapter whose vectors depend on the text needs padded rows, one in a sequence"
+POOLS = (*POOLINGS, *ROLE_OF, *PREDICTED, TOKENS)  # that a tap may ask for
 Found = dict[str, tuple[dict[Tap, jax.Array], jax.Array | None]]
 
 
@@ -152,7 +153,7 @@ class Rows(Laid):
         """
         arrays = [getattr(side, what) for side in self.sides.values()]
         if any(array is None for array in arrays):
-            raise ValueError(NO_ROLES)
+            raise UserError(NO_ROLES)
         if len(arrays) == 1:
             return arrays[0]
         stacked = jnp.stack(arrays, axis=1).reshape(-1, arrays[0].shape[-1])
@@ -189,7 +190,7 @@ class EndToEnd(Laid):
         if role is None:
             return pooling_weights(members, pooling)
         if self.flat.roles is None:
-            raise ValueError(NO_ROLES)
+            raise UserError(NO_ROLES)
         mine = members & (self.flat.roles == role)[:, None]
         if pooling in PREDICTED:
             mine = members & _next(members, mine)
