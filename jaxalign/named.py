@@ -64,14 +64,14 @@ def code_digest(name: str) -> str:
         return ""
     function = inspect.unwrap(find(name, {}, "function"))
     module = importlib.import_module(name.partition(":")[0])
-    first, *others = _sources_of(module, module.__name__) or [""]
-    for more in _sources_of(function, getattr(function, "__module__", "")):
+    first, *others = _dumps_of(module, module.__name__) or [""]
+    for more in _dumps_of(function, getattr(function, "__module__", "")):
         if more not in (first, *others):
             others.append(more)
     return text_digest("".join([first, *sorted(others)])) if first or others else ""
 
 
-def _sources_of(thing: Any, module: str) -> list[str]:
+def _dumps_of(thing: Any, module: str) -> list[str]:
     """`_dumps` of the file that holds a module or a function; nothing where there is none."""
     try:
         return _dumps(Path(inspect.getsourcefile(thing) or ""), module.split("."))
