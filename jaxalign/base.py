@@ -32,7 +32,8 @@ from jaxalign.data.tokenizer import check_tokens, load_tokenizer
 from jaxalign.errors import UserError
 from jaxalign.frozen.projection import Attached
 from jaxalign.generate import Decoding, System, stop_ids
-from jaxalign.hf.find import holds_weights, locate, may_be_same, small_files
+from jaxalign.hf.find import holds_weights, locate, small_files
+from jaxalign.hf.kinship import another_base, other_name, other_rounding
 from jaxalign.hf.load import abstract_params, fingerprint, load_params, load_spec
 from jaxalign.hf.peft import load_peft, named_base, rounded_to, trained_on
 from jaxalign.model.decoder import Decoder
@@ -168,13 +169,7 @@ class Opened:
           adapter: its folder.
           shown: what it is called.
         """
-        named = named_base(adapter)
-        if not named or trained_on(adapter) or may_be_same(named, self.path):
-            return ""
-        return (
-            f"{shown} names {named} as its base, not {self.path}; the shapes agree, but an update "
-            "learnt on one base means little on another"
-        )
+        return "" if trained_on(adapter) else other_name(named_base(adapter), self.path, shown)
 
     def rounding(self, adapter: Path, shown: str) -> str:
         """A sentence where an adapter learnt on weights that were rounded otherwise; else ''.
@@ -367,30 +362,6 @@ class Base:
 def _tell_unfinished(folder: Path) -> None:
     if sentence := unfinished(folder, origin(folder)):
         say(sentence)
-
-
-def another_base(what: str, path: str, named: str) -> UserError:
-    """The sentence where `what` was trained on other weights than the base at `path` has."""
-    return UserError(
-        f"{what} was trained on another base than {path} (it was {named}, with other weights); "
-        "give that base by --base MODEL or as model.path"
-    )
-
-
-def other_rounding(had: str, has: str, shown: str) -> str:
-    """A sentence where the base of `shown` was rounded otherwise in training; else ''.
-
-    Args:
-      had: its `model.quantize` then; empty: unknown.
-      has: the one of now.
-    """
-    if not had or had == has:
-        return ""
-    then, now = ("full" if kind == "none" else kind for kind in (had, has))
-    return (
-        f"{shown} was trained on {then} weights of its base (model.quantize) and is used with "
-        f"{now} ones here, which it fits less well (docs/quantize.md)"
-    )
 
 
 def open_base(config: Config, held: str = "") -> Base:

@@ -52,9 +52,9 @@ def find(name: str, table: Mapping[str, Callable], what: str) -> Callable[..., A
 def code_digest(name: str) -> str:
     """SHA-256 of the code behind a `package.module:function` path, without comments and layout.
 
-    It covers the module of the path, the one that holds the function where this is another
-    (behind a decorator), and what they import from beside them: modules in the same folder, or of
-    the same installed package. A name of a table has the digest '', and so has a module whose
+    It covers the module that the path names and, if a decorator stands between, the module that
+    holds the function. It also covers what these import from the same folder or the same installed
+    package. A name of a table has the digest '', and so has a module whose
     source cannot be read.
 
     Raises:

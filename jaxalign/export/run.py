@@ -15,7 +15,6 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from jaxalign.base import other_rounding
 from jaxalign.data.template import TOKENIZER_FILE, find_template, template_files
 from jaxalign.errors import UserError
 from jaxalign.export.facts import card_facts
@@ -36,6 +35,7 @@ from jaxalign.hf.card import model_card
 from jaxalign.hf.files import read_json, write_json
 from jaxalign.hf.find import on_hub, pinned
 from jaxalign.hf.generation import GENERATION_FILE, generation_files, unsaid_stops
+from jaxalign.hf.kinship import other_rounding
 from jaxalign.hf.peft import save_peft
 from jaxalign.hf.pending import assemble, merged_tensors, tree_tensors
 from jaxalign.hf.save import TOKENIZER_FILES, config_for, copy_files, write_like_base

@@ -16,12 +16,13 @@ import jax
 import numpy as np
 
 from jaxalign.adapters import Adapter
-from jaxalign.base import Opened, another_base, open_files
+from jaxalign.base import Opened, open_files
 from jaxalign.config import saved
 from jaxalign.data.template import recorded
 from jaxalign.errors import UserError
 from jaxalign.export.checkpoint import Saved, find
 from jaxalign.hf.find import holds_weights, locate
+from jaxalign.hf.kinship import another_base
 from jaxalign.hf.load import abstract_params
 from jaxalign.hf.peft import load_peft, named_base
 from jaxalign.model.spec import ModelSpec

@@ -193,7 +193,7 @@ def attend(
 
 
 def kernel_of(q: Any, backend: str, cap: float, platform: str, capability: str) -> Any:
-    """The kernel that takes such queries where it is told who sees whom; None: the reference.
+    """The kernel that runs attention of these shapes; None: the reference does.
 
     Args:
       q: [B, T, N, H], an array or its shape and dtype.

@@ -61,7 +61,7 @@ class Objective:
     group: int = 0  # consecutive rows that its loss compares; 1: each alone; 0: the whole batch
     ordered: bool = True  # the order of the rows that it compares matters
     by_token: bool = False  # it adds up tokens and does not ask which rows they are of
-    own: str = ""  # `module:function` of the user's, whose errors are told as such
+    own: str = ""  # `module:function` if the user wrote it; its errors become sentences
 
     def loss(self, states: States, batch: Any, **head: Any) -> Loss:
         """Its loss; `head` is what it trains next to the adapter.

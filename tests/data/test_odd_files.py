@@ -152,7 +152,7 @@ def test_what_looks_like_a_header_is_not_a_pair(refused, first):
 @pytest.mark.parametrize("name", ["f.tsv", "f.csv"])
 @pytest.mark.parametrize("head", ["text", "text\ttext2", "text,text2"])
 def test_a_carriage_return_within_a_line_of_a_table(refused, name, head):
-    """It made two rows of one, and later lines were told by wrong numbers."""
+    """Without this check one row became two, and messages named wrong lines after it."""
     rows = head.replace("text2", "x").replace("text", "hello\rthere")
     content = f"{head}\r\n{rows}\r\nbye\n".encode()
     assert "a carriage return stands within a line" in refused(name, content)
