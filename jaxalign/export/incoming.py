@@ -29,7 +29,8 @@ from jaxalign.errors import UserError
 from jaxalign.export.run import write_texts
 from jaxalign.export.source import CONFIG_FILE, read_adapter
 from jaxalign.folders import check_target, whole_folder
-from jaxalign.hf.find import locate, may_be_same
+from jaxalign.hf.find import locate
+from jaxalign.hf.kinship import other_name
 from jaxalign.hf.peft import named_base, save_peft
 from jaxalign.hf.save import TOKENIZER_FILES, copy_files
 from jaxalign.hf.stream import Pending, write_file
@@ -192,12 +193,8 @@ def _show(found: Found, spec: ModelSpec, tokenizer: str, template: str, out: str
             f"in blocks {block_range(found.idle)} every lora_B is zero: it changes nothing there",
             style="yellow",
         )
-    if found.named_base and not may_be_same(found.named_base, found.base):
-        screen.print(
-            f"it names {found.named_base} as its base; the shapes fit {found.base}, but an adapter "
-            "means little on weights it was not trained on",
-            style="yellow",
-        )
+    if said := other_name(found.named_base, found.base, found.path):
+        screen.print(said, style="yellow")
     screen.print(
         f"written: {out}/adapter, for --adapter, jaxalign merge and jaxalign export; "
         f"{out}/continue.yaml, to go on training"
