@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.programs import OPTIMISED, QUICK, flags
+
 FLAGS = (
     "--xla_force_host_platform_device_count=8",
     # The eight devices' threads meet late on a busy machine: patience instead of an abort.
@@ -15,11 +17,7 @@ FLAGS = (
     # Else devices may reach two independent collectives of one program in different orders, and
     # each waits for the others for ever.
     "--xla_cpu_enable_concurrency_optimized_scheduler=false",
-    # Tiny models take longer to compile than to run: less than half of it without optimising.
-    # CONTRIBUTING.md tells how to test programs as users compile them.
-    "--xla_backend_optimization_level=0",
-    "--xla_llvm_disable_expensive_passes=true",
-    "--xla_cpu_use_fusion_emitters=false",
+    *flags(OPTIMISED if os.environ.get("JAXALIGN_OPTIMISED") else QUICK),
 )
 # Tracing makes millions of small objects that live on; looking at them took a tenth of the time.
 gc.set_threshold(200_000, 50, 100)

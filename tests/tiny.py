@@ -16,13 +16,6 @@ from jaxalign.model.spec import ModelSpec
 from tests.data.conftest import CHATML_TEMPLATE, build
 
 ASSETS = Path(__file__).resolve().parents[1] / "jaxalign" / "demo" / "assets" / "data"
-# A program as its user compiles it, which tests/conftest.py turns off: for two programs that agree
-# to the last bits because the compiler orders their sums alike.
-OPTIMISED = {
-    "xla_backend_optimization_level": 3,
-    "xla_llvm_disable_expensive_passes": False,
-    "xla_cpu_use_fusion_emitters": True,
-}
 SPEC = ModelSpec(
     family="llama", vocab=900, dim=32, layers=3, heads=4, kv_heads=2, head_dim=8, ffn=48,
     norm_eps=1e-5, rope_theta=1e4, rope_scaling=None, qkv_bias=False, o_bias=False,

@@ -26,7 +26,8 @@ from jaxalign.train import setup
 from jaxalign.train.loop import train
 from tests.adapters.variants import VARIANTS, random_tree
 from tests.hf.conftest import LLAMA
-from tests.tiny import OPTIMISED, base, configure, few, rows
+from tests.programs import OPTIMISED
+from tests.tiny import base, configure, few, rows
 
 __all__ = ["base", "configure", "rows"]
 

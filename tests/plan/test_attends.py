@@ -16,7 +16,8 @@ from jaxalign.plan.run import find_spec
 from jaxalign.sharding import make_mesh
 from jaxalign.train.design import adapter_of, design
 from tests.plan.conftest import config
-from tests.tiny import OPTIMISED, SPEC, few
+from tests.programs import OPTIMISED
+from tests.tiny import SPEC, few
 
 H100, V5E = CHIPS["h100"], CHIPS["v5e"]
 AHEAD = ("task.order=grouped", "align.weight=0")
