@@ -1,7 +1,7 @@
 """What we ask of XLA beyond its defaults, by platform, each with its reason.
 
 Set per program (`jax.jit(compiler_options=...)`), so that nobody has to export XLA_FLAGS; flags
-that only work in the environment stand in `launch/flags`.
+that only work in the environment are in `launch/*_flags.sh`.
 
     jax.jit(step, compiler_options=options(jax.devices()[0]))
 """
@@ -16,31 +16,30 @@ OPTIONS: dict[str, dict[str, str]] = {
         # within a product cut into as many pieces: by the compiler's own estimate a step of
         # Llama 3 8B on 16 chips takes 308 ms instead of 366 (docs/tpu.md).
         "xla_jf_spmd_threshold_for_windowed_einsum_mib": "1000000",
-        # That gathering runs during products, woven into them. The default on v5e; on v6e nothing
-        # is hidden without these, and with them 24 of 25 GB a step are.
-        "xla_enable_async_all_gather": "true",
-        "xla_tpu_enable_async_collective_fusion": "true",
-        "xla_tpu_enable_async_collective_fusion_fuse_all_gather": "true",
-        "xla_tpu_enable_async_collective_fusion_multiple_steps": "true",
-        "xla_tpu_overlap_compute_collective_tc": "true",
     },
 }
 
-
-# On-chip memory (KiB) that one fused operation may take. The default of 16 MB leaves large products
-# with small tiles: by the compiler's estimate the step above takes 262 ms instead of 308 with 24 MB
-# (with 32 or 64 it is 3 to 5 ms faster still, but less of the gathering is hidden). Chips that are
-# not named were not looked at.
-FUSION_MEMORY = {
-    "TPU v5 lite": 24 << 10,
-    "TPU v5": 32 << 10,  # v5p: 486 to 462 ms
-    "TPU v6 lite": 64 << 10,  # 184 to 179 ms; nothing below
+# What single chips are asked for besides. Chips that are not named were not looked at.
+#
+# Not among it, whatever guides of older compilers say: `xla_tpu_enable_async_collective_fusion` and
+# what belongs to it. On v5e it is the default. Elsewhere newer compilers refuse it, as it may give
+# wrong results, hang or corrupt data there, and older ones take it without a word.
+MEMORY = "xla_tpu_scoped_vmem_limit_kib"  # on chip, of one fused operation
+CHIPS = {
+    # The default of 16 MB leaves large products with small tiles: by the compiler's estimate the
+    # step above takes 262 ms instead of 308 with 24 MB (with 32 or 64 it is 3 to 5 ms faster still,
+    # but less of the gathering is hidden).
+    "TPU v5 lite": {MEMORY: str(24 << 10)},
+    "TPU v5": {MEMORY: str(32 << 10)},  # v5p: 486 to 462 ms
+    "TPU v6 lite": {
+        MEMORY: str(64 << 10),  # 184 to 179 ms; nothing below
+        # Its SparseCores gather weights while the main core computes; by default it waits.
+        "xla_tpu_enable_sparse_core_collective_offload_all_gather": "true",
+    },
 }
 
 
 def options(device: Any) -> dict[str, str] | None:
     """Compiler options for programs on this device; None where the defaults are best."""
     asked = OPTIONS.get(device.platform)
-    if asked is None or device.device_kind not in FUSION_MEMORY:
-        return asked
-    return asked | {"xla_tpu_scoped_vmem_limit_kib": str(FUSION_MEMORY[device.device_kind])}
+    return asked and asked | CHIPS.get(device.device_kind, {})

@@ -28,6 +28,9 @@ COLLECTIVES = (
     "ragged-all-to-all",
 )
 
+# Calls that something else than the chip's main core runs meanwhile: a SparseCore, a stream.
+ASIDE = ("call-start", "async-start")
+
 ABSURD = 1e7  # cycles of a product that the chip would need a fiftieth of: an estimate gone wrong
 
 
@@ -129,6 +132,10 @@ class _Reader:
                     woven = Traffic(1.0, traffic.bytes, traffic.bytes if channel in found else 0.0)
                     found[channel] = (kind, woven)
                 continue
+            if op.kind in ASIDE:
+                for channel, (kind, traffic) in self._moves(_target(op)).items():
+                    found[channel] = (kind, Traffic(1.0, traffic.bytes, traffic.bytes))
+                continue
             kind = op.kind.removesuffix("-start")
             if kind in COLLECTIVES:
                 moved = self._moved(name, op, kind)
@@ -162,9 +169,12 @@ class _Reader:
                 max((self.cost(branch) for branch in names), key=lambda c: c.cycles + c.flops),
                 1.0,
             )
-        elif op.kind in ("call", "async-start"):
-            target = op.attribute("to_apply") or op.attribute("calls")
-            yield self.cost(target or ""), 1.0
+        elif op.kind == "call":
+            yield self.cost(_target(op)), 1.0
+        elif op.kind in ASIDE:
+            inside = self.cost(_target(op))  # its collectives are among `_moves`
+            own.flops, own.kernel_flops = inside.flops, inside.kernel_flops
+            own.unknown = list(inside.unknown)
         elif op.kind == "dot":
             own.flops = self._dot(name, op)
         elif op.kind == "convolution":
@@ -320,6 +330,11 @@ def _element(computation: Computation, operand: str) -> int | None:
     if op is None or op.kind != "get-tuple-element":
         return None
     return int(op.attribute("index") or 0)
+
+
+def _target(op: Op) -> str:
+    """The computation that a call runs."""
+    return op.attribute("to_apply") or op.attribute("calls") or ""
 
 
 def _cycles(op: Op) -> float:

@@ -172,6 +172,19 @@ def test_a_collective_woven_into_fusions_counts_once_by_its_channel():
     assert cost.collectives["all-gather"].hidden == 3 * 1024
 
 
+@pytest.mark.parametrize(("kind", "word"), [("call-start", "to_apply"), ("async-start", "calls")])
+def test_a_collective_that_another_core_runs_is_hidden_and_counts_once(kind, word):
+    inner = GATHER.replace("%g = bf16", "%a = bf16[16,32]{1,0} parameter(0)\n  ROOT %g = bf16")
+    aside = f"%aside (a: bf16[16,32]) -> bf16[64,32] {{\n  {inner}\n}}\n\n"
+    calls = [
+        f"%s = ((bf16[16,32]), bf16[64,32]) {kind}(%a), {word}=%aside",
+        f"ROOT %d = bf16[64,32]{{1,0}} {kind.replace('start', 'done')}(%s)",
+    ]
+    cost = measure(one(*calls).replace("ENTRY", aside + "ENTRY"))
+    assert cost.collectives["all-gather"].count == 1
+    assert cost.collectives["all-gather"].hidden == cost.traffic == 3 * 1024
+
+
 def test_the_dearer_branch_of_a_conditional_counts():
     branch = "%{name} (a: bf16[16,32]) -> bf16[16,16] {{\n  %a = bf16[16,32]{{1,0}} parameter(0)\n"
     branch += "  ROOT %d = bf16[16,16]{{1,0}} {what}\n}}\n\n"
