@@ -72,6 +72,20 @@ def test_a_mesh_may_split_a_side_of_the_slice(tmp_path):
     assert found["plan"]["mesh"] == {"data": 1, "fsdp": 8, "tensor": 2, "seq": 1}
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("place", "hidden"),
+    [("v4:2x2x1", 0.0), ("v5e:2x2", 0.7), ("v5p:2x2x1", 0.99), ("v6e:2x2", 0.99)],
+)
+def test_weights_are_gathered_while_the_chip_computes(tmp_path, place, hidden):
+    """Every generation's compiler takes the options that it is given."""
+    (tmp_path / "config.json").write_text(json.dumps(SMALL), "utf-8")
+    words = ("align.weight=0", "batch.max_length=256", "batch.size=32")
+    gathers = plan(tmp_path, place, "task", *words, model=str(tmp_path))["task"]["collectives"]
+    gathers = gathers["all-gather"]
+    assert gathers["hidden"] >= hidden * gathers["bytes"] > 0 or not hidden
+
+
 def test_what_does_not_fit_is_a_verdict(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(SMALL | {"vocab_size": 16384000}), "utf-8")
     found = plan(tmp_path, "v5e:1x1", "update", "trainable=full", "align.weight=0",
