@@ -145,7 +145,7 @@ def _by_name(file: str, records: Sequence[sources.Record], golds: Golds) -> dict
     left = next((key for key, waiting in found.items() if waiting), None)
     if left:
         raise UserError(
-            f"{file} answers row {left[1]!r} of {left[0]}, which evaluate.data has not (or twice)"
+            f"{file} answers row {left[1]!r} of {left[0]} twice, or evaluate.data does not have it"
         )
     return texts
 

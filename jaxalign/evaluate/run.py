@@ -105,7 +105,7 @@ def scored(
       Name -> language -> scores, of each entrant of that name; {} on processes but the first.
     """
     if not entrants:
-        raise UserError("nobody to evaluate; name --base, --adapter or --predictions")
+        raise UserError("nothing to evaluate; name --base, --adapter or --predictions")
     labels = folder_names(entrants)
     check_groups(config.evaluate.groups)
     golds = golds or read_golds(config)

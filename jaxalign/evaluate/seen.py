@@ -77,13 +77,13 @@ def _sentences(asked: Sequence[Example], had: Held) -> Iterator[str]:
     for known, what in (
         (
             rows,
-            "stand in the training rows, too, answers and all; leave them out of one of the two",
+            "are training rows, too, answers included; leave them out of one of the two",
         ),
         (texts, "are sentences of align.train, too"),
     ):
         if known:
             first = asked[min(known)].origin
-            yield f"{len(known)} of {len(asked)} rows that are asked {what} (as {first})."
+            yield f"{len(known)} of {len(asked)} evaluated rows {what} (as {first})."
 
 
 def _record(entrant: Entrant) -> Config | None:

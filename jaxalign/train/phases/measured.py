@@ -105,7 +105,7 @@ def check_base(one: Subspace, fingerprint: str) -> None:
     """
     if one.base != fingerprint:
         raise UserError(
-            f"{one.file} was measured of another base than model.path; write it with jaxalign "
+            f"{one.file} was measured on another base than model.path; write it with jaxalign "
             "prepare subspace for this one"
         )
 
@@ -131,6 +131,6 @@ def check_languages(one: Subspace, spoken: Iterable[tuple[str, ...]], where: str
     other = next((row for row in sides if row[-1] != one.pivot), None)
     if other:
         raise UserError(
-            f"{where}: a pair {'-'.join(other)} has the target {other[-1]}, but {one.file} counts "
-            f"from {one.pivot}; make {one.pivot} the target of all pairs (align.columns)"
+            f"{where}: a pair {'-'.join(other)} has the target {other[-1]}, but {one.file} has the "
+            f"pivot {one.pivot}; make {one.pivot} the target of all pairs (align.columns)"
         )
