@@ -132,7 +132,7 @@ def encode_both(
         One row for each. A row whose answer was cut away whole has no target.
 
     Raises:
-        UserError: the answer is other tokens behind one prompt than behind the other.
+        UserError: the answer has other tokens after one prompt than after the other.
     """
     examples = [example for row in rows for example in (row.student, row.teacher)]
     encoded = encode_examples(examples, tokenizer, template, system, max_length)

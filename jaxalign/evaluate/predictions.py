@@ -42,7 +42,7 @@ def read_predictions(file: str, golds: Golds) -> dict[str, list[str]]:
     """
     path = Path(file)
     if not path.is_file():
-        raise UserError(f"{file}: no such file of predictions")
+        raise UserError(f"{file}: no such predictions file")
     check_sums(path.parent, [path.name])
     try:
         text = path.read_bytes().decode("utf-8-sig").replace("\r\n", "\n")

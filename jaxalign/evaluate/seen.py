@@ -1,7 +1,7 @@
 """Test rows that were also training rows: answers to them show memory, not skill.
 
     seen(read_golds(config), [Entrant('sft', 'runs/sft/adapter')])
-    # ['sft: 16 of 400 rows that are asked stand in the training rows, too, ... (as test.en:3).']
+    # ['sft: 16 of 400 evaluated rows are training rows, too, ... (as test.en:3).']
 
 The check reads the record of the run that an adapter comes from. It says nothing where there is no
 record, or where the training rows are gone or did not come from files.

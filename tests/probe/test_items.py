@@ -118,7 +118,7 @@ def test_items_that_are_left_out_are_told(config, tmp_path):
     table, short = measured([*content, *lost, alone], "a"), measured(content, "b")
     assert short.notes == ()
     assert table.notes == (
-        f"{tmp_path / 'items.jsonl'}: ids that not every language has were left out: 1 of 4.",
+        f"{tmp_path / 'items.jsonl'}: ids that some languages lack were left out: 1 of 4.",
         "Of 3 items 1 are longer than the 512 tokens of the model and were left out.",
     )
     np.testing.assert_array_equal(table.pivoted["dali"], short.pivoted["dali"])

@@ -98,7 +98,7 @@ def check_width(one: Subspace, dim: int) -> None:
 
 
 def check_base(one: Subspace, fingerprint: str) -> None:
-    """Whether it was measured of this base.
+    """Whether it was measured on this base.
 
     Raises:
       UserError: it was not.
