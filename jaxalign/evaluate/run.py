@@ -99,7 +99,7 @@ def scored(
 
     Args:
       base: the base of this configuration, where it is opened already.
-      golds: the rows that are asked, where they are read already.
+      golds: the evaluated rows, where they are read already.
 
     Returns:
       Name -> language -> scores, of each entrant of that name; {} on processes but the first.

@@ -37,7 +37,7 @@ def seen(golds: Golds, entrants: Sequence[Entrant]) -> list[str]:
     """A sentence for each way in which rows of `evaluate.data` were trained on.
 
     Args:
-      golds: the rows that are asked.
+      golds: the evaluated rows.
       entrants: who is asked; the check reads the runs of adapters.
     """
     runs = {one: had for one in entrants if one.kind == "adapter" and (had := _record(one))}
@@ -75,10 +75,7 @@ def _sentences(asked: Sequence[Example], had: Held) -> Iterator[str]:
     rows = {place for place, one in enumerate(asked) if _said(one) in had.rows}
     texts = {place for place, one in enumerate(asked) if _plain(one.prompt) in had.texts} - rows
     for known, what in (
-        (
-            rows,
-            "are training rows, too, answers included; leave them out of one of the two",
-        ),
+        (rows, "are training rows, too, answers included; leave them out of one of the two"),
         (texts, "are sentences of align.train, too"),
     ):
         if known:

@@ -172,7 +172,7 @@ def with_template(chatml):
 def test_templates_that_cannot_print_a_row(with_template, template, says):
     sentence = refusal(render_examples, [ROW], with_template(template))
     assert "the chat template of " in sentence and says in sentence
-    if "no end" not in says:
+    if "endless" not in says:
         assert sentence.startswith("d.jsonl:5: ")
 
 

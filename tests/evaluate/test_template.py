@@ -158,11 +158,13 @@ def test_an_adapter_is_asked_with_the_instruction_of_its_run(judge, instructed, 
     found, note = asked(source)
     assert found == given
     assert note == (
-        f"{source} was trained with prompt.system='Find it.' and is prompted with it, as prompt.system is "
-        "not given"
+        f"{source} was trained with prompt.system='Find it.' and is prompted with it, "
+        "as prompt.system is not given"
     )
     other, note = asked(source, "prompt.system=''")
-    assert other != given and "trained with prompt.system='Find it.', but is prompted with no" in note
+    assert (
+        other != given and "trained with prompt.system='Find it.', but is prompted with no" in note
+    )
     plain, note = asked(source, "task.kind=slots")  # the example is rendered: an intent's
     assert note == "" and plain == asked(instructed(None))[0] != given
     assert "trained with the task's own instruction" in asked(source, "prompt.system=x")[1]
