@@ -63,7 +63,7 @@ def test_tokens_that_the_base_does_not_know(padded, tmp_path, told, done):
         ("merge", adapter, "--into-base", base),
         ("merge", adapter),
     ):
-        assert f"{message} {base} has not" in told(*words, "--out", out)
+        assert f"{message} {base} does not" in told(*words, "--out", out)
     assert not out.exists()
     with pytest.raises(UserError, match=r"copy of that base's folder .* as the base \(model\.path"):
         opened(base, tmp_path).wear(str(adapter))

@@ -189,7 +189,7 @@ def test_a_probe_holds_what_was_asked_for(config, adapters, tmp_path):
         (lambda rows: rows[0].update(options=["one"]), "at least two texts"),
         (lambda rows: rows[0].update(options=["one", " "]), "at least two texts"),
         (lambda rows: rows[0].update(options=["a", "b", "c"]), r"item '0' has \[2, 3\] options"),
-        (lambda rows: [row.update(lang="cy") for row in rows], "items of none of the probed"),
+        (lambda rows: [row.update(lang="cy") for row in rows], "has items in none of the probed"),
         (lambda rows: [row.update(id=str(n)) for n, row in enumerate(rows)], "no id occurs in all"),
     ],
 )
