@@ -62,7 +62,7 @@ class BucketFile:
         content = b"".join(parts) if len(parts) != 1 else parts[0]
         if len(content) != stop - start:
             raise UserError(
-                f"{self.address}: {len(content)} bytes came where {stop - start} should; has the "
+                f"{self.address}: {len(content)} bytes arrived instead of {stop - start}; has the "
                 "file been replaced? Start again"
             )
         return content

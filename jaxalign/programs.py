@@ -43,7 +43,7 @@ def begin() -> None:
         jax.devices()
     except RuntimeError as error:
         raise UserError(
-            f"JAX can use no device of this machine ({first_line(error)}); see whether other "
+            f"JAX cannot use any device here ({first_line(error)}); check whether other "
             "processes hold its memory (nvidia-smi shows them; XLA_PYTHON_CLIENT_MEM_FRACTION=0.3 "
             "leaves them some), or compute on the CPU with JAX_PLATFORMS=cpu"
         ) from error

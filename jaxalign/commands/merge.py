@@ -34,13 +34,13 @@ class Merge:
         "", "blocks that layer_swap takes from the second adapter, as in 1..2,7,8", metavar="BLOCKS"
     )
     transition: int = option(
-        0, "blocks next to these that layer_swap makes the mean of both", metavar="N", lowest=0
+        0, "blocks next to these in which layer_swap takes the mean of both", metavar="N", lowest=0
     )
     seed: int | None = option(
         None, "seed of what dare drops (default 1)", whole=True, lowest=0, highest=2**32 - 1
     )
     base: str = option(
-        "", "the adapters' base (default: as the first one names it)", metavar="MODEL", path=True
+        "", "the adapters' base (default: that of the first adapter)", metavar="MODEL", path=True
     )
     into_base: str = option(
         "", "add the update to this base and write a whole model", metavar="MODEL", path=True
@@ -52,7 +52,7 @@ class Merge:
         path=True,
     )
     grid: Sequence[str] = option(
-        [], "values whose sums of 1 are tried; or one list an adapter", metavar="W,W"
+        [], "values, tried where they sum to 1; or one list for each adapter", metavar="W,W"
     )
     metric: str = option("", "what the search judges by: a score of the task, or loss")
     data: Sequence[str] = option(

@@ -66,7 +66,7 @@ def claim(study: Study, what: str, wait: bool) -> Iterator[bool]:
             if mine or not wait:
                 yield mine
                 return
-        say(f"waiting for another process, which works at {what}")
+        say(f"waiting for another process, which is working on {what}")
         with held(file, wait=True):
             yield True
     except OSError as error:
@@ -85,4 +85,4 @@ def _remaining(study: Study, trials: Sequence[Trial], left: Sequence[Trial]) -> 
         return ""
     every = [one for many in took.values() for one in many]
     total = sum(float(np.mean(took.get(one.system, every))) for one in left)
-    return f"; about {timedelta(seconds=round(total))} by the time of those that are done"
+    return f"; about {timedelta(seconds=round(total))}, judging by the finished ones"

@@ -196,7 +196,7 @@ def words_of(settings: Mapping[str, Any], prefix: str = "") -> tuple[str, ...]:
 
 def _read_yaml(file: Path) -> dict[str, Any]:
     if not file.is_file():
-        raise UserError(f"{file}: no such file of a comparison")
+        raise UserError(f"{file}: no such comparison file")
     with reading(str(file), "a comparison"):
         if file.stat().st_size > LARGEST:
             raise UserError(f"{file}: larger than {LARGEST} bytes; a comparison is a short file")

@@ -29,7 +29,7 @@ def whole_annotated(annotated: str, origin: str) -> list[str]:
     for part in ANNOTATED.findall(annotated):
         kind, colon, words = part.partition(":")
         if not (kind.strip() and colon and words.strip()) or "[" in part:
-            raise UserError(f"{origin}: [{part}] in 'annot_utt' is not [type : words]; mend it")
+            raise UserError(f"{origin}: [{part}] in 'annot_utt' is not [type : words]; fix it")
     return read_annotated(annotated)
 
 

@@ -115,14 +115,14 @@ def check_ends(template: str, whose: str) -> None:
         raise _endless(whose)
     if done.stdout.strip() == '"length"' or "MemoryError" in done.stderr:
         raise UserError(
-            f"{whose} prints no end of text or fills the memory ({MOST} characters for a few words "
-            "are the limit); mend or replace it"
+            f"{whose} prints endless text or fills the memory ({MOST} characters for a few words "
+            "are the limit); fix or replace it"
         )
 
 
 def _endless(whose: str) -> UserError:
     return UserError(
-        f"{whose} does not come to an end: a few words took {SECONDS} seconds; mend or replace it"
+        f"{whose} does not come to an end: a few words took {SECONDS} seconds; fix or replace it"
     )
 
 

@@ -34,7 +34,7 @@ HALF = re.compile(r"\\u[dD][89a-fA-F]")  # the escape of half a surrogate pair
 
 
 Row = tuple[dict[str, Any], str]  # fields, origin
-RETURN = "a carriage return stands within a line; write a blank for it, or \\n where it ends a line"
+RETURN = "a carriage return is within a line; replace it with a blank, or \\n if it ends a line"
 LONGEST = 1 << 26  # characters of a line: a row of data is shorter
 
 
@@ -126,7 +126,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) != len(pairs):
         seen = [name for name, _ in pairs]
         twice = next(name for name in seen if seen.count(name) > 1)
-        raise UserError(f"{brief(twice)} stands twice in one object; rename or remove one of them")
+        raise UserError(f"{brief(twice)} occurs twice in one object; rename or remove one of them")
     return found
 
 
@@ -264,8 +264,8 @@ def _check_cells(
     """Refuses a second header within a table, and the quoting of CSV where quotes are text."""
     if len(cells) > 1 and [cells[0].lstrip("\ufeff"), *cells[1:]] == list(header):
         raise UserError(
-            f"{origin}: the names of the columns stand here again, as where files were put one "
-            "behind the other; remove the line"
+            f"{origin}: the column names are repeated here, as if files had been concatenated; "
+            "remove the line"
         )
     quoted = [cell for cell in cells if QUOTED.fullmatch(cell)]
     if quoted and dialect.get("quoting") == csv.QUOTE_NONE:

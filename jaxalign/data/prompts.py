@@ -112,8 +112,8 @@ def _check(example: Example, language: str, item: str, rows: dict[str, Example])
         raise UserError(
             f"{example.origin}: the answer {brief(example.answer)} is not that of {other.origin}, "
             f"{brief(other.answer)}, which has the same id {brief(item)}, but both prompts must "
-            "have one answer; mend or remove one of them, or take a task.kind whose answers do not "
-            "depend on the language"
+            "have the same answer; correct or remove one of them, or use a task.kind whose answers "
+            "do not depend on the language"
         )
 
 
@@ -132,7 +132,7 @@ def encode_both(
         One row for each. A row whose answer was cut away whole has no target.
 
     Raises:
-        UserError: the answer is other tokens behind one prompt than behind the other.
+        UserError: the answer has other tokens after one prompt than after the other.
     """
     examples = [example for row in rows for example in (row.student, row.teacher)]
     encoded = encode_examples(examples, tokenizer, template, system, max_length)
@@ -147,9 +147,10 @@ def encode_both(
         seen = [answer[:targets] if cut else answer for answer in answers]
         if not np.array_equal(seen[0], seen[1]):
             raise UserError(
-                f"{row.student.origin}: the answer is other tokens behind this prompt than behind "
-                f"the teacher's ({row.teacher.origin}), as its first letters join the prompt's "
-                "last; let both prompts end with a blank or a line, or use another task.kind"
+                f"{row.student.origin}: the answer has other tokens after this prompt than after "
+                f"the teacher's ({row.teacher.origin}), as its first letters merge with the "
+                "prompt's last; end both prompts with a blank or a newline, or use another "
+                "task.kind"
             )
         student, teacher = (
             side.tokens[: min(side.prompt + skipped, len(side.tokens)) + targets] for side in sides

@@ -167,7 +167,7 @@ def _render_all(
                 except Exception as error:
                     raise UserError(
                         f"{_place(example)}{_whose(tokenizer)} cannot be rendered "
-                        f"({first_line(error)}); mend it, or see prompt.template"
+                        f"({first_line(error)}); correct it, or see prompt.template"
                     ) from error
     return texts
 
@@ -235,7 +235,7 @@ def _check_printed(
     if left_out is not None:
         raise UserError(
             f"{_place(example)}{_whose(tokenizer)} does not print the {left_out['role']}'s text "
-            f"{brief(left_out['content'])}; mend it, or see prompt.template"
+            f"{brief(left_out['content'])}; correct it, or see prompt.template"
         )
     if at > 0:
         raise UserError(
@@ -264,8 +264,8 @@ def _check_control(
             if found and _changes(tokenizer, text):
                 raise UserError(
                     f"{_place(example)}the text holds {found[0]!r}, a control token of this "
-                    "tokenizer, which would end or begin a turn; write it otherwise or remove the "
-                    "row (only finished rows, task.kind=rows, may hold them)"
+                    "tokenizer, which would end or begin a turn; write it differently or remove "
+                    "the row (only finished rows, task.kind=rows, may hold them)"
                 )
 
 

@@ -227,7 +227,7 @@ def _intent_slots(record: Record) -> Example:
         lost = next((part for part in _parts(target) if ": " not in part), None)
         if lost is not None:
             raise UserError(
-                f"{record.origin}: {brief(lost)} of 'target' is no 'type: words' and would be "
+                f"{record.origin}: {brief(lost)} of 'target' is not 'type: words' and would be "
                 "lost; write 'type: words; type: words' or None"
             )
     return _intent(record, spans, INTENT_SLOTS_SYSTEM)

@@ -202,9 +202,11 @@ def instructed(prompts: Prompts, config: Config, folder: Path, name: str) -> Pro
         return dataclasses.replace(prompts, system=said)
     trained = _trained(name, had)
     if said is None:
-        note = f"{trained} and is asked so, as prompt.system is not given"
+        note = f"{trained} and is prompted with it, as prompt.system is not given"
         return dataclasses.replace(prompts, system=had.prompt.system, system_note=note)
-    note = f"{trained}, but is asked with {_system(said)}; leave that out to ask as in training"
+    note = (
+        f"{trained}, but is prompted with {_system(said)}; leave that out to prompt as in training"
+    )
     return dataclasses.replace(prompts, system=said, system_note=note)
 
 
@@ -240,7 +242,7 @@ def prompts_by(tokenizer: PreTrainedTokenizerBase, said: str, text: str, name: s
     if not text:
         return Prompts(tokenizer, said)
     if text == (_has_llama3(tokenizer) and llama3_paper(tokenizer)):
-        note = f"{name} was trained with prompt.template={PAPER} and is prompted so"
+        note = f"{name} was trained and is prompted with prompt.template={PAPER}"
         return Prompts(tokenizer, PAPER, "" if said == PAPER else f"{note}, not with {said}")
     if text in (base_template(tokenizer), training_template(tokenizer, "chat")):
         note = (
@@ -280,8 +282,8 @@ def _check_renders(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
         # As the template's own failure says it, where it is one.
         reason = first_line(error.__cause__) if error.__cause__ else str(error)
         raise UserError(
-            f"{name}: its chat template cannot be rendered ({reason}); mend it, or remove it to "
-            "prompt as prompt.template says"
+            f"{name}: its chat template cannot be rendered ({reason}); correct it, or remove it to "
+            "use prompt.template"
         ) from error
 
 

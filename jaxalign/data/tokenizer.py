@@ -98,10 +98,10 @@ def check_tokens(
     for token, number in _tokens(adapter).items():
         if known.get(token) != number and token != padding:
             raise UserError(
-                f"{adapter}: its tokenizer has the token {brief(token)} as number {number}, the "
-                f"tokenizer of {name} has not; use a copy of that base's folder with the adapter's "
-                "tokenizer files as the base (model.path, --base), or remove these files from the "
-                "adapter's folder if its prompts need no such tokens"
+                f"{adapter}: its tokenizer has the token {brief(token)} with id {number}, but the "
+                f"tokenizer of {name} does not; use a copy of that base's folder with the "
+                "adapter's tokenizer files as the base (model.path, --base), or remove these files "
+                "from the adapter's folder if its prompts need no such tokens"
             )
 
 
@@ -167,7 +167,7 @@ def _check_tokenizer(tokenizer: PreTrainedTokenizerBase, path: str) -> None:
     if isinstance(longest, bool) or not isinstance(longest, int | float) or not longest >= 1:
         raise UserError(
             f"the tokenizer of {path}: model_max_length {brief(longest)} in tokenizer_config.json "
-            "is not a number of tokens; mend or remove it"
+            "is not a number of tokens; correct or remove it"
         )
     with reading(f"the tokenizer of {path}", "one that encodes a text"):
         ids = tokenizer(["a", "b c"])["input_ids"]

@@ -133,7 +133,7 @@ def check_groups(groups: Mapping[str, Sequence[str]]) -> None:
     """
     for name in (ALL, OTHER):
         if name in groups:
-            raise UserError(f"the group name {name!r} is taken: it is made of itself; rename it")
+            raise UserError(f"the group name {name!r} is taken, as it always exists; use another")
 
 
 def members_of(

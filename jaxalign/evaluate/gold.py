@@ -94,8 +94,8 @@ def columns_note(config: Config) -> str:
     if not config.task.columns or config.evaluate.columns:
         return ""
     return (
-        "task.columns is for training rows only: the rows that are asked here are read by their "
-        "own column names; set evaluate.columns if theirs are to be renamed, too"
+        "task.columns is for training rows only: evaluated rows are read by their own column "
+        "names; set evaluate.columns to rename theirs, too"
     )
 
 

@@ -42,7 +42,7 @@ def read_predictions(file: str, golds: Golds) -> dict[str, list[str]]:
     """
     path = Path(file)
     if not path.is_file():
-        raise UserError(f"{file}: no such file of predictions")
+        raise UserError(f"{file}: no such predictions file")
     check_sums(path.parent, [path.name])
     try:
         text = path.read_bytes().decode("utf-8-sig").replace("\r\n", "\n")
@@ -145,7 +145,7 @@ def _by_name(file: str, records: Sequence[sources.Record], golds: Golds) -> dict
     left = next((key for key, waiting in found.items() if waiting), None)
     if left:
         raise UserError(
-            f"{file} answers row {left[1]!r} of {left[0]}, which evaluate.data has not (or twice)"
+            f"{file} answers row {left[1]!r} of {left[0]} twice, or evaluate.data does not have it"
         )
     return texts
 

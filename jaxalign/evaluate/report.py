@@ -65,7 +65,7 @@ def notes(comparison: Comparison) -> list[str]:
         found.append(
             f"Gains are over {comparison.systems[0]}; * p < 0.05, ** p < 0.01: two-sided paired "
             f"bootstrap over rows (Koehn 2004), {comparison.draws:,} draws, seed "
-            f"{comparison.seed}; each line for itself, not corrected for their number."
+            f"{comparison.seed}; each line by itself, not corrected for multiple comparisons."
         )
     for group, languages in comparison.absent.items():
         found.append(f"{group} is without {', '.join(languages)}: not measured.")

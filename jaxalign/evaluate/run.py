@@ -99,13 +99,13 @@ def scored(
 
     Args:
       base: the base of this configuration, where it is opened already.
-      golds: the rows that are asked, where they are read already.
+      golds: the evaluated rows, where they are read already.
 
     Returns:
       Name -> language -> scores, of each entrant of that name; {} on processes but the first.
     """
     if not entrants:
-        raise UserError("nobody to evaluate; name --base, --adapter or --predictions")
+        raise UserError("nothing to evaluate; name --base, --adapter or --predictions")
     labels = folder_names(entrants)
     check_groups(config.evaluate.groups)
     golds = golds or read_golds(config)

@@ -1,7 +1,7 @@
 """Test rows that were also training rows: answers to them show memory, not skill.
 
     seen(read_golds(config), [Entrant('sft', 'runs/sft/adapter')])
-    # ['sft: 16 of 400 rows that are asked stand in the training rows, too, ... (as test.en:3).']
+    # ['sft: 16 of 400 evaluated rows are training rows, too, ... (as test.en:3).']
 
 The check reads the record of the run that an adapter comes from. It says nothing where there is no
 record, or where the training rows are gone or did not come from files.
@@ -37,7 +37,7 @@ def seen(golds: Golds, entrants: Sequence[Entrant]) -> list[str]:
     """A sentence for each way in which rows of `evaluate.data` were trained on.
 
     Args:
-      golds: the rows that are asked.
+      golds: the evaluated rows.
       entrants: who is asked; the check reads the runs of adapters.
     """
     runs = {one: had for one in entrants if one.kind == "adapter" and (had := _record(one))}
@@ -75,15 +75,12 @@ def _sentences(asked: Sequence[Example], had: Held) -> Iterator[str]:
     rows = {place for place, one in enumerate(asked) if _said(one) in had.rows}
     texts = {place for place, one in enumerate(asked) if _plain(one.prompt) in had.texts} - rows
     for known, what in (
-        (
-            rows,
-            "stand in the training rows, too, answers and all; leave them out of one of the two",
-        ),
+        (rows, "are training rows, too, answers included; leave them out of one of the two"),
         (texts, "are sentences of align.train, too"),
     ):
         if known:
             first = asked[min(known)].origin
-            yield f"{len(known)} of {len(asked)} rows that are asked {what} (as {first})."
+            yield f"{len(known)} of {len(asked)} evaluated rows {what} (as {first})."
 
 
 def _record(entrant: Entrant) -> Config | None:

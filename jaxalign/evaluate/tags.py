@@ -155,9 +155,9 @@ def _given_places(gold: Gold, given: Any, spans: Sequence[Span]) -> list[tuple[i
             places.append((pair[0], pair[1], label))
     if len(places) != len(spans) or len(pairs) != len(spans):
         raise UserError(
-            f"{gold.example.origin}: 'char_spans' must be, for each slot in its order, the two "
-            "places between which its words stand in the utterance; correct it, or remove it to "
-            "have the words searched"
+            f"{gold.example.origin}: 'char_spans' must give, for each slot in order, the start "
+            "and end of its words in the utterance; correct it, or remove it to have the words "
+            "searched for"
         )
     return sorted(places)
 

@@ -128,7 +128,7 @@ def _bleu(language: str, tokenize: str) -> tuple[Any, str]:
     try:
         return metric(tokenize=wanted), ""
     except (RuntimeError, ImportError, OSError) as error:
-        reason = f"sacreBLEU's tokenizer {wanted} is not here"
+        reason = f"sacreBLEU's tokenizer {wanted} is not installed"
         if tokenize:
             why = " ".join(str(error).split())
             raise UserError(f"{reason} ({why}); install it or name another tokenize=") from None
@@ -145,8 +145,8 @@ def _unspaced(tokenizer: str, references: Sequence[str]) -> str:
     if 2 * sum(map(_writes_no_blanks, letters)) <= len(letters):
         return ""
     return (
-        f"BLEU looks for blanks between words ({tokenizer}), and these references are written "
-        "without, so that hardly a word is found; name the language by its code (tgt_lang), or "
+        f"BLEU splits words at blanks ({tokenizer}), but these references are written without "
+        "them, so that hardly any word is found; name the language by its code (tgt_lang), or "
         "choose another evaluate.options.tokenize, such as char or flores200"
     )
 

@@ -63,7 +63,7 @@ def export(request: Request) -> Path:
     if request.dtype and request.dtype not in BOUNDS:
         raise UserError(f"--dtype {request.dtype}: choose among {', '.join(BOUNDS)}")
     if request.dtype and request.format == "peft":
-        raise UserError("--dtype: an adapter is always float32; it is for merged and orbax")
+        raise UserError("--dtype is for merged and orbax; an adapter is always float32")
     if request.max_shard_size and request.format != "merged":
         raise UserError(
             f"--max-shard-size: {request.format} is not written in shards; leave it out, or use "

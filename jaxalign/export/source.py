@@ -145,7 +145,7 @@ def _of_checkpoint(saved: Saved, base: str) -> Source:
     if same_start(saved.meta, config) is False:
         raise UserError(
             f"{saved.run} began from another adapter than {config.adapter.start} holds now, and "
-            "its ranks and alphas are those of that one; put it back"
+            "has the ranks and alphas of that earlier adapter; put that one back"
         )
     adapter = trained_adapter(config, spec)
     _check_shapes(saved, adapter, spec, path)

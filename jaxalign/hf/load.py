@@ -238,8 +238,8 @@ def _check_head(
             return
     raise UserError(
         f"{head.file}: {_HEAD} differs from {_EMBED}, though config.json says "
-        "tie_word_embeddings; set it to false if the head is one of its own, or save the model "
-        "again without it"
+        "tie_word_embeddings; set it to false if the head is separate, or save the model again "
+        "without it"
     )
 
 

@@ -53,8 +53,8 @@ class Search:
         values = np.array([self.of_group(candidate, ALL) for candidate in self.candidates])
         if not np.isfinite(values).any():
             raise UserError(
-                f"--search: {self.metric} is finite with none of the weights; choose smaller ones "
-                "(--grid)"
+                f"--search: {self.metric} is not finite with any of the weights; choose smaller "
+                "ones (--grid)"
             )
         values = np.where(np.isfinite(values), -values if self.metric == LOSS else values, -np.inf)
         return int(np.argmax(values))

@@ -187,7 +187,7 @@ def _instructions(config: Config, sources: Sequence[AdapterFolder]) -> Iterator[
     """Sentences where a run has set another: with a merged adapter no instruction is recorded."""
     for source in sources if kind_of(config) not in UNASKED else ():
         if trained := other_instruction(config, locate(source.path), source.path):
-            yield f"{trained}; set prompt.system as it will be when the merged adapter is asked"
+            yield f"{trained}; set prompt.system as it will be when the merged adapter is used"
 
 
 # Judging ------------------------------------------------------------------------------------------

@@ -52,8 +52,8 @@ def serving(adapter: Lora) -> str:
     if enough == rank:
         return f"vLLM serves it with --max-lora-rank {rank}"
     needed = (
-        f"rank {rank} is none of vLLM's --max-lora-rank ({', '.join(map(str, VLLM_RANKS))}): serve "
-        f"it with {enough}, which pads it"
+        f"rank {rank} is not one of vLLM's --max-lora-rank values "
+        f"({', '.join(map(str, VLLM_RANKS))}): serve it with {enough}, which pads it"
     )
     below = max(served for served in VLLM_RANKS if served < rank)
     return needed + (f", or cut it by --method svd --rank {below}" if 2 * below > rank else "")

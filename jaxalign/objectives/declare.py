@@ -80,9 +80,9 @@ class Objective:
         logs = {f"logs[{name!r}]": value for name, value in found.logs.items()}
         for name, value in {"sum": found.sum, "count": found.count, **logs}.items():
             if not isinstance(value, jax.Array | np.generic | np.ndarray | int | float):
-                raise UserError(f"{self.own}: Loss.{name} is {brief(value)}; it is one number")
+                raise UserError(f"{self.own}: Loss.{name} is {brief(value)}; give one number")
             if shape := jnp.shape(value):
-                raise UserError(f"{self.own}: Loss.{name} has the shape {shape}; it is one number")
+                raise UserError(f"{self.own}: Loss.{name} has the shape {shape}; give one number")
         return found
 
 
@@ -173,7 +173,7 @@ def bind(
         needs = otherwise if declared.needs is None else declared.needs(**every)
         if not isinstance(needs, Mapping) or not all(isinstance(n, Needs) for n in needs.values()):
             raise UserError(
-                f"{key}: the mark of {name} gives {brief(needs)}, and not the Needs of each side "
+                f"{key}: the mark of {name} gives {brief(needs)} instead of the Needs of each side "
                 "(docs/objectives.md#what-it-needs)"
             )
         return Objective(

@@ -70,8 +70,8 @@ def show_search(found: list[Found], console: Console) -> None:
     console.print(table)
     console.print(SOURCES[_source(found[0].plan)], style="dim")
     console.print(
-        "* nothing tried is both faster and smaller. Exposed: an update's traffic beside which "
-        "nothing is computed, at the links' full speed; it is not in the time.",
+        "* no other try is both faster and smaller. Exposed: traffic of an update that no "
+        "computation hides, at the links' full speed; it is not in the time.",
         style="dim",
     )
     winner = next((one for one in found if one.plan.fits), None)

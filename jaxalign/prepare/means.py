@@ -87,7 +87,7 @@ def language_means(
       UserError: text, layer or pooling that cannot be used.
     """
     if pooling not in POOLINGS:
-        raise UserError(f"--pooling: {pooling!r} is none of {', '.join(POOLINGS)}")
+        raise UserError(f"--pooling: {pooling!r} is not one of {', '.join(POOLINGS)}")
     if layer != FINAL:
         check_tap(base.spec, layer, "--layer")
     corpus, system = read_text(parallel, languages, rows, pivot), base.bare()

@@ -74,7 +74,7 @@ def _corpora(config: Config) -> list[Parallel]:
     if not corpora:
         most = max((len(rows) for rows in found.values()), default=0)
         raise UserError(
-            f"align.layer=auto needs {FEWEST} pairs of two languages; behind align.transforms and "
+            f"align.layer=auto needs {FEWEST} pairs of two languages; after align.transforms and "
             f"align.languages, align.train has {most}; name a layer (the paper aligns the middle "
             "one)"
         )

@@ -150,7 +150,7 @@ class Blocks:
                 )
         unsaid = next((name for name in self.what if name not in then), "")
         if unsaid:  # of an older version
-            return {}, f"{NOTE} does not say of which {unsaid} they are"
+            return {}, f"{NOTE} does not say which {unsaid} they were made with"
         return then["blocks"], ""
 
     def _note(self) -> None:

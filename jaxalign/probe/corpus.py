@@ -144,7 +144,7 @@ def shared_ids(
         )
     lost = len(everything) - len(shared)
     ids = f"{lost:,} of {len(everything):,}"
-    note = f"{name}: ids that not every language has were left out: {ids}."
+    note = f"{name}: ids that some languages lack were left out: {ids}."
     return shared, (note,) if lost else ()
 
 

@@ -74,7 +74,7 @@ def read_items(source: str, languages: Sequence[str]) -> Items:
             rows[str(fields["id"])] = texts
     if len(found) < 2:
         raise UserError(
-            f"{source}: items of {', '.join(found) or 'none'} of the probed languages "
+            f"{source} has items in {', '.join(found) or 'none'} of the probed languages "
             f"({', '.join(languages)}); give them in two or more"
         )
     shared, notes = shared_ids(found, source)

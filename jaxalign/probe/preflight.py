@@ -95,7 +95,7 @@ def _check_names(option: str, given: Sequence[str], known: Sequence[str]) -> Non
         raise UserError(f"{option}: {wrong or ''!r} is not one of {', '.join(known)}")
     twice = next((name for name in given if list(given).count(name) > 1), None)
     if twice:
-        raise UserError(f"{option}: {twice!r} is there twice")
+        raise UserError(f"{option}: {twice!r} is given twice")
 
 
 def _check_text(corpus: Parallel, pivot: str) -> None:

@@ -83,15 +83,15 @@ def read_scores(file: str, table: Table | Names) -> Scores:
         if len(table.systems) > 1:
             *_, last = table.systems
             raise UserError(
-                f"{file} does not say which system has these scores, but probed were "
+                f"{file} does not say which system has these scores, and these were probed: "
                 f'{", ".join(table.systems)}; write {{"{last}": {{"de": 61.2, ...}}}}, or give the '
                 "report.json of `jaxalign evaluate`"
             )
     known = {system: found[system] for system in table.systems if system in found}
     if not known:
         raise UserError(
-            f"{file} has scores of {', '.join(found)}, but probed were {', '.join(table.systems)}; "
-            "give them the same names: --adapter NAME=PATH"
+            f"{file} has scores of {', '.join(found)}, but these were probed: "
+            f"{', '.join(table.systems)}; give them the same names: --adapter NAME=PATH"
         )
     return {
         system: {measure: _probed(file, row, table) for measure, row in measures.items()}

@@ -60,7 +60,7 @@ class EvaluateConfig:
     languages: list[str] = setting([], "keep only these (of a translation: `en-de`); empty: all")
     groups: dict[str, list[str]] = setting(
         {},
-        "languages with a mean of their own: `{aligned: [de]}`",
+        "groups of languages, each with its own mean: `{aligned: [de]}`",
         free=True,
     )
     rows: int = setting(0, "rows of each language, the first ones; 0: all", lowest=0)

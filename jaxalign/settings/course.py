@@ -56,7 +56,7 @@ class TrainConfig:
     eval_every: int = setting(200, "updates between validations; 0: only at the end", lowest=0)
     eval_batches: int = setting(
         0,
-        "batches of each validation, with every language in its share; 0: all validation rows",
+        "batches of each validation, with every language in proportion; 0: all validation rows",
         lowest=0,
     )
     metric: str = setting(
@@ -64,7 +64,7 @@ class TrainConfig:
     )
     goal: str = setting(
         "auto",
-        "`auto`: losses should be small, scores large; one's own metric wants `min` or `max`",
+        "`auto`: losses should be small, scores large; your own metric needs `min` or `max`",
         choices=("auto", "min", "max"),
     )
     patience: int = setting(5, "validations without improvement; 0: never stop early", lowest=0)
@@ -89,11 +89,11 @@ class TrainConfig:
 class CheckpointConfig:
     """What survives."""
 
-    every: int = setting(50, "updates between two", lowest=1)
+    every: int = setting(50, "updates between two checkpoints", lowest=1)
     minutes: float = setting(
-        10.0, "one also after so many minutes without; 0: by `every` alone", lowest=0.0
+        10.0, "save one also after this many minutes without one; 0: only by `every`", lowest=0.0
     )
-    keep: int = setting(2, "the newest so many; the best is kept besides", lowest=1)
+    keep: int = setting(2, "how many of the newest are kept; the best is kept as well", lowest=1)
     resume: str = setting(
         "auto", "`never`: refuse an output that holds a run", choices=("auto", "never")
     )

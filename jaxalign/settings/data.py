@@ -49,7 +49,7 @@ class TaskConfig:
     )
     transforms: list[Any] = setting(
         [],
-        "what becomes of the records before they are used: names or `module:function`",
+        "changes to the records before they are used: names or `module:function`",
         free=True,
         see="objectives.md#transforms",
     )
@@ -62,13 +62,13 @@ class TaskConfig:
     weight: float = setting(1.0, "0 turns the task off", lowest=0)
     rule: str = setting(
         "mean",
-        "from micro-batches to a gradient; `maml`, `fomaml`, `reptile`: what helps after a few "
-        "steps on a half of each",
+        "from micro-batches to a gradient; `maml`, `fomaml`, `reptile`: a gradient that helps "
+        "after a few steps on a half of each",
         choices=("mean", *HALVED),
         see="methods.md#meta-learning-over-languages",
     )
     inner_rate: float = setting(
-        0.01, "learning rate of these steps (plain SGD); 0: as without them", lowest=0
+        0.01, "learning rate of these steps (plain SGD); 0: as if there were none", lowest=0
     )
     inner_steps: int = setting(2, "how many of these steps", lowest=1)
 
@@ -84,7 +84,7 @@ class AlignConfig:
 
     every: str = setting(
         "microbatch",
-        "turns of the phases: `microbatch` (the paper's code), `step` (its text), `joint`",
+        "how the phases take turns: `microbatch` (the paper's code), `step` (its text), `joint`",
         choices=("microbatch", "step", "joint"),
     )
     layer: Any = setting(  # a whole number or AUTO
@@ -143,14 +143,14 @@ class AlignConfig:
     )
     valid: list[str] = setting([], "as `align.train`; what validation measures", path=True)
     columns: dict[str, str] = setting({}, "our field name: the data's")
-    languages: list[str] = setting([], "keep pairs whose both sides are listed; empty: all")
+    languages: list[str] = setting([], "keep pairs with both languages listed; empty: all")
     sampling: str = setting("uniform", "over language pairs", choices=SAMPLING)
     sampling_temperature: float = setting(
         2.0, "p ~ n^(1/T), with `align.sampling=temperature`", above=0
     )
     transforms: list[Any] = setting(
         [],
-        "what becomes of the records before they are used: names or `module:function`",
+        "changes to the records before they are used: names or `module:function`",
         free=True,
         see="objectives.md#transforms",
     )
@@ -199,7 +199,7 @@ class BatchConfig:
         "auto",
         "`flatten`: the rows of a micro-batch end to end, without padding; `segments`: several "
         "task rows fill a sequence; `none`: each row padded; `auto`: `flatten` where rows have up "
-        "to 1,024 own tokens, `batch.buckets` is empty and `mesh.seq` 1",
+        "to 1,024 tokens of their own, `batch.buckets` is empty and `mesh.seq` is 1",
         choices=("auto", "none", "segments", "flatten"),
     )
     share_prefix: str = setting(

@@ -50,7 +50,7 @@ class ModelConfig:
 
 @dataclass
 class AdapterConfig:
-    """What is trained next to the frozen base; `lora` says more of a LoRA."""
+    """What is trained next to the frozen base; the `lora` group has the settings of a LoRA."""
 
     kind: str = setting(
         "lora",

@@ -117,8 +117,8 @@ class Checkpoints:
         if damaged:
             names = "; ".join(f"{place.name}: {reason}" for place, reason in damaged)
             raise UserError(
-                f"{self.output}: no checkpoint is intact ({names}); nothing was changed: copy them "
-                "from where they are still whole, or choose another output to begin anew"
+                f"{self.output}: no checkpoint is intact ({names}); nothing was changed: restore "
+                "intact copies, or choose another output to start over"
             )
         return None
 

@@ -247,8 +247,8 @@ def _open_log(run: Run, desk: Desk, start: Start, again: bool, title: str) -> Lo
             log.message(f"{name}.valid: {stream.report}")
         if known := stream.also_in(run.train[name]):
             log.message(
-                f"{name}.valid: {known} of {stream.len_rows} rows stand in {name}.train, too; what "
-                "they measure is memory; leave them out of one of the two"
+                f"{name}.valid: {known} of {stream.len_rows} rows are in {name}.train, too, and "
+                "measure only memorisation; leave them out of one of the two"
             )
     phases = (facts_of(config, name).unread(config) for name in run.phases)
     for sentence in itertools.chain(unread(config), *phases):

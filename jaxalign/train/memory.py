@@ -50,7 +50,7 @@ def _save(path: Path) -> str:
     with contextlib.suppress(Exception):
         path.parent.mkdir(parents=True, exist_ok=True)
         jax.profiler.save_device_memory_profile(path)
-        return f"; what lay in memory: {path}"
+        return f"; the contents of the memory: {path}"
     return ""
 
 
@@ -68,4 +68,4 @@ def _wanted(text: str) -> str:
     found = re.search(
         r"(?:allocat\w*|Used|requires?)\s+([\d.]+\s?(?:[KMGT]i?B?|bytes?))\b", text, re.I
     )
-    return f", {found[1]} were wanted" if found else ""
+    return f", {found[1]} were requested" if found else ""

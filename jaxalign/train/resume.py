@@ -28,7 +28,7 @@ COMPARED = {
     "options": "numbers in the file of {of}",
     "code": "lines in the code of {of}",
     "sample": "rows of {of}",
-    "packed": "packed sequences of {of}.train (mesh.seq, batch.* and prompt.* decide about them)",
+    "packed": "packed sequences of {of}.train (which follow from mesh.seq, batch.* and prompt.*)",
 }
 
 JUDGES = ("valid", "sample")  # rows that may be others until something was judged by them
@@ -115,8 +115,8 @@ def _progress(store: Checkpoints, meta: dict, step: int) -> tuple[Progress, tupl
     if remains and store.best == progress.best_step:
         return progress, ()
     lost = "" if later else (
-        f"the best checkpoint (step {progress.best_step}) is not there any more; from here on the "
-        "best is chosen anew"
+        f"the best checkpoint (step {progress.best_step}) no longer exists; from here on the best "
+        "is chosen anew"
     )  # fmt: skip
     return Progress(), (lost,) if lost else ()
 

@@ -35,8 +35,8 @@ def refused(tmp_path):
         (rb'{"te\udc00xt": "a"}', "T/f.jsonl:2: half of a character"),
         (b'{"text": ' + b"[" * 100_000, "T/f.jsonl:2: JSON that cannot be read (RecursionError"),
         (b'{"n": ' + b"9" * 5000 + b"}", "T/f.jsonl:2: JSON that cannot be read (ValueError"),
-        (b'{"text": "a", "text": "b"}', "T/f.jsonl:2: 'text' stands twice in one object"),
-        (b'{"a": {"x": 1, "x": 2}}', "T/f.jsonl:2: 'x' stands twice"),
+        (b'{"text": "a", "text": "b"}', "T/f.jsonl:2: 'text' occurs twice in one object"),
+        (b'{"a": {"x": 1, "x": 2}}', "T/f.jsonl:2: 'x' occurs twice"),
         (b'{"text": "a\x00"}', "T/f.jsonl:2: broken JSON"),
         (b"\xff\xfe", "T/f.jsonl is not UTF-8 text"),
         (b'"text"', "T/f.jsonl:2: a JSON str where a row must be an object"),
@@ -155,7 +155,7 @@ def test_a_carriage_return_within_a_line_of_a_table(refused, name, head):
     """Without this check one row became two, and messages named wrong lines after it."""
     rows = head.replace("text2", "x").replace("text", "hello\rthere")
     content = f"{head}\r\n{rows}\r\nbye\n".encode()
-    assert "a carriage return stands within a line" in refused(name, content)
+    assert "a carriage return is within a line" in refused(name, content)
     assert f"{name}:2: " in refused(name, content)
 
 

@@ -162,17 +162,17 @@ def with_template(chatml):
         ("{{ messages.nope.nope }}", "cannot be rendered (UndefinedError"),
         ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "cannot be rendered (RecursionError"),
         ("{{ ''.__class__.__mro__ }}", "cannot be rendered (SecurityError"),
-        ("{{ messages[0].content.encode('utf-32').decode('latin-1') * 90000 }}", "prints no end"),
-        ("{{ 'a' * 100000000 }}", "prints no end of text"),
-        ("{% for i in range(99999) %}{{ 'twenty characters ..' }}{% endfor %}", "prints no end"),
+        ("{{ messages[0].content.encode('utf-32').decode('latin-1') * 90000 }}", "prints endless"),
+        ("{{ 'a' * 100000000 }}", "prints endless text"),
+        ("{% for i in range(99999) %}{{ 'twenty characters ..' }}{% endfor %}", "prints endless"),
         ("{% set n = namespace(x='ab') %}{% for i in range(60) %}{% set n.x = n.x ~ n.x %}"
-         "{% endfor %}", "prints no end"),
+         "{% endfor %}", "prints endless"),
     ],
 )  # fmt: skip
 def test_templates_that_cannot_print_a_row(with_template, template, says):
     sentence = refusal(render_examples, [ROW], with_template(template))
     assert "the chat template of " in sentence and says in sentence
-    if "no end" not in says:
+    if "endless" not in says:
         assert sentence.startswith("d.jsonl:5: ")
 
 

@@ -68,7 +68,7 @@ def test_a_translation_is_asked_in_its_first_language():
             [ROWS[1], record("1", "de", "Regnet es", "weather/rain", 7)],
             "en",
             r"de\.jsonl:7: the answer 'intent: weather/rain' is not that of en\.jsonl:1, 'intent: "
-            r"weather/find', which has the same id '1', but both prompts must have one answer",
+            r"weather/find', which has the same id '1', but both prompts must have the same answer",
         ),
         (
             [*ROWS, record("1", "de", "Regnet es", line=7)],
@@ -132,7 +132,7 @@ def test_an_answer_that_joins_its_prompt_is_refused(llama):
     ids = [llama(f["prefix"] + f["text"])["input_ids"][len(llama(f["prefix"])["input_ids"]) :]
            for f in (r.fields for r in rows)]  # fmt: skip
     assert ids[0] != ids[1]  # or the case shows nothing
-    with pytest.raises(UserError, match=r"de:1: the answer is other tokens behind this prompt"):
+    with pytest.raises(UserError, match=r"de:1: the answer has other tokens after this prompt"):
         encode_both(two_prompts(rows, "rows", "en"), llama, "chat", "", 99)
 
 

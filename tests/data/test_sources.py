@@ -208,7 +208,7 @@ def test_several_sources(jsonl):
         ("a.json", '[{"text": "x"},\n {]', r"a\.json:2: broken JSON"),
         ("a.json", '[{"text": "x"}, 3]', r"a\.json item 2: a JSON int"),
         ("a.csv", "a,b\n1,2\n3\n", r"a\.csv:3: 1 columns where 2 belong"),
-        ("a.csv", "a,b\n1,2\n\ufeffa,b\n3,4\n", r"a\.csv:3: the names of the columns stand here"),
+        ("a.csv", "a,b\n1,2\n\ufeffa,b\n3,4\n", r"a\.csv:3: the column names are repeated here"),
         ("a.tsv", 'a\tb\nx\t"play ""jude"" now"\n', r"a\.tsv:2: .* is quoted as in a CSV file"),
         ("de-en.tsv", "Ja.\tYes.\nNein.\n", r"de-en\.tsv:2: 1 columns where 2 belong"),
         ("a.xlsx", "x", r"unknown file type '\.xlsx'; known are \.jsonl, "),

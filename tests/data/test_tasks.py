@@ -156,7 +156,7 @@ def test_rows_are_left_alone():
         (
             "intent_slots",
             {"utterance": "x", "intent": "alarm", "target": "time:nine; place: Rome"},
-            "'time:nine' of 'target' is no 'type: words' and would be lost",
+            "'time:nine' of 'target' is not 'type: words' and would be lost",
         ),
         ("slots", {"slots": []}, "no 'utterance'"),
         ("slots", {"utterance": "x", "slots": ["a"]}, r"data\.jsonl:7: 'a' is not a \[type, words"),

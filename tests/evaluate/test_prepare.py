@@ -57,7 +57,7 @@ A = Entrant("a", "A1")  # a good adapter
     [
         ([], [A, Entrant("f", "FOREIGN")], "the adapter was trained on another base"),
         ([], [A, Entrant("n", "TMP/none")], "no such folder"),
-        ([], [A, Entrant("p", "TMP/none.jsonl", "predictions")], "no such file of predictions"),
+        ([], [A, Entrant("p", "TMP/none.jsonl", "predictions")], "no such predictions file"),
         ([], [A, Entrant("a", "TMP/bad.txt", "predictions")], "holds 2 answers"),
         (["evaluate.options={tokenize: zh}"], [A], "evaluate.options.tokenize: the scorer of"),
         (["evaluate.options={rules: 5}"], [A], "evaluate.options.rules: 5 should be text"),
@@ -66,7 +66,7 @@ A = Entrant("a", "A1")  # a good adapter
         (["generate.max_new_tokens=500"], [A], "leaves no room for 500 more"),
         (["evaluate.shots=2", "task.train=[]"], [A, Entrant("few", kind="few_shot")],
          "evaluate.shots: the solved rows come from task.train"),
-        ([], [], "nobody to evaluate"),
+        ([], [], "nothing to evaluate"),
         ([], [A, Entrant("../x", "A1")], "'../x' cannot name a system"),
     ],
 )  # fmt: skip

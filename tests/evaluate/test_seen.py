@@ -45,10 +45,10 @@ def test_rows_of_the_training_are_told_and_stand_in_the_report(judged, run, tmp_
     a, b = run(config, "a"), run(config, "b")
     comparison = evaluate(config, [Entrant("bare", kind="base"), a, b], str(tmp_path / "out"))
     (sentence,) = comparison.notes
-    assert sentence.startswith("a, b: 9 of 9 rows that are asked stand in the training rows, too")
+    assert sentence.startswith("a, b: 9 of 9 evaluated rows are training rows, too")
     assert "test.en.jsonl:1)" in sentence
     assert sentence in (tmp_path / "out" / "report.md").read_text("utf-8")
-    assert "9 of 9 rows" in " ".join(capsys.readouterr().out.split())
+    assert "9 of 9 evaluated rows" in " ".join(capsys.readouterr().out.split())
 
 
 @pytest.mark.parametrize("change", ["none", "blanks", "composition", "answer", "weight", "gone"])
@@ -70,7 +70,7 @@ def test_what_is_the_same_row(judged, run, tmp_path, change):
         file.unlink()
     told = seen(read_golds(asked), [entrant])
     assert bool(told) == (change in ("none", "blanks", "composition"))
-    assert all("2 of 6 rows" in sentence for sentence in told)
+    assert all("2 of 6 evaluated rows" in sentence for sentence in told)
 
 
 def test_sentences_of_pairs(judged, run, tmp_path):
@@ -79,8 +79,8 @@ def test_sentences_of_pairs(judged, run, tmp_path):
                  f"align.train=[{rows(tmp_path / 'pairs.jsonl', pair)}]")  # fmt: skip
     asked = judged(f"evaluate.data=[{rows(tmp_path / 'asked.jsonl', *COMMANDS)}]")
     first, second = seen(read_golds(asked), [run(had)])
-    assert "1 of 6 rows that are asked stand in the training rows" in first
-    assert "1 of 6 rows that are asked are sentences of align.train" in second
+    assert "1 of 6 evaluated rows are training rows, too" in first
+    assert "1 of 6 evaluated rows are sentences of align.train" in second
     assert first.endswith("asked.jsonl:1).") and second.endswith("asked.jsonl:2).")
 
 
@@ -90,7 +90,7 @@ def test_a_translation_of_a_pair_is_a_row_of_the_training(judged, run, tmp_path)
     row = {"src": "good day", "tgt": "guten Tag", "src_lang": "en", "tgt_lang": "de"}
     asked = judged("task.kind=translation", f"evaluate.data=[{rows(tmp_path / 't.jsonl', row)}]")
     (sentence,) = seen(read_golds(asked), [run(had)])
-    assert "1 of 1 rows that are asked stand in the training rows" in sentence
+    assert "1 of 1 evaluated rows are training rows, too" in sentence
 
 
 def test_rows_that_were_left_out_were_not_trained_on(judged, run, tmp_path):
@@ -100,7 +100,7 @@ def test_rows_that_were_left_out_were_not_trained_on(judged, run, tmp_path):
     (sentence,) = seen(read_golds(judged(f"evaluate.data=[{file}]")), [run(had)])
     kept = len(wanted_examples(had)[0])
     assert 0 < kept < 6
-    assert f"{kept} of 6 rows" in sentence
+    assert f"{kept} of 6 evaluated rows" in sentence
 
 
 def test_adapters_without_a_record_say_nothing(judged, adapters):

@@ -163,7 +163,7 @@ def test_by_character_whatever_the_code(code):
 def test_places_that_are_not_those_of_the_words_are_told(places):
     """They would tag other words than the slots'."""
     assert score_slots([wake(char_spans=[[8, 15], [20, 23]])], [RIGHT])["slot_f1"].value == 100
-    with pytest.raises(UserError, match=r"data.jsonl:1: 'char_spans' must be, for each slot"):
+    with pytest.raises(UserError, match=r"data.jsonl:1: 'char_spans' must give, for each slot"):
         score_slots([wake(char_spans=places)], [RIGHT])
 
 

@@ -1,4 +1,4 @@
-"""Every adapter is asked by the chat template that belongs to it, and who differs is told."""
+"""Every adapter is prompted with the chat template that belongs to it, and who differs is told."""
 
 import json
 import shutil
@@ -120,7 +120,7 @@ def test_an_adapter_is_asked_as_it_was_trained(judge, trained, adapter, tmp_path
         capsys.readouterr()
         evaluate(judge(f"prompt.template={said}"), [Entrant("a", source)], str(tmp_path / name))
         told = capsys.readouterr().out
-        note = f"{source} was trained with prompt.template=llama3_paper and is prompted so"
+        note = f"{source} was trained and is prompted with prompt.template=llama3_paper"
         assert (note in told) == (name == "chat"), told
         cache = tmp_path / name / "a" / "answers.jsonl"
         answers[name] = [row["key"] for row in rows_of(cache)[1:]], rows_of(cache)[0]
@@ -158,11 +158,13 @@ def test_an_adapter_is_asked_with_the_instruction_of_its_run(judge, instructed, 
     found, note = asked(source)
     assert found == given
     assert note == (
-        f"{source} was trained with prompt.system='Find it.' and is asked so, as prompt.system is "
-        "not given"
+        f"{source} was trained with prompt.system='Find it.' and is prompted with it, "
+        "as prompt.system is not given"
     )
     other, note = asked(source, "prompt.system=''")
-    assert other != given and "trained with prompt.system='Find it.', but is asked with no" in note
+    assert (
+        other != given and "trained with prompt.system='Find it.', but is prompted with no" in note
+    )
     plain, note = asked(source, "task.kind=slots")  # the example is rendered: an intent's
     assert note == "" and plain == asked(instructed(None))[0] != given
     assert "trained with the task's own instruction" in asked(source, "prompt.system=x")[1]

@@ -168,7 +168,7 @@ def test_without_mecab_characters_are_compared_and_it_is_said(monkeypatch, langu
     assert "tok:char" in found.details["bleu_signature"]
     assert tokenizer in found.details["tokenizer_note"]
     assert "jaxalign[mecab]" in found.details["tokenizer_note"]
-    with pytest.raises(UserError, match=rf"{tokenizer} is not here \(pip install it\)"):
+    with pytest.raises(UserError, match=rf"{tokenizer} is not installed \(pip install it\)"):
         score_translation(golds, CHINESE, tokenize=tokenizer)
 
 

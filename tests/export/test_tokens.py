@@ -55,7 +55,7 @@ def test_tokens_that_the_base_does_not_know(padded, tmp_path, told, done):
     own.chat_template = TEMPLATE
     own.save_pretrained(adapter)
     out = tmp_path / "out"
-    message = f"{adapter}: its tokenizer has the token '<|turn|>' as number 900, the tokenizer of"
+    message = f"{adapter}: its tokenizer has the token '<|turn|>' with id 900, but the tokenizer of"
     for words in (
         ("export", adapter, "--format", "merged"),
         ("export", adapter, "--format", "orbax"),
@@ -63,7 +63,7 @@ def test_tokens_that_the_base_does_not_know(padded, tmp_path, told, done):
         ("merge", adapter, "--into-base", base),
         ("merge", adapter),
     ):
-        assert f"{message} {base} has not" in told(*words, "--out", out)
+        assert f"{message} {base} does not" in told(*words, "--out", out)
     assert not out.exists()
     with pytest.raises(UserError, match=r"copy of that base's folder .* as the base \(model\.path"):
         opened(base, tmp_path).wear(str(adapter))
@@ -120,10 +120,10 @@ def test_a_token_for_padding_may_be_unknown(padded, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda c: c["added_tokens"][0].update(id=950), "as number 950"),
+        (lambda c: c["added_tokens"][0].update(id=950), "with id 950"),
         (lambda c: c.pop("model"), "cannot be read as a tokenizer"),
         # The tokens of Unigram are a list.
-        (lambda c: c["model"].update(vocab=[["<x>", 0.0]]), "'<x>' as number 0"),
+        (lambda c: c["model"].update(vocab=[["<x>", 0.0]]), "'<x>' with id 0"),
     ],
 )
 def test_tokens_with_other_numbers(padded, tmp_path, change, message):

@@ -62,7 +62,10 @@ def test_two_adapters(folders, tmp_path, capsys):
     for word in ("density", "seed", "left out", "Training", "Data", "None"):
         assert word not in card
     told = " ".join(capsys.readouterr().out.split())
-    assert "rank 7 is none of vLLM's --max-lora-rank (1, 8, 16, 32, 64, 128, 256, 320, 512)" in told
+    assert (
+        "rank 7 is not one of vLLM's --max-lora-rank values (1, 8, 16, 32, 64, 128, 256, 320, 512)"
+        in told
+    )
     assert "serve it with 8, which pads it" in told and "--method svd" not in told
     assert "warning" not in told
 

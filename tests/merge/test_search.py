@@ -259,7 +259,9 @@ def test_what_is_not_finite_is_never_best(metric):
     search = Search(["a"], "delta", metric, {"all": ["de"]}, found)
     assert search.best == 1
     search = dataclasses.replace(search, candidates=[found[0], found[2]])
-    with pytest.raises(UserError, match=f"--search: {metric} is finite with none of the weights"):
+    with pytest.raises(
+        UserError, match=f"--search: {metric} is not finite with any of the weights"
+    ):
         search.best  # noqa: B018
 
 

@@ -106,9 +106,12 @@ def test_a_function_without_a_mark_gets_the_layer_of_the_settings():
         (lambda states, batch: [], "returns list, not a jaxalign.objectives.Loss"),
         (
             lambda states, batch: Loss(np.zeros(1), 1, {}),
-            r"Loss.sum has the shape \(1,\); it is one",
+            r"Loss.sum has the shape \(1,\); give one number",
         ),
-        (lambda states, batch: Loss(0.0, 1, {"v": "a"}), r"Loss.logs\['v'\] is 'a'; it is one"),
+        (
+            lambda states, batch: Loss(0.0, 1, {"v": "a"}),
+            r"Loss.logs\['v'\] is 'a'; give one number",
+        ),
         (lambda states, batch: Loss(0.0, np.ones(2), {}), r"Loss.count has the shape \(2,\)"),
     ],
 )

@@ -92,7 +92,9 @@ def test_states_of_which_less_is_known_are_computed_again(tmp_path, capsys):
     more = {**WHAT, "tokens": "abc"}
     arrays, computed = fill(tmp_path, more)
     assert computed == list(LANGUAGES) and same(arrays)
-    assert "does not say of which tokens they are; all states are" in capsys.readouterr().out
+    assert (
+        "does not say which tokens they were made with; all states are" in capsys.readouterr().out
+    )
     assert fill(tmp_path, more)[1] == []
 
 

@@ -54,7 +54,7 @@ def test_rows_with_shared_ids(tmp_path):
     )
     (corpus,) = read_parallel(str(path))
     assert corpus.sentences == {"de": ["zwei", "eins"], "en": ["two", "one"]}  # as they come
-    assert corpus.notes == (f"{path}: ids that not every language has were left out: 1 of 3.",)
+    assert corpus.notes == (f"{path}: ids that some languages lack were left out: 1 of 3.",)
 
 
 def test_ids_of_the_wanted_languages_are_shared(tmp_path):
@@ -73,7 +73,7 @@ def test_ids_of_the_wanted_languages_are_shared(tmp_path):
     assert corpus.sentences["en"] == ["en 0", "en 1", "en 2"]
     (corpus,) = read_parallel(str(path))
     assert corpus.sentences["cy"] == ["cy 3", "cy 5"]
-    assert corpus.notes == (f"{path}: ids that not every language has were left out: 10 of 12.",)
+    assert corpus.notes == (f"{path}: ids that some languages lack were left out: 10 of 12.",)
     write([*texts, ("cy", 99)])
     with pytest.raises(UserError, match=r"all.jsonl: no id occurs in all of en, de, cy; name"):
         read_parallel(str(path))

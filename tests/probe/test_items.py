@@ -118,7 +118,7 @@ def test_items_that_are_left_out_are_told(config, tmp_path):
     table, short = measured([*content, *lost, alone], "a"), measured(content, "b")
     assert short.notes == ()
     assert table.notes == (
-        f"{tmp_path / 'items.jsonl'}: ids that not every language has were left out: 1 of 4.",
+        f"{tmp_path / 'items.jsonl'}: ids that some languages lack were left out: 1 of 4.",
         "Of 3 items 1 are longer than the 512 tokens of the model and were left out.",
     )
     np.testing.assert_array_equal(table.pivoted["dali"], short.pivoted["dali"])
@@ -189,7 +189,7 @@ def test_a_probe_holds_what_was_asked_for(config, adapters, tmp_path):
         (lambda rows: rows[0].update(options=["one"]), "at least two texts"),
         (lambda rows: rows[0].update(options=["one", " "]), "at least two texts"),
         (lambda rows: rows[0].update(options=["a", "b", "c"]), r"item '0' has \[2, 3\] options"),
-        (lambda rows: [row.update(lang="cy") for row in rows], "items of none of the probed"),
+        (lambda rows: [row.update(lang="cy") for row in rows], "has items in none of the probed"),
         (lambda rows: [row.update(id=str(n)) for n, row in enumerate(rows)], "no id occurs in all"),
     ],
 )

@@ -84,7 +84,9 @@ def test_files_are_read_before_the_weights(config, text, tmp_path, no_weights):
             )
         return str(error.value)
 
-    assert "probed were base" in refused(scores=scores_file(tmp_path, '{"other": {"de": 1}}'))
+    assert "these were probed: base" in refused(
+        scores=scores_file(tmp_path, '{"other": {"de": 1}}')
+    )
     assert "only 2 were probed" in refused(scores=scores_file(tmp_path, '{"de": 1, "it": 2}'))
     rows = [
         {"id": "1", "lang": language, "premise": "p", "options": ["a", "b"]}

@@ -116,7 +116,7 @@ def test_a_phase_that_never_learns_ends_the_run(configure, words, step, capsys):
     assert "align updates in a row were skipped, from update 2 on" in result.sentence
     said = capsys.readouterr().out  # which rows of a validation are not whole or trained on, too
     assert "align: 64 rows, 2 cut" in said and "align.valid: 64 rows, 2 cut" in said
-    assert "align.valid: 64 of 64 rows stand in align.train, too" in said
+    assert "align.valid: 64 of 64 rows are in align.train, too" in said
     assert not Path(config.output, "adapter").exists()
 
 

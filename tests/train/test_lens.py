@@ -118,14 +118,14 @@ def test_a_run_resumes_by_what_is_in_the_file(with_file, measured, tmp_path):
 @pytest.mark.parametrize(
     ("values", "says"),
     [
-        ({"base": np.array("0" * 64)}, r"other\.npz was measured of another base than model\.path"),
+        ({"base": np.array("0" * 64)}, r"other\.npz was measured on another base than model\.path"),
         ({"axis": np.ones(3, np.float32)}, r"options\.subspace: .*is not an \.npz of jaxalign"),
         ({"pivot": np.array("fr")}, r"options\.subspace: .*is not an \.npz of jaxalign"),
         (
             {"languages": np.array(["en", "fr", "de"])},
             r"align\.train: .* not know the language 'da'",
         ),
-        ({"pivot": np.array("da")}, r"a pair da-en has the target en, but .* counts from da"),
+        ({"pivot": np.array("da")}, r"a pair da-en has the target en, but .* has the pivot da"),
     ],
     ids=["base", "shape", "pivot", "language", "target"],
 )

@@ -317,7 +317,7 @@ def grad_norm(states, batch):
 
 
 def test_the_log_keeps_its_own_names(configure):
-    with pytest.raises(UserError, match=r"the log of the task phase has a grad_norm of its own"):
+    with pytest.raises(UserError, match=r"the log of the task phase already has a grad_norm"):
         setup.prepare(configure(f"objectives=[{{objective: '{own('grad_norm')}'}}]"))
 
 

@@ -258,7 +258,7 @@ def test_a_missing_best_is_told(configure, monkeypatch, capsys):
     shutil.rmtree(Path(config.output, "best"))
     capsys.readouterr()
     result = train(changed(config, "train.steps=6"))
-    assert "the best checkpoint (step 2) is not there any more" in capsys.readouterr().out
+    assert "the best checkpoint (step 2) no longer exists" in capsys.readouterr().out
     assert result.best_step == 6 and result.metrics["eval/loss"] == 5.0
 
 

@@ -237,7 +237,7 @@ def test_a_full_device_is_told_and_profiled(configure, monkeypatch):
     config = configure()
     break_step(monkeypatch, "RESOURCE_EXHAUSTED: Out of memory allocating 17179869184 bytes.")
     says = (
-        r"out of device memory \(\d+ x cpu.*\), 17179869184 bytes were wanted: .*batch\.size.*"
+        r"out of device memory \(\d+ x cpu.*\), 17179869184 bytes were requested: .*batch\.size.*"
         r"batch\.accumulate.*model\.remat=full.*mesh\.fsdp.*model\.quantize=int8.*jaxalign plan"
     )
     with pytest.raises(UserError, match=says) as told:

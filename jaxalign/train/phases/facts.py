@@ -171,7 +171,7 @@ class Facts(abc.ABC):
             )
         if taken := next((name for name in names if name in LOGGED), None):
             raise UserError(
-                f"objectives: the log of the {self.name} phase has a {taken} of its own; give the "
+                f"objectives: the log of the {self.name} phase already has a {taken}; give the "
                 f"function {taken!r} another name"
             )
         return tuple(found)

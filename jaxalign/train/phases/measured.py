@@ -98,14 +98,14 @@ def check_width(one: Subspace, dim: int) -> None:
 
 
 def check_base(one: Subspace, fingerprint: str) -> None:
-    """Whether it was measured of this base.
+    """Whether it was measured on this base.
 
     Raises:
       UserError: it was not.
     """
     if one.base != fingerprint:
         raise UserError(
-            f"{one.file} was measured of another base than model.path; write it with jaxalign "
+            f"{one.file} was measured on another base than model.path; write it with jaxalign "
             "prepare subspace for this one"
         )
 
@@ -131,6 +131,6 @@ def check_languages(one: Subspace, spoken: Iterable[tuple[str, ...]], where: str
     other = next((row for row in sides if row[-1] != one.pivot), None)
     if other:
         raise UserError(
-            f"{where}: a pair {'-'.join(other)} has the target {other[-1]}, but {one.file} counts "
-            f"from {one.pivot}; make {one.pivot} the target of all pairs (align.columns)"
+            f"{where}: a pair {'-'.join(other)} has the target {other[-1]}, but {one.file} has the "
+            f"pivot {one.pivot}; make {one.pivot} the target of all pairs (align.columns)"
         )
