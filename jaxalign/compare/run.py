@@ -33,6 +33,7 @@ from jaxalign.compare.trial import (
     Diverged,
     Outcome,
     Trial,
+    check_length,
     check_prepared,
     check_report,
     cost,
@@ -94,6 +95,8 @@ def compare(study: Study, missing: str = "train", only: Sequence[str] = ()) -> r
 def _compare(study: Study, missing: str, only: Sequence[str]) -> report.Found:
     bases, started = Bases(), time.monotonic()
     names = _taking_part(study, only)
+    for of in itertools.product(names, study.seeds, study.choice.candidates):
+        check_length(study, Trial(*of))
     if missing == "train":
         with claim(study, "prepared", wait=True):
             for name in names:
@@ -133,6 +136,10 @@ def _compare(study: Study, missing: str, only: Sequence[str]) -> report.Found:
                     measured[merged.trial] = _measure(study, merged, bases)
                 outcomes.setdefault(name, []).append(merged)
     outcomes, left_out = common(outcomes)
+    left_out += [
+        f"{name}: left out, as no seed of it is finished yet."
+        for name in (*names, *mixtures) if name not in outcomes
+    ]  # fmt: skip
     with claim(study, "report", wait=True):
         found = _found(study, outcomes, measured, chosen, bases, left_out)
         _write(study, found, time.monotonic() - started)

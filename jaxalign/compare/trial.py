@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ import numpy as np
 
 import jaxalign
 from jaxalign.base import Base, open_base
-from jaxalign.checksums import read_sealed
+from jaxalign.checksums import read_sealed, text_digest
 from jaxalign.compare.study import Study
 from jaxalign.errors import UserError
 from jaxalign.merge.methods import Recipe
@@ -30,11 +30,16 @@ from jaxalign.prepare.run import is_of_other_text, subspace
 from jaxalign.settings import AUTO, Config
 from jaxalign.terminal import say
 from jaxalign.train.finish import ENDS
-from jaxalign.train.resume import check_length, check_settings
-from jaxalign.train.same import other_inputs
+from jaxalign.train.record import saved
+from jaxalign.train.resume import check_settings
+from jaxalign.train.same import changes, other_inputs
 
 CLOCK = 0.5  # seconds that a clock of the log may differ from a run's own
 START = "adapter.start"  # what a later stage goes on from
+LONGEST = 255  # bytes of a name in most file systems
+# What decides when a run ends. `jaxalign train` may go on for longer; a comparison may not, as it
+# keeps answers and mixtures of the adapter that was handed over.
+LENGTH = ("train.steps", "train.epochs", "train.patience")
 
 
 class Diverged(SystemExit):
@@ -50,8 +55,10 @@ class Trial:
     candidate: tuple[str, ...] = ()
 
     def place(self, root: str | Path) -> Path:
-        """Its folder."""
-        label = ",".join(self.candidate).replace("/", "_")
+        """Its folder; a candidate whose words cannot name one goes by their digest."""
+        label = ",".join(self.candidate)
+        if "/" in label or len(label.encode()) > LONGEST:
+            label = f"{label[:40].replace('/', '_')}_{text_digest(label)[:8]}"
         return Path(root, self.system, label, f"seed_{self.seed}")
 
     def __str__(self) -> str:
@@ -142,15 +149,45 @@ def check_prepared(study: Study, name: str, bases: Bases) -> None:
             )
 
 
+def check_length(study: Study, trial: Trial) -> None:
+    """Refuses a trial that was begun with another length than it should have now.
+
+    Raises:
+      UserError: naming the folder and both lengths.
+    """
+    if trial.place(Path(study.output, "runs")).exists():  # reading settings takes its time
+        _check_length(configs(study, trial))
+
+
+def _check_length(stages: Sequence[Config]) -> None:
+    for config in stages:
+        if others := _other_length(config, saved(config.output)):
+            was, now = (", ".join(f"{one[0]}={one[side]}" for one in others) for side in (1, 2))
+            raise UserError(
+                f"{config.output} holds a run with {was}, but now {now} is asked for; set that "
+                "back, or give another --out"
+            )
+
+
+def _other_length(config: Config, left: dict[str, Any]) -> list[tuple[str, Any, Any]]:
+    """(key, was, is) of what decides when a run ends and is not as in what it left."""
+    if not left:
+        return []
+    found = changes(left["config"], dataclasses.asdict(config))
+    return [one for one in found if one[0] in LENGTH]
+
+
 def train(study: Study, trial: Trial, bases: Bases) -> Outcome:
     """Trains what is missing of a trial.
 
     Raises:
-      UserError: as `jaxalign.train`; a folder that holds a run with other settings.
+      UserError: as `jaxalign.train`; a folder that holds a run with other settings, or of another
+        length.
       Diverged: a stage did.
       SystemExit: training was stopped on request; the exit code is the command's.
     """
     stages = configs(study, trial)
+    _check_length(stages)  # another process may have trained it since the comparison began
     for config in stages:
         result = jaxalign.train(config, base=bases.under(config), title=str(trial))
         if result.stopped == "diverged":
@@ -180,7 +217,7 @@ def finished(study: Study, trial: Trial) -> bool:
         over = ENDS.get(record.get("stopped", ""), (1,))[0] == 0
         if not over or not Path(config.output, "adapter").is_dir():
             return False
-        if record["stopped"] == "finished" and record["step"] < config.train.steps:
+        if _other_length(config, record):
             return False
     return True
 
@@ -199,8 +236,6 @@ def check_report(study: Study, trial: Trial) -> None:
             config.align.layer = record["config"]["align"]["layer"]
         judged = record["best_step"] is not None
         check_settings(config, record, judged)
-        if record["stopped"] == "finished" and config.train.steps:
-            check_length(config, record["step"], config.train.steps)
         if others := other_inputs(record, config, judged):
             key, was, now = others[0]
             raise UserError(

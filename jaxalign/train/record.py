@@ -6,12 +6,14 @@ write(desk, run, start, progress, result)
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxalign.checksums import check_sums, seal, seal_holds
+from jaxalign.checksums import check_sums, read_sealed, seal, seal_holds
 from jaxalign.errors import UserError
 from jaxalign.multihost import is_main, text_from_main
 from jaxalign.paths import RECORD, Desk, whole_file
@@ -20,7 +22,7 @@ from jaxalign.train.finish import Result, product
 from jaxalign.train.resume import Progress, Start, check_settings
 from jaxalign.train.same import other_inputs
 from jaxalign.train.setup import Run
-from jaxalign.train.stored import Damaged, local_places, read_meta
+from jaxalign.train.stored import Damaged, Place, local_places, read_meta
 
 
 def over(config: Config, desk: Desk) -> Result | None:
@@ -66,14 +68,23 @@ def write(desk: Desk, run: Run, start: Start, progress: Progress, result: Result
 
 def chosen_layer(output: str) -> int | None:
     """The `align.layer` of the run in this output, if one is there; every process calls it."""
-    found = ""
-    for place in local_places(output) if is_main() else []:
-        try:
-            found = str(int(read_meta(place)["config"]["align"]["layer"]))
-            break
-        except Damaged:
-            continue
-    return int(found) if (found := text_from_main(found)) else None
+    meta = _furthest(local_places(output)) if is_main() else {}
+    found = text_from_main(str(int(meta["config"]["align"]["layer"])) if meta else "")
+    return int(found) if found else None
+
+
+def saved(output: str) -> dict[str, Any]:
+    """What a run in this folder left with its settings as `config`: the record of one that is
+    over, else the meta of its furthest checkpoint; {} where there is neither."""
+    return read_sealed(Path(output, RECORD)) or _furthest(local_places(output))
+
+
+def _furthest(places: Sequence[Place]) -> dict[str, Any]:
+    """The meta of the first of these checkpoints that has one as it was written; else {}."""
+    for place in places:
+        with contextlib.suppress(Damaged):  # whoever reads its arrays says so
+            return read_meta(place)
+    return {}
 
 
 def _look(config: Config, desk: Desk) -> dict[str, Any]:
@@ -86,13 +97,8 @@ def _look(config: Config, desk: Desk) -> dict[str, Any]:
             "checkpoint.resume=auto to go on with it"
         )
     if not record:
-        for place in known:
-            try:
-                meta = read_meta(place)
-            except Damaged:
-                continue  # whoever reads its arrays says so
+        if meta := _furthest(known):
             check_settings(config, meta, meta["progress"].get("best") is not None)
-            return {}
         return {}
     check_settings(config, record, record["best_step"] is not None)
     if _goes_on(config, record):

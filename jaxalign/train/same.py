@@ -95,17 +95,26 @@ def differences(
       now: the one that is asked for.
       judged: whether a best checkpoint was chosen already.
     """
-    defaults = dict(flatten(dataclasses.asdict(Config())))
-    old, new = (dict(flatten(_nameless(side))) for side in (renamed(then), now))
-    sampled = any(side.get("evaluate.sample", 0) for side in (old, new))
+    sampled = any(side.get("evaluate", {}).get("sample", 0) for side in (then, now))
     free = [*FREE, *BY_CONTENT]
     free += [] if judged else [*JUDGE]
     free += [] if judged and sampled else [*SAMPLE]
+    return [one for one in changes(then, now) if not any(_covers(name, one[0]) for name in free)]
+
+
+def changes(then: dict[str, Any], now: dict[str, Any]) -> list[tuple[str, Any, Any]]:
+    """(key, was, is) of every setting that is not as it was saved, free ones too.
+
+    Args:
+      then, now: as of `differences`.
+    """
+    defaults = dict(flatten(dataclasses.asdict(Config())))
+    old, new = (dict(flatten(_nameless(side))) for side in (renamed(then), now))
     found = []
     for key in old | new:
         was, wanted = (side.get(key, defaults.get(key, "nothing")) for side in (old, new))
         was = from_home(was)  # earlier versions saved the `~` of a path
-        if was != wanted and not any(_covers(name, key) for name in free):
+        if was != wanted:
             found.append((key, was, wanted))
     return found
 

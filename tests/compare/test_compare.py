@@ -22,6 +22,7 @@ from jaxalign.compare.trial import (
     check_prepared,
     configs,
     cost,
+    finished,
     outcome,
     prepare,
     train,
@@ -197,13 +198,79 @@ class TestDone:
         ("word", "says"),
         [
             ("optim.eps=1e-3", r"optim\.eps=1e-08, now it is 0\.001"),
-            ("train.steps=1", r"has done 2 updates, now the run should have 1"),
             ("task.transforms=[swap]", r"task\.transforms=\[\], now it is \['swap'\]"),
         ],
     )
     def test_an_edited_system_is_not_reported_by_what_it_was(self, found, files, word, says):
         with pytest.raises(UserError, match=says):
             compare(read_study(files / "study.yaml", [word]), missing="skip")
+
+    @pytest.mark.parametrize("missing", ["train", "skip"])
+    @pytest.mark.parametrize(
+        ("words", "says"),
+        [
+            (["train.steps=4"], r"train\.steps=2, but now train\.steps=4 is asked for; set that"),
+            (["train.steps=1"], r"train\.steps=2, but now train\.steps=1"),
+            (["train.steps=0", "train.epochs=3"], r"train\.epochs=5\.0, but now .*epochs=3\.0"),
+            (["train.patience=1"], r"train\.patience=5, but now train\.patience=1"),
+        ],
+        ids=["longer", "shorter", "epochs", "patience"],
+    )
+    def test_runs_of_another_length_are_refused(
+        self, found, files, monkeypatch, missing, words, says
+    ):
+        """They are not trained on, which would leave answers of adapters that are gone."""
+        monkeypatch.setattr("jaxalign.train", None)  # found before
+        with pytest.raises(UserError, match=f"seed_1 holds a run with .*{says}"):
+            compare(read_study(files / "study.yaml", words), missing=missing)
+
+    @pytest.mark.parametrize("missing", ["train", "skip"])
+    def test_one_system_of_another_length_does_not_drop_out(
+        self, found, files, monkeypatch, missing
+    ):
+        text = (
+            (files / "study.yaml").read_text().replace("aligned: {}", "aligned: {train.steps: 4}")
+        )
+        (files / "longer.yaml").write_text(text)
+        monkeypatch.setattr("jaxalign.train", None)
+        with pytest.raises(UserError, match=r"aligned/seed_1 holds a run with train\.steps=2"):
+            compare(read_study(files / "longer.yaml"), missing=missing)
+
+    def test_a_run_that_was_stopped_keeps_its_length(self, found, files, tmp_path, monkeypatch):
+        """It is known by its checkpoints, before anything else is trained."""
+        shutil.copytree(files / "out", tmp_path / "out")
+        runs = tmp_path / "out" / "runs" / "sft"
+        shutil.rmtree(runs / "seed_1")
+        (runs / "seed_2" / "result.json").unlink()
+        shutil.rmtree(runs / "seed_2" / "adapter")
+        out = str(tmp_path / "out")
+        with monkeypatch.context() as patch:
+            patch.setattr("jaxalign.train", None)
+            with pytest.raises(UserError, match="sft/seed_2 holds a run with"):
+                compare(read_study(files / "study.yaml", ["train.steps=4"], out), only=["sft"])
+        study = read_study(files / "study.yaml", out=out)
+        assert not finished(study, Trial("sft", 2))
+        train(study, Trial("sft", 2), Bases())
+        assert finished(study, Trial("sft", 2))
+
+    def test_another_process_may_have_trained_with_another_length(self, found, files, monkeypatch):
+        monkeypatch.setattr("jaxalign.train", None)
+        study = read_study(files / "study.yaml", ["train.steps=4"])
+        assert not finished(study, Trial("sft", 1))
+        with pytest.raises(UserError, match="sft/seed_1 holds a run with"):
+            train(study, Trial("sft", 1), Bases())
+
+    def test_a_report_names_systems_that_it_does_not_have(self, found, files, tmp_path):
+        shutil.copytree(files / "out", tmp_path / "out")
+        shutil.rmtree(tmp_path / "out" / "runs" / "aligned")
+        study = read_study(files / "study.yaml", out=str(tmp_path / "out"))
+        said = compare(study, missing="skip")
+        assert [*said.facts] == ["sft", "stages"]
+        assert said.notes == [
+            "aligned: left out, as no seed of it is finished yet.",
+            "merged: left out, as no seed of it is finished yet.",
+        ]
+        assert compare(study, missing="skip", only=["stages"]).notes == []
 
 
 @pytest.mark.usefixtures("found")
@@ -447,3 +514,18 @@ def test_names_in_the_picture_do_not_cover_one_another():
 def test_places_of_trials():
     assert str(Trial("lens", 2).place("runs")) == "runs/lens/seed_2"
     assert str(Trial("a", 1, ("lora.r=4",)).place("x")) == "x/a/lora.r=4/seed_1"
+
+
+def test_places_of_long_values_and_of_paths(files, tmp_path):
+    """A name in a file system has 255 bytes and no slash; other values have other places."""
+    study = read_study(files / "study.yaml", out=str(tmp_path))
+    paths = [f"/data/pairs/of/a/language/pairs.{number}.jsonl" for number in range(14)]
+    words = [f"align.train={json.dumps(some)}" for some in (paths, paths[:-1], ["a/b"], ["a_b"])]
+    words += ["prompt.system=" + "å" * 100, "prompt.system=" + "å" * 121]  # 214 and 256 bytes
+    places = [Trial("sft", 1, (word,)).place("") for word in words]
+    assert len(set(places)) == len(places)
+    for place in places:
+        with claim(study, place.as_posix(), wait=False) as mine:
+            assert mine
+    assert places[0].parts[1].startswith('align.train=["_data_pairs_of')
+    assert [place.parts[1] for place in places[3:5]] == words[3:5]  # as they are
