@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Set
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -43,6 +43,30 @@ _VARIANTS = (
     "monteclora_config",
     "velora_config",
 )
+# Options of every kind of adapter: read, refused, or no matter of what its tensors mean.
+COMMON = frozenset({
+    "peft_type", "task_type", "auto_mapping", "peft_version", "base_model_name_or_path",
+    "revision", "inference_mode", "modules_to_save",
+    "runtime_config",  # PEFT does not read it from a file either
+})  # fmt: skip
+# Of LoRA: read here.
+_READ = frozenset({
+    "r", "lora_alpha", "lora_dropout", "rank_pattern", "alpha_pattern", "use_rslora", "use_dora",
+    "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "bias",
+    "init_lora_weights",
+})  # fmt: skip
+# Of LoRA: the same tensors mean the same with any value.
+_UNREAD = frozenset({
+    # How factors began; what moves the base is refused by init_lora_weights.
+    "loftq_config", "eva_config", "corda_config", "lora_ga_config",
+    # How a library computes with them.
+    "megatron_config", "megatron_core", "merge_weights",
+    # Parts of options that are refused: of use_qalora, and of modules_to_save and its like.
+    "qalora_group_size", "ensure_weight_tying",
+})  # fmt: skip
+_LORA = COMMON | _READ | _UNREAD | frozenset(_VARIANTS)
+_MOST_SHOWN = 3  # options of one sentence
+
 # Initialisations that leave the base as it is; others (PiSSA, OLoRA, LoftQ, ...) move a part of the
 # base into the adapter, which then fits only that altered base.
 _INITS = (None, True, False, "gaussian", "eva", "orthogonal")
@@ -107,9 +131,11 @@ class PeftConfig:
         """The configuration that a file was found to hold.
 
         Raises:
-            UserError: not a LoRA, a variant that is not supported, or a value of the wrong kind.
+            UserError: not a LoRA, a variant that is not supported, an option that is not known, or
+                a value of the wrong kind.
         """
         _refuse_variants(file, content)
+        check_known(file, content, _LORA)
         check_kinds(file, content)
         said = cls(file, content)
         said._rank("r", content.get("r"))
@@ -322,6 +348,23 @@ def _refuse_variants(file: Path, content: Mapping[str, Any]) -> None:
         raise UserError(
             f"{file}: {settings} is not supported; only LoRA and DoRA are (merge the adapter into "
             "its base in PEFT and give the merged model instead)"
+        )
+
+
+def check_known(file: Path, content: Mapping[str, Any], known: Set[str]) -> None:
+    """Refuses options that would be read over, as those of a newer PEFT or a fork; UserError.
+
+    Null, false, 0 and what is empty are taken as switched off.
+    """
+    unknown = [key for key, value in content.items() if value and key not in known]
+    if unknown:
+        shown = [f"{brief(key)}: {brief(content[key])}" for key in unknown[:_MOST_SHOWN]]
+        shown += ["..."] if len(unknown) > _MOST_SHOWN else []
+        raise UserError(
+            f"{file}: {', '.join(shown)} (peft_version {brief(content.get('peft_version'))}) is "
+            "not known here and may change what the weights mean; set it to null if it only says "
+            "how they were trained, else train without it (a LoRA can also be merged into its base "
+            "by the PEFT that wrote it, and read as a model)"
         )
 
 

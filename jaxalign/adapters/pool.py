@@ -42,6 +42,7 @@ class Pool(Virtual):
     name: ClassVar[str] = "prompt pool"
     kind: ClassVar[str] = "pool"
     peft_type: ClassVar[str] = "JAXALIGN_POOL"
+    options: ClassVar[frozenset[str]] = frozenset({"pool_size", "temperature"})
     in_peft: ClassVar[bool] = False
 
     pool_size: int = 32  # M

@@ -44,6 +44,10 @@ class Prefix(Virtual):
     name: ClassVar[str] = "prefix"
     kind: ClassVar[str] = "prefix"
     peft_type: ClassVar[str] = "PREFIX_TUNING"
+    # PEFT stores what a projection gives, not the projection.
+    options: ClassVar[frozenset[str]] = frozenset(
+        {"prefix_projection", "encoder_hidden_size", "init_weights"}
+    )
 
     @property
     def prefix_length(self) -> int:

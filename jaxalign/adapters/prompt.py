@@ -35,6 +35,11 @@ class Prompt(Virtual):
     name: ClassVar[str] = "soft prompt"
     kind: ClassVar[str] = "prompt"
     peft_type: ClassVar[str] = "PROMPT_TUNING"
+    # Sizes of the base that no tensor has, and how the vectors began.
+    options: ClassVar[frozenset[str]] = frozenset({
+        "num_layers", "num_attention_heads", "prompt_tuning_init", "prompt_tuning_init_text",
+        "tokenizer_name_or_path", "tokenizer_kwargs",
+    })  # fmt: skip
 
     @property
     def prompt_length(self) -> int:

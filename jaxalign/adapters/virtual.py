@@ -16,7 +16,7 @@ import numpy as np
 
 from jaxalign.adapters.interface import Adapter, Stored
 from jaxalign.adapters.peft import read_tensor
-from jaxalign.adapters.peft_config import check_kinds
+from jaxalign.adapters.peft_config import COMMON, check_kinds, check_known
 from jaxalign.errors import UserError, brief
 from jaxalign.frozen.projection import Projection
 from jaxalign.hf.find import unpinned
@@ -30,6 +30,8 @@ class Virtual(Adapter):
     """P virtual tokens; a kind says what they are."""
 
     peft_type: ClassVar[str]
+    # What a file may say besides: read by the kind, or no matter of what its tensors mean.
+    options: ClassVar[frozenset[str]]
 
     num_virtual_tokens: int = 16  # P
 
@@ -74,8 +76,10 @@ class Virtual(Adapter):
           wanted: key -> what it has to be where it is there.
 
         Raises:
-          UserError: they are not, or more than the virtual tokens is trained.
+          UserError: they are not, more than the virtual tokens is trained, or an option is not
+            known.
         """
+        check_known(file, content, COMMON | {"num_virtual_tokens"} | wanted.keys() | cls.options)
         check_kinds(file, content)
         if content.get("modules_to_save"):
             raise UserError(

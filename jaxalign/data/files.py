@@ -93,14 +93,31 @@ def read_files(pattern: str) -> Iterator[Row]:
             "hf:NAME@SPLIT or tfds:NAME@SPLIT"
         )
     for path in paths:
-        suffixes = [s for s in Path(path).suffixes[-2:] if s != ".gz"]
-        suffix = suffixes[-1].lower() if suffixes else ""
+        suffix = _ending(path)
         if suffix not in READERS or Path(path).is_dir():
             raise UserError(
                 f"{path}: unknown file type {suffix or Path(path).name!r}; known are "
                 f"{', '.join(READERS)} (text files also with .gz)"
             )
         yield from guarded(_told(READERS[suffix](path), path), path, suffix[1:].upper())
+
+
+def read_as(path: str) -> str:
+    """What the name of a file says of its rows: its reader, and the languages of a pair.
+
+    Names of which it differs may give other rows of the same bytes. '' of plain JSON lines and of
+    what is no table of rows.
+    """
+    ending = _ending(path)
+    reader = "" if READERS.get(ending, _jsonl) is _jsonl else ending
+    zipped = ".gz" if path.endswith(".gz") else ""
+    return ":".join([reader + zipped, *_pair_languages(path).values()])
+
+
+def _ending(path: str) -> str:
+    """`.tsv` of de-en.TSV.gz; '' where there is none."""
+    suffixes = [s for s in Path(path).suffixes[-2:] if s != ".gz"]
+    return suffixes[-1].lower() if suffixes else ""
 
 
 def _told(rows: Iterator[Row], path: str) -> Iterator[Row]:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxalign.checksums import file_digests, text_digest
-from jaxalign.data.files import Row, guarded, matches, read_files
+from jaxalign.data.files import Row, guarded, matches, read_as, read_files
 from jaxalign.errors import UserError, first_line
 
 
@@ -99,16 +99,28 @@ def check_once(sources: Sequence[str], key: str) -> None:
             seen[place] = source
 
 
-def digest_of(sources: Sequence[str]) -> str:
-    """SHA-256 of what is in these sources, one after the other; names of files do not matter.
+def digest_of(sources: Sequence[str], names: bool = True) -> str:
+    """SHA-256 of what is in these sources, one after the other.
 
+    Of a file's name only what decides its rows matters: its reader, and the languages of XX-YY.tsv.
     '' where it would say nothing: no sources, or one that is gone or cannot be reached.
+
+    Args:
+        sources: of `read_all`.
+        names: False: names of files do not matter at all, as in the records of earlier versions.
     """
     try:
-        parts = [scheme.parts(name) for scheme, name in map(_scheme, sources)]
+        parts = [_parts(*_scheme(source), names) for source in sources]
     except UserError:
         return ""
     return text_digest("".join(itertools.chain(*parts))) if parts and all(parts) else ""
+
+
+def _parts(scheme: Scheme, name: str, names: bool) -> list[str]:
+    parts = scheme.parts(name)
+    if not names or not scheme.said:
+        return parts
+    return [part + said for part, said in zip(parts, scheme.said(name), strict=True)]
 
 
 def in_files(sources: Sequence[str]) -> bool:
@@ -227,13 +239,21 @@ def _plain(value: Any) -> Any:
 
 @dataclass(frozen=True)
 class Scheme:
-    """A kind of source: its rows, and digests that differ where the rows do."""
+    """A kind of source: its rows, and digests that differ where its content does.
+
+    Where the names of its files decide rows, too, `said` is what each of them says.
+    """
 
     rows: Callable[[str], Iterator[Row]]
     parts: Callable[[str], list[str]]
+    said: Callable[[str], list[str]] | None = None
 
 
-FILES = Scheme(read_files, lambda pattern: file_digests([Path(file) for file in matches(pattern)]))
+FILES = Scheme(
+    read_files,
+    lambda pattern: file_digests([Path(file) for file in matches(pattern)]),
+    lambda pattern: [read_as(file) for file in matches(pattern)],
+)
 SCHEMES = {
     # The fingerprint follows from the revision, or the files, and the split.
     "hf": Scheme(_hub_rows, lambda rest: [_open_hub(rest)._fingerprint]),

@@ -132,14 +132,8 @@ def inputs_of(config: Config, base: Base | None = None) -> dict[str, str]:
     reads: dict[str, Callable[[], str]] = {
         "model.path": lambda: base.fingerprint if base else _fingerprint_at_hand(*place),
         "tokenizer": partial(tokenizer_digest, *place),
-        "options": partial(sources.digest_of, _files_in(dataclasses.asdict(config))),
     }
-    for part in ("task", "align"):
-        for name in FILES if getattr(config, part).weight else ():
-            named = getattr(getattr(config, part), name)
-            reads[f"{part}.{name}"] = partial(sources.digest_of, named)
-    if config.evaluate.sample:
-        reads[SAMPLED] = partial(sources.digest_of, config.evaluate.data)
+    reads |= {key: partial(sources.digest_of, named) for key, named in _sources(config).items()}
     for key, name in (_objectives(config) | _transforms(config)).items():
         reads[CODE + key] = partial(code_digest, name)
     found = {}
@@ -147,6 +141,15 @@ def inputs_of(config: Config, base: Base | None = None) -> dict[str, str]:
         with contextlib.suppress(UserError):
             found[key] = read()
     return {key: digest for key, digest in found.items() if digest}
+
+
+def _sources(config: Config) -> dict[str, list[str]]:
+    """Key of an input -> the sources that it is read from."""
+    found = {"options": _files_in(dataclasses.asdict(config))}
+    for part in ("task", "align"):
+        for name in FILES if getattr(config, part).weight else ():
+            found[f"{part}.{name}"] = getattr(getattr(config, part), name)
+    return found | ({SAMPLED: config.evaluate.data} if config.evaluate.sample else {})
 
 
 def _fingerprint_at_hand(path: str, revision: str | None) -> str:
@@ -158,7 +161,8 @@ def _fingerprint_at_hand(path: str, revision: str | None) -> str:
 def other_inputs(saved: dict[str, Any], now: Config, judged: bool) -> list[tuple[str, Any, Any]]:
     """(key, was, is) of what is read and is not what a run that is over has read.
 
-    It is compared by content, and by its name where one side has no digest.
+    It is compared by content, and by its name where one side has no digest. A record of an earlier
+    version, whose digests say nothing of names, holds for the names in its settings.
 
     Args:
       saved: the run's record: its `config`, and `inputs` as of `inputs_of`.
@@ -166,6 +170,11 @@ def other_inputs(saved: dict[str, Any], now: Config, judged: bool) -> list[tuple
     """
     then, asked = renamed(saved["config"]), dataclasses.asdict(now)
     old, new, found = saved.get("inputs", {}), inputs_of(now), []
+    read_from = _sources(now)
+
+    def nameless(key: str) -> bool:
+        return old[key] == sources.digest_of(read_from.get(key, []), names=False)
+
     keys = ["model.path", "tokenizer", "options"]
     for part in ("task", "align"):
         keys += [f"{part}.{name}" for name in (*FILES, *MADE) if getattr(now, part).weight]
@@ -174,6 +183,8 @@ def other_inputs(saved: dict[str, Any], now: Config, judged: bool) -> list[tuple
     for key in keys:
         was, wanted = _named(then, key), _named(asked, key)
         if key in old and key in new:
+            if old[key] == new[key] or (was == wanted and nameless(key)):
+                continue
             was, wanted = (f"content of SHA-256 {side[key][:12]}..." for side in (old, new))
         if was != wanted and (judged or not key.endswith(".valid")):
             found.append((key, was, wanted))

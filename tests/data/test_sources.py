@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pytest
 
+from jaxalign.checksums import file_digest, text_digest
 from jaxalign.data.sources import digest_of, read, read_all
 from jaxalign.errors import UserError
 
@@ -114,6 +115,32 @@ def test_hub_layout_folder(tmp_path, monkeypatch):
     pq.write_table(pa.Table.from_pylist(ROWS[::-1]), file)
     after = [digest_of([name]) for name in names]
     assert after[0] not in before and after[2] not in before
+
+
+def test_a_digest_holds_what_names_say(tmp_path):
+    """Languages and readers come from names; folders and other parts of a name say nothing."""
+
+    def digest(name, text="Ja\tYes\n"):
+        file = tmp_path / name
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(text, "utf-8")
+        return digest_of([str(file)])
+
+    assert digest("da-en.tsv") == digest("moved/da-en.TSV") != digest("nl-en.tsv")
+    assert digest("da-en.tsv") != digest("en-da.tsv") != digest("pairs.tsv")
+    assert digest("pairs.tsv") == digest("other.tsv") != digest("pairs.csv")
+    assert digest("a.jsonl") == digest("b.ndjson") != digest("a.json")
+    # Of two files, which is which.
+    (one, other), (text, more) = ("da-en.tsv", "nl-en.tsv"), ("Ja\tYes\n", "Nej\tNo\n")
+    digest(one, text), digest(other, more)
+    before = digest_of([f"{tmp_path}/{name}" for name in (one, other)])
+    digest(one, more), digest(other, text)
+    assert digest_of([f"{tmp_path}/{name}" for name in (other, one)]) != before
+    # Of JSON lines, and where names are to be left out, it is that of the content alone.
+    lines = digest("a.jsonl")
+    assert lines == text_digest(file_digest(tmp_path / "a.jsonl"))
+    names = [f"{tmp_path}/{name}" for name in ("nl-en.tsv", "pairs.csv", "a.jsonl")]
+    assert {digest_of([name], names=False) for name in names} == {lines}
 
 
 def test_tfds_without_tensorflow(tmp_path):

@@ -1,5 +1,6 @@
 """PEFT's rules of names and patterns, and vLLM's limits, against transcriptions of both."""
 
+import dataclasses
 import json
 import math
 import re
@@ -47,6 +48,79 @@ def test_the_revision_belongs_to_the_base(said):
     written = write_config(Lora(r=8, targets=("q",)), LLAMA, "some/base@v2")
     assert (written["base_model_name_or_path"], written["revision"]) == ("some/base", "v2")
     assert "revision" not in write_config(Lora(r=8, targets=("q",)), LLAMA, "some/base")
+
+
+# As PEFT 0.2, 0.13 and 0.18 and Unsloth wrote them where nothing but a LoRA was asked for.
+OLDER = {
+    "0.2": {
+        "enable_lora": None, "merge_weights": False, "fan_in_fan_out": False,
+        "modules_to_save": None, "bias": "none", "inference_mode": True, "task_type": "CAUSAL_LM",
+    },
+    "0.13": {
+        "auto_mapping": None, "layer_replication": None, "layers_pattern": None,
+        "layers_to_transform": None, "loftq_config": {}, "megatron_config": None,
+        "megatron_core": "megatron.core", "init_lora_weights": True, "use_dora": False,
+    },
+    "Unsloth": {
+        "peft_version": "0.18.1", "alora_invocation_tokens": None, "arrow_config": None,
+        "auto_mapping": {"base_model_class": "LlamaForCausalLM", "unsloth_fixed": True},
+        "corda_config": None, "ensure_weight_tying": False, "eva_config": None,
+        "exclude_modules": None, "lora_bias": False, "qalora_group_size": 16,
+        "target_parameters": None, "trainable_token_indices": None, "use_qalora": False,
+    },
+    "trained otherwise, then as any LoRA": {
+        "eva_config": {"rho": 2.0}, "corda_config": {"corda_method": "ipm"}, "merge_weights": True,
+        "lora_ga_config": {"direction": "ArB2r"}, "loftq_config": {"loftq_bits": 4},
+        "runtime_config": {"ephemeral_gpu_offload": True}, "ensure_weight_tying": True,
+        "megatron_config": {"tensor_model_parallel_size": 1},
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OLDER)
+def test_options_that_change_no_tensor_are_read_over(said, name):
+    assert said(**OLDER[name]).rank("model.layers.0.self_attn.q_proj") == 8
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        (
+            {"use_future": True, "peft_version": "0.99"},
+            r"'use_future': True \(peft_version '0.99'\)",
+        ),
+        ({"enable_lora": [True, False]}, r"'enable_lora': \[True, False\] \(peft_version None\)"),
+        ({"use_Dora": True}, "'use_Dora': True"),
+        ({"mora_type": 6, "use_mora": True}, "'mora_type': 6, 'use_mora': True "),
+        ({f"a{n}": "b" * 1000 for n in range(50)}, r"'a0': 'b+\.\.\., .*, \.\.\. \("),
+        ({"a\nb": 1}, r"'a\\nb': 1"),
+    ],
+    ids=["newer", "old", "mistyped", "fork", "many", "odd"],
+)
+def test_options_that_are_not_known_are_refused(said, changes, told):
+    """PEFT warns of them and goes on; they may change what the factors mean."""
+    with pytest.raises(UserError, match=f"adapter_config.json: {told}") as refused:
+        said(**changes)
+    assert "may change what the weights mean; set it to null" in str(refused.value)
+    assert "\n" not in str(refused.value) and len(str(refused.value)) < 800
+    said(**dict.fromkeys(changes))  # switched off
+
+
+@pytest.mark.torch
+def test_every_option_of_peft_is_known(said):
+    """The installed PEFT's defaults are read, and so are its other ways to begin."""
+    from peft import LoraConfig
+
+    plain = {"r": 8, "target_modules": ["q_proj"], "task_type": "CAUSAL_LM"}
+    for more in ({}, {"init_lora_weights": "gaussian"}, {"use_rslora": True}, {"use_dora": True}):
+        config = LoraConfig(**plain, **more)
+        config.save_pretrained(said().file.parent)
+        PeftConfig.of(said().file, json.loads(json.dumps(config.to_dict(), default=list)))
+    for field in dataclasses.fields(LoraConfig):
+        try:
+            said(**{field.name: {"x": 1}})
+        except UserError as refused:
+            assert "may change what the weights mean" not in str(refused), field.name
 
 
 def test_names_are_pefts():

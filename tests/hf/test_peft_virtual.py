@@ -1,5 +1,7 @@
 """The real PEFT on prefixes and soft prompts, both ways, on bases with grouped queries."""
 
+import dataclasses
+import json
 import warnings
 
 import jax
@@ -8,6 +10,8 @@ import numpy as np
 import pytest
 
 from jaxalign.adapters import KINDS, Prefix
+from jaxalign.checksums import SUMS
+from jaxalign.errors import UserError
 from jaxalign.hf.load import load_params, load_spec
 from jaxalign.hf.peft import load_peft, save_peft
 from jaxalign.model.decoder import Decoder
@@ -85,3 +89,28 @@ def test_we_run_what_peft_writes(tmp_path, base, kind):
     logits = theirs(model)
     mine = ours(base, adapter, trained)
     np.testing.assert_allclose(mine, logits, atol=1e-4 * np.abs(logits).max(), rtol=0)
+
+
+@pytest.mark.parametrize(("kind", "options"), [
+    ("prefix", {"init_weights": "zero"}),
+    ("prompt", {"prompt_tuning_init": "TEXT", "prompt_tuning_init_text": "Answer:",
+                "tokenizer_name_or_path": "gpt2", "tokenizer_kwargs": {"use_fast": True}}),
+])  # fmt: skip
+def test_how_they_began_says_nothing_of_what_they_are(tmp_path, base, kind, options):
+    from peft import PeftType, get_peft_config
+
+    adapter = KINDS[kind].parse(base[1], num_virtual_tokens=P)
+    save_peft(tmp_path, random_tree(adapter, base), base[1], adapter)
+    (tmp_path / SUMS).unlink()
+    written = json.loads((tmp_path / "adapter_config.json").read_text("utf-8"))
+    config = get_peft_config(written | options)
+    assert config.peft_type == PeftType(adapter.peft_type)
+    config.save_pretrained(tmp_path)
+    assert load_peft(tmp_path, base[1])[1] == adapter
+    for field in dataclasses.fields(config):
+        content = written | {field.name: ["x"]}
+        (tmp_path / "adapter_config.json").write_text(json.dumps(content), "utf-8")
+        try:
+            load_peft(tmp_path, base[1])
+        except UserError as refused:
+            assert "may change what the weights mean" not in str(refused), field.name

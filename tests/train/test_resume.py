@@ -13,11 +13,12 @@ import pytest
 from jaxalign.base import open_base
 from jaxalign.cli import main
 from jaxalign.config import to_yaml
-from jaxalign.data import streams
+from jaxalign.data import sources, streams
 from jaxalign.errors import UserError
 from jaxalign.hf.save import save_base
 from jaxalign.model.decoder import Decoder
 from jaxalign.named import code_digest
+from jaxalign.paths import RECORD
 from jaxalign.train import loop, record
 from jaxalign.train.loop import train
 from jaxalign.train.phases import task
@@ -342,6 +343,36 @@ def test_other_rows_of_a_finished_run_are_noticed(configure, rows, tmp_path, mon
         shutil.rmtree(Path(config.output, kind), ignore_errors=True)
     with pytest.raises(UserError, match=r"task\.transforms=.*no checkpoint is left to compare"):
         train(sample(6))
+
+
+def test_a_name_that_says_other_languages_is_noticed(configure, rows, tmp_path, monkeypatch):
+    """The languages of de-en.tsv are in its name: renamed, the same bytes are other rows."""
+    pairs = [json.loads(line) for line in (rows / "pairs.jsonl").read_text("utf-8").splitlines()]
+    text = "".join(f"{pair['text0']}\t{pair['text1']}\n" for pair in pairs)
+    own, moved, other = (tmp_path / name for name in ("da-en.tsv", "moved/da-en.tsv", "nl-en.tsv"))
+    moved.parent.mkdir()
+    for file in (own, moved, other):
+        file.write_text(text, "utf-8")
+    config = configure("task.weight=0", "lora.dropout=0.0", "train.steps=1", "train.eval_every=0",
+                       "batch.accumulate=1", "align.valid=[]", f"align.train=[{own}]")  # fmt: skip
+    train(config)
+    with monkeypatch.context() as patched:
+        nothing_loads(patched)
+        assert train(changed(config, f"align.train=[{moved}]")).repeated
+    with pytest.raises(UserError, match=r"was trained with other rows of align\.train than are"):
+        train(changed(config, f"align.train=[{other}]"))
+
+    # A record without names in its digests holds for the names in its settings.
+    saved = json.loads(Path(config.output, RECORD).read_text("utf-8"))
+    saved["inputs"]["align.train"] = sources.digest_of(config.align.train, names=False)
+
+    def found(file):
+        renamed = changed(config, f"align.train=[{file}]")
+        return [key for key, *_ in other_inputs(saved, renamed, judged=True)]
+
+    assert (found(own), found(moved), found(other)) == ([], ["align.train"], ["align.train"])
+    own.write_text(text + "Ja\tYes\n", "utf-8")
+    assert found(own) == ["align.train"]
 
 
 def test_a_hub_set_that_changes_behind_its_name_is_noticed(configure, tmp_path, monkeypatch):
