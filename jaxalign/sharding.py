@@ -20,7 +20,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax.experimental import mesh_utils
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxalign.errors import UserError
@@ -29,6 +29,8 @@ from jaxalign.model.spec.tensors import BASE
 Array = jax.Array | np.ndarray  # what a pass takes: NumPy batches are put on devices on the way
 
 AXES = ("data", "fsdp", "tensor", "seq")
+# The compiler spreads what is not constrained; newer JAX would have every operation say how.
+TYPES = (AxisType.Auto,) * len(AXES)
 
 # Devices that share a sequence share its weights, too.
 WEIGHTS = {"D": ("fsdp", "seq"), "N": ("tensor",), "K": ("tensor",), "F": ("tensor",)}
@@ -58,7 +60,6 @@ def make_mesh(
     """
     devices = jax.devices() if devices is None else devices
     sizes = mesh_sizes(data, fsdp, tensor, seq, len(devices))
-    types = (AxisType.Auto,) * len(AXES)
     # TPU slices, and GPU nodes without NVLink between them: fast within, slow across.
     slices = len({getattr(device, "slice_index", 0) for device in devices})
     across = split_slices(sizes, slices)
@@ -68,7 +69,12 @@ def make_mesh(
     if slices > 1:
         make = partial(mesh_utils.create_hybrid_device_mesh, dcn_mesh_shape=across)
     array = make(within, devices=devices, allow_split_physical_axes=True)
-    return Mesh(array, AXES, axis_types=types)
+    return Mesh(array, AXES, axis_types=TYPES)
+
+
+def mesh_of_shapes(sizes: Sequence[int]) -> Any:
+    """A mesh of these sizes without devices: shapes can be placed on it, programs not compiled."""
+    return AbstractMesh(tuple(sizes), AXES, axis_types=TYPES)
 
 
 def mesh_sizes(data: int, fsdp: int, tensor: int, seq: int, devices: int) -> list[int]:

@@ -76,5 +76,5 @@ def test_a_machine_whose_devices_are_taken_is_one_sentence(monkeypatch):
         raise RuntimeError("Unable to initialize backend 'cuda': INTERNAL: no supported devices")
 
     monkeypatch.setattr(jax, "devices", devices)
-    with pytest.raises(UserError, match=r"no device .*'cuda'.*JAX_PLATFORMS=cpu"):
+    with pytest.raises(UserError, match=r"cannot use any device .*'cuda'.*JAX_PLATFORMS=cpu"):
         begin()

@@ -17,7 +17,6 @@ from typing import Any
 
 import jax
 import yaml
-from jax.sharding import AbstractMesh
 
 from jaxalign.chips import of_kind
 from jaxalign.errors import UserError
@@ -28,7 +27,14 @@ from jaxalign.plan.programs import NO_ROWS, PROGRAMS, Program, compile_all, look
 from jaxalign.plan.rows import Known, read
 from jaxalign.plan.topology import Place, devices
 from jaxalign.settings import AUTO, BatchConfig, Config, MeshConfig
-from jaxalign.sharding import AXES, make_mesh, mesh_sizes, row_ways, shard_tree, split_slices
+from jaxalign.sharding import (
+    make_mesh,
+    mesh_of_shapes,
+    mesh_sizes,
+    row_ways,
+    shard_tree,
+    split_slices,
+)
 from jaxalign.train.design import Design, adapter_of, check_fit, design, placed
 from jaxalign.train.phases import facts_of
 
@@ -222,7 +228,7 @@ def _design(config: Config, spec: ModelSpec, place: Place, chips: Any) -> Design
         return design(config, spec, adapter_of(config, spec), real, config.train.steps or UPDATES)
     whole = mesh_sizes(*sizes, place.chips)
     split_slices(whole, place.slices)
-    mesh: Any = AbstractMesh(tuple(whole), AXES)
+    mesh = mesh_of_shapes(whole)
     check_fit(config, spec, mesh)
     plain = copy.deepcopy(config)
     plain.mesh, plain.model.remat = MeshConfig(1, 1, 1, 1), "none"
@@ -248,7 +254,7 @@ class _Key:
 @lru_cache(maxsize=8)
 def _shapes(key: _Key) -> Design:
     """The design without mesh, batch and remat."""
-    mesh: Any = AbstractMesh((1, 1, 1, 1), AXES)
+    mesh = mesh_of_shapes((1, 1, 1, 1))
     return design(key.config, key.spec, adapter_of(key.config, key.spec), mesh, UPDATES)
 
 

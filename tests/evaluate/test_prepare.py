@@ -229,7 +229,8 @@ def test_devices_and_links_are_not_replaced_by_files(judged, adapters, loads, tm
         with pytest.raises(UserError, match="is a device or a broken link"), whole_file(name):
             pass
     assert pipe.is_fifo() and sorted(tmp_path.iterdir()) == sorted([pipe, tmp_path / "broken"])
-    for name, message in (("x" * 201, "more than 200 bytes"), ("a\x00b/c", "null byte")):
+    null = "null (byte|character)"  # of Python up to 3.12, and of 3.13
+    for name, message in (("x" * 201, "more than 200 bytes"), ("a\x00b/c", null)):
         with pytest.raises(UserError, match=message):
             write(judged(), f"{adapters}/a1", [], [], str(tmp_path / name))
     assert loads == []

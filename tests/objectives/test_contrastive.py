@@ -179,7 +179,9 @@ def test_masked_duplicates_are_no_candidates(direction):
     assert kept.sum > loss.sum and np.abs(other - gradient).max() > 1e-3
     assert loss.logs["duplicates"] == kept.logs["duplicates"] == 2
     alone, _ = evaluate(both[:, :1], duplicates="mask")
-    assert (alone.sum, alone.logs["duplicates"]) == (0, 0)
+    # The one logit stands in the sum over candidates and alone; a compiler may round it apart.
+    assert abs(alone.sum) <= np.finfo(np.float32).eps * abs(cosine(*both[:, 0])) / TAU
+    assert alone.logs["duplicates"] == 0
 
 
 @pytest.mark.parametrize("padding", ["numbers", "zeros"])
