@@ -16,7 +16,7 @@ import numpy as np
 
 from jaxalign.adapters.interface import Adapter, Stored
 from jaxalign.adapters.peft import read_tensor
-from jaxalign.adapters.peft_config import COMMON, check_kinds, check_known
+from jaxalign.adapters.peft_options import COMMON, check_kinds, check_known
 from jaxalign.errors import UserError, brief
 from jaxalign.frozen.projection import Projection
 from jaxalign.hf.find import unpinned

@@ -19,7 +19,7 @@ import jax
 from safetensors.numpy import save_file
 
 from jaxalign.adapters import KINDS, Adapter, Lora
-from jaxalign.adapters.peft_config import check_kinds
+from jaxalign.adapters.peft_options import check_kinds
 from jaxalign.checksums import check_sums, read_sealed
 from jaxalign.errors import reading
 from jaxalign.hf.files import read_json, write_json

@@ -1,4 +1,4 @@
-"""Every adapter is prompted with the chat template that belongs to it, and who differs is told."""
+"""Each adapter gets the chat template of its training; a note says where the two differ."""
 
 import json
 import shutil
